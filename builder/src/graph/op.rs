@@ -1,0 +1,219 @@
+//! The operations, and the canonical encoding that their digests are taken of.
+
+use store::oci::{Descriptor, DiffId, Digest, ImageConfig, Reference};
+
+/// What a vertex does. Every operation but [`Op::Context`] results in a root file system: a stack of layers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// The layers of an image. No inputs.
+    Image(ImageOp),
+    /// A local folder, read in place. No inputs; can only be copied from.
+    Context(ContextOp),
+    /// A process in a sandbox, adding one layer. Input 0, if there is any, is the root file system.
+    Exec(ExecOp),
+    /// Changes to files, adding one layer. See [`FileOp`] for the inputs.
+    File(FileOp),
+}
+
+/// An image that has been resolved: manifest and configuration are known, its layers need not be here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageOp {
+    /// Where it comes from, with the tag that was asked for. Not part of the digest.
+    pub reference: Reference,
+    /// Digest of its manifest; absent for an image that was only ever built here. Not part of the digest.
+    pub manifest: Option<Digest>,
+    /// Its layers, oldest first: this is what the digest covers.
+    pub diff_ids: Vec<DiffId>,
+    /// The compressed layers, oldest first, where a manifest lists them (else empty). Not part of the digest.
+    pub layers: Vec<Descriptor>,
+    /// Its configuration. Not part of the digest: lowering has used what it says.
+    pub config: Box<ImageConfig>,
+}
+
+/// A local folder. What of it counts is decided by the operations that select paths from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContextOp {
+    /// `context` for the main one, else the name given with `--build-context`.
+    pub name: String,
+}
+
+/// A process to run (`RUN`).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ExecOp {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// `NAME=value`, in order, no name twice: ENV and declared ARGs.
+    pub env: Vec<String>,
+    /// `NAME=value` that the process gets but the digest does not cover: predefined proxy arguments.
+    pub proxy_env: Vec<String>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// `USER`, verbatim; empty for root.
+    pub user: String,
+}
+
+/// Actions on files, done in order into one new layer.
+///
+/// Inputs: with `on_base`, input 0 is the root file system that is changed; the inputs that copies read from follow.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct FileOp {
+    /// Whether input 0 is the root file system below (false on scratch).
+    pub on_base: bool,
+    /// What to do, in order.
+    pub actions: Vec<FileAction>,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileAction {
+    /// `COPY` and `ADD` of files.
+    Copy(CopyAction),
+    /// `WORKDIR`.
+    Mkdir(MkdirAction),
+}
+
+/// `COPY` or `ADD`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CopyAction {
+    /// What to copy, in the order written.
+    pub sources: Vec<CopySource>,
+    /// Absolute destination; a trailing `/` (or `/.`) is kept, for it means a directory.
+    pub dest: String,
+    /// New owner of everything copied; absent keeps the source's (0:0 from a context).
+    pub chown: Option<ChownSpec>,
+    /// New mode bits of everything copied.
+    pub chmod: Option<u32>,
+    /// Whether archives are unpacked (`ADD`).
+    pub unpack: bool,
+}
+
+/// Paths of one input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopySource {
+    /// Which input of the vertex, counted from 0.
+    pub input: usize,
+    /// Path or pattern below the input's root, as written but for variables.
+    pub pattern: String,
+    /// What may not be copied: patterns of `.dockerignore`, in order. Empty for anything but a context.
+    pub ignore: Vec<String>,
+}
+
+/// `--chown`, resolved against the changed root file system's own `/etc/passwd` and `/etc/group` when done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChownSpec {
+    /// `user[:group]`, names or numbers.
+    pub text: String,
+}
+
+/// A directory to make, with its parents, if it does not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MkdirAction {
+    /// Absolute path.
+    pub path: String,
+    /// Mode bits.
+    pub mode: u32,
+    /// Owner as `USER` has it; empty for root.
+    pub owner: String,
+}
+
+/// Writes fields length-prefixed, so that no two different operations encode alike.
+#[derive(Debug)]
+pub struct Encoder<'a> {
+    hasher: &'a mut blake3::Hasher,
+}
+
+impl<'a> Encoder<'a> {
+    /// An encoder into `hasher`.
+    pub fn new(hasher: &'a mut blake3::Hasher) -> Encoder<'a> {
+        Encoder { hasher }
+    }
+
+    /// A byte string.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.hasher.update(&(bytes.len() as u64).to_le_bytes());
+        self.hasher.update(bytes);
+    }
+
+    /// A text.
+    pub fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    /// A number.
+    pub fn number(&mut self, number: u64) {
+        self.hasher.update(&number.to_le_bytes());
+    }
+
+    /// The length of a list, before its items.
+    pub fn list(&mut self, length: usize) {
+        self.number(length as u64);
+    }
+
+    /// A list of texts.
+    pub fn texts(&mut self, texts: &[String]) {
+        self.list(texts.len());
+        for text in texts {
+            self.text(text);
+        }
+    }
+}
+
+impl Op {
+    /// Encodes what decides the result: the kind first, then each field in the order of its declaration.
+    pub fn encode(&self, sink: &mut Encoder<'_>) {
+        match self {
+            Op::Image(image) => {
+                sink.text("image");
+                sink.list(image.diff_ids.len());
+                for diff_id in &image.diff_ids {
+                    sink.text(&diff_id.to_string());
+                }
+            }
+            Op::Context(context) => {
+                sink.text("context");
+                sink.text(&context.name);
+            }
+            Op::Exec(exec) => {
+                sink.text("exec");
+                sink.texts(&exec.argv);
+                sink.texts(&exec.env);
+                sink.text(&exec.cwd);
+                sink.text(&exec.user);
+            }
+            Op::File(file) => {
+                sink.text("file");
+                sink.number(u64::from(file.on_base));
+                sink.list(file.actions.len());
+                for action in &file.actions {
+                    action.encode(sink);
+                }
+            }
+        }
+    }
+}
+
+impl FileAction {
+    fn encode(&self, sink: &mut Encoder<'_>) {
+        match self {
+            FileAction::Copy(copy) => {
+                sink.text("copy");
+                sink.list(copy.sources.len());
+                for source in &copy.sources {
+                    sink.number(source.input as u64);
+                    sink.text(&source.pattern);
+                    sink.texts(&source.ignore);
+                }
+                sink.text(&copy.dest);
+                sink.text(copy.chown.as_ref().map_or("", |chown| &chown.text));
+                sink.number(copy.chmod.map_or(0, |mode| u64::from(mode) + 1));
+                sink.number(u64::from(copy.unpack));
+            }
+            FileAction::Mkdir(mkdir) => {
+                sink.text("mkdir");
+                sink.text(&mkdir.path);
+                sink.number(u64::from(mkdir.mode));
+                sink.text(&mkdir.owner);
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! From a Dockerfile to an image: parse, lower, solve, cache, export.
+
+#![forbid(unsafe_code)]
+
+pub mod graph;

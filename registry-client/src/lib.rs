@@ -1,0 +1,1 @@
+//! Pulls from and pushes to any OCI registry.

@@ -1,0 +1,1 @@
+//! One process in one sandbox. Knows no images.

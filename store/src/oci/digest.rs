@@ -1,0 +1,332 @@
+//! Digests: `algorithm:hex`, parsed once, and the three meanings a digest can have.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Hash algorithms that longshore can compute and therefore verify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DigestAlgorithm {
+    /// SHA-256, the default of every image tool.
+    Sha256,
+    /// SHA-512.
+    Sha512,
+}
+
+impl DigestAlgorithm {
+    /// The name used before the colon.
+    pub fn name(self) -> &'static str {
+        match self {
+            DigestAlgorithm::Sha256 => "sha256",
+            DigestAlgorithm::Sha512 => "sha512",
+        }
+    }
+
+    /// Length of the raw hash in bytes.
+    pub fn bytes_len(self) -> usize {
+        match self {
+            DigestAlgorithm::Sha256 => 32,
+            DigestAlgorithm::Sha512 => 64,
+        }
+    }
+}
+
+impl FromStr for DigestAlgorithm {
+    type Err = DigestError;
+
+    fn from_str(name: &str) -> Result<Self, DigestError> {
+        match name {
+            "sha256" => Ok(DigestAlgorithm::Sha256),
+            "sha512" => Ok(DigestAlgorithm::Sha512),
+            _ => Err(DigestError::UnknownAlgorithm {
+                algorithm: clip(name),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for DigestAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A content digest, `algorithm:hex` (image-spec `descriptor.md`, "Digests").
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest {
+    algorithm: DigestAlgorithm,
+    /// The raw hash; bytes past the algorithm's length are zero.
+    bytes: [u8; 64],
+}
+
+/// Why a text is not a digest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DigestError {
+    /// There is no colon.
+    #[error("`{text}` is not a digest: expected `algorithm:hex`, such as `sha256:…`")]
+    NoColon {
+        /// The text, clipped.
+        text: String,
+    },
+    /// The algorithm is none that can be verified.
+    #[error("unsupported digest algorithm `{algorithm}`: expected sha256 or sha512")]
+    UnknownAlgorithm {
+        /// The algorithm's name, clipped.
+        algorithm: String,
+    },
+    /// The part after the colon is not the right number of lower-case hex digits.
+    #[error("`{text}` is not {expected} lower-case hexadecimal digits, as {algorithm} has")]
+    BadHex {
+        /// The part after the colon, clipped.
+        text: String,
+        /// The algorithm named.
+        algorithm: DigestAlgorithm,
+        /// Digits expected.
+        expected: usize,
+    },
+}
+
+impl Digest {
+    /// The SHA-256 digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Digest {
+        let mut hasher = Hasher::new(DigestAlgorithm::Sha256);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    /// The algorithm.
+    pub fn algorithm(&self) -> DigestAlgorithm {
+        self.algorithm
+    }
+
+    /// The raw hash.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.algorithm.bytes_len()]
+    }
+
+    /// The hash in lower-case hex, without the algorithm.
+    pub fn hex(&self) -> String {
+        hex(self.bytes())
+    }
+
+    /// The first twelve hex digits, as listings show them.
+    pub fn short(&self) -> String {
+        hex(&self.bytes[..6])
+    }
+
+    fn from_raw(algorithm: DigestAlgorithm, raw: &[u8]) -> Digest {
+        let mut bytes = [0; 64];
+        bytes[..algorithm.bytes_len()].copy_from_slice(raw);
+        Digest { algorithm, bytes }
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let Some((algorithm, digits)) = text.split_once(':') else {
+            return Err(DigestError::NoColon { text: clip(text) });
+        };
+        let algorithm: DigestAlgorithm = algorithm.parse()?;
+        let mut raw = [0; 64];
+        let expected = algorithm.bytes_len() * 2;
+        let bad = || DigestError::BadHex {
+            text: clip(digits),
+            algorithm,
+            expected,
+        };
+        if digits.len() != expected {
+            return Err(bad());
+        }
+        for (slot, pair) in raw.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+            let (Some(high), Some(low)) = (nibble(pair[0]), nibble(pair[1])) else {
+                return Err(bad());
+            };
+            *slot = high << 4 | low;
+        }
+        Ok(Digest {
+            algorithm,
+            bytes: raw,
+        })
+    }
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    text
+}
+
+/// Keeps error messages short whatever a peer sent.
+fn clip(text: &str) -> String {
+    if text.chars().count() <= 100 {
+        return text.to_owned();
+    }
+    text.chars().take(100).chain(['…']).collect()
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm, self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Computes a [`Digest`] piece by piece.
+#[derive(Clone)]
+pub struct Hasher {
+    algorithm: DigestAlgorithm,
+    context: ring::digest::Context,
+}
+
+impl Hasher {
+    /// Starts a hash.
+    pub fn new(algorithm: DigestAlgorithm) -> Hasher {
+        let ring_algorithm = match algorithm {
+            DigestAlgorithm::Sha256 => &ring::digest::SHA256,
+            DigestAlgorithm::Sha512 => &ring::digest::SHA512,
+        };
+        Hasher {
+            algorithm,
+            context: ring::digest::Context::new(ring_algorithm),
+        }
+    }
+
+    /// Starts a SHA-256 hash.
+    pub fn sha256() -> Hasher {
+        Hasher::new(DigestAlgorithm::Sha256)
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.context.update(bytes);
+    }
+
+    /// The digest of everything added.
+    pub fn finish(self) -> Digest {
+        Digest::from_raw(self.algorithm, self.context.finish().as_ref())
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hasher")
+            .field("algorithm", &self.algorithm)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Digest of a layer's *uncompressed* tar (image-spec `config.md`, "Layer DiffID").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DiffId(pub Digest);
+
+impl fmt::Display for DiffId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Digest of a stack of layers (image-spec `config.md`, "Layer ChainID").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ChainId(pub Digest);
+
+impl ChainId {
+    /// The chain of `layers`, oldest first; `None` for no layers.
+    pub fn of(layers: &[DiffId]) -> Option<ChainId> {
+        let (first, rest) = layers.split_first()?;
+        Some(rest.iter().fold(ChainId(first.0), |below, layer| {
+            ChainId(Digest::of(format!("{} {}", below.0, layer.0).as_bytes()))
+        }))
+    }
+}
+
+impl fmt::Display for ChainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_and_prints() {
+        let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let digest: Digest = text.parse().unwrap();
+        assert_eq!(digest.to_string(), text);
+        assert_eq!(digest, Digest::of(b""));
+        assert_eq!(digest.short(), "e3b0c44298fc");
+        let mut long = Hasher::new(DigestAlgorithm::Sha512);
+        long.update(b"abc");
+        let long = long.finish();
+        assert_eq!(long.to_string().parse::<Digest>().unwrap(), long);
+    }
+
+    #[test]
+    fn refuses_what_is_no_digest() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(text.parse::<Digest>().unwrap_err().to_string(), expected);
+        };
+        check(
+            "abc",
+            "`abc` is not a digest: expected `algorithm:hex`, such as `sha256:…`",
+        );
+        check(
+            "md5:00",
+            "unsupported digest algorithm `md5`: expected sha256 or sha512",
+        );
+        check(
+            "sha256:00",
+            "`00` is not 64 lower-case hexadecimal digits, as sha256 has",
+        );
+        let upper = format!("sha256:{}", "A".repeat(64));
+        assert!(upper.parse::<Digest>().is_err());
+    }
+
+    #[test]
+    fn chains_fold_from_the_oldest() {
+        let a = DiffId(Digest::of(b"a"));
+        let b = DiffId(Digest::of(b"b"));
+        assert_eq!(ChainId::of(&[]), None);
+        assert_eq!(ChainId::of(&[a]), Some(ChainId(a.0)));
+        let expected = Digest::of(format!("{a} {b}").as_bytes());
+        assert_eq!(ChainId::of(&[a, b]), Some(ChainId(expected)));
+    }
+}
