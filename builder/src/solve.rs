@@ -1,0 +1,100 @@
+//! Solving: from a [`Definition`] to results, running only what no cache has.
+//!
+//! ```text
+//! Definition ─► scheduler (pure: Event -> Vec<Action>) ◄─► driver (threads, locks, cache) ─► ops
+//! ```
+//!
+//! [`scheduler`] decides, [`driver`] does. What is asked of a vertex comes in two strengths: its *identity* (what its
+//! result is, which a cache record can tell) and its *content* (its layers are on this disk).
+
+pub mod scheduler;
+
+use std::time::Duration;
+
+use crate::graph::VertexIndex;
+
+/// What a build reports while it goes on, in the order in which it happens.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ProgressEvent {
+    /// A vertex has begun to do something worth showing.
+    Started {
+        /// Which one.
+        vertex: VertexIndex,
+        /// Its label: `[stage 2/5] RUN make`.
+        name: String,
+        /// First line in the Dockerfile, from 1; 0 where there is none.
+        line: usize,
+    },
+    /// A process wrote something.
+    Output {
+        /// Which vertex's.
+        vertex: VertexIndex,
+        /// Where to.
+        stream: OutputStream,
+        /// The bytes as they came, not cut at lines.
+        bytes: Vec<u8>,
+    },
+    /// The cache had the result. Comes without a [`ProgressEvent::Started`].
+    Cached {
+        /// Which vertex's.
+        vertex: VertexIndex,
+        /// Its label.
+        name: String,
+    },
+    /// A vertex is done.
+    Done {
+        /// Which one.
+        vertex: VertexIndex,
+        /// Since it started.
+        elapsed: Duration,
+    },
+    /// A vertex failed; the build's error says how.
+    Failed {
+        /// Which one.
+        vertex: VertexIndex,
+        /// One line.
+        message: String,
+    },
+    /// Something that a person may want to know: waiting for another process, say.
+    Note {
+        /// The vertex it is about.
+        vertex: Option<VertexIndex>,
+        /// One line.
+        text: String,
+    },
+    /// Bytes moved between this machine and a registry.
+    Transfer {
+        /// What is moved: a digest.
+        id: String,
+        /// How it is shown: `pulling sha256:…`.
+        label: String,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+}
+
+/// The two streams of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Takes [`ProgressEvent`]s; called from several threads.
+pub trait ProgressSink: Send + Sync {
+    /// Takes one event.
+    fn event(&self, event: ProgressEvent);
+}
+
+/// Drops every event.
+#[derive(Clone, Copy, Debug)]
+pub struct NoProgress;
+
+impl ProgressSink for NoProgress {
+    fn event(&self, _event: ProgressEvent) {}
+}
