@@ -2,5 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod graph;
 pub mod solve;

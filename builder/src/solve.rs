@@ -7,6 +7,8 @@
 //! [`scheduler`] decides, [`driver`] does. What is asked of a vertex comes in two strengths: its *identity* (what its
 //! result is, which a cache record can tell) and its *content* (its layers are on this disk).
 
+pub mod cancel;
+pub mod driver;
 pub mod scheduler;
 
 use std::time::Duration;

@@ -193,7 +193,7 @@ impl Op {
 }
 
 impl FileAction {
-    fn encode(&self, sink: &mut Encoder<'_>) {
+    pub(crate) fn encode(&self, sink: &mut Encoder<'_>) {
         match self {
             FileAction::Copy(copy) => {
                 sink.text("copy");
