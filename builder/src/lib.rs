@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod dockerfile;
 pub mod graph;
 pub mod solve;

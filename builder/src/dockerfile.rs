@@ -1,0 +1,3 @@
+//! The Dockerfile language and its companion, `.dockerignore`: text in, values out, no I/O.
+
+pub mod ignore;
