@@ -291,7 +291,8 @@ mod tests {
     fn keys_are_stable() {
         // A change here means that every cache in the world misses: give the domain a new version then.
         let key = fast_key(&exec("make"), &[Some(Identity([0; 32]))]).unwrap();
-        expect_test::expect!["27e128aeb308708ad169af1ebb846b453c37c094b7f6d248b56388464dc7a55b"].assert_eq(blake3::Hash::from_bytes(key.0).to_hex().as_str());
+        expect_test::expect!["27e128aeb308708ad169af1ebb846b453c37c094b7f6d248b56388464dc7a55b"]
+            .assert_eq(blake3::Hash::from_bytes(key.0).to_hex().as_str());
         let op = Op::File(FileOp {
             on_base: false,
             actions: vec![FileAction::Mkdir(MkdirAction {
@@ -301,7 +302,8 @@ mod tests {
             })],
         });
         let key = slow_key(&op, None, &[]);
-        expect_test::expect!["1fabdb668e6563466967c101cf51c10d23443a4780c3d5f7e9f587cb0d07434f"].assert_eq(blake3::Hash::from_bytes(key.0).to_hex().as_str());
+        expect_test::expect!["1fabdb668e6563466967c101cf51c10d23443a4780c3d5f7e9f587cb0d07434f"]
+            .assert_eq(blake3::Hash::from_bytes(key.0).to_hex().as_str());
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub enum ParsedManifest {
     /// An image manifest.
     Image(Box<Manifest>),
     /// An index.
-    Index(Index),
+    Index(Box<Index>),
 }
 
 /// A manifest's bytes as they were received, with what they say.
@@ -170,7 +170,7 @@ impl RawManifest {
                 .unwrap_or_else(|| guessed.to_owned()),
         );
         let parsed = if media_type.is_index() {
-            ParsedManifest::Index(serde_json::from_slice(&bytes)?)
+            ParsedManifest::Index(Box::new(serde_json::from_slice(&bytes)?))
         } else if media_type.is_manifest() {
             ParsedManifest::Image(Box::new(serde_json::from_slice(&bytes)?))
         } else {
@@ -248,7 +248,7 @@ impl From<Index> for RawManifest {
             bytes,
             media_type,
             digest,
-            parsed: ParsedManifest::Index(index),
+            parsed: ParsedManifest::Index(Box::new(index)),
         }
     }
 }

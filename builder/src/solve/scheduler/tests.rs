@@ -163,9 +163,9 @@ fn simulate(
     let mut steps = 0;
     let mut stopped = false;
     while !pending.is_empty() {
-        assert_eq!(
-            scheduler.progress() == Progress::Stopped,
-            false,
+        assert_ne!(
+            scheduler.progress(),
+            Progress::Stopped,
             "stopped with work under way"
         );
         steps += 1;
