@@ -7,6 +7,7 @@
 //! | [`manifest`] | image-spec `manifest.md`, `image-index.md` |
 //! | [`config`] | image-spec `config.md`, and Docker's additions to it |
 //! | [`reference`] | distribution-spec "Pulling manifests", and Docker Hub's defaults |
+//! | [`time`] | RFC 3339, as image-spec `config.md` asks for |
 //!
 //! The structs keep fields that they do not know, in order, and no map in them has a random order: what
 //! was read can be written again. A digest is nevertheless always one of bytes received, never of a
@@ -17,6 +18,7 @@ pub mod descriptor;
 pub mod digest;
 pub mod manifest;
 pub mod reference;
+pub mod time;
 
 pub use config::{History, ImageConfig, RootFs, RunConfig};
 pub use descriptor::{Annotations, Descriptor, MediaType, Platform};
