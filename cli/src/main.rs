@@ -1,3 +1,92 @@
-//! The `longshore` binary.
+//! The `longshore` binary: flags in, a command run, an exit code out.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`args`] | the command line, as types |
+//! | [`context`] | flags and environment put together; the only reader of the environment |
+//! | [`commands`] | one function per command |
+//! | [`error`] | whose fault an error is, and the exit code for it |
+//! | [`ui`] | everything that is printed |
 
-fn main() {}
+#![forbid(unsafe_code)]
+#![expect(
+    unreachable_pub,
+    reason = "a binary exports nothing: `pub` marks what a module is there for"
+)]
+
+mod args;
+mod commands;
+mod context;
+mod error;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::args::{Cli, LogLevel};
+use crate::context::Context;
+use crate::error::Kind;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    exit_with_a_code_of_our_own_on_panic();
+    start_logging(cli.global.log_level);
+    let is_root = rustix::process::geteuid().is_root();
+    let context = Context::new(&cli.global, is_root);
+    match commands::run(&context, cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            if error.kind != Kind::OutputClosed {
+                context.ui.error(&error);
+            }
+            ExitCode::from(&error)
+        }
+    }
+}
+
+/// A panic is a bug in longshore, on whatever thread it happens: tell where, and end at once with one code in every
+/// build profile, where `panic = "abort"` would end with a signal.
+fn exit_with_a_code_of_our_own_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        let _ = std::io::Write::write_all(
+            &mut std::io::stderr(),
+            b"error: this is a bug in longshore: please report it with the lines above\n",
+        );
+        #[expect(clippy::exit, reason = "the one place where nothing can be returned")]
+        std::process::exit(error::BUG_EXIT_CODE);
+    }));
+}
+
+fn start_logging(level: LogLevel) {
+    let filter = match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    // Only ours: what hyper or rustls have to say at `debug` drowns it, and may hold credentials.
+    let ours = [
+        "builder",
+        "longshore",
+        "registry_client",
+        "registry_server",
+        "runner",
+        "store",
+    ];
+    let targets = Targets::new().with_targets(ours.map(|target| (target, filter)));
+    let printer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .without_time();
+    tracing_subscriber::registry()
+        .with(printer.with_target(false))
+        .with(targets)
+        .init();
+}

@@ -1,0 +1,545 @@
+//! The command line: flag types and their help, no behaviour.
+//!
+//! Names, short flags and defaults are those of `docker` (images, registries, containers) and `buildctl` (progress,
+//! outputs), so that fingers and scripts carry over. Every command's help ends with an example. The rendered help of
+//! every command stands in `testdata/cli/help/`, where a test compares it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+mod output;
+
+pub use output::{Output, OutputKind};
+
+/// Builds, ships and runs container images, without a daemon.
+#[derive(Debug, Parser)]
+#[command(
+    name = "longshore",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Examples:
+  longshore build -t localhost:5000/web .
+  longshore push localhost:5000/web
+  longshore run --rm localhost:5000/web
+
+Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 environment, 4 registry, 130 interrupted;
+`run` exits with the container's own code. See docs/reference/exit-codes.md."
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Args, Debug)]
+pub struct GlobalArgs {
+    /// Folder that holds images, layers and the build cache
+    ///
+    /// Default: $LONGSHORE_ROOT, else /var/lib/longshore for root, else $XDG_DATA_HOME/longshore
+    /// (~/.local/share/longshore). Several commands may use one folder at the same time.
+    #[arg(long, value_name = "DIR", global = true, help_heading = GLOBAL)]
+    pub root: Option<PathBuf>,
+    /// How much to say about longshore's own doings: off, error, warn, info, debug or trace
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        global = true,
+        default_value = "warn",
+        hide_possible_values = true,
+        help_heading = GLOBAL
+    )]
+    pub log_level: LogLevel,
+}
+
+const GLOBAL: &str = "Global options";
+
+/// A tracing level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What was asked for did not happen.
+    Error,
+    /// Odd, but fine.
+    Warn,
+    /// Rare milestones.
+    Info,
+    /// For longshore's developers.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The commands, in the order in which help lists them.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build an image from a Dockerfile
+    Build(BuildArgs),
+    /// List images
+    #[command(visible_alias = "ls")]
+    Images(ImagesArgs),
+    /// Show what is known of images, as a JSON array
+    Inspect(InspectArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// Remove images, or one of their names
+    Rmi(RmiArgs),
+    /// Show the steps that made an image, newest first
+    History(HistoryArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Read images from an archive
+    Load(LoadArgs),
+    /// Show how much disk is used, and by what
+    Du(DuArgs),
+    /// Free what nothing uses
+    Prune(PruneArgs),
+    /// Upload an image to a registry
+    Push(PushArgs),
+    /// Download an image from a registry
+    Pull(PullArgs),
+    /// Remember the credentials of a registry
+    Login(LoginArgs),
+    /// Forget the credentials of a registry
+    Logout(LogoutArgs),
+    /// The bundled registry
+    #[command(
+        subcommand,
+        after_help = "Example:\n  longshore registry serve --addr 127.0.0.1:5000"
+    )]
+    Registry(RegistryCommand),
+    /// Run a container in the foreground
+    Run(RunArgs),
+    /// Show the version
+    Version(VersionArgs),
+    /// Show where things are kept, and what this machine can do
+    Info(InfoArgs),
+}
+
+/// `longshore build`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore build -t web .
+  longshore build -t localhost:5000/web:1.2 --push .
+  longshore build --target test --progress plain .
+  longshore build -f deploy/Dockerfile --build-arg VERSION=1.2 -o type=oci,dest=web.tar .
+  longshore build -o type=local,dest=out .")]
+pub struct BuildArgs {
+    /// Folder whose files COPY and ADD may take
+    #[arg(value_name = "CONTEXT")]
+    pub context: PathBuf,
+    /// Name the image; may be repeated
+    #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
+    pub tags: Vec<String>,
+    /// The Dockerfile [default: CONTEXT/Dockerfile]; `-` reads it from stdin
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Give an ARG its value; without `=VALUE` it is taken from the environment; may be repeated
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub build_args: Vec<String>,
+    /// Build this stage, by name or number, and what it needs
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// Run every step, also those whose result is known
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Push the image under each of its names when it is built
+    #[arg(long, requires = "tags")]
+    pub push: bool,
+    /// How progress is shown: `auto` is `tty` where stderr is a terminal, else `plain`
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub progress: Progress,
+    /// Show nothing but the image's ID and errors: the same as --progress quiet
+    #[arg(short, long, conflicts_with = "progress")]
+    pub quiet: bool,
+    /// Where the result goes [default: type=image]
+    ///
+    /// type=image keeps it in the store; type=oci and type=docker write an archive to `dest`
+    /// (`-` is stdout); type=tar writes the root file system as a tar, type=local as a folder.
+    #[arg(short, long, value_name = "type=TYPE[,dest=PATH]")]
+    pub output: Option<Output>,
+    /// Write the image's ID to this file
+    #[arg(long, value_name = "FILE")]
+    pub iidfile: Option<PathBuf>,
+}
+
+/// How the progress of a build is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// `tty` where stderr is a terminal, else `plain`.
+    Auto,
+    /// One line after the other.
+    Plain,
+    /// Redrawn in place.
+    Tty,
+    /// Nothing; the image's ID is printed at the end.
+    Quiet,
+}
+
+/// How a listing is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// Aligned columns.
+    Table,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Options of commands that list things.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: ListFormat,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+}
+
+impl ListArgs {
+    /// The format that both flags add up to.
+    pub fn format(&self) -> ListFormat {
+        if self.json {
+            ListFormat::Json
+        } else {
+            self.format
+        }
+    }
+}
+
+/// `longshore images`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore images
+  longshore images localhost:5000/web
+  longshore images -q --no-trunc
+  longshore images --format json")]
+pub struct ImagesArgs {
+    /// Only images of this name
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<String>,
+    /// Also images without a name
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print IDs only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Show the digest of each image's manifest
+    #[arg(long)]
+    pub digests: bool,
+    /// Print IDs in full
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// `longshore inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore inspect web | jq -r '.[0].Config.Env[]'")]
+pub struct InspectArgs {
+    /// Names or IDs
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+}
+
+/// `longshore tag`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore tag web localhost:5000/web:1.2")]
+pub struct TagArgs {
+    /// Name or ID of an image
+    #[arg(value_name = "IMAGE")]
+    pub source: String,
+    /// Its further name
+    #[arg(value_name = "NAME[:TAG]")]
+    pub target: String,
+}
+
+/// `longshore rmi`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore rmi web:old
+  longshore rmi -f 3f53bb00af94")]
+pub struct RmiArgs {
+    /// Names or IDs; the image itself goes with its last name
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+    /// Remove an image given by ID with all of its names, and do not mind one that is not there
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// `longshore history`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore history --no-trunc web")]
+pub struct HistoryArgs {
+    /// Name or ID
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Print steps in full
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Print IDs only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// Layout of an image archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArchiveFormat {
+    /// An OCI image layout in a tar.
+    Oci,
+    /// What `docker save` writes and `docker load` reads.
+    Docker,
+}
+
+/// `longshore save`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore save -o web.tar web
+  longshore save --format oci web | ssh host longshore load")]
+pub struct SaveArgs {
+    /// Names or IDs
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+    /// Write to this file, not to stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Layout of the archive
+    #[arg(long, value_name = "FORMAT", default_value = "docker")]
+    pub format: ArchiveFormat,
+}
+
+/// `longshore load`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore load -i web.tar
+  docker save web | longshore load")]
+pub struct LoadArgs {
+    /// Read from this file, not from stdin; OCI and docker archives are told apart
+    #[arg(short, long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Print nothing but the images' IDs
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `longshore du`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore du
+  longshore du --format json")]
+pub struct DuArgs {
+    /// How to print.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// `longshore prune`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore prune
+  longshore prune --all")]
+pub struct PruneArgs {
+    /// Also forget the build cache, and with it the layers that no image uses
+    #[arg(short, long)]
+    pub all: bool,
+    /// Accepted for docker's sake: longshore never asks back
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// `longshore push`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore push localhost:5000/web:1.2")]
+pub struct PushArgs {
+    /// Name of the image, which says where it goes
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: String,
+    /// Print nothing but the name
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `longshore pull`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore pull localhost:5000/web:1.2
+  longshore pull localhost:5000/web@sha256:…")]
+pub struct PullArgs {
+    /// Name of the image, which says where it comes from
+    #[arg(value_name = "NAME[:TAG|@DIGEST]")]
+    pub name: String,
+    /// Print nothing but the image's ID
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `longshore login`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore login registry.example
+  cat token | longshore login -u me --password-stdin registry.example")]
+pub struct LoginArgs {
+    /// Host and port of the registry [default: Docker Hub]
+    #[arg(value_name = "SERVER")]
+    pub server: Option<String>,
+    /// User name; asked for where it is not given
+    #[arg(short, long, value_name = "NAME")]
+    pub username: Option<String>,
+    /// Password; others on this machine can see it, --password-stdin is safer
+    #[arg(short, long, value_name = "PASSWORD", requires = "username")]
+    pub password: Option<String>,
+    /// Read the password from stdin
+    #[arg(long, requires = "username", conflicts_with = "password")]
+    pub password_stdin: bool,
+}
+
+/// `longshore logout`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore logout registry.example")]
+pub struct LogoutArgs {
+    /// Host and port of the registry [default: Docker Hub]
+    #[arg(value_name = "SERVER")]
+    pub server: Option<String>,
+}
+
+/// `longshore registry …`.
+#[derive(Debug, Subcommand)]
+pub enum RegistryCommand {
+    /// Serve images from a folder, until interrupted
+    Serve(ServeArgs),
+}
+
+/// `longshore registry serve`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore registry serve
+  longshore registry serve --addr 0.0.0.0:5000 --root /srv/registry
+
+The folder is laid out as CNCF distribution (registry:2, docker-registry) does: either can be
+started on a folder of the other.")]
+pub struct ServeArgs {
+    /// Address and port to listen on; port 0 lets the kernel choose, and the choice is printed
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5000")]
+    pub addr: String,
+    /// Folder of the registry [default: `registry` in longshore's own folder]
+    // The name and identifier of the global option, which this one takes the place of.
+    #[arg(id = "root", long = "root", value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+}
+
+/// `longshore run`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore run --rm web
+  longshore run --rm -it debian bash
+  longshore run --rm -e DEBUG=1 -v \"$PWD\":/src -w /src -u 1000:1000 build-tools make
+
+Exit code: the command's own; 128 + N after signal N; 125 if longshore failed, 126 if the command
+cannot be run, 127 if it is not there.")]
+pub struct RunArgs {
+    /// Remove what the container wrote when it ends; without it that stays, below the folder's `containers`
+    #[arg(long)]
+    pub rm: bool,
+    /// Keep stdin open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable; without `=VALUE` it is taken from the environment; may be repeated
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Mount a file or folder of this machine; may be repeated
+    #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
+    pub volumes: Vec<String>,
+    /// Run this in place of the image's ENTRYPOINT
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// Name or ID of the image; pulled where it is not in the store
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// What to run in place of the image's CMD
+    #[arg(
+        value_name = "CMD",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub command: Vec<String>,
+}
+
+/// `longshore version`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore version --json")]
+pub struct VersionArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `longshore info`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore info --json | jq -r .root")]
+pub struct InfoArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_flags_after_the_image_as_the_commands_own() {
+        let cli =
+            Cli::try_parse_from(["longshore", "run", "--rm", "-it", "img", "ls", "-l", "--rm"]);
+        let Command::Run(run) = cli.unwrap().command else {
+            panic!("not run");
+        };
+        assert_eq!(run.image, "img");
+        assert_eq!(run.command, ["ls", "-l", "--rm"]);
+        assert!(run.rm && run.interactive && run.tty);
+    }
+
+    #[test]
+    fn registry_serve_has_a_root_of_its_own() {
+        let cli = Cli::try_parse_from(["longshore", "registry", "serve", "--root", "/r"]).unwrap();
+        let Command::Registry(RegistryCommand::Serve(serve)) = cli.command else {
+            panic!("not serve");
+        };
+        assert_eq!(serve.folder, Some(PathBuf::from("/r")));
+    }
+}

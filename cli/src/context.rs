@@ -1,0 +1,66 @@
+//! What a command runs in: its folder, the environment it was started with, and somewhere to print.
+//!
+//! This is the only place that reads the environment. `docs/reference/environment.md` lists the variables.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::args::GlobalArgs;
+use crate::error::{CliError, Kind};
+use crate::ui::Ui;
+
+/// Where a system-wide store is.
+const SYSTEM_ROOT: &str = "/var/lib/longshore";
+
+/// What every command is given.
+#[derive(Debug)]
+pub struct Context {
+    /// Somewhere to print.
+    pub ui: Ui,
+    root: Option<PathBuf>,
+}
+
+impl Context {
+    /// Puts flags and environment together. `is_root` is asked before a user namespace makes everybody root.
+    pub fn new(global: &GlobalArgs, is_root: bool) -> Context {
+        let no_colour = variable("NO_COLOR").is_some();
+        let dumb = variable("TERM").is_some_and(|term| term == "dumb");
+        Context {
+            ui: Ui::new(no_colour, dumb),
+            root: root(global.root.clone(), is_root),
+        }
+    }
+
+    /// The folder that holds everything.
+    pub fn root(&self) -> Result<PathBuf, CliError> {
+        self.root.clone().ok_or_else(|| {
+            CliError::new(Kind::Usage, "no folder to keep images in: HOME is not set")
+                .hint("give one with --root, or set LONGSHORE_ROOT")
+        })
+    }
+
+    /// An environment variable that is text.
+    pub fn text_variable(&self, name: &str) -> Option<String> {
+        variable(name)?.into_string().ok()
+    }
+}
+
+/// The folder by flag, by variable, and by who asks. The flag and the variable may be relative: the working directory
+/// never changes.
+fn root(flag: Option<PathBuf>, is_root: bool) -> Option<PathBuf> {
+    let chosen = flag.or_else(|| variable("LONGSHORE_ROOT").map(PathBuf::from));
+    if chosen.is_some() || is_root {
+        return Some(chosen.unwrap_or_else(|| PathBuf::from(SYSTEM_ROOT)));
+    }
+    // By its specification, a relative XDG_DATA_HOME is to be ignored.
+    let data = variable("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".local/share")))?;
+    Some(data.join("longshore"))
+}
+
+/// A variable that is set and not empty.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}

@@ -1,0 +1,153 @@
+//! Everything longshore says: data on stdout, words for people on stderr. Nothing else in the workspace prints.
+//!
+//! | module | shows |
+//! |---|---|
+//! | [`table`] | listings |
+//! | [`human`] | sizes, ages and times |
+//! | [`progress`] | a build, a pull or a push while it runs: [`plain`], [`tty`] or [`quiet`] |
+
+pub mod human;
+pub mod plain;
+pub mod progress;
+pub mod quiet;
+pub mod table;
+pub mod tty;
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::error::{Blame, CliError, Kind};
+
+/// The terminal, or what stands in for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ui {
+    /// Whether stderr takes colours.
+    pub colour: bool,
+    /// Whether stderr is a terminal that can be redrawn.
+    pub live: bool,
+}
+
+impl Ui {
+    /// Looks at stderr; `no_colour` is what the environment asks for, `dumb` a terminal that cannot be redrawn.
+    pub fn new(no_colour: bool, dumb: bool) -> Ui {
+        let terminal = io::stderr().is_terminal() && !dumb;
+        Ui {
+            colour: terminal && !no_colour,
+            live: terminal,
+        }
+    }
+
+    /// Writes data to stdout as it is.
+    ///
+    /// A reader that has gone away is [`Kind::OutputClosed`], which ends the command without complaint.
+    pub fn data(&self, text: impl AsRef<[u8]>) -> Result<(), CliError> {
+        let mut stdout = io::stdout().lock();
+        let written = stdout
+            .write_all(text.as_ref())
+            .and_then(|()| stdout.flush());
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Err(CliError::new(Kind::OutputClosed, error))
+            }
+            written => written.blame(Kind::Environment),
+        }
+    }
+
+    /// Writes one line of data.
+    pub fn line(&self, text: &str) -> Result<(), CliError> {
+        self.data(format!("{text}\n"))
+    }
+
+    /// Writes one JSON object on one line.
+    pub fn json_line(&self, value: &impl Serialize) -> Result<(), CliError> {
+        let text = serde_json::to_string(value).expect("our own types have text keys");
+        self.line(&text)
+    }
+
+    /// Writes a JSON document over several lines, as `docker inspect` indents it.
+    pub fn json_document(&self, value: &impl Serialize) -> Result<(), CliError> {
+        let mut text = Vec::new();
+        let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+        let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+        value
+            .serialize(&mut serializer)
+            .expect("our own types have text keys");
+        text.push(b'\n');
+        self.data(text)
+    }
+
+    /// Tells people something that is no data.
+    pub fn note(&self, text: &str) {
+        say(&format!("{text}\n"));
+    }
+
+    /// Tells people about something odd.
+    pub fn warning(&self, text: &str) {
+        say(&format!("{}: {text}\n", self.paint("33;1", "warning")));
+    }
+
+    /// Tells people what went wrong, why, and what to do.
+    pub fn error(&self, error: &CliError) {
+        let mut text = String::new();
+        for (depth, message) in error.chain().iter().enumerate() {
+            if depth == 0 {
+                text.push_str(&format!("{}: {message}\n", self.paint("31;1", "error")));
+            } else {
+                text.push_str(&format!("  caused by: {message}\n"));
+            }
+        }
+        if let Some(hint) = error.hint_text() {
+            text.push_str(&format!("{}: {hint}\n", self.paint("36;1", "hint")));
+        }
+        say(&text);
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// Writes to stderr. Where that fails there is nobody left to tell.
+fn say(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Asks on the terminal for a line; without its newline.
+pub fn ask(question: &str) -> io::Result<String> {
+    say(question);
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Asks on the terminal for a line that is not shown while it is typed.
+pub fn ask_secret(question: &str) -> io::Result<String> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+
+    let stdin = io::stdin();
+    let before = tcgetattr(&stdin)?;
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&stdin, OptionalActions::Flush, &silent)?;
+    let answer = ask(question);
+    tcsetattr(&stdin, OptionalActions::Flush, &before)?;
+    say("\n");
+    answer
+}
+
+/// Columns and rows of the terminal behind stderr.
+pub fn terminal_size() -> (usize, usize) {
+    /// What a terminal has that does not say: a VT100's.
+    const FALLBACK: (usize, usize) = (80, 24);
+    match rustix::termios::tcgetwinsize(io::stderr()) {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
+            (usize::from(size.ws_col), usize::from(size.ws_row))
+        }
+        _ => FALLBACK,
+    }
+}
