@@ -1,9 +1,231 @@
 //! Everything longshore keeps on disk: OCI types, blobs by digest, layers, snapshots, the index and its garbage collection.
+//!
+//! ```text
+//! $ROOT/version          "1": the format, see docs/formats/store-layout.md
+//!       index.db         SQLite: layers, images, names, cache records, leases        index.rs, index/
+//!       blobs/ALG/HEX    configs, manifests, and layers that were pulled or pushed   content/
+//!       layers/ID/       one directory per layer                                     layer/, snapshot/
+//!       tmp/             what is being made, and what is being removed               fs/temp.rs
+//!       sessions/        one locked file per process that uses the store             session.rs
+//!       locks/           one locked file per step being built                        fs/lock.rs
+//! ```
+//!
+//! Several processes use one store at once, and each may be killed at any instruction: a name appears by rename, after
+//! everything it refers to. A crash of the machine can lose what was written since the last [`Store::sync`], and never
+//! leaves half of it: [`recover`].
 
 #![forbid(unsafe_code)]
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::content::{Blobs, ContentError};
+use crate::fs::{FsError, Lock};
+use crate::images::{ImageError, Images};
+use crate::index::{Index, IndexError};
+use crate::session::Sessions;
+
+pub mod content;
+pub mod fs;
+pub mod images;
+pub mod index;
 pub mod layer;
 pub mod oci;
+pub mod session;
 
 /// Largest manifest or index that is read, in bytes: the distribution specification asks for at least 4 MiB.
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The format of the folders and files; the index has a version of its own.
+const FORMAT: &str = "1";
+
+/// The folders below the root.
+const FOLDERS: [&str; 6] = [
+    "blobs/sha256",
+    "layers",
+    "locks",
+    "sessions",
+    "tmp",
+    "blobs",
+];
+
+/// Why a store refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Written by a newer longshore, or not a store.
+    #[error(
+        "the store in `{}` has format `{found}`, this longshore knows {FORMAT}: use a newer longshore or another root",
+        root.display()
+    )]
+    UnknownFormat {
+        /// The store.
+        root: PathBuf,
+        /// Its format, clipped.
+        found: String,
+    },
+    /// On a file system whose locks do not hold between machines.
+    #[error("the store `{}` is on {kind}: choose a root on a local file system", root.display())]
+    NetworkFileSystem {
+        /// The store.
+        root: PathBuf,
+        /// The file system.
+        kind: &'static str,
+    },
+    /// A file failed.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// Blobs failed.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// Images failed.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+/// A store, open. Safe to share between threads; several processes may have the same one open.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    index: Arc<Index>,
+    blobs: Blobs,
+    images: Images,
+    sessions: Arc<Sessions>,
+}
+
+/// Holds the only right to build one step, among all processes that use the store.
+#[derive(Debug)]
+pub struct KeyLock {
+    _lock: Lock,
+}
+
+impl Store {
+    /// Opens the store in `root`, creating what is missing with mode 0700.
+    pub fn open(root: &Path) -> Result<Store, StoreError> {
+        check_format(root)?;
+        let sessions = Arc::new(Sessions::new(root));
+        let index = Arc::new(Index::open(root, Arc::clone(&sessions))?);
+        let blobs = Blobs::new(root, Arc::clone(&index));
+        let images = Images::new(blobs.clone(), Arc::clone(&index));
+        Ok(Store {
+            root: root.to_owned(),
+            index,
+            blobs,
+            images,
+            sessions,
+        })
+    }
+
+    /// The folder everything is in.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The blobs.
+    pub fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// The index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The images.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// Makes a directory in `tmp/` that is removed when dropped and swept if the process is killed.
+    pub fn temp_dir(&self) -> Result<fs::TempDir, StoreError> {
+        Ok(fs::TempDir::create(&self.root.join("tmp"))?)
+    }
+
+    /// Waits until no other build, in whatever process, holds this step's key.
+    pub fn lock_key(&self, key: &[u8; 32]) -> Result<KeyLock, StoreError> {
+        let _lock = Lock::exclusive(&self.key_path(key))?;
+        Ok(KeyLock { _lock })
+    }
+
+    /// Takes a step's key if it is free. `None` says that somebody builds the step: tell the user, then [`Store::lock_key`].
+    pub fn try_lock_key(&self, key: &[u8; 32]) -> Result<Option<KeyLock>, StoreError> {
+        let lock = Lock::try_exclusive(&self.key_path(key))?;
+        Ok(lock.map(|_lock| KeyLock { _lock }))
+    }
+
+    fn key_path(&self, key: &[u8; 32]) -> PathBuf {
+        let hex = blake3::Hash::from_bytes(*key).to_hex();
+        self.root.join("locks").join(hex.as_str())
+    }
+}
+
+/// Checks the format of what is there, or lays out a new store; the file `version` comes last.
+fn check_format(root: &Path) -> Result<(), StoreError> {
+    let version = root.join("version");
+    if let Some(found) = fs::optional(fs::read(&version, 64))? {
+        let found = String::from_utf8_lossy(&found).trim().to_owned();
+        if found == FORMAT {
+            return Ok(());
+        }
+        return Err(StoreError::UnknownFormat {
+            root: root.to_owned(),
+            found,
+        });
+    }
+    fs::create_dir(root)?;
+    if let Some(kind) = fs::network_kind(root)? {
+        return Err(StoreError::NetworkFileSystem {
+            root: root.to_owned(),
+            kind,
+        });
+    }
+    for folder in FOLDERS {
+        fs::create_dir(&root.join(folder))?;
+    }
+    fs::write_atomic(
+        &root.join("tmp"),
+        &version,
+        format!("{FORMAT}\n").as_bytes(),
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A store in a folder of its own.
+    pub(crate) fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn opens_what_it_made_and_nothing_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("deep/root");
+        drop(Store::open(&root).unwrap());
+        let mode = std::fs::metadata(&root).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        drop(Store::open(&root).unwrap());
+        std::fs::write(root.join("version"), "2\n").unwrap();
+        let error = Store::open(&root).unwrap_err();
+        assert!(error.to_string().contains("has format `2`"), "{error}");
+    }
+
+    #[test]
+    fn a_key_has_one_holder() {
+        let (dir, store) = store();
+        let other = Store::open(dir.path()).unwrap();
+        let held = store.lock_key(&[1; 32]).unwrap();
+        assert!(other.try_lock_key(&[1; 32]).unwrap().is_none());
+        assert!(other.try_lock_key(&[2; 32]).unwrap().is_some());
+        drop(held);
+        assert!(other.try_lock_key(&[1; 32]).unwrap().is_some());
+    }
+}

@@ -1,0 +1,140 @@
+//! `flock` guards. The lock dies with its process, whatever kills it.
+//!
+//! A lock file is removed by its last holder, so `locks/` does not fill up. Whoever gets the lock therefore checks that the
+//! file it locked is still the one that has the name, and begins again if not.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use super::{FsError, attempt};
+
+/// An exclusive lock on a file of its own; the file goes when the guard does.
+#[derive(Debug)]
+pub struct Lock {
+    // Held for its `flock`.
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Waits for the lock.
+    pub fn exclusive(path: &Path) -> Result<Lock, FsError> {
+        loop {
+            let file = open(path)?;
+            attempt("lock", path, || {
+                rustix::io::retry_on_intr(|| {
+                    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+                })
+            })?;
+            if is_named(&file, path)? {
+                return Ok(Lock {
+                    file,
+                    path: path.to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Takes the lock if it is free.
+    pub fn try_exclusive(path: &Path) -> Result<Option<Lock>, FsError> {
+        loop {
+            let file = open(path)?;
+            if !try_lock(&file, path)? {
+                return Ok(None);
+            }
+            if is_named(&file, path)? {
+                return Ok(Some(Lock {
+                    file,
+                    path: path.to_owned(),
+                }));
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While the lock is held: whoever waits on this file finds it nameless and begins again.
+        if let Err(error) = super::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "a lock file stays");
+        }
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+fn open(path: &Path) -> Result<File, FsError> {
+    attempt("open", path, || {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)
+    })
+}
+
+/// Locks a file or directory that is open, unless somebody else holds it.
+pub(super) fn try_lock(file: &File, path: &Path) -> Result<bool, FsError> {
+    attempt("lock", path, || {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    })
+}
+
+/// Whether `path` names the file that is open.
+pub(super) fn is_named(file: &File, path: &Path) -> Result<bool, FsError> {
+    attempt("stat", path, || {
+        let open = file.metadata()?;
+        match std::fs::symlink_metadata(path) {
+            Ok(named) => Ok(named.ino() == open.ino() && named.dev() == open.dev()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn excludes_and_cleans_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let lock = Lock::try_exclusive(&path).unwrap().unwrap();
+        assert!(Lock::try_exclusive(&path).unwrap().is_none());
+        drop(lock);
+        assert!(!path.exists());
+        drop(Lock::try_exclusive(&path).unwrap().unwrap());
+    }
+
+    #[test]
+    fn one_at_a_time_although_the_file_comes_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let inside = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let _lock = Lock::exclusive(&path).unwrap();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert!(!path.exists());
+    }
+}

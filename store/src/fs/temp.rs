@@ -1,0 +1,244 @@
+//! Files and directories in the making.
+//!
+//! Each lies in the store's `tmp/` and is held by an exclusive `flock` for as long as its process lives, so that another
+//! process can tell those which a killed one left behind ([`sweep`]). What garbage collection moves aside to be removed
+//! lies there too, unlocked: if it is interrupted, the next sweep goes on with it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::OFlags;
+
+use super::lock::{is_named, try_lock};
+use super::{FsError, attempt, remove_tree};
+
+/// A file that has no public name yet; removed when dropped unless it was published.
+#[derive(Debug)]
+pub struct TempFile {
+    file: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl TempFile {
+    /// Makes an empty file in `tmp`.
+    pub fn create(tmp: &Path) -> Result<TempFile, FsError> {
+        loop {
+            let path = tmp.join(fresh_name("file"));
+            let opened = attempt("create", &path, || {
+                std::fs::OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o644)
+                    .open(&path)
+            });
+            let file = match opened {
+                Ok(file) => file,
+                Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(error),
+            };
+            let temp = TempFile {
+                file,
+                path,
+                published: false,
+            };
+            // A sweep may have come between creation and lock, taken it for stale and removed it.
+            if try_lock(&temp.file, &temp.path)? && is_named(&temp.file, &temp.path)? {
+                return Ok(temp);
+            }
+        }
+    }
+
+    /// Adds bytes at the end.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), FsError> {
+        attempt("write", &self.path, || self.file.write_all(bytes))
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it lies for now.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name, replacing a file that has it.
+    pub fn publish(mut self, to: &Path) -> Result<(), FsError> {
+        super::rename(&self.path, to)?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if !self.published
+            && let Err(error) = super::remove_file(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "a temporary file stays until the next sweep");
+        }
+    }
+}
+
+/// A directory that has no public name yet; removed with all it holds when dropped unless it was published.
+#[derive(Debug)]
+pub struct TempDir {
+    // Held for its `flock`.
+    _dir: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl TempDir {
+    /// Makes an empty directory, mode 0700, in `tmp`.
+    pub fn create(tmp: &Path) -> Result<TempDir, FsError> {
+        loop {
+            let path = tmp.join(fresh_name("dir"));
+            let made = attempt("create", &path, || {
+                std::fs::DirBuilder::new().mode(0o700).create(&path)
+            });
+            match made {
+                Ok(()) => {}
+                Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(error),
+            }
+            let dir = match super::open_dir(&path) {
+                Ok(dir) => File::from(dir),
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(error),
+            };
+            let temp = TempDir {
+                _dir: dir,
+                path,
+                published: false,
+            };
+            if try_lock(&temp._dir, &temp.path)? && is_named(&temp._dir, &temp.path)? {
+                return Ok(temp);
+            }
+        }
+    }
+
+    /// Where it lies for now.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name unless that is taken; tells whether it did. If not, the directory is removed.
+    pub fn publish(mut self, to: &Path) -> Result<bool, FsError> {
+        self.published = super::rename_if_free(&self.path, to)?;
+        Ok(self.published)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        if !self.published
+            && let Err(error) = remove_tree(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "a temporary directory stays until the next sweep");
+        }
+    }
+}
+
+/// A name in `tmp` that nobody has used: `KIND-PID-START-COUNT`.
+pub(crate) fn fresh_name(kind: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = crate::index::now_micros();
+    format!("{kind}-{}-{now:x}-{count}", std::process::id())
+}
+
+/// Names in `tmp` that no live process holds.
+pub fn stale(tmp: &Path) -> Result<Vec<PathBuf>, FsError> {
+    let mut found = Vec::new();
+    for name in super::list(tmp)? {
+        let path = tmp.join(name);
+        if hold_if_stale(&path)?.is_some() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether nobody holds what lies at `path`, or nothing lies there.
+pub(crate) fn is_stale(path: &Path) -> Result<bool, FsError> {
+    Ok(hold_if_stale(path)?.is_some() || !super::exists(path)?)
+}
+
+/// Removes one of [`stale`]'s finds, unless somebody took it since.
+pub fn sweep(path: &Path) -> Result<(), FsError> {
+    match hold_if_stale(path)? {
+        Some(_held) => remove_tree(path),
+        None => Ok(()),
+    }
+}
+
+fn hold_if_stale(path: &Path) -> Result<Option<File>, FsError> {
+    let open = || {
+        attempt("open", path, || {
+            std::fs::OpenOptions::new()
+                .read(true)
+                .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+                .open(path)
+        })
+    };
+    let file = match open() {
+        // What was moved aside has the mode that an image gave it.
+        Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied => {
+            let mode = std::fs::Permissions::from_mode(0o700);
+            super::optional(attempt("chmod", path, || {
+                std::fs::set_permissions(path, mode)
+            }))?;
+            open()
+        }
+        other => other,
+    };
+    let Some(file) = super::optional(file)? else {
+        return Ok(None);
+    };
+    Ok(try_lock(&file, path)?.then_some(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_ones_are_kept_and_stale_ones_swept() {
+        let tmp = tempfile::tempdir().unwrap();
+        let file = TempFile::create(tmp.path()).unwrap();
+        let dir = TempDir::create(tmp.path()).unwrap();
+        let dead = tmp.path().join("file-1-0-0");
+        std::fs::write(&dead, "x").unwrap();
+        let closed = tmp.path().join("dir-1-0-0");
+        std::fs::create_dir(&closed).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).unwrap();
+        assert_eq!(stale(tmp.path()).unwrap(), [closed, dead]);
+        for path in stale(tmp.path()).unwrap() {
+            sweep(&path).unwrap();
+        }
+        assert!(file.path().exists() && dir.path().exists());
+        drop((file, dir));
+        assert!(super::super::list(tmp.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn publishing_keeps() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut file = TempFile::create(tmp.path()).unwrap();
+        file.append(b"hello").unwrap();
+        file.publish(&tmp.path().join("a")).unwrap();
+        let dir = TempDir::create(tmp.path()).unwrap();
+        std::fs::write(dir.path().join("x"), "1").unwrap();
+        assert!(dir.publish(&tmp.path().join("d")).unwrap());
+        let again = TempDir::create(tmp.path()).unwrap();
+        assert!(!again.publish(&tmp.path().join("d")).unwrap());
+        assert_eq!(super::super::list(tmp.path()).unwrap(), ["a", "d"]);
+    }
+}

@@ -1,0 +1,377 @@
+//! The index: everything small that several processes read and write, in one SQLite database (`index.db`, WAL).
+//!
+//! | file | tables |
+//! |---|---|
+//! | this one | `meta`; opening, transactions, sync epochs |
+//! | [`layers`] | `layers`, `compressed` |
+//! | [`blobs`] | `blobs`, `sources` |
+//! | [`records`] | `records`, `record_layers` |
+//! | [`leases`] | `leases`, `lease_items` |
+//! | [`crate::images`] | `images`, `image_layers`, `names` |
+//!
+//! The schema is in `index/schema.sql`, and described with everything else on disk in `docs/formats/store-layout.md`.
+//!
+//! A row never names what does not exist yet, save where its doc says so. Times named `last_used` are microseconds since
+//! 1970 and protect what a live session uses from garbage collection: see [`crate::session`]. Every row that stands
+//! for files carries the *epoch* it was written in; epochs up to `meta.synced_epoch` are on disk for good.
+//!
+//! One connection behind a mutex serves all threads. Writers begin with `BEGIN IMMEDIATE`, so none fails halfway for a
+//! lock; none does anything slow inside.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+
+use crate::fs::{self, FsError};
+use crate::session::Sessions;
+
+pub mod blobs;
+pub mod layers;
+pub mod leases;
+pub mod records;
+
+pub use leases::{Lease, LeaseItem};
+pub use records::RecordRow;
+
+/// Schema version, SQLite's `user_version`.
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("index/schema.sql");
+
+/// How long a writer waits for others. Transactions take microseconds, so only a stopped process reaches this.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Statements kept prepared.
+const STATEMENTS_MAX: usize = 128;
+
+/// Why the index refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// SQLite failed.
+    #[error("cannot use the store's index `{}`", path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// Written by a newer longshore.
+    #[error(
+        "the store's index `{}` has schema {found}, this longshore knows up to {known}: use a newer longshore or another root",
+        path.display()
+    )]
+    TooNew {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest one known.
+        known: i64,
+    },
+    /// A column holds what this program never wrote.
+    #[error("the store's index has a bad {column} `{value}`")]
+    Corrupt {
+        /// Which column.
+        column: &'static str,
+        /// What it holds.
+        value: String,
+    },
+    /// A file beside the database failed.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+}
+
+/// The index of a store. Safe to share between threads.
+#[derive(Debug)]
+pub struct Index {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+    sessions: Arc<Sessions>,
+}
+
+/// Microseconds since 1970.
+pub(crate) fn now_micros() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+impl Index {
+    /// Opens the database in `root`, creating it where there is none.
+    pub(crate) fn open(root: &Path, sessions: Arc<Sessions>) -> Result<Index, IndexError> {
+        let path = root.join("index.db");
+        let sqlite = |source| IndexError::Sqlite {
+            path: path.clone(),
+            source,
+        };
+        // The connection lives behind a mutex of our own.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(&path, flags).map_err(sqlite)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        // A checkpoint at every exit would cost a millisecond; SQLite makes one every thousand pages anyway.
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(sqlite)?;
+        let version = |c: &Connection| c.query_row("PRAGMA user_version", [], |row| row.get(0));
+        let mut found: i64 = version(&connection).map_err(sqlite)?;
+        if found == 0 {
+            connection
+                .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
+                .map_err(sqlite)?;
+            found = create(&mut connection).map_err(sqlite)?;
+        }
+        if found != SCHEMA_VERSION {
+            return Err(IndexError::TooNew {
+                path: path.clone(),
+                found,
+                known: SCHEMA_VERSION,
+            });
+        }
+        connection
+            .execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON")
+            .map_err(sqlite)?;
+        Ok(Index {
+            path,
+            connection: Mutex::new(connection),
+            sessions,
+        })
+    }
+
+    /// A value that was kept under `key` with [`Index::meta_put`].
+    pub fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
+        self.read(|c| {
+            c.prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+                .query_row([key], |row| row.get(0))
+                .optional()
+        })
+    }
+
+    /// Keeps a small value for others; keys are `crate.purpose`, those without a dot are the index's own.
+    pub fn meta_put(&self, key: &str, value: &[u8]) -> Result<(), IndexError> {
+        self.write(|t| {
+            t.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
+                .execute((key, value))?;
+            Ok(())
+        })
+    }
+
+    /// Forgets a value; tells whether there was one.
+    pub fn meta_remove(&self, key: &str) -> Result<bool, IndexError> {
+        self.write(|t| {
+            let removed = t
+                .prepare_cached("DELETE FROM meta WHERE key = ?1")?
+                .execute([key])?;
+            Ok(removed > 0)
+        })
+    }
+
+    /// All kept values whose key starts with `prefix`, in key order.
+    pub fn meta_list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
+        self.read(|c| {
+            let mut statement = c.prepare_cached(
+                "SELECT key, value FROM meta WHERE substr(key, 1, length(?1)) = ?1 ORDER BY key",
+            )?;
+            let rows = statement.query_map([prefix], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        })
+    }
+
+    /// Ends an epoch and returns it: what was written until now belongs to it or an earlier one.
+    pub(crate) fn next_epoch(&self) -> Result<i64, IndexError> {
+        self.write(|t| {
+            let epoch = epoch(t)?;
+            t.execute(
+                "UPDATE meta SET value = ?1 WHERE key = 'epoch'",
+                [epoch + 1],
+            )?;
+            Ok(epoch)
+        })
+    }
+
+    /// Notes that everything up to `epoch` is on disk.
+    pub(crate) fn set_synced_epoch(&self, epoch: i64) -> Result<(), IndexError> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE meta SET value = max(value, ?1) WHERE key = 'synced_epoch'",
+                [epoch],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Runs reads.
+    pub(crate) fn read<T>(
+        &self,
+        run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, IndexError> {
+        self.fault()?;
+        run(&self.lock()).map_err(|source| self.error(source))
+    }
+
+    /// Runs writes in one immediate transaction: all of them happen, or none.
+    pub(crate) fn write<T>(
+        &self,
+        run: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, IndexError> {
+        self.fault()?;
+        let mut connection = self.lock();
+        let result = (|| {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = run(&transaction)?;
+            Ok((value, transaction))
+        })();
+        let (value, transaction) = result.map_err(|source| self.error(source))?;
+        self.fault()?;
+        transaction.commit().map_err(|source| self.error(source))?;
+        Ok(value)
+    }
+
+    /// The time that protects a row from garbage collection as of now.
+    pub(crate) fn use_time(&self) -> Result<UseTime, IndexError> {
+        let session = self.sessions.current()?.started();
+        Ok(UseTime {
+            session,
+            now: now_micros().max(session),
+        })
+    }
+
+    pub(crate) fn error(&self, source: rusqlite::Error) -> IndexError {
+        if let rusqlite::Error::FromSqlConversionFailure(_, _, cause) = &source
+            && let Some(bad) = cause.downcast_ref::<BadColumn>()
+        {
+            return IndexError::Corrupt {
+                column: bad.column,
+                value: bad.value.clone(),
+            };
+        }
+        IndexError::Sqlite {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic while it was held left at most an open transaction, which rolled back when dropped.
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fault(&self) -> Result<(), IndexError> {
+        fs::attempt("access", &self.path, || fs::fault::point())?;
+        Ok(())
+    }
+}
+
+/// Now, and the start of this process's session: a row used since then needs no new stamp.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UseTime {
+    pub(crate) session: i64,
+    pub(crate) now: i64,
+}
+
+/// The epoch that rows written now belong to. Read it in the transaction that writes them.
+pub(crate) fn epoch(t: &Connection) -> rusqlite::Result<i64> {
+    t.prepare_cached("SELECT value FROM meta WHERE key = 'epoch'")?
+        .query_row([], |row| row.get(0))
+}
+
+/// The newest epoch known to be on disk.
+pub(crate) fn synced_epoch(c: &Connection) -> rusqlite::Result<i64> {
+    c.prepare_cached("SELECT value FROM meta WHERE key = 'synced_epoch'")?
+        .query_row([], |row| row.get(0))
+}
+
+fn create(connection: &mut Connection) -> rusqlite::Result<i64> {
+    // Another process may be creating it too; whoever is second finds the version set.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if found != 0 {
+        return Ok(found);
+    }
+    transaction.execute_batch(SCHEMA)?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()?;
+    Ok(SCHEMA_VERSION)
+}
+
+/// A text column that does not parse.
+#[derive(Debug, thiserror::Error)]
+#[error("bad {column} `{value}`")]
+struct BadColumn {
+    column: &'static str,
+    value: String,
+}
+
+/// Parses a text column that this program wrote.
+pub(crate) fn parse<T: std::str::FromStr>(column: &'static str, text: &str) -> rusqlite::Result<T> {
+    text.parse().map_err(|_| bad(column, text))
+}
+
+/// The error for a column that holds what this program never wrote.
+pub(crate) fn bad(column: &'static str, value: &str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(
+        0,
+        rusqlite::types::Type::Text,
+        Box::new(BadColumn {
+            column,
+            value: value.chars().take(100).collect(),
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn keeps_small_values() {
+        let (_dir, store) = crate::tests::store();
+        let index = store.index();
+        index.meta_put("x.a", b"1").unwrap();
+        index.meta_put("x.b", b"2").unwrap();
+        index.meta_put("x.a", b"3").unwrap();
+        assert_eq!(index.meta("x.a").unwrap().as_deref(), Some(&b"3"[..]));
+        let listed = index.meta_list("x.").unwrap();
+        assert_eq!(
+            listed,
+            [
+                ("x.a".to_owned(), b"3".to_vec()),
+                ("x.b".to_owned(), b"2".to_vec())
+            ]
+        );
+        assert!(index.meta_remove("x.a").unwrap());
+        assert!(!index.meta_remove("x.a").unwrap());
+        assert_eq!(index.meta("x.a").unwrap(), None);
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let (dir, store) = crate::tests::store();
+        store
+            .index()
+            .lock()
+            .pragma_update(None, "user_version", 99)
+            .unwrap();
+        drop(store);
+        let error = crate::Store::open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("schema 99"), "{error}");
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_nothing() {
+        let (_dir, store) = crate::tests::store();
+        let result = store.index().write(|t| {
+            t.execute("INSERT INTO meta (key, value) VALUES ('x.y', x'00')", [])?;
+            Err::<(), _>(rusqlite::Error::QueryReturnedNoRows)
+        });
+        assert!(result.is_err());
+        assert_eq!(store.index().meta("x.y").unwrap(), None);
+    }
+}

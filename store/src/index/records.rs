@@ -1,0 +1,146 @@
+//! Cache records: what a step with a certain key came to.
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::{Index, IndexError, epoch, parse};
+use crate::layer::LayerId;
+
+/// One cache record. The index knows only what it has to: which layers the record keeps alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordRow {
+    /// Identity of the step without its inputs: the records of one `op` are the step's history.
+    pub op: [u8; 32],
+    /// The result, in the writer's own form.
+    pub result: Vec<u8>,
+    /// Layers that are kept for as long as the record is, oldest first. A layer may be absent: a result that
+    /// came from a remote cache has its layers elsewhere.
+    pub layers: Vec<LayerId>,
+    /// What the key was made of, in the writer's own form.
+    pub ingredients: Vec<u8>,
+    /// When the step ran, in seconds since 1970.
+    pub created: i64,
+}
+
+const COLUMNS: &str = "op, result, ingredients, created";
+
+impl Index {
+    /// Keeps a record, replacing one with the same key.
+    pub fn record_put(&self, key: &[u8; 32], row: &RecordRow) -> Result<(), IndexError> {
+        let time = self.use_time()?;
+        self.write(|t| {
+            let epoch = epoch(t)?;
+            t.prepare_cached("DELETE FROM records WHERE key = ?1")?
+                .execute([key])?;
+            t.prepare_cached(
+                "INSERT INTO records (key, op, result, ingredients, created, last_used, uses, epoch)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
+            )?
+            .execute((
+                key,
+                row.op,
+                &row.result,
+                &row.ingredients,
+                row.created,
+                time.now,
+                epoch,
+            ))?;
+            let mut layers = t.prepare_cached(
+                "INSERT INTO record_layers (key, position, layer) VALUES (?1, ?2, ?3)",
+            )?;
+            for (position, layer) in (0_i64..).zip(&row.layers) {
+                layers.execute((key, position, layer.to_string()))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Looks a record up and in the same instant marks it used, so that no garbage collection can come between.
+    pub fn record_hit(&self, key: &[u8; 32]) -> Result<Option<RecordRow>, IndexError> {
+        let time = self.use_time()?;
+        // A miss is the common case of a first build, and needs no writer's lock.
+        let known = self.read(|c| {
+            c.prepare_cached("SELECT 1 FROM records WHERE key = ?1")?
+                .exists([key])
+        })?;
+        if !known {
+            return Ok(None);
+        }
+        self.write(|t| {
+            t.prepare_cached(&format!(
+                "UPDATE records SET last_used = max(last_used, ?2), uses = uses + 1
+                 WHERE key = ?1 RETURNING {COLUMNS}"
+            ))?
+            .query_row((key, time.now), |row| record(t, key, row))
+            .optional()
+        })
+    }
+
+    /// The records of one step, latest first, with their keys; marks none as used.
+    pub fn records_by_op(&self, op: &[u8; 32]) -> Result<Vec<([u8; 32], RecordRow)>, IndexError> {
+        self.read(|c| {
+            let mut statement = c.prepare_cached(&format!(
+                "SELECT {COLUMNS}, key FROM records WHERE op = ?1 ORDER BY created DESC, key"
+            ))?;
+            let rows = statement.query_map([op], |row| {
+                let key = row.get(4)?;
+                Ok((key, record(c, &key, row)?))
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// Forgets a record; tells whether there was one.
+    pub fn record_remove(&self, key: &[u8; 32]) -> Result<bool, IndexError> {
+        self.write(|t| {
+            let removed = t
+                .prepare_cached("DELETE FROM records WHERE key = ?1")?
+                .execute([key])?;
+            Ok(removed > 0)
+        })
+    }
+}
+
+fn record(c: &Connection, key: &[u8; 32], row: &Row<'_>) -> rusqlite::Result<RecordRow> {
+    let mut statement =
+        c.prepare_cached("SELECT layer FROM record_layers WHERE key = ?1 ORDER BY position")?;
+    let layers = statement.query_map([key], |row| {
+        parse("record_layers.layer", row.get_ref(0)?.as_str()?)
+    })?;
+    Ok(RecordRow {
+        op: row.get(0)?,
+        result: row.get(1)?,
+        layers: layers.collect::<rusqlite::Result<_>>()?,
+        ingredients: row.get(2)?,
+        created: row.get(3)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back() {
+        let (_dir, store) = crate::tests::store();
+        let index = store.index();
+        let row = |created| RecordRow {
+            op: [9; 32],
+            result: vec![1, 2],
+            layers: vec![LayerId::Built([1; 32]), LayerId::Built([1; 32])],
+            ingredients: b"argv".to_vec(),
+            created,
+        };
+        assert_eq!(index.record_hit(&[0; 32]).unwrap(), None);
+        index.record_put(&[0; 32], &row(5)).unwrap();
+        index.record_put(&[0; 32], &row(6)).unwrap();
+        index.record_put(&[1; 32], &row(7)).unwrap();
+        assert_eq!(index.record_hit(&[0; 32]).unwrap(), Some(row(6)));
+        assert_eq!(
+            index.records_by_op(&[9; 32]).unwrap(),
+            [([1; 32], row(7)), ([0; 32], row(6))]
+        );
+        assert!(index.record_remove(&[0; 32]).unwrap());
+        assert!(!index.record_remove(&[0; 32]).unwrap());
+        assert_eq!(index.record_hit(&[0; 32]).unwrap(), None);
+    }
+}
