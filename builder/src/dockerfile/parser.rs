@@ -1,0 +1,436 @@
+//! From text to [`Dockerfile`]: what is understood, and a diagnostic for what is not.
+//!
+//! An instruction that is wrong becomes [`InstructionKind::Invalid`] and parsing goes on with the next one.
+
+mod arguments;
+mod json;
+
+use std::ops::Range;
+
+use super::ast::{
+    Command, Directive, Dockerfile, Escape, Flag, Heredoc, Instruction, InstructionKind, Piece,
+    PieceKind, Stage, Word,
+};
+use super::lexer::{self, Lexer, LogicalLine, PhysicalLine};
+use super::source::{Diagnostic, Span};
+use super::suggest::nearest;
+
+/// The instructions that there are.
+pub const KEYWORDS: [&str; 18] = [
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+];
+
+/// Parses a Dockerfile. The diagnostics stand in the order of the text; if one is an error, it cannot be built.
+pub fn parse(text: &str) -> (Dockerfile, Vec<Diagnostic>) {
+    let mut parser = Parser::new(text);
+    parser.head();
+    while parser.piece() {}
+    parser.stages();
+    let mut diagnostics = parser.diagnostics;
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
+    (parser.file, diagnostics)
+}
+
+/// Parses one instruction out of a base image's `ONBUILD` triggers; spans are of `text`.
+pub fn parse_trigger(text: &str) -> (Option<Instruction>, Vec<Diagnostic>) {
+    let mut parser = Parser::new(text);
+    while parser.piece() {}
+    (
+        parser.file.instructions.into_iter().next(),
+        parser.diagnostics,
+    )
+}
+
+struct Parser<'a> {
+    lexer: Lexer<'a>,
+    text: &'a str,
+    file: Dockerfile,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl<'a> Parser<'a> {
+    fn new(text: &'a str) -> Parser<'a> {
+        let mut file = Dockerfile::default();
+        let mark = text.len() - text.trim_start_matches('\u{feff}').len();
+        let mark = mark.min('\u{feff}'.len_utf8());
+        if mark > 0 {
+            file.pieces.push(Piece {
+                span: Span::new(0, mark),
+                kind: PieceKind::Blank,
+            });
+        }
+        Parser {
+            lexer: Lexer::new(text, mark),
+            text,
+            file,
+            diagnostics: Vec::new(),
+        }
+    }
+
+    fn error(&mut self, span: Span, message: impl Into<String>) {
+        self.diagnostics.push(Diagnostic::error(span, message));
+    }
+
+    fn push_piece(&mut self, start: usize, kind: PieceKind) {
+        self.file.pieces.push(Piece {
+            span: Span::new(start, self.lexer.position()),
+            kind,
+        });
+    }
+
+    /// Reads the directives: the lines up to the first that is none.
+    fn head(&mut self) {
+        loop {
+            let before = self.lexer.clone();
+            let Some(line) = self.lexer.next_line() else {
+                return;
+            };
+            let Some(directive) = directive(self.text, line) else {
+                self.lexer = before;
+                return;
+            };
+            self.check_directive(&directive);
+            self.push_piece(line.start, PieceKind::Directive(self.file.directives.len()));
+            self.file.directives.push(directive);
+        }
+    }
+
+    fn check_directive(&mut self, directive: &Directive) {
+        let Directive { name, value, .. } = directive;
+        if self.file.directives.iter().any(|other| other.name == *name) {
+            self.error(
+                directive.span,
+                format!("the directive `{name}` is given twice"),
+            );
+        }
+        match name.as_str() {
+            "escape" => match value.text.as_str() {
+                "\\" => self.file.escape = Escape('\\'),
+                "`" => self.file.escape = Escape('`'),
+                other => {
+                    let message = format!("`{other}` cannot be the escape character");
+                    self.diagnostics
+                        .push(Diagnostic::error(value.span, message).help("it is `\\` or `` ` ``"));
+                }
+            },
+            "syntax" if !is_own_syntax(&value.text) => {
+                let message = format!("the language of `{}` is not supported", value.text);
+                self.diagnostics.push(
+                    Diagnostic::error(value.span, message).help(
+                        "longshore reads `docker/dockerfile` itself and runs no other frontend",
+                    ),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads blank lines, a comment or an instruction; false at the end.
+    fn piece(&mut self) -> bool {
+        let Some(line) = self.lexer.next_line() else {
+            return false;
+        };
+        let content = self.lexer.content(line).trim_start();
+        if content.is_empty() {
+            self.push_piece(line.start, PieceKind::Blank);
+        } else if content.starts_with('#') {
+            self.push_piece(line.start, PieceKind::Comment);
+        } else {
+            let logical = self.lexer.logical_line(line, self.file.escape.0);
+            if logical.text.trim().is_empty() {
+                self.push_piece(line.start, PieceKind::Blank);
+                return true;
+            }
+            let instruction = self.instruction(&logical);
+            self.push_piece(
+                line.start,
+                PieceKind::Instruction(self.file.instructions.len()),
+            );
+            self.file.instructions.push(instruction);
+        }
+        true
+    }
+
+    fn instruction(&mut self, logical: &LogicalLine) -> Instruction {
+        for &blank in &logical.blank_lines {
+            let warning = Diagnostic::warning(blank, "a blank line inside a continued instruction");
+            self.diagnostics
+                .push(warning.label(logical.span, "the instruction").help(
+                "it will become an error: remove the line, or end the line above without an escape",
+            ));
+        }
+        for &long in &logical.long_lines {
+            self.error(long, "a line has more than 65535 bytes");
+        }
+        let mut scope = Scope {
+            logical,
+            escape: self.file.escape.0,
+            diagnostics: &mut self.diagnostics,
+        };
+        let start = logical.text.len() - logical.text.trim_start().len();
+        let mut instruction = scope.instruction(start..logical.text.len(), None);
+        let heredocs = self.heredocs(logical, &instruction);
+        let end = match heredocs.last() {
+            Some(_) => trim_line_end(self.text, self.lexer.position()),
+            None => logical.span.end,
+        };
+        instruction.span.end = end;
+        instruction.heredocs = heredocs;
+        if let InstructionKind::Onbuild(trigger) = &mut instruction.kind {
+            trigger.span.end = end;
+            trigger.heredocs.clone_from(&instruction.heredocs);
+        }
+        instruction
+    }
+
+    fn heredocs(&mut self, logical: &LogicalLine, instruction: &Instruction) -> Vec<Heredoc> {
+        let kind = match &instruction.kind {
+            InstructionKind::Onbuild(trigger) => &trigger.kind,
+            kind => kind,
+        };
+        let command = matches!(
+            kind,
+            InstructionKind::Run(Command::Shell(_))
+                | InstructionKind::Copy(_)
+                | InstructionKind::Add(_)
+        );
+        if !command || !logical.text.contains("<<") {
+            return Vec::new();
+        }
+        let mut heredocs = Vec::new();
+        for word in lexer::heredoc_words(&logical.text) {
+            let span = logical.span_of(word.range.clone());
+            let (body, ended) = self.lexer.heredoc_body(&word.name, word.strip_tabs);
+            if !ended {
+                let message = format!("the here-document `{}` is never ended", word.name);
+                self.diagnostics.push(
+                    Diagnostic::error(span, message)
+                        .help(format!("a line with nothing but `{}` ends it", word.name)),
+                );
+            }
+            heredocs.push(Heredoc {
+                fd: word.fd,
+                name: word.name,
+                expand: word.expand,
+                strip_tabs: word.strip_tabs,
+                word: span,
+                body,
+            });
+        }
+        heredocs
+    }
+
+    /// Groups the instructions into stages, and says what is wrong with the file as a whole.
+    fn stages(&mut self) {
+        let is_from =
+            |instruction: &Instruction| instruction.keyword.text.eq_ignore_ascii_case("FROM");
+        let instructions = &self.file.instructions;
+        let froms: Vec<usize> = (0..instructions.len())
+            .filter(|&index| is_from(&instructions[index]))
+            .collect();
+        let ends = froms.iter().skip(1).copied().chain([instructions.len()]);
+        self.file.stages = froms
+            .iter()
+            .zip(ends)
+            .map(|(&from, end)| Stage {
+                from,
+                body: from + 1..end,
+            })
+            .collect();
+        let everything = Span::new(0, self.text.trim_end().len());
+        if self.text.trim().is_empty() {
+            self.error(Span::default(), "the Dockerfile is empty");
+        } else if self.file.instructions.is_empty() {
+            self.error(
+                everything,
+                "the Dockerfile has no instructions, only comments",
+            );
+        } else if froms.is_empty()
+            && self
+                .file
+                .globals()
+                .iter()
+                .all(|instruction| matches!(instruction.kind, InstructionKind::Arg(_)))
+        {
+            self.error(everything, "the Dockerfile has no stage: `FROM` is missing");
+        }
+        let misplaced: Vec<(Span, String)> = self
+            .file
+            .globals()
+            .iter()
+            .filter(|instruction| {
+                !matches!(
+                    instruction.kind,
+                    InstructionKind::Arg(_) | InstructionKind::Invalid
+                )
+            })
+            .map(|instruction| (instruction.head, instruction.keyword.text.to_uppercase()))
+            .collect();
+        for (span, keyword) in misplaced {
+            let message =
+                format!("`{keyword}` has no stage to build: it stands before the first `FROM`");
+            self.diagnostics
+                .push(Diagnostic::error(span, message).help("only `ARG` may stand there"));
+        }
+    }
+}
+
+/// Where the line before `offset` ends, without its line end.
+fn trim_line_end(text: &str, offset: usize) -> usize {
+    text[..offset].trim_end_matches(['\r', '\n']).len()
+}
+
+/// `# name=value`, if the line is a known directive.
+fn directive(text: &str, line: PhysicalLine) -> Option<Directive> {
+    let content = &text[line.start..line.content_end];
+    let (key, value) = content.trim_start().strip_prefix('#')?.split_once('=')?;
+    let name = key.trim().to_ascii_lowercase();
+    let value = value.trim();
+    if !matches!(name.as_str(), "syntax" | "escape" | "check") || value.is_empty() {
+        return None;
+    }
+    let end = line.start + content.trim_end().len();
+    Some(Directive {
+        name,
+        value: Word {
+            text: value.to_owned(),
+            span: Span::new(end - value.len(), end),
+        },
+        span: Span::new(line.start, line.content_end),
+    })
+}
+
+/// Whether a `# syntax=` names the language that this parser reads: `docker/dockerfile` of any registry or version.
+fn is_own_syntax(value: &str) -> bool {
+    let image = value.split_whitespace().next().unwrap_or_default();
+    let image = image.split('@').next().unwrap_or_default();
+    let (path, last) = image.rsplit_once('/').unwrap_or(("", image));
+    let name = last.split(':').next().unwrap_or_default();
+    matches!(name, "dockerfile" | "dockerfile-upstream") && !path.is_empty()
+        || name.starts_with("dockerfile.v0")
+}
+
+/// One logical line and where to report about it.
+struct Scope<'a> {
+    logical: &'a LogicalLine,
+    escape: char,
+    diagnostics: &'a mut Vec<Diagnostic>,
+}
+
+impl Scope<'_> {
+    fn text(&self) -> &str {
+        &self.logical.text
+    }
+
+    fn word(&self, range: Range<usize>) -> Word {
+        Word {
+            text: self.text()[range.clone()].to_owned(),
+            span: self.logical.span_of(range),
+        }
+    }
+
+    fn report(&mut self, diagnostic: Diagnostic) -> InstructionKind {
+        self.diagnostics.push(diagnostic);
+        InstructionKind::Invalid
+    }
+
+    fn trim(&self, range: Range<usize>) -> Range<usize> {
+        let text = &self.text()[range.clone()];
+        let start = range.start + (text.len() - text.trim_start().len());
+        start..start + text.trim().len()
+    }
+
+    /// Parses the instruction in a range of the line; `inside` is the range of an `ONBUILD` around it.
+    fn instruction(&mut self, range: Range<usize>, inside: Option<Span>) -> Instruction {
+        let range = self.trim(range);
+        let text = &self.text()[range.clone()];
+        let length = text.find(char::is_whitespace).unwrap_or(text.len());
+        let keyword = self.word(range.start..range.start + length);
+        let line = text.to_owned();
+        let head = self.logical.span_of(range.clone());
+        let arguments = self.trim(range.start + length..range.end);
+        let (flags, rest) = self.flags(arguments);
+        let rest = self.trim(rest);
+        let upper = keyword.text.to_ascii_uppercase();
+        let kind = self.kind(&upper, &keyword, &flags, rest, inside);
+        Instruction {
+            span: head,
+            head,
+            keyword,
+            line,
+            flags,
+            kind,
+            heredocs: Vec::new(),
+        }
+    }
+
+    /// Splits leading `--flag` words off; a bare `--` ends them.
+    fn flags(&mut self, range: Range<usize>) -> (Vec<Flag>, Range<usize>) {
+        let mut flags = Vec::new();
+        let mut position = range.start;
+        loop {
+            let text = &self.text()[position..range.end];
+            let start = position + (text.len() - text.trim_start().len());
+            if !self.text()[start..range.end].starts_with("--") {
+                return (flags, start..range.end);
+            }
+            let (text, end) = self.flag_word(start..range.end);
+            position = end;
+            if text == "--" {
+                return (flags, position..range.end);
+            }
+            let (name, value) = match text[2.min(text.len())..].split_once('=') {
+                Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+                None => (text[2.min(text.len())..].to_owned(), None),
+            };
+            flags.push(Flag {
+                name,
+                value,
+                span: self.logical.span_of(start..end),
+            });
+        }
+    }
+
+    /// A word with quotes and escapes removed, and where it ends.
+    fn flag_word(&self, range: Range<usize>) -> (String, usize) {
+        let mut word = String::new();
+        let mut quote = None;
+        let mut chars = self.text()[range.clone()].char_indices();
+        while let Some((at, char)) = chars.next() {
+            match (quote, char) {
+                (Some(open), _) if open == char => quote = None,
+                (None, '\'' | '"') => quote = Some(char),
+                (_, _) if char == self.escape => word.extend(chars.next().map(|(_, next)| next)),
+                (None, _) if char.is_whitespace() => return (word, range.start + at),
+                _ => word.push(char),
+            }
+        }
+        (word, range.end)
+    }
+
+    fn unknown(&mut self, keyword: &Word) -> InstructionKind {
+        let message = format!("unknown instruction `{}`", keyword.text);
+        let near = nearest(&keyword.text, KEYWORDS);
+        self.report(Diagnostic::error(keyword.span, message).suggest(near))
+    }
+}
+
+#[cfg(test)]
+mod tests;
