@@ -1,1 +1,37 @@
-//! The bundled OCI registry.
+//! The bundled OCI registry: distribution-spec 1.1 on hyper, in CNCF distribution's folder layout.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`serve`] | listener, TLS, limits, graceful end: [`Server`], [`Config`] |
+//! | [`routes`] | URL grammar: a path becomes a [`routes::Route`]; pure |
+//! | `registry` | one request to one answer: auth, route table, common headers |
+//! | `blobs`, `uploads`, `manifests`, `tags` | the handlers, by endpoint |
+//! | [`range`] | `Range` and `Content-Range`; pure |
+//! | [`error`] | error codes, statuses and the JSON envelope, in one table |
+//! | [`auth`] | htpasswd |
+//! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
+//! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
+//! | [`fixture`] | a registry for other crates' tests |
+//!
+//! Handlers see parsed names only, storage sees no URLs, and everything that blocks runs on blocking threads.
+
+#![forbid(unsafe_code)]
+
+pub mod auth;
+mod blobs;
+pub mod body;
+pub mod error;
+pub mod fixture;
+mod manifests;
+pub mod range;
+mod registry;
+mod rfc3339;
+pub mod routes;
+pub mod sendfile;
+pub mod serve;
+pub mod storage;
+mod tags;
+mod uploads;
+
+pub use fixture::RunningServer;
+pub use serve::{Config, Limits, ServeError, Server, TlsFiles};

@@ -1,0 +1,217 @@
+//! What a client is told when something fails: [`ErrorCode`] to status and the JSON envelope, in one table.
+//!
+//! ```text
+//! handler ─ Err(ApiError) ─► into_response() ─► {"errors":[{"code":…,"message":…,"detail":…}]}
+//! ```
+//!
+//! Keep `docs/reference/registry.md` in step. A fault of ours (disk, storage) is logged in full and answered
+//! as `UNKNOWN` without its detail: paths of the host are not the client's business.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use crate::body::Body;
+use crate::storage::StorageError;
+
+/// Error codes of distribution-spec ("Error Codes"), and the ones that CNCF distribution adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The blob is not in this repository.
+    BlobUnknown,
+    /// The upload's request makes no sense or its body was cut.
+    BlobUploadInvalid,
+    /// There is no such upload session.
+    BlobUploadUnknown,
+    /// The digest is malformed, unsupported, or not that of the content.
+    DigestInvalid,
+    /// The manifest names a blob or manifest that is not in this repository.
+    ManifestBlobUnknown,
+    /// The manifest is not one.
+    ManifestInvalid,
+    /// There is no such manifest or tag.
+    ManifestUnknown,
+    /// The repository's name breaks the grammar.
+    NameInvalid,
+    /// There is no such repository.
+    NameUnknown,
+    /// `n` is not a number.
+    PaginationNumberInvalid,
+    /// A chunk is out of order, or a range lies outside the blob.
+    RangeInvalid,
+    /// A length that was announced is not that of the content.
+    SizeInvalid,
+    /// The content is larger than this registry takes.
+    TooLarge,
+    /// The tag breaks the grammar.
+    TagInvalid,
+    /// Credentials are needed.
+    Unauthorized,
+    /// The method or operation is not offered here.
+    Unsupported,
+    /// No such path.
+    NotFound,
+    /// The client sent nothing for too long.
+    Timeout,
+    /// A fault of the server.
+    Unknown,
+}
+
+impl ErrorCode {
+    /// The wire name, the status and the default message.
+    pub fn row(self) -> (&'static str, StatusCode, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::BlobUnknown => ("BLOB_UNKNOWN", S::NOT_FOUND, "blob unknown to registry"),
+            Self::BlobUploadInvalid => {
+                ("BLOB_UPLOAD_INVALID", S::BAD_REQUEST, "blob upload invalid")
+            }
+            Self::BlobUploadUnknown => (
+                "BLOB_UPLOAD_UNKNOWN",
+                S::NOT_FOUND,
+                "blob upload unknown to registry",
+            ),
+            Self::DigestInvalid => (
+                "DIGEST_INVALID",
+                S::BAD_REQUEST,
+                "provided digest did not match the content or is not supported",
+            ),
+            Self::ManifestBlobUnknown => (
+                "MANIFEST_BLOB_UNKNOWN",
+                S::NOT_FOUND,
+                "manifest references a manifest or blob unknown to registry",
+            ),
+            Self::ManifestInvalid => ("MANIFEST_INVALID", S::BAD_REQUEST, "manifest invalid"),
+            Self::ManifestUnknown => (
+                "MANIFEST_UNKNOWN",
+                S::NOT_FOUND,
+                "manifest unknown to registry",
+            ),
+            Self::NameInvalid => ("NAME_INVALID", S::BAD_REQUEST, "invalid repository name"),
+            Self::NameUnknown => (
+                "NAME_UNKNOWN",
+                S::NOT_FOUND,
+                "repository name not known to registry",
+            ),
+            Self::PaginationNumberInvalid => (
+                "PAGINATION_NUMBER_INVALID",
+                S::BAD_REQUEST,
+                "invalid number of results requested",
+            ),
+            Self::RangeInvalid => (
+                "RANGE_INVALID",
+                S::RANGE_NOT_SATISFIABLE,
+                "requested range cannot be satisfied",
+            ),
+            Self::SizeInvalid => (
+                "SIZE_INVALID",
+                S::BAD_REQUEST,
+                "provided length did not match content length",
+            ),
+            Self::TooLarge => (
+                "SIZE_INVALID",
+                S::PAYLOAD_TOO_LARGE,
+                "content is larger than this registry takes",
+            ),
+            Self::TagInvalid => ("TAG_INVALID", S::BAD_REQUEST, "invalid tag"),
+            Self::Unauthorized => ("UNAUTHORIZED", S::UNAUTHORIZED, "authentication required"),
+            Self::Unsupported => (
+                "UNSUPPORTED",
+                S::METHOD_NOT_ALLOWED,
+                "the operation is unsupported",
+            ),
+            Self::NotFound => ("UNSUPPORTED", S::NOT_FOUND, "no such endpoint"),
+            Self::Timeout => (
+                "BLOB_UPLOAD_INVALID",
+                S::REQUEST_TIMEOUT,
+                "the client sent nothing for too long",
+            ),
+            Self::Unknown => ("UNKNOWN", S::INTERNAL_SERVER_ERROR, "unknown error"),
+        }
+    }
+}
+
+/// One refusal: a code, what exactly was wrong, and headers that the client needs to go on.
+#[derive(Debug)]
+pub struct ApiError {
+    code: ErrorCode,
+    detail: Option<String>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl ApiError {
+    /// A refusal without detail.
+    pub fn new(code: ErrorCode) -> ApiError {
+        ApiError {
+            code,
+            detail: None,
+            headers: Vec::new(),
+        }
+    }
+
+    /// A refusal that says what was wrong.
+    pub fn with(code: ErrorCode, detail: impl Into<String>) -> ApiError {
+        ApiError {
+            code,
+            detail: Some(detail.into()),
+            headers: Vec::new(),
+        }
+    }
+
+    /// The same with one more response header.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> ApiError {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The code.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// The response: status, headers and envelope.
+    pub fn into_response(self) -> Response<Body> {
+        let (name, status, message) = self.code.row();
+        let mut error = json!({"code": name, "message": message});
+        if let Some(detail) = &self.detail {
+            error["detail"] = json!(detail);
+        }
+        let text = json!({"errors": [error]}).to_string();
+        let mut response = Response::new(Body::full(Bytes::from(text)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        headers.extend(
+            self.headers
+                .into_iter()
+                .map(|(name, value)| (Some(name), value)),
+        );
+        response
+    }
+}
+
+impl From<StorageError> for ApiError {
+    fn from(error: StorageError) -> ApiError {
+        tracing::error!(error = %ErrorChain(&error), "storage failed");
+        ApiError::new(ErrorCode::Unknown)
+    }
+}
+
+/// An error and its sources on one line.
+pub(crate) struct ErrorChain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl std::fmt::Display for ErrorChain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! HEAD, GET, PUT and DELETE of manifests, by tag or digest. Bytes are kept and answered verbatim, whatever the
+//! client says it accepts.
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Response, StatusCode};
+use serde::Deserialize;
+use store::oci::{Annotations, Digest, MediaType};
+
+use crate::body::Body;
+use crate::error::{ApiError, ErrorCode};
+use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, set};
+use crate::routes::{ManifestReference, RepositoryName, percent_encode};
+use crate::storage::{RegistryStorage, StorageResult, VerifiedManifest, media_type_of};
+
+/// Most tags that one PUT sets.
+const TAGS_PER_PUT_MAX: usize = 32;
+
+/// Longest media type that is kept; HTTP headers of clients carry no longer ones.
+const MEDIA_TYPE_BYTES_MAX: usize = 255;
+
+/// What the server needs to know of a manifest, whatever its type.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Outline {
+    pub(crate) schema_version: Option<serde_json::Number>,
+    pub(crate) media_type: Option<String>,
+    pub(crate) artifact_type: Option<String>,
+    pub(crate) config: Option<Link>,
+    #[serde(default)]
+    pub(crate) layers: Option<Vec<Link>>,
+    #[serde(default)]
+    pub(crate) manifests: Option<Vec<Link>>,
+    pub(crate) subject: Option<Link>,
+    pub(crate) annotations: Option<Annotations>,
+}
+
+/// A descriptor, as far as the server looks into it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Link {
+    #[serde(default)]
+    pub(crate) media_type: String,
+    pub(crate) digest: String,
+    #[serde(default)]
+    urls: Option<Vec<String>>,
+}
+
+impl Link {
+    /// Whether the content need not be here: the descriptor says where else it is, or must not be pushed.
+    fn is_foreign(&self) -> bool {
+        self.urls.as_ref().is_some_and(|urls| !urls.is_empty())
+            || self.media_type.contains("nondistributable")
+            || self.media_type.contains(".foreign.")
+    }
+
+    fn digest(&self) -> Result<Digest, ApiError> {
+        self.digest
+            .parse()
+            .map_err(|error| ApiError::with(ErrorCode::ManifestInvalid, format!("{error}")))
+    }
+}
+
+/// What a manifest refers to.
+#[derive(Debug, Default)]
+struct Needs {
+    blobs: Vec<Digest>,
+    manifests: Vec<Digest>,
+    subject: Option<Digest>,
+}
+
+impl Registry {
+    pub(crate) async fn manifest(
+        &self,
+        name: RepositoryName,
+        reference: ManifestReference,
+        call: Call,
+    ) -> Answer {
+        let shown = shown(&reference);
+        let found = self
+            .blocking(move |storage| {
+                let digest = match reference {
+                    ManifestReference::Digest(digest) => Some(digest),
+                    ManifestReference::Tag(tag) => storage.tag(&name, &tag)?,
+                    ManifestReference::Impossible(_) => None,
+                };
+                match digest {
+                    Some(digest) => storage.manifest(&name, &digest),
+                    None => Ok(None),
+                }
+            })
+            .await?;
+        let manifest = found.ok_or_else(|| ApiError::with(ErrorCode::ManifestUnknown, shown))?;
+        let etag = format!("\"{}\"", manifest.digest());
+        let mut response = if call.has_already(&etag) {
+            answer(StatusCode::NOT_MODIFIED)
+        } else {
+            let bytes = manifest.bytes().clone();
+            let length = bytes.len().to_string();
+            let body = match call.method {
+                Method::HEAD => Body::empty(),
+                _ => Body::full(bytes),
+            };
+            let mut response = Response::new(body);
+            set(&mut response, header::CONTENT_LENGTH, &length);
+            response
+        };
+        let content_type = HeaderValue::from_str(manifest.media_type())
+            .unwrap_or(HeaderValue::from_static("application/octet-stream"));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, content_type);
+        set(
+            &mut response,
+            CONTENT_DIGEST,
+            &manifest.digest().to_string(),
+        );
+        set(&mut response, header::ETAG, &etag);
+        Ok(response)
+    }
+
+    pub(crate) async fn put_manifest(
+        &self,
+        name: RepositoryName,
+        reference: ManifestReference,
+        mut call: Call,
+    ) -> Answer {
+        let mut tags: Vec<String> = call.query.all("tag").map(str::to_owned).collect();
+        let expected = match &reference {
+            ManifestReference::Digest(digest) => Some(*digest),
+            ManifestReference::Tag(tag) => {
+                tags = vec![tag.clone()];
+                None
+            }
+            ManifestReference::Impossible(text) => {
+                return Err(ApiError::with(ErrorCode::TagInvalid, text.clone()));
+            }
+        };
+        if tags.len() > TAGS_PER_PUT_MAX {
+            return Err(ApiError::with(
+                ErrorCode::TagInvalid,
+                format!("at most {TAGS_PER_PUT_MAX} tags are set at once"),
+            ));
+        }
+        for tag in &tags {
+            store::oci::reference::check_tag(tag)
+                .map_err(|why| ApiError::with(ErrorCode::TagInvalid, why))?;
+        }
+        let bytes = call
+            .collect(store::MANIFEST_BYTES_MAX, self.rules.body_timeout)
+            .await?;
+        let sent_as = call.header(header::CONTENT_TYPE).map(str::to_owned);
+        let (media_type, needs) = examine(&bytes, sent_as.as_deref())?;
+        let digest = expected.unwrap_or_else(|| Digest::of(&bytes));
+        let Some(manifest) = VerifiedManifest::check(bytes, media_type, digest) else {
+            return Err(ApiError::with(
+                ErrorCode::DigestInvalid,
+                format!("the content is not that of {digest}"),
+            ));
+        };
+        let sparse = self.rules.sparse_indexes;
+        let (target, subject, set_tags) = (name.clone(), needs.subject, tags.clone());
+        let missing = self
+            .blocking(move |storage| {
+                let missing = missing(storage, &target, &needs, sparse)?;
+                if missing.is_none() {
+                    storage.put_manifest(&target, &manifest, needs.subject.as_ref())?;
+                    for tag in &set_tags {
+                        storage.set_tag(&target, tag, manifest.digest())?;
+                    }
+                }
+                Ok(missing)
+            })
+            .await?;
+        if let Some(missing) = missing {
+            return Err(ApiError::with(
+                ErrorCode::ManifestBlobUnknown,
+                missing.to_string(),
+            ));
+        }
+        let mut response = answer(StatusCode::CREATED);
+        let location = format!(
+            "/v2/{name}/manifests/{}",
+            percent_encode(&shown(&reference))
+        );
+        set(&mut response, header::LOCATION, &location);
+        set(&mut response, CONTENT_DIGEST, &digest.to_string());
+        if let Some(subject) = subject {
+            let header = HeaderName::from_static("oci-subject");
+            set(&mut response, header, &subject.to_string());
+        }
+        if expected.is_some() && !tags.is_empty() {
+            let header = HeaderName::from_static("oci-tag");
+            set(&mut response, header, &tags.join(", "));
+        }
+        Ok(response)
+    }
+
+    pub(crate) async fn delete_manifest(
+        &self,
+        name: RepositoryName,
+        reference: ManifestReference,
+    ) -> Answer {
+        let shown = shown(&reference);
+        let removed = self
+            .blocking(move |storage| match reference {
+                ManifestReference::Digest(digest) => storage.remove_manifest(&name, &digest),
+                ManifestReference::Tag(tag) => storage.remove_tag(&name, &tag),
+                ManifestReference::Impossible(_) => Ok(false),
+            })
+            .await?;
+        if !removed {
+            return Err(ApiError::with(ErrorCode::ManifestUnknown, shown));
+        }
+        Ok(answer(StatusCode::ACCEPTED))
+    }
+}
+
+fn shown(reference: &ManifestReference) -> String {
+    match reference {
+        ManifestReference::Tag(text) | ManifestReference::Impossible(text) => text.clone(),
+        ManifestReference::Digest(digest) => digest.to_string(),
+    }
+}
+
+/// The type and references of a manifest's bytes, or why it is none.
+fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, Needs), ApiError> {
+    let invalid = |detail: String| ApiError::with(ErrorCode::ManifestInvalid, detail);
+    let outline: Outline =
+        serde_json::from_slice(bytes).map_err(|error| invalid(format!("{error}")))?;
+    let sent_as = sent_as
+        .map(|text| text.split(';').next().unwrap_or_default().trim())
+        // What HTTP tools send where nobody said anything.
+        .filter(|text| {
+            !matches!(
+                *text,
+                "" | "application/json"
+                    | "application/octet-stream"
+                    | "application/x-www-form-urlencoded"
+            )
+        });
+    if let (Some(sent_as), Some(inside)) = (sent_as, outline.media_type.as_deref())
+        && !inside.is_empty()
+        && sent_as != inside
+    {
+        return Err(invalid(format!(
+            "Content-Type is `{sent_as}` but mediaType is `{inside}`"
+        )));
+    }
+    let media_type = sent_as.map_or_else(|| media_type_of(bytes), str::to_owned);
+    if media_type.len() > MEDIA_TYPE_BYTES_MAX || HeaderValue::from_str(&media_type).is_err() {
+        return Err(invalid(
+            "the media type is too long or no header text".to_owned(),
+        ));
+    }
+    let mut needs = Needs {
+        subject: outline.subject.as_ref().map(Link::digest).transpose()?,
+        ..Needs::default()
+    };
+    let kind = MediaType::new(media_type.clone());
+    if media_type.starts_with("application/vnd.docker.distribution.manifest.v1") {
+        return Err(invalid("schema 1 manifests are not taken".to_owned()));
+    }
+    if kind.is_manifest() || kind.is_index() {
+        if outline
+            .schema_version
+            .as_ref()
+            .and_then(serde_json::Number::as_u64)
+            != Some(2)
+        {
+            return Err(invalid("schemaVersion is not 2".to_owned()));
+        }
+    }
+    if kind.is_manifest() {
+        let config = outline
+            .config
+            .as_ref()
+            .ok_or_else(|| invalid("there is no config".to_owned()))?;
+        if outline.manifests.is_some() {
+            return Err(invalid(
+                "an image manifest has no `manifests`: is it an index?".to_owned(),
+            ));
+        }
+        for link in std::iter::once(config).chain(outline.layers.iter().flatten()) {
+            let digest = link.digest()?;
+            if !link.is_foreign() {
+                needs.blobs.push(digest);
+            }
+        }
+    } else if kind.is_index() {
+        let manifests = outline
+            .manifests
+            .as_ref()
+            .ok_or_else(|| invalid("there is no `manifests`".to_owned()))?;
+        for link in manifests {
+            needs.manifests.push(link.digest()?);
+        }
+    }
+    Ok((media_type, needs))
+}
+
+/// The first reference that the repository lacks.
+fn missing(
+    storage: &dyn RegistryStorage,
+    name: &RepositoryName,
+    needs: &Needs,
+    sparse: bool,
+) -> StorageResult<Option<Digest>> {
+    for digest in &needs.blobs {
+        if storage.blob_size(name, digest)?.is_none() {
+            return Ok(Some(*digest));
+        }
+    }
+    for digest in needs.manifests.iter().filter(|_| !sparse) {
+        // Some artifacts' indexes list blobs.
+        if !storage.has_manifest(name, digest)? && storage.blob_size(name, digest)?.is_none() {
+            return Ok(Some(*digest));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,267 @@
+//! One request to one answer: authentication, the route table, and what every answer carries.
+//!
+//! ```text
+//! Request ─ auth ─► Route::parse ─► handler(Call) ─► Ok(Response) | Err(ApiError) ─► envelope
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use crate::auth::Htpasswd;
+use crate::body::Body;
+use crate::error::{ApiError, ErrorCode};
+use crate::routes::{Query, Route};
+use crate::sendfile::SendQueue;
+use crate::storage::{RegistryStorage, StorageResult};
+use crate::uploads::Sessions;
+
+/// `Docker-Content-Digest`
+pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// What a handler returns.
+pub(crate) type Answer = Result<Response<Body>, ApiError>;
+
+/// Rules that handlers apply; see [`crate::Config`] for the meanings.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) delete: bool,
+    pub(crate) read_only: bool,
+    pub(crate) sparse_indexes: bool,
+    pub(crate) blob_bytes_max: Option<u64>,
+    pub(crate) body_timeout: Duration,
+}
+
+/// A registry: storage, sessions, rules and users.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pub(crate) storage: Arc<dyn RegistryStorage>,
+    pub(crate) sessions: Sessions,
+    pub(crate) rules: Rules,
+    pub(crate) users: Option<Htpasswd>,
+}
+
+/// A request after its route was parsed.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) query: Query,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Incoming,
+    /// Where blobs may go by `sendfile`; `None` on TLS and HTTP/2.
+    pub(crate) queue: Option<SendQueue>,
+}
+
+impl Call {
+    /// A header's text; `None` if it is absent or not text.
+    pub(crate) fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Whether `If-None-Match` names this entity tag.
+    pub(crate) fn has_already(&self, etag: &str) -> bool {
+        self.header(header::IF_NONE_MATCH).is_some_and(|tags| {
+            tags.split(',')
+                .map(|tag| tag.trim().trim_start_matches("W/"))
+                .any(|tag| tag == "*" || tag == etag)
+        })
+    }
+
+    /// `Content-Length`, if there is one.
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        self.header(header::CONTENT_LENGTH)?.parse().ok()
+    }
+
+    /// The whole body, at most `bytes_max` long.
+    pub(crate) async fn collect(
+        &mut self,
+        bytes_max: usize,
+        timeout: Duration,
+    ) -> Result<Bytes, ApiError> {
+        let too_large = || {
+            ApiError::with(
+                ErrorCode::TooLarge,
+                format!("at most {bytes_max} bytes are taken"),
+            )
+        };
+        if self.content_length().is_some_and(|n| n > bytes_max as u64) {
+            return Err(too_large());
+        }
+        let mut bytes = BytesMut::new();
+        while let Some(data) = next_data(&mut self.body, timeout).await? {
+            if bytes.len() + data.len() > bytes_max {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes.freeze())
+    }
+}
+
+/// The next bytes of a body; `None` at its end. A cut body or a silent client is an error.
+pub(crate) async fn next_data(
+    body: &mut Incoming,
+    timeout: Duration,
+) -> Result<Option<Bytes>, ApiError> {
+    loop {
+        let frame = tokio::time::timeout(timeout, body.frame())
+            .await
+            .map_err(|_| ApiError::new(ErrorCode::Timeout))?;
+        match frame {
+            None => return Ok(None),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Some(Err(error)) => {
+                return Err(ApiError::with(
+                    ErrorCode::BlobUploadInvalid,
+                    format!("the body was cut: {error}"),
+                ));
+            }
+        }
+    }
+}
+
+impl Registry {
+    /// Answers one request. Work that changes the registry goes on to its end even if the connection dies.
+    pub(crate) async fn handle(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        queue: Option<SendQueue>,
+    ) -> Response<Body> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let answer = if reads {
+            self.answer(request, queue).await
+        } else {
+            let registry = Arc::clone(self);
+            let task = tokio::spawn(async move { registry.answer(request, queue).await });
+            task.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a handler panicked");
+                Err(ApiError::new(ErrorCode::Unknown))
+            })
+        };
+        let mut response = answer.unwrap_or_else(ApiError::into_response);
+        response.headers_mut().insert(
+            HeaderName::from_static("docker-distribution-api-version"),
+            HeaderValue::from_static("registry/2.0"),
+        );
+        response.headers_mut().insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        tracing::info!(target: "registry::access", %method, path, status = response.status().as_u16());
+        response
+    }
+
+    async fn answer(&self, request: Request<Incoming>, queue: Option<SendQueue>) -> Answer {
+        if let Some(users) = &self.users {
+            users.check(request.headers()).await?;
+        }
+        let (head, body) = request.into_parts();
+        let route = Route::parse(head.uri.path())?;
+        let call = Call {
+            method: head.method,
+            query: Query::parse(head.uri.query()),
+            headers: head.headers,
+            body,
+            queue,
+        };
+        self.dispatch(route, call).await
+    }
+
+    async fn dispatch(&self, route: Route, call: Call) -> Answer {
+        let method = call.method.clone();
+        let allowed: &'static str = match &route {
+            Route::Base | Route::Catalog | Route::Tags(_) | Route::Referrers(..) => "GET, HEAD",
+            Route::Blob(..) => "GET, HEAD, DELETE",
+            Route::Manifest(..) => "GET, HEAD, PUT, DELETE",
+            Route::Uploads(_) => "POST",
+            Route::Upload(..) => "GET, PATCH, PUT, DELETE",
+        };
+        if !allowed.split(", ").any(|name| name == method.as_str()) {
+            return Err(ApiError::new(ErrorCode::Unsupported)
+                .header(header::ALLOW, HeaderValue::from_static(allowed)));
+        }
+        let deletes = method == Method::DELETE && !matches!(route, Route::Upload(..));
+        if self.rules.read_only && !matches!(method, Method::GET | Method::HEAD) {
+            return Err(ApiError::with(
+                ErrorCode::Unsupported,
+                "this registry is read-only",
+            ));
+        }
+        if deletes && !self.rules.delete {
+            return Err(ApiError::with(
+                ErrorCode::Unsupported,
+                "deleting is switched off in this registry",
+            ));
+        }
+        match (route, method.as_str()) {
+            (Route::Base, _) => Ok(json_answer("{}".to_owned())),
+            (Route::Catalog, _) => self.catalog(call).await,
+            (Route::Tags(name), _) => self.list_tags(name, call).await,
+            (Route::Referrers(name, subject), _) => self.list_referrers(name, subject, call).await,
+            (Route::Blob(name, digest), "DELETE") => self.delete_blob(name, digest).await,
+            (Route::Blob(name, digest), _) => self.blob(name, digest, call).await,
+            (Route::Manifest(name, reference), "PUT") => {
+                self.put_manifest(name, reference, call).await
+            }
+            (Route::Manifest(name, reference), "DELETE") => {
+                self.delete_manifest(name, reference).await
+            }
+            (Route::Manifest(name, reference), _) => self.manifest(name, reference, call).await,
+            (Route::Uploads(name), _) => self.start_upload(name, call).await,
+            (Route::Upload(name, id), "PATCH") => self.patch_upload(name, id, call).await,
+            (Route::Upload(name, id), "PUT") => self.put_upload(name, id, call).await,
+            (Route::Upload(name, id), "DELETE") => self.cancel_upload(name, id).await,
+            (Route::Upload(name, id), _) => self.upload_status(name, id).await,
+        }
+    }
+
+    /// Calls storage on a thread where blocking harms nobody.
+    pub(crate) async fn blocking<T, F>(&self, call: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn RegistryStorage) -> StorageResult<T> + Send + 'static,
+    {
+        let storage = Arc::clone(&self.storage);
+        let result = tokio::task::spawn_blocking(move || call(&*storage)).await;
+        match result {
+            Ok(result) => Ok(result?),
+            Err(error) => {
+                tracing::error!(%error, "a storage call panicked");
+                Err(ApiError::new(ErrorCode::Unknown))
+            }
+        }
+    }
+}
+
+/// An empty answer.
+pub(crate) fn answer(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// A 200 with JSON.
+pub(crate) fn json_answer(text: String) -> Response<Body> {
+    let mut response = Response::new(Body::full(Bytes::from(text)));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+/// Sets a header whose value was made from parsed names, digests and numbers.
+pub(crate) fn set(response: &mut Response<Body>, name: HeaderName, value: &str) {
+    let value = HeaderValue::from_str(value).expect("names, digests and numbers are header text");
+    response.headers_mut().insert(name, value);
+}

@@ -1,0 +1,387 @@
+//! The listener: connections, TLS, limits, and an end that lets running requests finish.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+
+use crate::auth::{Htpasswd, HtpasswdError};
+use crate::body::Body;
+use crate::registry::{Registry, Rules};
+use crate::sendfile::{Connection, SendQueue};
+use crate::storage::disk::DiskStorage;
+use crate::storage::{RegistryStorage, StorageError};
+use crate::uploads::Sessions;
+
+/// Most bytes of a request's line and headers; distribution-spec tokens fit many times.
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 128;
+
+/// How long the listener rests after it could not accept (out of file descriptors).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How a registry is served.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder, in CNCF distribution's layout below `docker/registry/v2`; made if it is not there.
+    pub root: PathBuf,
+    /// Users who may use the registry; everybody may where this is `None`.
+    pub htpasswd: Option<PathBuf>,
+    /// Certificate and key; plain HTTP where this is `None`.
+    pub tls: Option<TlsFiles>,
+    /// Whether blobs, manifests and tags may be deleted.
+    pub delete: bool,
+    /// Whether every change is refused.
+    pub read_only: bool,
+    /// Whether an index may list manifests that the repository does not have.
+    pub sparse_indexes: bool,
+    /// Whether to wait for the disk before a push is acknowledged.
+    pub durable: bool,
+    /// What is refused, and when the server gives up waiting.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// An open registry in `root`, with deleting on.
+    pub fn new(root: impl Into<PathBuf>) -> Config {
+        Config {
+            root: root.into(),
+            htpasswd: None,
+            tls: None,
+            delete: true,
+            read_only: false,
+            sparse_indexes: false,
+            durable: true,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Where the certificate is; both files are PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, then its issuers.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// Bounds of what one client can take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Largest blob that is taken, in bytes; `None` takes any.
+    pub blob_bytes_max: Option<u64>,
+    /// How long a request's headers, a TLS handshake, or the next request on an open connection may take.
+    pub header_timeout: Duration,
+    /// How long a client may send or read nothing in the middle of a body.
+    pub body_timeout: Duration,
+    /// How long running requests may go on once the server is to stop.
+    pub drain_timeout: Duration,
+    /// Upload sessions that got no byte for this long are dropped.
+    pub upload_age_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections_max: 4096,
+            blob_bytes_max: None,
+            header_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(10),
+            // As long as distribution keeps them.
+            upload_age_max: Duration::from_secs(7 * 24 * 60 * 60),
+        }
+    }
+}
+
+/// Why a registry cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The folder cannot be used.
+    #[error("cannot open the registry's storage")]
+    Storage(#[from] StorageError),
+    /// The users cannot be read.
+    #[error("cannot use the users file")]
+    Users(#[from] HtpasswdError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on `{addr}`")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// The refusal.
+        source: std::io::Error,
+    },
+    /// A PEM file cannot be used.
+    #[error("cannot read `{}` as PEM", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// Certificate and key do not work together.
+    #[error("certificate `{}` and key `{}` cannot be used", cert.display(), key.display())]
+    Tls {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+}
+
+/// A registry that listens.
+pub struct Server {
+    listener: TcpListener,
+    addr: SocketAddr,
+    registry: Arc<Registry>,
+    tls: Option<TlsAcceptor>,
+    limits: Limits,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("addr", &self.addr)
+            .field("tls", &self.tls.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens the storage in `config.root` and listens on `addr` (port 0 lets the kernel choose).
+    pub async fn bind(addr: SocketAddr, config: Config) -> Result<Server, ServeError> {
+        let storage = DiskStorage::open(&config.root)?.durable(config.durable);
+        Server::bind_with(addr, config, Arc::new(storage)).await
+    }
+
+    /// The same on any storage; `config.root` and `config.durable` are not looked at.
+    pub async fn bind_with(
+        addr: SocketAddr,
+        config: Config,
+        storage: Arc<dyn RegistryStorage>,
+    ) -> Result<Server, ServeError> {
+        let users = config.htpasswd.as_deref().map(Htpasswd::open).transpose()?;
+        let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let failed = |source| ServeError::Listen { addr, source };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        let registry = Registry {
+            storage,
+            sessions: Sessions::default(),
+            rules: Rules {
+                delete: config.delete,
+                read_only: config.read_only,
+                sparse_indexes: config.sparse_indexes,
+                blob_bytes_max: config.limits.blob_bytes_max,
+                body_timeout: config.limits.body_timeout,
+            },
+            users,
+        };
+        Ok(Server {
+            listener,
+            addr,
+            registry: Arc::new(registry),
+            tls,
+            limits: config.limits,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until `shutdown` is ready, then takes no more connections, lets running requests finish for
+    /// [`Limits::drain_timeout`], and cuts those that have not.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let graceful = GracefulShutdown::new();
+        let slots = Arc::new(Semaphore::new(self.limits.connections_max));
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(purge(
+            Arc::clone(&self.registry),
+            self.limits.upload_age_max,
+        ));
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let (stream, slot) = tokio::select! {
+                () = &mut shutdown => break,
+                accepted = accept(&self.listener, &slots) => accepted,
+            };
+            let connection = Client {
+                registry: Arc::clone(&self.registry),
+                tls: self.tls.clone(),
+                limits: self.limits.clone(),
+                watcher: graceful.watcher(),
+            };
+            tasks.spawn(async move {
+                connection.serve(stream).await;
+                drop(slot);
+            });
+            while tasks.try_join_next().is_some() {}
+        }
+        drop(self.listener);
+        if tokio::time::timeout(self.limits.drain_timeout, graceful.shutdown())
+            .await
+            .is_err()
+        {
+            tracing::warn!("requests that were still running are cut");
+        }
+        tasks.shutdown().await;
+        Ok(())
+    }
+}
+
+/// The next connection, once there is room for it.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> (TcpStream, OwnedSemaphorePermit) {
+    let slot = Arc::clone(slots)
+        .acquire_owned()
+        .await
+        .expect("the semaphore is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, slot),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Drops abandoned uploads, at the start and then daily.
+async fn purge(registry: Arc<Registry>, age: Duration) {
+    let mut daily = tokio::time::interval(Duration::from_secs(24 * 60 * 60));
+    loop {
+        daily.tick().await;
+        if registry.rules.read_only {
+            return;
+        }
+        match registry
+            .blocking(move |storage| storage.purge_uploads(age))
+            .await
+        {
+            Ok(0) | Err(_) => {}
+            Ok(count) => tracing::info!(count, "dropped abandoned uploads"),
+        }
+    }
+}
+
+/// What one connection's task needs.
+struct Client {
+    registry: Arc<Registry>,
+    tls: Option<TlsAcceptor>,
+    limits: Limits,
+    watcher: Watcher,
+}
+
+impl Client {
+    async fn serve(self, stream: TcpStream) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let connection = Connection::new(stream, self.limits.body_timeout);
+        match self.tls.clone() {
+            None => {
+                let queue = connection.queue();
+                self.talk(connection, Some(queue)).await;
+            }
+            Some(tls) => {
+                let handshake = tls.accept(connection);
+                match tokio::time::timeout(self.limits.header_timeout, handshake).await {
+                    Ok(Ok(stream)) => self.talk(stream, None).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "the TLS handshake failed"),
+                    Err(_) => tracing::debug!("the TLS handshake took too long"),
+                }
+            }
+        }
+    }
+
+    async fn talk<S>(self, stream: S, queue: Option<SendQueue>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let registry = self.registry;
+        let service = service_fn(move |request: Request<Incoming>| {
+            let registry = Arc::clone(&registry);
+            // HTTP/2 interleaves its streams, so placeholders would not come in the queue's order.
+            let queue = queue
+                .clone()
+                .filter(|_| request.version() <= http::Version::HTTP_11);
+            async move {
+                Ok::<Response<Body>, std::convert::Infallible>(
+                    registry.handle(request, queue).await,
+                )
+            }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .writev(true)
+            .header_read_timeout(self.limits.header_timeout);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
+            .keep_alive_interval(self.limits.header_timeout)
+            .keep_alive_timeout(self.limits.header_timeout);
+        let serving = builder.serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = self.watcher.watch(serving.into_owned()).await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    }
+}
+
+fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
+    let pem = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ServeError::Pem { path, source }
+    };
+    let certificates = CertificateDer::pem_file_iter(&files.cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(pem(&files.cert))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(pem(&files.key))?;
+    // Explicit: with a second provider anywhere in the program rustls would refuse to choose, by a panic.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| {
+            builder
+                .with_no_client_auth()
+                .with_single_cert(certificates, key)
+        });
+    let mut config = config.map_err(|source| ServeError::Tls {
+        cert: files.cert.clone(),
+        key: files.key.clone(),
+        source,
+    })?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

@@ -1,0 +1,274 @@
+//! What a registry keeps, behind one trait: [`RegistryStorage`].
+//!
+//! | implementation | where |
+//! |---|---|
+//! | [`memory`] | in the process; for tests of clients |
+//! | [`disk`] | a folder in CNCF distribution's layout |
+//!
+//! The trait knows the names that handlers were given after parsing ([`RepositoryName`], [`Digest`],
+//! [`UploadId`]), never URLs or statuses. Its methods block: they are called on blocking threads only.
+//! A blob or manifest is visible in a repository only as a whole, and only after its bytes were hashed:
+//! [`VerifiedUpload`] and [`VerifiedManifest`] cannot be made otherwise.
+
+pub mod disk;
+pub mod memory;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use store::oci::{Digest, Hasher};
+
+use crate::routes::{RepositoryName, UploadId};
+
+/// Why storage failed; never that something is absent, which is `None` or `false`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The file system refused.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// A file of the layout does not hold what it must.
+    #[error("`{}` is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A blob's content.
+#[derive(Clone, Debug)]
+pub enum BlobSource {
+    /// In memory.
+    Bytes(Bytes),
+    /// A file, open for reading, whose content does not change.
+    File(Arc<File>),
+}
+
+/// A blob that a repository has.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    /// Length in bytes.
+    pub size: u64,
+    /// The content.
+    pub source: BlobSource,
+}
+
+/// The bytes of an upload session while they arrive.
+pub trait UploadData: Send + Sync + fmt::Debug {
+    /// Bytes written so far.
+    fn size(&self) -> io::Result<u64>;
+    /// Reads from `offset`; 0 at the end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Cuts back to `size` bytes.
+    fn truncate(&self, size: u64) -> io::Result<()>;
+}
+
+/// An upload whose bytes were hashed and are what its digest says.
+#[derive(Debug)]
+pub struct VerifiedUpload {
+    id: UploadId,
+    digest: Digest,
+    size: u64,
+}
+
+impl VerifiedUpload {
+    /// The proof, if `computed`, the hash of the session's `size` bytes, is `expected`.
+    pub fn check(
+        id: UploadId,
+        size: u64,
+        computed: Digest,
+        expected: Digest,
+    ) -> Option<VerifiedUpload> {
+        (computed == expected).then_some(VerifiedUpload {
+            id,
+            digest: expected,
+            size,
+        })
+    }
+
+    /// The session.
+    pub fn id(&self) -> &UploadId {
+        &self.id
+    }
+
+    /// The blob's digest.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+/// A manifest's bytes with the digest they were hashed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedManifest {
+    digest: Digest,
+    bytes: Bytes,
+    media_type: String,
+}
+
+impl VerifiedManifest {
+    /// The proof, if `bytes` hash to `expected`.
+    pub fn check(bytes: Bytes, media_type: String, expected: Digest) -> Option<VerifiedManifest> {
+        let mut hasher = Hasher::new(expected.algorithm());
+        hasher.update(&bytes);
+        (hasher.finish() == expected).then_some(VerifiedManifest {
+            digest: expected,
+            bytes,
+            media_type,
+        })
+    }
+
+    /// The digest.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The bytes, verbatim.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The type it was pushed as.
+    pub fn media_type(&self) -> &str {
+        &self.media_type
+    }
+}
+
+/// Result of a storage call.
+pub type StorageResult<T> = Result<T, StorageError>;
+
+/// A registry's repositories, blobs, uploads, manifests and tags.
+pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
+    /// The blob, if the repository has it.
+    fn blob(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<Option<Blob>>;
+
+    /// The blob's length, if the repository has it.
+    fn blob_size(&self, repository: &RepositoryName, digest: &Digest)
+    -> StorageResult<Option<u64>>;
+
+    /// Gives the repository a blob that `from`, or any repository at all, already has; false if there is none.
+    fn mount_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> StorageResult<bool>;
+
+    /// Takes a blob away from the repository; false if it had none.
+    fn remove_blob(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool>;
+
+    /// Opens a session.
+    fn create_upload(&self, repository: &RepositoryName) -> StorageResult<UploadId>;
+
+    /// A session's bytes, if there is one.
+    fn upload(
+        &self,
+        repository: &RepositoryName,
+        id: &UploadId,
+    ) -> StorageResult<Option<Arc<dyn UploadData>>>;
+
+    /// Ends a session: its bytes are now a blob of the repository.
+    fn commit_upload(
+        &self,
+        repository: &RepositoryName,
+        upload: &VerifiedUpload,
+    ) -> StorageResult<()>;
+
+    /// Drops a session and its bytes; false if there was none.
+    fn cancel_upload(&self, repository: &RepositoryName, id: &UploadId) -> StorageResult<bool>;
+
+    /// Drops sessions begun longer than `age` ago; returns how many.
+    fn purge_uploads(&self, age: Duration) -> StorageResult<u64>;
+
+    /// Keeps a manifest in the repository, and under its subject if it has one.
+    fn put_manifest(
+        &self,
+        repository: &RepositoryName,
+        manifest: &VerifiedManifest,
+        subject: Option<&Digest>,
+    ) -> StorageResult<()>;
+
+    /// The manifest, if the repository has it.
+    fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StorageResult<Option<VerifiedManifest>>;
+
+    /// Whether the repository has the manifest.
+    fn has_manifest(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool>;
+
+    /// Removes a manifest and every tag on it; false if there was none.
+    fn remove_manifest(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool>;
+
+    /// What a tag is on.
+    fn tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<Option<Digest>>;
+
+    /// Puts a tag on a manifest that the repository has.
+    fn set_tag(&self, repository: &RepositoryName, tag: &str, digest: &Digest)
+    -> StorageResult<()>;
+
+    /// Removes a tag; false if there was none.
+    fn remove_tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<bool>;
+
+    /// All tags in ASCII order; `None` if nothing was ever pushed to the repository.
+    fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>>;
+
+    /// Up to `limit` repositories after `last`, ordered by their components.
+    fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>>;
+
+    /// Digests of manifests put with `subject`, in order; some may have been removed since.
+    fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> StorageResult<Vec<Digest>>;
+}
+
+/// The type of a manifest that nothing but its bytes tells: its `mediaType`, else what its fields look like.
+pub(crate) fn media_type_of(bytes: &[u8]) -> String {
+    use serde::Deserialize;
+    use serde::de::IgnoredAny;
+    use store::oci::MediaType;
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Shape {
+        media_type: Option<String>,
+        manifests: Option<IgnoredAny>,
+        config: Option<IgnoredAny>,
+    }
+    match serde_json::from_slice::<Shape>(bytes) {
+        Ok(Shape {
+            media_type: Some(media_type),
+            ..
+        }) if !media_type.is_empty() => media_type,
+        Ok(Shape {
+            manifests: Some(_), ..
+        }) => MediaType::OCI_INDEX.to_owned(),
+        Ok(Shape {
+            config: Some(_), ..
+        }) => MediaType::OCI_MANIFEST.to_owned(),
+        _ => "application/octet-stream".to_owned(),
+    }
+}

@@ -1,0 +1,696 @@
+//! A folder in CNCF distribution's layout, so that either server can be started on what the other left.
+//!
+//! ```text
+//! <root>/docker/registry/v2/
+//!   blobs/<alg>/<hex[0..2]>/<hex>/data                    every blob and manifest, once
+//!   repositories/<name>/
+//!     _layers/<alg>/<hex>/link                            the repository has this blob
+//!     _manifests/revisions/<alg>/<hex>/link               … this manifest
+//!     _manifests/revisions/<alg>/<hex>/mediatype          (ours) its type, where the bytes do not tell it
+//!     _manifests/tags/<tag>/current/link                  what the tag is on
+//!     _manifests/tags/<tag>/index/<alg>/<hex>/link        what it ever was on
+//!     _uploads/<uuid>/{startedat,data}                    a session
+//!     _referrers/<subject alg>/<hex>/<alg>/<hex>/link     (ours) manifests with this subject
+//!   _tmp/                                                 (ours) files before they are published
+//! ```
+//!
+//! A link is a text file with a digest. distribution skips what is marked as ours: other file names beside a
+//! link, and folders that start with `_`. `docs/formats/registry-layout.md` is the byte-level description.
+//!
+//! Invariant: a name appears only after what it refers to, whole, and by rename. So a process killed anywhere
+//! leaves at worst bytes that nothing names. With [`DiskStorage::durable`], file content is on the disk before
+//! its name is, and tags are on the disk before they are acknowledged.
+
+use std::fs::{self, DirEntry, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use store::oci::{Digest, DigestAlgorithm};
+
+use super::{
+    Blob, BlobSource, RegistryStorage, StorageError, StorageResult, UploadData, VerifiedManifest,
+    VerifiedUpload, media_type_of,
+};
+use crate::rfc3339;
+use crate::routes::{RepositoryName, UploadId};
+
+/// Temporary files older than this belong to no living process.
+const TEMPORARY_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Longest link that is read: `sha512:` and 128 digits, with room to spare.
+const LINK_BYTES_MAX: u64 = 256;
+
+/// A registry in a folder.
+#[derive(Debug)]
+pub struct DiskStorage {
+    /// `<root>/docker/registry/v2`
+    base: PathBuf,
+    durable: bool,
+}
+
+impl DiskStorage {
+    /// Opens or makes the layout below `root`.
+    pub fn open(root: &Path) -> StorageResult<DiskStorage> {
+        let base = root.join("docker/registry/v2");
+        let storage = DiskStorage {
+            base,
+            durable: true,
+        };
+        for folder in ["blobs", "repositories", "_tmp"] {
+            make_folder(&storage.base.join(folder))?;
+        }
+        storage.sweep_temporary()?;
+        Ok(storage)
+    }
+
+    /// Whether to wait for the disk before answering (the default). Without, a crash of the machine, but not
+    /// of the process, may lose what was pushed last.
+    #[must_use]
+    pub fn durable(mut self, durable: bool) -> DiskStorage {
+        self.durable = durable;
+        self
+    }
+
+    fn sweep_temporary(&self) -> StorageResult<()> {
+        for entry in entries(&self.base.join("_tmp"))? {
+            let path = entry.path();
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            let age = modified.ok().and_then(|time| time.elapsed().ok());
+            if age.is_some_and(|age| age > TEMPORARY_AGE) {
+                remove_tree(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.base.join("_tmp").join(UploadId::random().as_str())
+    }
+
+    fn blob_data(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        let mut path = self.base.join("blobs");
+        path.extend([digest.algorithm().name(), &hex[..2], &hex, "data"]);
+        path
+    }
+
+    fn repository(&self, name: &RepositoryName) -> PathBuf {
+        self.base.join("repositories").join(name.as_str())
+    }
+
+    fn layer_link(&self, name: &RepositoryName, digest: &Digest) -> PathBuf {
+        below(self.repository(name).join("_layers"), digest).join("link")
+    }
+
+    fn revision(&self, name: &RepositoryName, digest: &Digest) -> PathBuf {
+        below(self.repository(name).join("_manifests/revisions"), digest)
+    }
+
+    fn tag_folder(&self, name: &RepositoryName, tag: &str) -> PathBuf {
+        self.repository(name).join("_manifests/tags").join(tag)
+    }
+
+    fn referrers_folder(&self, name: &RepositoryName, subject: &Digest) -> PathBuf {
+        below(self.repository(name).join("_referrers"), subject)
+    }
+
+    fn upload_folder(&self, name: &RepositoryName, id: &UploadId) -> PathBuf {
+        self.repository(name).join("_uploads").join(id.as_str())
+    }
+
+    /// The digest whose data `link` stands for. distribution stores SHA-512 uploads as SHA-256 blobs, and
+    /// says so only in the link; SHA-256 links always name themselves, so they need not be read.
+    fn resolve(&self, link: &Path, digest: &Digest) -> StorageResult<Option<Digest>> {
+        if digest.algorithm() == DigestAlgorithm::Sha256 {
+            return Ok(exists(link)?.then_some(*digest));
+        }
+        read_link(link)
+    }
+
+    /// Writes `bytes` aside and renames them to `path`.
+    fn publish(&self, path: &Path, bytes: &[u8]) -> StorageResult<()> {
+        let temporary = self.temporary();
+        self.write_file(&temporary, bytes)?;
+        self.rename_into(&temporary, path)
+    }
+
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> StorageResult<()> {
+        let write = || {
+            let mut file = File::create_new(path)?;
+            file.write_all(bytes)?;
+            if self.durable {
+                file.sync_data()?;
+            }
+            Ok(())
+        };
+        write().map_err(failed("write", path))
+    }
+
+    fn rename_into(&self, from: &Path, to: &Path) -> StorageResult<()> {
+        let parent = to.parent().expect("every path of the layout has a parent");
+        // A concurrent delete may take the empty folder away between the two calls.
+        for attempt in 0.. {
+            make_folder(parent)?;
+            match fs::rename(from, to) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < 8 => {}
+                renamed => {
+                    renamed.map_err(failed("publish", to))?;
+                    break;
+                }
+            }
+        }
+        self.sync_folder(parent)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> StorageResult<()> {
+        if !self.durable {
+            return Ok(());
+        }
+        match File::open(folder).and_then(|folder| folder.sync_all()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            synced => synced.map_err(failed("sync", folder)),
+        }
+    }
+
+    /// Writes a link unless it is there.
+    fn publish_link(&self, path: &Path, digest: &Digest) -> StorageResult<()> {
+        if read_link(path)?.as_ref() == Some(digest) {
+            return Ok(());
+        }
+        self.publish(path, digest.to_string().as_bytes())
+    }
+
+    /// Removes a link and, if nothing else is in it, its folder.
+    fn remove_link(&self, link: &Path) -> StorageResult<bool> {
+        match fs::remove_file(link) {
+            Err(error) if is_absent(&error) => return Ok(false),
+            removed => removed.map_err(failed("remove", link))?,
+        }
+        let folder = link.parent().expect("a link is in a folder");
+        match fs::remove_file(folder.join("mediatype")) {
+            Err(error) if !is_absent(&error) => return Err(failed("remove", folder)(error)),
+            _ => {}
+        }
+        // Best effort: a concurrent put may just have filled it again.
+        let _ = fs::remove_dir(folder);
+        self.sync_folder(folder.parent().expect("and that folder in another"))?;
+        Ok(true)
+    }
+
+    /// Makes a folder vanish at once, whatever is in it.
+    fn remove_folder(&self, folder: &Path) -> StorageResult<bool> {
+        let aside = self.temporary();
+        match fs::rename(folder, &aside) {
+            Err(error) if is_absent(&error) => return Ok(false),
+            renamed => renamed.map_err(failed("remove", folder))?,
+        }
+        remove_tree(&aside)?;
+        self.sync_folder(
+            folder
+                .parent()
+                .expect("every path of the layout has a parent"),
+        )?;
+        Ok(true)
+    }
+
+    /// A new tag appears with all its files at once; false if the tag is there already.
+    fn create_tag(&self, folder: &Path, digest: &Digest) -> StorageResult<bool> {
+        let aside = self.temporary();
+        let index = below(aside.join("index"), digest);
+        let current = aside.join("current");
+        make_folder(&index)?;
+        make_folder(&current)?;
+        let text = digest.to_string();
+        self.write_file(&index.join("link"), text.as_bytes())?;
+        self.write_file(&current.join("link"), text.as_bytes())?;
+        match self.rename_into(&aside, folder) {
+            Ok(()) => Ok(true),
+            Err(StorageError::Io { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) =>
+            {
+                remove_tree(&aside)?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Calls `found` with each folder that can be a repository, parents first, in component order, beginning
+    /// after `last`; stops when it returns false.
+    fn walk(
+        &self,
+        last: Option<&str>,
+        found: &mut dyn FnMut(&RepositoryName, &Path) -> StorageResult<bool>,
+    ) -> StorageResult<()> {
+        let last: Vec<&str> = last.map_or_else(Vec::new, |last| last.split('/').collect());
+        walk_below(
+            &self.base.join("repositories"),
+            &mut Vec::new(),
+            &last,
+            found,
+        )?;
+        Ok(())
+    }
+}
+
+fn walk_below(
+    folder: &Path,
+    name: &mut Vec<String>,
+    last: &[&str],
+    found: &mut dyn FnMut(&RepositoryName, &Path) -> StorageResult<bool>,
+) -> StorageResult<bool> {
+    let mut children: Vec<String> = entries(folder)?
+        .iter()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|child| !child.starts_with('_'))
+        .collect();
+    children.sort_unstable();
+    for child in children {
+        let path = folder.join(&child);
+        name.push(child);
+        let so_far: Vec<&str> = name.iter().map(String::as_str).collect();
+        let skipped = so_far.as_slice() < &last[..last.len().min(so_far.len())];
+        let repository = RepositoryName::parse(&so_far.join("/"));
+        let after = so_far.as_slice() > last;
+        if let (Ok(repository), false) = (repository, skipped) {
+            let go_on =
+                (!after || found(&repository, &path)?) && walk_below(&path, name, last, found)?;
+            if !go_on {
+                return Ok(false);
+            }
+        }
+        name.pop();
+    }
+    Ok(true)
+}
+
+impl RegistryStorage for DiskStorage {
+    fn blob(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<Option<Blob>> {
+        let Some(digest) = self.resolve(&self.layer_link(repository, digest), digest)? else {
+            return Ok(None);
+        };
+        let path = self.blob_data(&digest);
+        let file = match File::open(&path) {
+            Err(error) if is_absent(&error) => return Ok(None),
+            file => file.map_err(failed("open", &path))?,
+        };
+        let size = file.metadata().map_err(failed("examine", &path))?.len();
+        Ok(Some(Blob {
+            size,
+            source: BlobSource::File(Arc::new(file)),
+        }))
+    }
+
+    fn blob_size(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StorageResult<Option<u64>> {
+        match self.resolve(&self.layer_link(repository, digest), digest)? {
+            Some(digest) => file_size(&self.blob_data(&digest)),
+            None => Ok(None),
+        }
+    }
+
+    fn mount_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        from: Option<&RepositoryName>,
+    ) -> StorageResult<bool> {
+        let found = match from {
+            Some(from) => self.resolve(&self.layer_link(from, digest), digest)?,
+            None => Some(*digest),
+        };
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        if !exists(&self.blob_data(&found))? {
+            return Ok(false);
+        }
+        self.publish_link(&self.layer_link(repository, digest), &found)?;
+        Ok(true)
+    }
+
+    fn remove_blob(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool> {
+        self.remove_link(&self.layer_link(repository, digest))
+    }
+
+    fn create_upload(&self, repository: &RepositoryName) -> StorageResult<UploadId> {
+        let id = UploadId::random();
+        let aside = self.temporary();
+        make_folder(&aside)?;
+        let started = rfc3339::format(SystemTime::now());
+        for (name, text) in [("startedat", started.as_str()), ("data", "")] {
+            let path = aside.join(name);
+            fs::write(&path, text).map_err(failed("write", &path))?;
+        }
+        let folder = self.upload_folder(repository, &id);
+        make_folder(folder.parent().expect("a session is below _uploads"))?;
+        fs::rename(&aside, &folder).map_err(failed("publish", &folder))?;
+        Ok(id)
+    }
+
+    fn upload(
+        &self,
+        repository: &RepositoryName,
+        id: &UploadId,
+    ) -> StorageResult<Option<Arc<dyn UploadData>>> {
+        let folder = self.upload_folder(repository, id);
+        if !exists(&folder.join("startedat"))? {
+            return Ok(None);
+        }
+        // distribution makes the data file only at the first byte.
+        let path = folder.join("data");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path);
+        match file {
+            Err(error) if is_absent(&error) => Ok(None),
+            file => Ok(Some(Arc::new(UploadFile(
+                file.map_err(failed("open", &path))?,
+            )))),
+        }
+    }
+
+    fn commit_upload(
+        &self,
+        repository: &RepositoryName,
+        upload: &VerifiedUpload,
+    ) -> StorageResult<()> {
+        let folder = self.upload_folder(repository, upload.id());
+        let from = folder.join("data");
+        let to = self.blob_data(upload.digest());
+        // A blob of the right length is the same one: only whole files are ever renamed to this place.
+        if file_size(&to)? != Some(upload.size()) {
+            let file = File::open(&from).map_err(failed("open", &from))?;
+            let size = file.metadata().map_err(failed("examine", &from))?.len();
+            if size != upload.size() {
+                return Err(StorageError::Damaged {
+                    path: from,
+                    reason: format!("it has {size} bytes where {} were hashed", upload.size()),
+                });
+            }
+            if self.durable {
+                file.sync_data().map_err(failed("sync", &from))?;
+            }
+            self.rename_into(&from, &to)?;
+        }
+        self.publish_link(
+            &self.layer_link(repository, upload.digest()),
+            upload.digest(),
+        )?;
+        self.remove_folder(&folder)?;
+        Ok(())
+    }
+
+    fn cancel_upload(&self, repository: &RepositoryName, id: &UploadId) -> StorageResult<bool> {
+        self.remove_folder(&self.upload_folder(repository, id))
+    }
+
+    fn purge_uploads(&self, age: Duration) -> StorageResult<u64> {
+        let mut purged = 0;
+        self.walk(None, &mut |_, path| {
+            for entry in entries(&path.join("_uploads"))? {
+                let folder = entry.path();
+                let modified = |name: &str| fs::metadata(folder.join(name))?.modified();
+                // The last byte counts, not the first: a long upload is not an abandoned one.
+                let last = modified("data").or_else(|_| modified("startedat"));
+                let idle = last.ok().and_then(|time| time.elapsed().ok());
+                if idle.is_some_and(|idle| idle > age) && self.remove_folder(&folder)? {
+                    purged += 1;
+                }
+            }
+            Ok(true)
+        })?;
+        Ok(purged)
+    }
+
+    fn put_manifest(
+        &self,
+        repository: &RepositoryName,
+        manifest: &VerifiedManifest,
+        subject: Option<&Digest>,
+    ) -> StorageResult<()> {
+        let digest = manifest.digest();
+        let data = self.blob_data(digest);
+        if file_size(&data)? != Some(manifest.bytes().len() as u64) {
+            self.publish(&data, manifest.bytes())?;
+        }
+        let revision = self.revision(repository, digest);
+        let media_type = revision.join("mediatype");
+        if media_type_of(manifest.bytes()) != manifest.media_type() {
+            self.publish(&media_type, manifest.media_type().as_bytes())?;
+        } else if exists(&media_type)? {
+            fs::remove_file(&media_type).map_err(failed("remove", &media_type))?;
+        }
+        if let Some(subject) = subject {
+            let folder = self.referrers_folder(repository, subject);
+            self.publish_link(&below(folder, digest).join("link"), digest)?;
+        }
+        self.publish_link(&revision.join("link"), digest)
+    }
+
+    fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StorageResult<Option<VerifiedManifest>> {
+        let revision = self.revision(repository, digest);
+        let Some(stored) = self.resolve(&revision.join("link"), digest)? else {
+            return Ok(None);
+        };
+        let path = self.blob_data(&stored);
+        if file_size(&path)?.is_some_and(|size| size > store::MANIFEST_BYTES_MAX as u64) {
+            return Err(StorageError::Damaged {
+                path,
+                reason: "it is larger than a manifest can be".to_owned(),
+            });
+        }
+        let Some(bytes) = read_if_there(&path)? else {
+            return Ok(None);
+        };
+        let media_type = match read_if_there(&revision.join("mediatype"))? {
+            Some(text) => String::from_utf8_lossy(&text).into_owned(),
+            None => media_type_of(&bytes),
+        };
+        match VerifiedManifest::check(Bytes::from(bytes), media_type, *digest) {
+            Some(manifest) => Ok(Some(manifest)),
+            None => Err(StorageError::Damaged {
+                path,
+                reason: format!("its content is not that of {digest}"),
+            }),
+        }
+    }
+
+    fn has_manifest(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool> {
+        let link = self.revision(repository, digest).join("link");
+        match self.resolve(&link, digest)? {
+            Some(stored) => exists(&self.blob_data(&stored)),
+            None => Ok(false),
+        }
+    }
+
+    fn remove_manifest(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool> {
+        if !self.has_manifest(repository, digest)? {
+            return Ok(false);
+        }
+        for tag in self.tags(repository)?.unwrap_or_default() {
+            if self.tag(repository, &tag)?.as_ref() == Some(digest) {
+                self.remove_tag(repository, &tag)?;
+            }
+        }
+        self.remove_link(&self.revision(repository, digest).join("link"))
+    }
+
+    fn tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<Option<Digest>> {
+        read_link(&self.tag_folder(repository, tag).join("current/link"))
+    }
+
+    fn set_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &str,
+        digest: &Digest,
+    ) -> StorageResult<()> {
+        let folder = self.tag_folder(repository, tag);
+        if !exists(&folder)? && self.create_tag(&folder, digest)? {
+            return Ok(());
+        }
+        self.publish_link(&below(folder.join("index"), digest).join("link"), digest)?;
+        self.publish_link(&folder.join("current/link"), digest)
+    }
+
+    fn remove_tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<bool> {
+        let folder = self.tag_folder(repository, tag);
+        let was_there = exists(&folder.join("current/link"))?;
+        Ok(self.remove_folder(&folder)? && was_there)
+    }
+
+    fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {
+        let folder = self.repository(repository);
+        if !is_repository(&folder)? {
+            return Ok(None);
+        }
+        let mut tags = Vec::new();
+        for entry in entries(&folder.join("_manifests/tags"))? {
+            if let Ok(tag) = entry.file_name().into_string()
+                && exists(&entry.path().join("current/link"))?
+            {
+                tags.push(tag);
+            }
+        }
+        tags.sort_unstable();
+        Ok(Some(tags))
+    }
+
+    fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>> {
+        let mut found = Vec::new();
+        if limit == 0 {
+            return Ok(found);
+        }
+        self.walk(last, &mut |name, path| {
+            if is_repository(path)? {
+                found.push(name.clone());
+            }
+            Ok(found.len() < limit)
+        })?;
+        Ok(found)
+    }
+
+    fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> StorageResult<Vec<Digest>> {
+        let folder = self.referrers_folder(repository, subject);
+        let mut digests = Vec::new();
+        for algorithm in entries(&folder)? {
+            for entry in entries(&algorithm.path())? {
+                digests.extend(read_link(&entry.path().join("link"))?);
+            }
+        }
+        digests.sort_unstable();
+        Ok(digests)
+    }
+}
+
+/// `folder/<alg>/<hex>`
+fn below(folder: PathBuf, digest: &Digest) -> PathBuf {
+    let mut path = folder;
+    path.extend([digest.algorithm().name(), &digest.hex()]);
+    path
+}
+
+fn is_repository(folder: &Path) -> StorageResult<bool> {
+    Ok(exists(&folder.join("_layers"))? || exists(&folder.join("_manifests"))?)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+    let path = path.to_owned();
+    move |source| StorageError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+fn make_folder(path: &Path) -> StorageResult<()> {
+    fs::create_dir_all(path).map_err(failed("make", path))
+}
+
+fn remove_tree(path: &Path) -> StorageResult<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
+        removed => removed,
+    }
+    .map_err(failed("remove", path))
+}
+
+fn file_size(path: &Path) -> StorageResult<Option<u64>> {
+    match fs::metadata(path) {
+        Err(error) if is_absent(&error) => Ok(None),
+        metadata => Ok(Some(metadata.map_err(failed("examine", path))?.len())),
+    }
+}
+
+fn exists(path: &Path) -> StorageResult<bool> {
+    Ok(file_size(path)?.is_some())
+}
+
+fn read_if_there(path: &Path) -> StorageResult<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Err(error) if is_absent(&error) => Ok(None),
+        bytes => Ok(Some(bytes.map_err(failed("read", path))?)),
+    }
+}
+
+fn read_link(path: &Path) -> StorageResult<Option<Digest>> {
+    if file_size(path)?.is_some_and(|size| size > LINK_BYTES_MAX) {
+        return Err(StorageError::Damaged {
+            path: path.to_owned(),
+            reason: "it is too long for a link".to_owned(),
+        });
+    }
+    let Some(bytes) = read_if_there(path)? else {
+        return Ok(None);
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    match text.trim().parse() {
+        Ok(digest) => Ok(Some(digest)),
+        Err(error) => Err(StorageError::Damaged {
+            path: path.to_owned(),
+            reason: format!("{error}"),
+        }),
+    }
+}
+
+/// The entries of a folder, in no order; none if there is no such folder.
+fn entries(folder: &Path) -> StorageResult<Vec<DirEntry>> {
+    match fs::read_dir(folder) {
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        read => read
+            .and_then(Iterator::collect)
+            .map_err(failed("list", folder)),
+    }
+}
+
+/// A session's `data` file.
+#[derive(Debug)]
+struct UploadFile(File);
+
+impl UploadData for UploadFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn truncate(&self, size: u64) -> io::Result<()> {
+        self.0.set_len(size)
+    }
+}

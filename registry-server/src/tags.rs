@@ -1,0 +1,230 @@
+//! Lists: the tags of a repository, the catalog, and what refers to a manifest.
+
+use http::header::{self, HeaderName, HeaderValue};
+use serde::Serialize;
+use serde_json::json;
+use store::oci::{Annotations, Digest, MediaType};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::manifests::Outline;
+use crate::registry::{Answer, Call, Registry, json_answer, set};
+use crate::routes::{Query, RepositoryName, percent_encode};
+use crate::storage::{RegistryStorage, StorageResult};
+
+/// Repositories in one answer where the client names no number, and the most it can ask for.
+const CATALOG_ENTRIES: usize = 1000;
+
+/// A page of referrers ends before this many bytes, because clients read no larger manifests.
+const REFERRERS_BYTES: usize = 3 * 1024 * 1024;
+
+impl Registry {
+    pub(crate) async fn list_tags(&self, name: RepositoryName, call: Call) -> Answer {
+        let wanted = page_size(&call.query)?;
+        let repository = name.clone();
+        let Some(mut tags) = self
+            .blocking(move |storage| storage.tags(&repository))
+            .await?
+        else {
+            return Err(ApiError::with(ErrorCode::NameUnknown, name.to_string()));
+        };
+        if let Some(last) = call.query.first("last") {
+            tags.retain(|tag| tag.as_str() > last);
+        }
+        let more = wanted.is_some_and(|wanted| tags.len() > wanted);
+        tags.truncate(wanted.unwrap_or(usize::MAX));
+        let mut response = json_answer(json!({"name": name.as_str(), "tags": tags}).to_string());
+        if let (true, Some(last), Some(wanted)) = (more, tags.last(), wanted) {
+            let last = percent_encode(last);
+            let next = format!("</v2/{name}/tags/list?last={last}&n={wanted}>; rel=\"next\"");
+            set(&mut response, header::LINK, &next);
+        }
+        Ok(response)
+    }
+
+    pub(crate) async fn catalog(&self, call: Call) -> Answer {
+        let wanted = page_size(&call.query)?
+            .unwrap_or(CATALOG_ENTRIES)
+            .min(CATALOG_ENTRIES);
+        let last = call.query.first("last").map(str::to_owned);
+        // One more than wanted tells whether there is a next page.
+        let mut names = self
+            .blocking(move |storage| storage.repositories(last.as_deref(), wanted + 1))
+            .await?;
+        let more = names.len() > wanted;
+        names.truncate(wanted);
+        let list: Vec<&str> = names.iter().map(RepositoryName::as_str).collect();
+        let mut response = json_answer(json!({"repositories": list}).to_string());
+        if let (true, Some(last)) = (more, list.last()) {
+            let last = percent_encode(last);
+            let next = format!("</v2/_catalog?last={last}&n={wanted}>; rel=\"next\"");
+            set(&mut response, header::LINK, &next);
+        }
+        Ok(response)
+    }
+
+    pub(crate) async fn list_referrers(
+        &self,
+        name: RepositoryName,
+        subject: Digest,
+        call: Call,
+    ) -> Answer {
+        let artifact_type = call.query.first("artifactType").map(str::to_owned);
+        let last = call.query.first("last").map(str::to_owned);
+        let (repository, filter) = (name.clone(), artifact_type.clone());
+        let (manifests, more) = self
+            .blocking(move |storage| {
+                let mut digests = storage.referrers(&repository, &subject)?;
+                digests.extend(from_fallback_tag(storage, &repository, &subject)?);
+                digests.sort_unstable();
+                digests.dedup();
+                page(
+                    storage,
+                    &repository,
+                    &subject,
+                    digests,
+                    filter.as_deref(),
+                    last.as_deref(),
+                )
+            })
+            .await?;
+        let last = manifests.last().map(|referrer| referrer.digest.to_string());
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": MediaType::OCI_INDEX,
+            "manifests": manifests,
+        });
+        let mut response = json_answer(index.to_string());
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(MediaType::OCI_INDEX),
+        );
+        let mut filter = String::new();
+        if let Some(artifact_type) = artifact_type {
+            set(
+                &mut response,
+                HeaderName::from_static("oci-filters-applied"),
+                "artifactType",
+            );
+            filter = format!("&artifactType={}", percent_encode(&artifact_type));
+        }
+        if let (true, Some(last)) = (more, last) {
+            let next =
+                format!("</v2/{name}/referrers/{subject}?last={last}{filter}>; rel=\"next\"");
+            set(&mut response, header::LINK, &next);
+        }
+        Ok(response)
+    }
+}
+
+/// A descriptor in the list of referrers.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Referrer {
+    media_type: String,
+    digest: Digest,
+    size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<Annotations>,
+}
+
+/// The manifests listed by the index that clients keep under a tag where a registry has no referrers API:
+/// `<algorithm>-<hex>`, both clipped so that it is a tag.
+fn from_fallback_tag(
+    storage: &dyn RegistryStorage,
+    name: &RepositoryName,
+    subject: &Digest,
+) -> StorageResult<Vec<Digest>> {
+    let hex = subject.hex();
+    let tag = format!("{}-{}", subject.algorithm(), &hex[..hex.len().min(64)]);
+    let Some(digest) = storage.tag(name, &tag)? else {
+        return Ok(Vec::new());
+    };
+    let Some(index) = storage.manifest(name, &digest)? else {
+        return Ok(Vec::new());
+    };
+    let listed = serde_json::from_slice::<Outline>(index.bytes())
+        .ok()
+        .and_then(|outline| outline.manifests);
+    Ok(listed
+        .into_iter()
+        .flatten()
+        .filter_map(|link| link.digest.parse().ok())
+        .collect())
+}
+
+/// Describes `digests` after `last`, in order, until the page is full; and whether there are more.
+fn page(
+    storage: &dyn RegistryStorage,
+    name: &RepositoryName,
+    subject: &Digest,
+    digests: Vec<Digest>,
+    artifact_type: Option<&str>,
+    last: Option<&str>,
+) -> StorageResult<(Vec<Referrer>, bool)> {
+    let last = last.and_then(|text| text.parse::<Digest>().ok());
+    let mut found = Vec::new();
+    let mut bytes = 0;
+    for digest in digests {
+        if last.is_some_and(|last| digest <= last) {
+            continue;
+        }
+        let Some(referrer) = describe(storage, name, subject, digest)? else {
+            continue;
+        };
+        if artifact_type.is_some_and(|wanted| referrer.artifact_type.as_deref() != Some(wanted)) {
+            continue;
+        }
+        bytes += serde_json::to_vec(&referrer).map_or(0, |text| text.len());
+        if bytes > REFERRERS_BYTES && !found.is_empty() {
+            return Ok((found, true));
+        }
+        found.push(referrer);
+    }
+    Ok((found, false))
+}
+
+/// The descriptor of a manifest, if it is (still) there and has this subject.
+fn describe(
+    storage: &dyn RegistryStorage,
+    name: &RepositoryName,
+    subject: &Digest,
+    digest: Digest,
+) -> StorageResult<Option<Referrer>> {
+    let Some(manifest) = storage.manifest(name, &digest)? else {
+        return Ok(None);
+    };
+    let Ok(outline) = serde_json::from_slice::<Outline>(manifest.bytes()) else {
+        return Ok(None);
+    };
+    let about = outline.subject.map(|link| link.digest);
+    if about.as_deref() != Some(&subject.to_string()) {
+        return Ok(None);
+    }
+    let kind = MediaType::new(manifest.media_type());
+    let config_type = outline
+        .config
+        .map(|config| config.media_type)
+        .filter(|_| !kind.is_index());
+    Ok(Some(Referrer {
+        media_type: manifest.media_type().to_owned(),
+        digest,
+        size: manifest.bytes().len(),
+        artifact_type: outline
+            .artifact_type
+            .or(config_type)
+            .filter(|text| !text.is_empty()),
+        annotations: outline.annotations,
+    }))
+}
+
+/// `n`: a number that is not negative, or nothing.
+fn page_size(query: &Query) -> Result<Option<usize>, ApiError> {
+    let Some(text) = query.first("n") else {
+        return Ok(None);
+    };
+    text.parse()
+        .map(Some)
+        .map_err(|_| ApiError::with(ErrorCode::PaginationNumberInvalid, text))
+}
