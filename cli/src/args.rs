@@ -225,7 +225,7 @@ pub struct ImagesArgs {
     /// Only images of this name
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<String>,
-    /// Also images without a name
+    /// Accepted for docker's sake: no image is hidden
     #[arg(short, long)]
     pub all: bool,
     /// Print IDs only

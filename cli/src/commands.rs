@@ -1,16 +1,27 @@
 //! One function per command. Each takes the context and its flags, and returns the exit code.
 
+mod images;
+mod inspect;
 mod system;
 
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use store::Store;
+use store::images::ImageRow;
 
 use crate::args::Command;
 use crate::context::Context;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 
 /// Runs a command.
 pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
     match command {
+        Command::Images(args) => images::images(context, &args),
+        Command::Inspect(args) => inspect::inspect(context, &args),
+        Command::Tag(args) => images::tag(context, &args),
+        Command::Rmi(args) => images::rmi(context, &args),
+        Command::History(args) => inspect::history(context, &args),
         Command::Version(args) => system::version(context, &args),
         Command::Info(args) => system::info(context, &args),
         _ => Err(CliError::new(
@@ -18,4 +29,21 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
             "this command has not landed yet",
         )),
     }
+}
+
+/// The image that a text names.
+fn find_image(store: &Store, text: &str) -> Result<ImageRow, CliError> {
+    let found = store.images().resolve(text)?;
+    found.ok_or_else(|| {
+        CliError::new(Kind::Input, format!("no such image: `{text}`"))
+            .hint("`longshore images` lists what is here, `longshore pull` fetches what is not")
+    })
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
 }

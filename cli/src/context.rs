@@ -5,6 +5,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use store::Store;
+
 use crate::args::GlobalArgs;
 use crate::error::{CliError, Kind};
 use crate::ui::Ui;
@@ -37,6 +39,11 @@ impl Context {
             CliError::new(Kind::Usage, "no folder to keep images in: HOME is not set")
                 .hint("give one with --root, or set LONGSHORE_ROOT")
         })
+    }
+
+    /// Opens the store, made if it is not there.
+    pub fn store(&self) -> Result<Store, CliError> {
+        Ok(Store::open(&self.root()?)?)
     }
 
     /// An environment variable that is text.

@@ -3,6 +3,8 @@
 //! Libraries return their own errors; a command says of each which [`Kind`] it is. The kind decides the exit code (the
 //! table of `docs/reference/exit-codes.md`), the chain of causes is printed below the message, a hint ends it.
 
+mod libraries;
+
 use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
