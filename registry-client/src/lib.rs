@@ -1,1 +1,137 @@
 //! Pulls from and pushes to any OCI registry.
+//!
+//! | module | part |
+//! |---|---|
+//! | [`Client`] | the façade: cheap to clone, everything takes `&self` |
+//! | [`auth`] | credentials, docker's and containers' files, tokens |
+//! | [`options`] | what a client trusts and how patient it is |
+//! | `registry` | one registry: scheme, credentials, attempts |
+//! | `transport` | HTTP, the only place that sends |
+//! | `manifest`, `download`, `upload`, `list` | the endpoints |
+//! | [`pull`], [`push`] | whole images |
+//! | [`progress`] | who is told how far transfers are |
+//! | [`error`] | what can go wrong |
+//!
+//! Nothing here prints or reads the environment. Nothing that came from a registry is given out before it is checked
+//! against its digest, except by [`BlobStream`] and [`BlobReader`], whose consumer hashes as it reads.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reqwest::StatusCode;
+
+pub mod auth;
+mod download;
+pub mod error;
+mod headers;
+mod list;
+mod manifest;
+#[cfg(test)]
+mod mutate;
+pub mod options;
+pub mod progress;
+pub mod pull;
+pub mod push;
+mod registry;
+mod transport;
+mod upload;
+
+pub use auth::{Credential, CredentialError, DockerConfig, Keychain};
+pub use download::{BlobReader, BlobStream};
+pub use error::{ClientError, ErrorKind};
+pub use manifest::RemoteImage;
+pub use options::{Options, Proxies, Timeouts};
+pub use progress::{Progress, Silent};
+pub use pull::{PullError, pull_layers};
+pub use push::{PushImage, PushReport, push_image};
+pub use transport::Warning;
+pub use transport::body::BlobSource;
+pub use transport::retry::{Clock, RetryPolicy, SystemClock};
+pub use upload::Pushed;
+
+use registry::Registry;
+use transport::{Call, Transport};
+
+/// Talks to registries. Clones share connections and tokens.
+#[derive(Clone, Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    transport: Arc<Transport>,
+    registries: Mutex<BTreeMap<String, Arc<Registry>>>,
+}
+
+impl Client {
+    /// A client that has not connected to anything yet.
+    pub fn new(options: Options) -> Result<Client, ClientError> {
+        if options
+            .user_agent
+            .bytes()
+            .any(|byte| byte.is_ascii_control())
+        {
+            return Err(ClientError::Setup {
+                what: options.user_agent,
+                reason: "a user agent has no control characters".to_owned(),
+            });
+        }
+        Ok(Client {
+            shared: Arc::new(Shared {
+                transport: Arc::new(Transport::new(Arc::new(options))),
+                registries: Mutex::default(),
+            }),
+        })
+    }
+
+    /// How this client behaves.
+    pub fn options(&self) -> &Options {
+        &self.shared.transport.options
+    }
+
+    /// What registries wanted their users to know, each text once.
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.shared.transport.warnings()
+    }
+
+    /// Checks that a registry takes a credential; nothing is stored.
+    pub async fn check_login(
+        &self,
+        registry: &str,
+        credential: &Credential,
+    ) -> Result<(), ClientError> {
+        // A client of its own, so that no token of somebody else's proves anything.
+        let mut options = self.options().clone();
+        options.keychain = Keychain::anonymous().with(registry, credential.clone());
+        Client::new(options)?.ping(registry).await
+    }
+
+    /// Checks that a registry answers, with the credentials that there are for it.
+    pub async fn ping(&self, registry: &str) -> Result<(), ClientError> {
+        let registry = self.registry(registry);
+        let mut attempts = registry::Attempts::new(self.options());
+        loop {
+            let result = ping_once(&registry).await;
+            match result {
+                Err(error) if attempts.again(&error).await => {}
+                result => return result,
+            }
+        }
+    }
+
+    pub(crate) fn registry(&self, name: &str) -> Arc<Registry> {
+        let registries = self.shared.registries.lock();
+        let mut registries = registries.unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Registry::new(name, Arc::clone(&self.shared.transport)));
+        Arc::clone(registries.entry(name.to_owned()).or_insert_with(new))
+    }
+}
+
+async fn ping_once(registry: &Registry) -> Result<(), ClientError> {
+    let call = Call::get(registry.url("").await?);
+    let answer = registry.send(&[], &call).await?;
+    answer.expect(&[StatusCode::OK]).await.map(drop)
+}

@@ -1,0 +1,408 @@
+//! One registry's challenge, and the credentials and tokens that answer it, kept between requests.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{Method, StatusCode, Url};
+use tokio::sync::Mutex;
+
+use super::bearer::{self, Challenge, Scope};
+use super::{Credential, Keychain};
+use crate::error::{ClientError, redacted};
+use crate::transport::{Answer, Call, Payload, Transport, target};
+
+/// How token servers know us.
+const CLIENT_ID: &str = "longshore";
+
+/// Largest token answer, in bytes.
+const TOKEN_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Renew a token this long before its end at the latest.
+const MARGIN_MAX: Duration = Duration::from_secs(10);
+
+/// What one registry wants to see and what there is to show.
+#[derive(Debug)]
+pub(crate) struct Session {
+    registry: String,
+    keychain: Keychain,
+    /// Held while a token is fetched, so that parallel requests fetch one.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    challenge: Option<Challenge>,
+    held: BTreeMap<Vec<Scope>, Held>,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    value: HeaderValue,
+    until: Option<SystemTime>,
+    anonymous: bool,
+}
+
+impl State {
+    fn held(&self, scopes: &[Scope], now: SystemTime) -> Option<&Held> {
+        let fresh = |held: &&Held| held.until.is_none_or(|until| now < until);
+        if let Some(held) = self.held.get(scopes).filter(fresh) {
+            return Some(held);
+        }
+        // Who may push may pull.
+        let [
+            Scope::Repository {
+                repository,
+                actions: "pull",
+            },
+        ] = scopes
+        else {
+            return None;
+        };
+        let wider = vec![Scope::push(repository)];
+        self.held.get(&wider).filter(fresh)
+    }
+}
+
+impl Session {
+    pub(crate) fn new(registry: &str, keychain: Keychain) -> Session {
+        Session {
+            registry: registry.to_owned(),
+            keychain,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The `Authorization` to send; `None` while the registry asked for nothing.
+    pub(crate) async fn authorization(
+        &self,
+        transport: &Transport,
+        base: &Url,
+        scopes: &[Scope],
+    ) -> Result<Option<HeaderValue>, ClientError> {
+        let mut state = self.state.lock().await;
+        let now = transport.options.clock.now();
+        if let Some(held) = state.held(scopes, now) {
+            return Ok(Some(held.value.clone()));
+        }
+        let Some(challenge) = state.challenge.clone() else {
+            return Ok(None);
+        };
+        let held = self.answer(transport, base, &challenge, scopes).await?;
+        let value = held.value.clone();
+        state.held.insert(scopes.to_vec(), held);
+        Ok(Some(value))
+    }
+
+    /// Takes note of a challenge that came with an answer nobody insists on.
+    pub(crate) async fn note(&self, headers: &HeaderMap) {
+        if let Some(challenge) = challenge_in(headers) {
+            self.state.lock().await.challenge = Some(challenge);
+        }
+    }
+
+    /// Answers a 401: afterwards [`Session::authorization`] has something else than `sent`. Fails where it has not.
+    pub(crate) async fn challenged(
+        &self,
+        transport: &Transport,
+        base: &Url,
+        scopes: &[Scope],
+        sent: Option<&HeaderValue>,
+        refusal: Answer,
+    ) -> Result<(), ClientError> {
+        let mut state = self.state.lock().await;
+        let Some(challenge) = challenge_in(refusal.headers()) else {
+            let anonymous = sent.is_none();
+            return Err(self.refused(anonymous, refusal).await);
+        };
+        state.challenge = Some(challenge.clone());
+        // Another request may have answered it meanwhile.
+        let now = transport.options.clock.now();
+        if state
+            .held(scopes, now)
+            .is_some_and(|held| Some(&held.value) != sent)
+        {
+            return Ok(());
+        }
+        state.held.retain(|_, held| Some(&held.value) != sent);
+        let held = self.answer(transport, base, &challenge, scopes).await?;
+        if Some(&held.value) == sent {
+            return Err(self.refused(held.anonymous, refusal).await);
+        }
+        state.held.insert(scopes.to_vec(), held);
+        Ok(())
+    }
+
+    /// The error for a 401 that is final.
+    pub(crate) async fn refused(&self, anonymous: bool, refusal: Answer) -> ClientError {
+        ClientError::Unauthorized {
+            registry: self.registry.clone(),
+            anonymous,
+            detail: refusal.refused().await.to_string(),
+        }
+    }
+
+    /// Whether what is sent for `scopes` proves nobody.
+    pub(crate) async fn is_anonymous(&self, scopes: &[Scope]) -> bool {
+        let state = self.state.lock().await;
+        state.held.get(scopes).is_none_or(|held| held.anonymous)
+    }
+
+    async fn answer(
+        &self,
+        transport: &Transport,
+        base: &Url,
+        challenge: &Challenge,
+        scopes: &[Scope],
+    ) -> Result<Held, ClientError> {
+        let credential = self.credential(scopes).await?;
+        let forever = |value: HeaderValue| Held {
+            value,
+            until: None,
+            anonymous: false,
+        };
+        match (challenge, credential) {
+            (_, Some(Credential::RegistryToken(token))) => {
+                Ok(forever(self.sensitive("Bearer", &token)?))
+            }
+            (Challenge::Basic, Some(Credential::Basic { username, password })) => {
+                Ok(forever(self.basic(&username, &password)?))
+            }
+            (Challenge::Basic, other) => Err(ClientError::Unauthorized {
+                registry: self.registry.clone(),
+                anonymous: other.is_none(),
+                detail: "it asks for a user and a password".to_owned(),
+            }),
+            (
+                Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                },
+                credential,
+            ) => {
+                let exchange = Exchange {
+                    realm: self.realm(transport, base, realm)?,
+                    service: service.as_deref(),
+                    scopes: wanted(scopes, scope.as_deref()),
+                };
+                let anonymous = credential.is_none();
+                let token = self.fetch(transport, &exchange, credential).await?;
+                let margin = (token.life / 10).min(MARGIN_MAX);
+                let until = transport
+                    .options
+                    .clock
+                    .now()
+                    .checked_add(token.life - margin);
+                Ok(Held {
+                    value: self.sensitive("Bearer", &token.token)?,
+                    until,
+                    anonymous,
+                })
+            }
+        }
+    }
+
+    async fn credential(&self, scopes: &[Scope]) -> Result<Option<Credential>, ClientError> {
+        let (keychain, registry) = (self.keychain.clone(), self.registry.clone());
+        // With several scopes the last is the one that is written to.
+        let repository = scopes.last().map(Scope::repository).unwrap_or_default();
+        let repository = repository.to_owned();
+        let looking = tokio::task::spawn_blocking(move || keychain.lookup(&registry, &repository));
+        Ok(looking.await.expect("it does not panic")?)
+    }
+
+    fn realm(&self, transport: &Transport, base: &Url, realm: &str) -> Result<Url, ClientError> {
+        let request = Call::get(base.clone()).line();
+        let url = Url::parse(realm)
+            .map_err(|_| ClientError::bad_answer(&request, "its token realm is not a URL"))?;
+        let listed = |host: &str| transport.options.is_listed(host);
+        target::check_realm(base, &url, listed).map_err(|reason| ClientError::Misdirected {
+            request,
+            target: redacted(&url),
+            reason,
+        })?;
+        Ok(url)
+    }
+
+    async fn fetch(
+        &self,
+        transport: &Transport,
+        exchange: &Exchange<'_>,
+        credential: Option<Credential>,
+    ) -> Result<bearer::Token, ClientError> {
+        let anonymous = credential.is_none();
+        let (call, authorization) = match credential {
+            Some(Credential::IdentityToken(token)) => (exchange.refresh(&token), None),
+            Some(Credential::Basic { username, password }) => (
+                exchange.ask(Some(&username)),
+                Some(self.basic(&username, &password)?),
+            ),
+            Some(Credential::RegistryToken(_)) | None => (exchange.ask(None), None),
+        };
+        let mut attempts = crate::registry::Attempts::new(&transport.options);
+        loop {
+            let result = self
+                .fetch_once(transport, &call, authorization.as_ref(), anonymous)
+                .await;
+            match result {
+                Err(error) if attempts.again(&error).await => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn fetch_once(
+        &self,
+        transport: &Transport,
+        call: &Call,
+        authorization: Option<&HeaderValue>,
+        anonymous: bool,
+    ) -> Result<bearer::Token, ClientError> {
+        let answer = transport.follow(call, authorization).await?;
+        match answer.status() {
+            StatusCode::OK => {}
+            // GitLab and others answer 403, and 400 to a bad refresh token.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+                return Err(self.refused(anonymous, answer).await);
+            }
+            _ => return Err(answer.refused().await),
+        }
+        let line = answer.line.clone();
+        let body = answer.bytes(TOKEN_BYTES_MAX).await?;
+        bearer::parse_token(&body).map_err(|reason| ClientError::bad_answer(&line, reason))
+    }
+
+    fn basic(&self, username: &str, password: &str) -> Result<HeaderValue, ClientError> {
+        self.sensitive("Basic", &STANDARD.encode(format!("{username}:{password}")))
+    }
+
+    fn sensitive(&self, scheme: &str, secret: &str) -> Result<HeaderValue, ClientError> {
+        let value = HeaderValue::from_str(&format!("{scheme} {secret}"));
+        let mut value = value.map_err(|_| ClientError::Unauthorized {
+            registry: self.registry.clone(),
+            anonymous: false,
+            detail: "the token has characters that no header may have".to_owned(),
+        })?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// One request to a token server.
+struct Exchange<'a> {
+    realm: Url,
+    service: Option<&'a str>,
+    scopes: Vec<String>,
+}
+
+impl Exchange<'_> {
+    /// The GET form (`docs/spec/auth/token.md`).
+    fn ask(&self, account: Option<&str>) -> Call {
+        let mut url = self.realm.clone();
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = self.service {
+                query.append_pair("service", service);
+            }
+            for scope in &self.scopes {
+                query.append_pair("scope", scope);
+            }
+            if let Some(account) = account {
+                query.append_pair("account", account);
+            }
+            query.append_pair("client_id", CLIENT_ID);
+        }
+        Call::get(url)
+    }
+
+    /// The POST form (`docs/spec/auth/oauth.md`).
+    fn refresh(&self, token: &str) -> Call {
+        // A form body is encoded as a query is.
+        let mut form = Url::parse("form:/").expect("it is a URL");
+        form.query_pairs_mut()
+            .append_pair("grant_type", "refresh_token")
+            .append_pair("client_id", CLIENT_ID)
+            .append_pair("service", self.service.unwrap_or_default())
+            .append_pair("scope", &self.scopes.join(" "))
+            .append_pair("refresh_token", token);
+        let body = form.query().unwrap_or_default().to_owned();
+        Call::new(Method::POST, self.realm.clone())
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Payload::Bytes(Bytes::from(body)))
+    }
+}
+
+/// Our scopes, and what the registry asked for beyond them.
+fn wanted(ours: &[Scope], asked: Option<&str>) -> Vec<String> {
+    let mut scopes: Vec<String> = ours.iter().map(ToString::to_string).collect();
+    for scope in asked.into_iter().flat_map(str::split_ascii_whitespace) {
+        let covered = |own: &String| match (own.rsplit_once(':'), scope.rsplit_once(':')) {
+            (Some((name, own)), Some((other, wanted))) => {
+                name == other
+                    && wanted
+                        .split(',')
+                        .all(|action| own.split(',').any(|a| a == action))
+            }
+            _ => own == scope,
+        };
+        if !scopes.iter().any(covered) && scopes.len() < 8 {
+            scopes.push(scope.to_owned());
+        }
+    }
+    scopes
+}
+
+fn challenge_in(headers: &HeaderMap) -> Option<Challenge> {
+    let values = headers.get_all(WWW_AUTHENTICATE);
+    bearer::choose(values.iter().filter_map(|value| value.to_str().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_are_asked_for_once() {
+        let check = |ours: &[Scope], asked: Option<&str>, expect: &[&str]| {
+            assert_eq!(wanted(ours, asked), expect);
+        };
+        let push = Scope::push("a/b");
+        check(&[], None, &[]);
+        check(&[], Some("repository:a/b:pull"), &["repository:a/b:pull"]);
+        check(
+            std::slice::from_ref(&push),
+            Some("repository:a/b:pull"),
+            &["repository:a/b:pull,push"],
+        );
+        check(
+            &[Scope::pull("c"), push],
+            Some("repository:a/b:push,pull repository(plugin):x:pull"),
+            &[
+                "repository:c:pull",
+                "repository:a/b:pull,push",
+                "repository(plugin):x:pull",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_push_token_serves_a_pull() {
+        let now = SystemTime::UNIX_EPOCH;
+        let mut state = State::default();
+        let held = Held {
+            value: HeaderValue::from_static("Bearer x"),
+            until: Some(now + Duration::from_secs(1)),
+            anonymous: false,
+        };
+        state.held.insert(vec![Scope::push("a")], held);
+        assert!(state.held(&[Scope::pull("a")], now).is_some());
+        assert!(state.held(&[Scope::pull("b")], now).is_none());
+        assert!(state.held(&[Scope::delete("a")], now).is_none());
+        let later = now + Duration::from_secs(1);
+        assert!(state.held(&[Scope::pull("a")], later).is_none());
+    }
+}

@@ -1,0 +1,344 @@
+//! Blobs on their way in (distribution-spec end-2): resumed after a cut, never longer than announced.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::{Buf as _, Bytes};
+use reqwest::header::RANGE;
+use reqwest::{Method, StatusCode};
+use store::oci::{Descriptor, Digest, Reference};
+use tokio::sync::mpsc;
+
+use crate::Client;
+use crate::auth::bearer::Scope;
+use crate::error::{ClientError, RequestLine};
+use crate::headers;
+use crate::progress::Progress;
+use crate::registry::{Attempts, Registry};
+use crate::transport::{Answer, Call};
+
+/// After this much progress a cut counts as the first again, so that attempts stay bounded by the blob's size.
+const PROGRESS_BYTES: u64 = 1024 * 1024;
+
+/// Pieces that wait between the network and a blocking reader.
+const PIECES_WAITING: usize = 8;
+
+impl Client {
+    /// The size of a blob that a repository has; `None` where it has none.
+    pub async fn blob_exists(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<Option<u64>, ClientError> {
+        let registry = self.registry(reference.registry());
+        let scopes = [Scope::pull(reference.repository())];
+        blob_size(&registry, &scopes, reference.repository(), digest).await
+    }
+
+    /// Opens a blob for reading. Its bytes are not verified: whoever takes them hashes them.
+    pub async fn open_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+    ) -> Result<BlobStream, ClientError> {
+        let mut stream = self.blob_stream(reference, descriptor).await?;
+        stream.connect().await?;
+        Ok(stream)
+    }
+
+    /// A blob as a blocking reader, fed by a task of the current runtime; at most a few pieces wait in memory. Errors of
+    /// the network come out of the reader as [`io::Error`]s that wrap a [`ClientError`].
+    pub fn read_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        progress: Arc<dyn Progress>,
+    ) -> BlobReader {
+        let (sender, receiver) = mpsc::channel(PIECES_WAITING);
+        let (client, reference) = (self.clone(), reference.clone());
+        let (descriptor, remaining) = (descriptor.clone(), descriptor.size);
+        tokio::spawn(async move {
+            let fed = client
+                .feed(&reference, &descriptor, &sender, progress.as_ref())
+                .await;
+            if let Err(error) = fed {
+                // The reader may have lost interest.
+                let _ = sender.send(Err(error)).await;
+            }
+        });
+        BlobReader {
+            receiver,
+            piece: Bytes::new(),
+            remaining,
+        }
+    }
+
+    async fn feed(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        sender: &mpsc::Sender<Result<Bytes, ClientError>>,
+        progress: &dyn Progress,
+    ) -> Result<(), ClientError> {
+        progress.started(&descriptor.digest, descriptor.size);
+        let mut stream = self.open_blob(reference, descriptor).await?;
+        while let Some(piece) = stream.next().await? {
+            let length = piece.len() as u64;
+            if sender.send(Ok(piece)).await.is_err() {
+                return Ok(());
+            }
+            progress.advanced(&descriptor.digest, length);
+        }
+        progress.finished(&descriptor.digest);
+        Ok(())
+    }
+
+    async fn blob_stream(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+    ) -> Result<BlobStream, ClientError> {
+        let registry = self.registry(reference.registry());
+        let mut attempts = Attempts::new(self.options());
+        let path = blob_path(reference.repository(), &descriptor.digest);
+        let url = loop {
+            match registry.url(&path).await {
+                Err(error) if attempts.again(&error).await => {}
+                result => break result?,
+            }
+        };
+        Ok(BlobStream {
+            call: Call::get(url),
+            scopes: [Scope::pull(reference.repository())],
+            attempts: Attempts::new(self.options()),
+            registry,
+            size: descriptor.size,
+            offset: 0,
+            counted_from: 0,
+            skip: 0,
+            answer: None,
+        })
+    }
+}
+
+pub(crate) fn blob_path(repository: &str, digest: &Digest) -> String {
+    format!("{repository}/blobs/{digest}")
+}
+
+/// HEAD on a blob, with the scopes of the work that it is part of.
+pub(crate) async fn blob_size(
+    registry: &Registry,
+    scopes: &[Scope],
+    repository: &str,
+    digest: &Digest,
+) -> Result<Option<u64>, ClientError> {
+    let mut attempts = Attempts::new(registry.options());
+    loop {
+        let result = blob_size_once(registry, scopes, repository, digest).await;
+        match result {
+            Err(error) if attempts.again(&error).await => {}
+            result => return result,
+        }
+    }
+}
+
+async fn blob_size_once(
+    registry: &Registry,
+    scopes: &[Scope],
+    repository: &str,
+    digest: &Digest,
+) -> Result<Option<u64>, ClientError> {
+    let url = registry.url(&blob_path(repository, digest)).await?;
+    let answer = registry.send(scopes, &Call::new(Method::HEAD, url)).await?;
+    match answer.status() {
+        StatusCode::NOT_FOUND => Ok(None),
+        StatusCode::OK => match answer.content_length() {
+            Some(size) => Ok(Some(size)),
+            None => Err(ClientError::bad_answer(
+                &answer.line,
+                "the answer has no Content-Length",
+            )),
+        },
+        _ => Err(answer.refused().await),
+    }
+}
+
+/// A blob's bytes as they come, whatever connections they take.
+pub struct BlobStream {
+    registry: Arc<Registry>,
+    call: Call,
+    scopes: [Scope; 1],
+    attempts: Attempts,
+    size: u64,
+    /// Bytes given out.
+    offset: u64,
+    /// What `offset` was when attempts were last counted anew.
+    counted_from: u64,
+    /// Bytes of the current answer that were given out before: the server took no notice of Range.
+    skip: u64,
+    answer: Option<Answer>,
+}
+
+impl std::fmt::Debug for BlobStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobStream")
+            .field("request", &self.line())
+            .field("offset", &self.offset)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BlobStream {
+    /// The next piece; `None` after exactly the descriptor's size.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while self.offset < self.size {
+            let answer = match self.answer.as_mut() {
+                Some(answer) => answer,
+                None => self.connect().await?,
+            };
+            let line = answer.line.clone();
+            let error = match answer.chunk().await {
+                Ok(Some(piece)) => match self.take(piece) {
+                    Some(piece) => return Ok(Some(piece)),
+                    None => continue,
+                },
+                Ok(None) => ClientError::Cut {
+                    request: line,
+                    reason: format!("it ended after {} of {} bytes", self.offset, self.size),
+                },
+                Err(error) => error,
+            };
+            self.answer = None;
+            if self.offset - self.counted_from >= PROGRESS_BYTES {
+                self.counted_from = self.offset;
+                self.attempts.reset();
+            }
+            if !self.attempts.again(&error).await {
+                return Err(error);
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn line(&self) -> RequestLine {
+        self.call.line()
+    }
+
+    /// The new part of a piece, within the size.
+    fn take(&mut self, mut piece: Bytes) -> Option<Bytes> {
+        let old = usize::try_from(self.skip).map_or(piece.len(), |skip| skip.min(piece.len()));
+        piece.advance(old);
+        self.skip -= old as u64;
+        let room = usize::try_from(self.size - self.offset).unwrap_or(usize::MAX);
+        piece.truncate(room);
+        self.offset += piece.len() as u64;
+        (!piece.is_empty()).then_some(piece)
+    }
+
+    /// Asks for what is left, as often as the policy allows.
+    async fn connect(&mut self) -> Result<&mut Answer, ClientError> {
+        loop {
+            match self.connect_once().await {
+                Ok(answer) => return Ok(self.answer.insert(answer)),
+                Err(error) if self.attempts.again(&error).await => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn connect_once(&mut self) -> Result<Answer, ClientError> {
+        let mut call = self.call.clone();
+        if self.offset > 0 {
+            call = call.header(RANGE, &format!("bytes={}-", self.offset));
+        }
+        let answer = self.registry.send(&self.scopes, &call).await?;
+        match answer.status() {
+            StatusCode::OK => {
+                self.skip = self.offset;
+                match answer.content_length() {
+                    Some(length) if length != self.size => Err(ClientError::SizeMismatch {
+                        request: answer.line.clone(),
+                        expected: self.size,
+                        actual: length,
+                    }),
+                    _ => Ok(answer),
+                }
+            }
+            StatusCode::PARTIAL_CONTENT if self.offset > 0 => {
+                self.skip = 0;
+                let range = answer
+                    .header("content-range")
+                    .and_then(headers::content_range);
+                let right = range.is_some_and(|range| {
+                    range.first == self.offset
+                        && range.last < self.size
+                        && range.total.is_none_or(|total| total == self.size)
+                });
+                if right {
+                    return Ok(answer);
+                }
+                Err(ClientError::bad_answer(
+                    &answer.line,
+                    format!("the answer is not the range from byte {}", self.offset),
+                ))
+            }
+            _ => {
+                let answer = answer.expect(&[]).await;
+                Err(answer.expect_err("no status is expected"))
+            }
+        }
+    }
+}
+
+/// A blob as a blocking [`Read`]. Dropping it ends the transfer.
+#[derive(Debug)]
+pub struct BlobReader {
+    receiver: mpsc::Receiver<Result<Bytes, ClientError>>,
+    piece: Bytes,
+    remaining: u64,
+}
+
+impl BlobReader {
+    /// The network's error inside an error of this reader, also where something that read from it wrapped it.
+    pub fn client_error(error: &io::Error) -> Option<&ClientError> {
+        let mut cause: &(dyn std::error::Error + 'static) = error.get_ref()?;
+        loop {
+            if let Some(found) = cause.downcast_ref::<ClientError>() {
+                return Some(found);
+            }
+            // An I/O error hides what it wraps from `source`.
+            let inner = cause
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::get_ref);
+            cause = match inner {
+                Some(inner) => inner,
+                None => cause.source()?,
+            };
+        }
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            if self.remaining == 0 {
+                // Errors after the last byte change nothing; those of an empty blob do.
+                return match self.receiver.try_recv() {
+                    Ok(Err(error)) => Err(io::Error::other(error)),
+                    _ => Ok(0),
+                };
+            }
+            match self.receiver.blocking_recv() {
+                Some(Ok(piece)) => self.piece = piece,
+                Some(Err(error)) => return Err(io::Error::other(error)),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        let length = buffer.len().min(self.piece.len());
+        buffer[..length].copy_from_slice(&self.piece[..length]);
+        self.piece.advance(length);
+        self.remaining = self.remaining.saturating_sub(length as u64);
+        Ok(length)
+    }
+}

@@ -1,0 +1,102 @@
+//! How a [`crate::Client`] behaves. Nothing here comes from the environment: the caller passes paths and hosts in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth::Keychain;
+use crate::transport::retry::{Clock, RetryPolicy, SystemClock};
+use crate::transport::target::{host_of, is_loopback};
+
+/// What a client trusts, whom it is, and how patient it is.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where credentials are.
+    pub keychain: Keychain,
+    /// Hosts (`host` or `host:port`) that may be reached by plain http, or by https with any certificate. Loopback
+    /// hosts always may, as with docker.
+    pub insecure: Vec<String>,
+    /// How requests name us.
+    pub user_agent: String,
+    /// Directories in the form of docker's `/etc/docker/certs.d`: `HOST[:PORT]/*.crt`, `*.cert` with `*.key`.
+    pub certs_dirs: Vec<PathBuf>,
+    /// PEM files of authorities that are trusted beside the system's.
+    pub ca_files: Vec<PathBuf>,
+    /// Proxies.
+    pub proxies: Proxies,
+    /// How long is waited for a peer.
+    pub timeouts: Timeouts,
+    /// How often and how patiently requests are sent again.
+    pub retry: RetryPolicy,
+    /// Blobs that are pushed or pulled at once.
+    pub parallel: usize,
+    /// Bytes of one chunk, where an upload is chunked; a server may ask for more.
+    pub chunk_bytes: u64,
+    /// Time, replaced in tests.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            keychain: Keychain::anonymous(),
+            insecure: Vec::new(),
+            user_agent: format!("longshore/{}", env!("CARGO_PKG_VERSION")),
+            certs_dirs: Vec::new(),
+            ca_files: Vec::new(),
+            proxies: Proxies::default(),
+            timeouts: Timeouts::default(),
+            retry: RetryPolicy::default(),
+            parallel: 4,
+            chunk_bytes: 16 * 1024 * 1024,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// URLs of proxies, by the scheme of the request.
+#[derive(Clone, Debug, Default)]
+pub struct Proxies {
+    /// For http.
+    pub http: Option<String>,
+    /// For https.
+    pub https: Option<String>,
+    /// Hosts that are reached directly, in `NO_PROXY`'s form.
+    pub except: Option<String>,
+}
+
+/// How long is waited for a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For a connection.
+    pub connect: Duration,
+    /// For the next byte, in either direction.
+    pub idle: Duration,
+    /// For the answer once all of a body was sent.
+    pub answer: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            connect: Duration::from_secs(15),
+            idle: Duration::from_secs(60),
+            answer: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Options {
+    /// Whether the user named this `host[:port]` as insecure.
+    pub(crate) fn is_listed(&self, authority: &str) -> bool {
+        let host = host_of(authority);
+        self.insecure
+            .iter()
+            .any(|listed| listed == authority || listed == host)
+    }
+
+    /// Whether any certificate will do for this `host[:port]`.
+    pub(crate) fn is_unverified(&self, authority: &str) -> bool {
+        is_loopback(authority) || self.is_listed(authority)
+    }
+}

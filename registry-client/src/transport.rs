@@ -1,0 +1,495 @@
+//! HTTP: the only place that sends requests.
+//!
+//! | file | part |
+//! |---|---|
+//! | this | one exchange, redirects followed by hand, answers read within limits |
+//! | [`target`] | where answers may send us |
+//! | [`retry`] | when a request is sent again |
+//! | [`tls`] | trust and client certificates |
+//! | [`body`] | what requests send |
+//!
+//! A request goes to one URL; [`Transport::follow`] adds redirects, and never shows `Authorization` to an origin other
+//! than the first. Authentication and retries are the caller's ([`crate::registry`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION,
+};
+use reqwest::{Method, Request, Response, StatusCode, Url};
+use rustls::RootCertStore;
+
+use crate::error::{ClientError, Refusal, RequestLine, printable, redacted};
+use crate::headers;
+use crate::options::Options;
+
+pub(crate) mod body;
+pub(crate) mod retry;
+pub(crate) mod target;
+pub(crate) mod tls;
+
+pub(crate) use body::Payload;
+
+/// Most redirects of one request.
+const REDIRECTS_MAX: u32 = 8;
+
+/// Most bytes of a refusal that are read for its error envelope.
+const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
+
+/// Most warnings that are kept, and the longest of one, in bytes (distribution-spec, "Warnings").
+const WARNINGS_MAX: usize = 64;
+const WARNING_BYTES_MAX: usize = 4096;
+
+/// What a registry wants its users to know (`Warning` headers).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Warning {
+    /// Host and port that sent it.
+    pub host: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// One request.
+#[derive(Clone)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Payload,
+}
+
+impl Call {
+    pub(crate) fn new(method: Method, url: Url) -> Call {
+        Call {
+            method,
+            url,
+            headers: HeaderMap::new(),
+            body: Payload::Empty,
+        }
+    }
+
+    pub(crate) fn get(url: Url) -> Call {
+        Call::new(Method::GET, url)
+    }
+
+    pub(crate) fn header(mut self, name: HeaderName, value: &str) -> Call {
+        // Values are our own or were received as header values; what cannot be one is not worth a failure.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.insert(name, value);
+        }
+        self
+    }
+
+    pub(crate) fn body(mut self, body: Payload) -> Call {
+        self.body = body;
+        self
+    }
+
+    pub(crate) fn line(&self) -> RequestLine {
+        RequestLine::new(&self.method, &self.url)
+    }
+}
+
+/// Sends requests, with one connection pool per host.
+pub(crate) struct Transport {
+    pub(crate) options: Arc<Options>,
+    /// By `http` or `https://authority`.
+    pools: tokio::sync::Mutex<BTreeMap<String, reqwest::Client>>,
+    roots: Arc<OnceLock<Result<RootCertStore, String>>>,
+    warnings: Mutex<BTreeSet<Warning>>,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    pub(crate) fn new(options: Arc<Options>) -> Transport {
+        Transport {
+            options,
+            pools: tokio::sync::Mutex::default(),
+            roots: Arc::default(),
+            warnings: Mutex::default(),
+        }
+    }
+
+    /// Sends a request and follows redirects. Any status is an answer.
+    pub(crate) async fn follow(
+        &self,
+        call: &Call,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, ClientError> {
+        let mut hop = call.clone();
+        if let Some(value) = authorization {
+            hop.headers.insert(AUTHORIZATION, value.clone());
+        }
+        for _ in 0..=REDIRECTS_MAX {
+            let answer = self.exchange(&hop).await?;
+            if !redirects(&hop.method, answer.status()) {
+                return Ok(answer);
+            }
+            let next = self.target(&hop.url, &answer)?;
+            if !target::same_origin(&call.url, &next) {
+                hop.headers.remove(AUTHORIZATION);
+            }
+            hop.url = next;
+        }
+        Err(ClientError::bad_answer(
+            &call.line(),
+            format!("more than {REDIRECTS_MAX} redirects"),
+        ))
+    }
+
+    /// The `Location` of an answer, if it may be followed.
+    pub(crate) fn target(&self, from: &Url, answer: &Answer) -> Result<Url, ClientError> {
+        let to = target::locate(from, answer.headers().get(LOCATION))
+            .map_err(|reason| ClientError::bad_answer(&answer.line, reason))?;
+        target::check(from, &to, |host| self.options.is_listed(host)).map_err(|reason| {
+            ClientError::Misdirected {
+                request: answer.line.clone(),
+                target: redacted(&to),
+                reason,
+            }
+        })?;
+        Ok(to)
+    }
+
+    /// Sends one request to one URL, following nothing.
+    pub(crate) async fn exchange(&self, call: &Call) -> Result<Answer, ClientError> {
+        let line = call.line();
+        let pool = self.pool(&call.url).await?;
+        let activity = Arc::new(AtomicU64::new(0));
+        let mut request = Request::new(call.method.clone(), call.url.clone());
+        *request.headers_mut() = call.headers.clone();
+        let length = call.body.len();
+        let sends = matches!(call.method, Method::POST | Method::PUT | Method::PATCH);
+        if let Some(length) = length.or(sends.then_some(0)) {
+            request.headers_mut().insert(CONTENT_LENGTH, length.into());
+        }
+        *request.body_mut() = call.body.open(&activity).await?;
+
+        let sending = pool.execute(request);
+        tokio::pin!(sending);
+        let idle = self.options.timeouts.idle;
+        let mut taken = 0;
+        let response = loop {
+            // A server may hash or move all of a blob before it answers.
+            let all_sent = length.is_some_and(|length| length > 0 && taken == length);
+            let patience = match all_sent {
+                true => self.options.timeouts.answer,
+                false => idle,
+            };
+            match tokio::time::timeout(patience, &mut sending).await {
+                Ok(response) => break response,
+                Err(_) => {
+                    let now = activity.load(Ordering::Relaxed);
+                    if now == taken {
+                        return Err(ClientError::Stalled {
+                            request: line,
+                            idle: patience,
+                        });
+                    }
+                    taken = now;
+                }
+            }
+        };
+        let response = response.map_err(|error| failure(&error, &line, &call.url))?;
+        let answer = Answer {
+            retry_after: retry_after(&response, &self.options),
+            line,
+            response,
+            idle,
+        };
+        self.keep_warnings(&call.url, &answer);
+        Ok(answer)
+    }
+
+    /// The registries' warnings so far, each once, in order.
+    pub(crate) fn warnings(&self) -> Vec<Warning> {
+        let warnings = self.warnings.lock();
+        let warnings = warnings.unwrap_or_else(std::sync::PoisonError::into_inner);
+        warnings.iter().cloned().collect()
+    }
+
+    fn keep_warnings(&self, url: &Url, answer: &Answer) {
+        let values = answer.headers().get_all(reqwest::header::WARNING);
+        let texts = values.iter().filter_map(|value| value.to_str().ok());
+        let mut bytes = 0;
+        for text in texts.filter_map(headers::warning) {
+            bytes += text.len();
+            if bytes > WARNING_BYTES_MAX {
+                return;
+            }
+            let warning = Warning {
+                host: target::authority(url),
+                text: printable(&text),
+            };
+            let kept = self.warnings.lock();
+            let mut kept = kept.unwrap_or_else(std::sync::PoisonError::into_inner);
+            if kept.len() < WARNINGS_MAX && kept.insert(warning.clone()) {
+                tracing::warn!(host = %warning.host, "{}", warning.text);
+            }
+        }
+    }
+
+    /// The connection pool for a URL. TLS is set up only where it is needed.
+    async fn pool(&self, url: &Url) -> Result<reqwest::Client, ClientError> {
+        let authority = target::authority(url);
+        let secure = url.scheme() == "https";
+        let key = if secure {
+            authority.clone()
+        } else {
+            String::new()
+        };
+        let mut pools = self.pools.lock().await;
+        if let Some(pool) = pools.get(&key) {
+            return Ok(pool.clone());
+        }
+        let tls = if secure {
+            let (options, roots) = (Arc::clone(&self.options), Arc::clone(&self.roots));
+            let reading = tokio::task::spawn_blocking(move || {
+                let extra = tls::certs_d(&options.certs_dirs, &authority)?;
+                let roots = roots
+                    .get_or_init(|| load_roots(&options))
+                    .as_ref()
+                    .map_err(|reason| ClientError::Setup {
+                        what: "trusted certificates".to_owned(),
+                        reason: reason.clone(),
+                    })?;
+                tls::config(roots, extra, options.is_unverified(&authority))
+            });
+            reading.await.expect("it does not panic")?
+        } else {
+            tls::unused()
+        };
+        let pool = self.new_pool(tls)?;
+        pools.insert(key, pool.clone());
+        Ok(pool)
+    }
+
+    fn new_pool(&self, tls: rustls::ClientConfig) -> Result<reqwest::Client, ClientError> {
+        let options = &self.options;
+        let setup = |what: &str, error: &reqwest::Error| ClientError::Setup {
+            what: what.to_owned(),
+            reason: chain(error),
+        };
+        let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(options.timeouts.connect)
+            .http2_initial_stream_window_size(4 * 1024 * 1024)
+            .http2_initial_connection_window_size(16 * 1024 * 1024)
+            .user_agent(&options.user_agent)
+            .no_proxy();
+        let proxies = &options.proxies;
+        let except = || {
+            proxies
+                .except
+                .as_deref()
+                .and_then(reqwest::NoProxy::from_string)
+        };
+        if let Some(url) = &proxies.http {
+            let proxy = reqwest::Proxy::http(url).map_err(|error| setup("http proxy", &error))?;
+            builder = builder.proxy(proxy.no_proxy(except()));
+        }
+        if let Some(url) = &proxies.https {
+            let proxy = reqwest::Proxy::https(url).map_err(|error| setup("https proxy", &error))?;
+            builder = builder.proxy(proxy.no_proxy(except()));
+        }
+        builder.build().map_err(|error| setup("user agent", &error))
+    }
+}
+
+fn load_roots(options: &Options) -> Result<RootCertStore, String> {
+    let mut roots = tls::native_roots();
+    for path in &options.ca_files {
+        let certificates = tls::certificates(path).map_err(|error| error.to_string())?;
+        roots.add_parsable_certificates(certificates);
+    }
+    Ok(roots)
+}
+
+fn redirects(method: &Method, status: StatusCode) -> bool {
+    match status.as_u16() {
+        // These turn other methods into GET, which would lose the body silently.
+        301..=303 => matches!(*method, Method::GET | Method::HEAD),
+        307 | 308 => true,
+        _ => false,
+    }
+}
+
+fn retry_after(response: &Response, options: &Options) -> Option<Duration> {
+    let value = response.headers().get(reqwest::header::RETRY_AFTER)?;
+    headers::retry_after(value.to_str().ok()?, options.clock.now())
+}
+
+/// An answer whose body is not read yet.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) line: RequestLine,
+    response: Response,
+    idle: Duration,
+    retry_after: Option<Duration>,
+}
+
+impl Answer {
+    pub(crate) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// The URL that answered, after redirects.
+    pub(crate) fn url(&self) -> &Url {
+        self.response.url()
+    }
+
+    /// A header's value, where it is text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers().get(name)?.to_str().ok()
+    }
+
+    /// What `Content-Length` says, also in answers to HEAD.
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        self.header("content-length")?.parse().ok()
+    }
+
+    /// The next piece of the body.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
+        match tokio::time::timeout(self.idle, self.response.chunk()).await {
+            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Err(error)) => Err(ClientError::Cut {
+                request: self.line.clone(),
+                reason: chain(&error),
+            }),
+            Err(_) => Err(ClientError::Stalled {
+                request: self.line.clone(),
+                idle: self.idle,
+            }),
+        }
+    }
+
+    /// The whole body, at most `limit` bytes.
+    pub(crate) async fn bytes(mut self, limit: u64) -> Result<Vec<u8>, ClientError> {
+        let too_large = |line: &RequestLine| ClientError::TooLarge {
+            request: line.clone(),
+            limit,
+        };
+        if self.content_length().is_some_and(|length| length > limit) {
+            return Err(too_large(&self.line));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            if (bytes.len() + chunk.len()) as u64 > limit {
+                return Err(too_large(&self.line));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
+
+    /// Makes the answer an error, reading what it says.
+    pub(crate) async fn refused(mut self) -> ClientError {
+        let (status, request, wait) = (self.status(), self.line.clone(), self.retry_after);
+        let mut body = Vec::new();
+        while let Ok(Some(chunk)) = self.chunk().await {
+            body.extend_from_slice(&chunk);
+            if body.len() as u64 > REFUSAL_BYTES_MAX {
+                break;
+            }
+        }
+        ClientError::Refused {
+            request,
+            refusal: Refusal::parse(status, &body, wait),
+        }
+    }
+
+    /// The answer if its status is one of `expected`, an error otherwise.
+    pub(crate) async fn expect(self, expected: &[StatusCode]) -> Result<Answer, ClientError> {
+        if expected.contains(&self.status()) {
+            return Ok(self);
+        }
+        if self.status().is_success() {
+            let reason = format!("unexpected status {}", self.status());
+            return Err(ClientError::bad_answer(&self.line, reason));
+        }
+        Err(self.refused().await)
+    }
+}
+
+/// Tells apart what the HTTP library reports.
+fn failure(error: &reqwest::Error, line: &RequestLine, url: &Url) -> ClientError {
+    let host = target::authority(url);
+    let mut cause = error.source();
+    let (mut refused, mut tls, mut breach) = (false, None, None);
+    while let Some(inner) = cause {
+        if let Some(io) = inner.downcast_ref::<io::Error>() {
+            refused |= io.kind() == io::ErrorKind::ConnectionRefused;
+            // An I/O error hides what it wraps from `source`.
+            let wrapped = io
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            tls = tls.or(wrapped.map(ToString::to_string));
+        }
+        if let Some(error) = inner.downcast_ref::<rustls::Error>() {
+            tls = tls.or(Some(error.to_string()));
+        }
+        if let Some(error) = inner.downcast_ref::<hyper::Error>()
+            && error.is_parse()
+        {
+            breach = Some(error.to_string());
+        }
+        cause = inner.source();
+    }
+    if let Some(reason) = tls {
+        return ClientError::Tls { host, reason };
+    }
+    if let Some(reason) = breach {
+        return ClientError::bad_answer(line, reason);
+    }
+    if error.is_connect() {
+        return ClientError::Unreachable {
+            host,
+            refused,
+            reason: chain(error),
+        };
+    }
+    ClientError::Cut {
+        request: line.clone(),
+        reason: chain(error),
+    }
+}
+
+/// The innermost causes of an error in one line, without URLs.
+fn chain(error: &reqwest::Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        // Wrappers often repeat what they wrap.
+        if texts.last().is_none_or(|last| !last.contains(&text)) {
+            texts.push(text);
+        }
+        cause = inner.source();
+    }
+    if error.is_timeout() && texts.is_empty() {
+        return "it took too long".to_owned();
+    }
+    match texts.is_empty() {
+        true => "it failed".to_owned(),
+        false => printable(&texts.join(": ")),
+    }
+}
