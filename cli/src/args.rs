@@ -443,6 +443,18 @@ pub struct ServeArgs {
     // The name and identifier of the global option, which this one takes the place of.
     #[arg(id = "root", long = "root", value_name = "DIR")]
     pub folder: Option<PathBuf>,
+    /// Users who may use the registry, as `htpasswd -B` writes them [default: everybody may]
+    #[arg(long, value_name = "FILE")]
+    pub htpasswd: Option<PathBuf>,
+    /// Certificate, then its issuers, in PEM: serve https
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Refuse every change
+    #[arg(long)]
+    pub read_only: bool,
 }
 
 /// `longshore run`.

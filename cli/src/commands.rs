@@ -2,6 +2,7 @@
 
 mod images;
 mod inspect;
+mod registry;
 mod system;
 
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use store::Store;
 use store::images::ImageRow;
 
-use crate::args::Command;
+use crate::args::{Command, RegistryCommand};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 
@@ -22,6 +23,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Tag(args) => images::tag(context, &args),
         Command::Rmi(args) => images::rmi(context, &args),
         Command::History(args) => inspect::history(context, &args),
+        Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),
         Command::Version(args) => system::version(context, &args),
         Command::Info(args) => system::info(context, &args),
         _ => Err(CliError::new(
