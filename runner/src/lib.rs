@@ -1,1 +1,57 @@
 //! One process in one sandbox. Knows no images.
+//!
+//! ```text
+//!  caller (any threads)             helper (this program again)         init ─► the process
+//!  Sandbox::spawn ── spec, fds ──►  helper: fork into namespaces ─────► init: root, confinement, exec
+//!  Sandbox::wait  ◄── exit ───────  waits, cleans up                    process 1 of its pid namespace
+//! ```
+//!
+//! - [`spec`]: what to run and in what, as plain data.
+//! - [`sandbox`]: the caller's side. `helper`, `init`: the other two processes; `wire` is what they say.
+//! - `mounts`, `stubs`: the root. `confine`, `seccomp`: privileges. `cgroup`: limits. `command`: exec.
+//! - [`userns`]: the whole program in a user namespace, when it is not root; then one code path serves all.
+//! - [`user`]: `USER` names to numbers. [`etc`]: contents of `/etc/hosts` and the like.
+//! - [`terminal`]: a foreground process on the caller's terminal.
+//!
+//! A program that uses this crate must call [`reexec_if_child`] as the first thing in `main`.
+//!
+//! Invariants: no threaded process ever forks. Nothing of a sandbox outlives it, also when the caller is
+//! killed. No path of the root, of a link in it, or of the spec reaches the host but by a descriptor
+//! that was opened beneath the right directory. All unsafe code is in `sys`.
+
+mod cgroup;
+mod command;
+mod confine;
+pub mod error;
+pub mod etc;
+mod helper;
+mod init;
+mod mounts;
+pub mod sandbox;
+mod seccomp;
+pub mod spec;
+mod stubs;
+mod sys;
+pub mod terminal;
+pub mod user;
+pub mod userns;
+mod wire;
+
+pub use error::{Errno, SandboxError, StartError};
+pub use sandbox::{Killer, Sandbox, Stdio, Stream};
+pub use spec::{
+    Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits, MountKind, MountPoint,
+    NetworkMode, ProcessSpec, Root, SandboxSpec, Usage, User,
+};
+pub use stubs::make_stubs;
+pub use user::{UserError, resolve_user};
+pub use userns::{Privilege, UserNsError, enter_user_namespace};
+
+/// Turns this process into a sandbox's helper if it was started as one; then it never returns.
+///
+/// Has to be the first thing in `main`: before threads, command line and logging.
+pub fn reexec_if_child() {
+    if helper::is_helper() {
+        sys::exit_now(helper::run());
+    }
+}

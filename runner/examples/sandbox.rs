@@ -1,0 +1,69 @@
+//! Runs a command in a root made of directories: `sandbox [-n TIMES] ROOT COMMAND [ARGUMENT…]`.
+//!
+//! With `-n`, it runs that many times in this process and the median time is printed: the cost of one
+//! sandbox, from the call to its last trace being gone.
+
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::exit,
+    reason = "a program for people"
+)]
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use runner::{ProcessSpec, Root, Sandbox, SandboxSpec, Stdio, Stream};
+
+fn main() {
+    runner::reexec_if_child();
+    if let Err(error) = runner::enter_user_namespace() {
+        eprintln!("{error}");
+        std::process::exit(125);
+    }
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let mut times = 1;
+    if args.first().is_some_and(|arg| arg == "-n") {
+        times = args.get(1).and_then(|n| n.parse().ok()).unwrap_or(1);
+        args.drain(..2);
+    }
+    let lower = PathBuf::from(args.remove(0));
+
+    let mut took = Vec::new();
+    let mut code = 0;
+    for _ in 0..times {
+        let dir = std::env::temp_dir().join(format!("longshore-example-{}", std::process::id()));
+        let (upper, work) = (dir.join("upper"), dir.join("work"));
+        for dir in [&upper, &work] {
+            std::fs::create_dir_all(dir).expect("the temporary directory is writable");
+        }
+        let root = Root::Overlay {
+            lower: vec![lower.clone()],
+            upper,
+            work,
+            volatile: true,
+        };
+        let spec = SandboxSpec::new(root, ProcessSpec::new(args.clone()));
+        let stdio = Stdio {
+            stdin: Stream::Inherit,
+            stdout: Stream::Inherit,
+            stderr: Stream::Inherit,
+        };
+        let start = Instant::now();
+        let result = Sandbox::spawn(&spec, stdio).and_then(|mut sandbox| sandbox.wait());
+        took.push(start.elapsed());
+        code = match result {
+            Ok(status) => status.code(),
+            Err(error) => {
+                eprintln!("{error}");
+                error.exit_code()
+            }
+        };
+        std::fs::remove_dir_all(&dir).expect("nothing is mounted any more");
+    }
+    if times > 1 {
+        took.sort();
+        println!("median {:?}, least {:?}", took[took.len() / 2], took[0]);
+    }
+    std::process::exit(code);
+}

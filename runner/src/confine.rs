@@ -1,0 +1,103 @@
+//! What the process may do: capabilities, the system call filter, identity.
+//!
+//! The order matters. The filter needs `CAP_SYS_ADMIN` (unless no_new_privs is set), so it comes before
+//! capabilities are dropped; the bounding set needs `CAP_SETPCAP`, so it comes before the identity
+//! changes; everything after that is allowed by the filter itself.
+
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::error::StartError;
+use crate::spec::{Capabilities, Confinement, User};
+use crate::{seccomp, sys};
+
+/// Gives up everything that `confinement` does not grant and becomes `user`.
+pub(crate) fn confine(
+    confinement: &Confinement,
+    user: &User,
+    note: &mut dyn FnMut(String),
+) -> Result<(), StartError> {
+    if confinement.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(StartError::step("set no_new_privs"))?;
+    }
+    if confinement.seccomp {
+        let program = seccomp::program(confinement.capabilities);
+        sys::install_seccomp(&program).map_err(StartError::step("install the seccomp filter"))?;
+    } else {
+        // The filter refuses keyctl; without it the host's session keyring must be out of reach.
+        if let Err(error) = sys::new_session_keyring() {
+            note(format!("no session keyring of its own: {error}"));
+        }
+    }
+
+    let have = rustix::thread::capabilities(None)
+        .map_err(StartError::step("read the capabilities"))?
+        .permitted;
+    let keep = CapabilitySet::from_bits_retain(confinement.capabilities.0) & have;
+    bound(confinement.capabilities)?;
+    rustix::thread::clear_ambient_capability_set()
+        .map_err(StartError::step("clear the ambient capabilities"))?;
+
+    become_user(user, note)?;
+    let keep = if user.uid == 0 {
+        keep
+    } else {
+        CapabilitySet::empty()
+    };
+    let sets = CapabilitySets {
+        effective: keep,
+        permitted: keep,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets).map_err(StartError::step("set the capabilities"))
+}
+
+/// Takes everything else out of the bounding set.
+fn bound(keep: Capabilities) -> Result<(), StartError> {
+    for number in 0..64 {
+        if keep.contains(number) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(
+            1 << number,
+        )) {
+            Ok(()) => {}
+            // Past the last one that this kernel knows.
+            Err(Errno::INVAL) => break,
+            Err(errno) => {
+                return Err(StartError::step("reduce the capability bounding set")(
+                    errno,
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn become_user(user: &User, note: &mut dyn FnMut(String)) -> Result<(), StartError> {
+    use rustix::thread::{Gid, Uid};
+    let unmapped = || StartError::UserUnmapped {
+        uid: user.uid,
+        gid: user.gid,
+    };
+    // These are "no change" to the kernel.
+    if user.uid == u32::MAX || user.gid == u32::MAX || user.groups.contains(&u32::MAX) {
+        return Err(unmapped());
+    }
+    let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    match rustix::thread::set_thread_groups(&groups) {
+        Ok(()) => {}
+        // With a single id the kernel does not let groups be changed: they might have kept one out.
+        Err(Errno::PERM) => note("groups cannot be set in this user namespace".into()),
+        Err(Errno::INVAL) => return Err(unmapped()),
+        Err(errno) => return Err(StartError::step("set the groups")(errno)),
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    let changed = rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .and_then(|()| rustix::thread::set_thread_res_uid(uid, uid, uid));
+    match changed {
+        Ok(()) => Ok(()),
+        Err(Errno::INVAL) => Err(unmapped()),
+        Err(errno) => Err(StartError::step("become the user")(errno)),
+    }
+}

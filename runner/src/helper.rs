@@ -1,0 +1,208 @@
+//! The sandbox's helper: this program, executed again, between the caller and init.
+//!
+//! It exists because a threaded caller must not fork, and because someone has to outlive both ends. It
+//! forks init into its namespaces, hands the caller a pidfd (and the terminal), waits, and leaves
+//! nothing behind: if the caller vanishes, even by `kill -9`, its end of the socket closes, and the helper
+//! kills the sandbox and cleans up as always. It costs a megabyte while the sandbox runs.
+//!
+//! Its standard input is the socket. It has no other descriptor of the caller but those sent to it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FileType, fstat};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+
+use crate::cgroup::Cgroups;
+use crate::error::StartError;
+use crate::init::{self, Handed};
+use crate::spec::{ExitStatus, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
+use crate::stubs::{self, Stub};
+use crate::sys::{self, Fork};
+use crate::wire::{self, Progress, Report};
+
+/// The program name by which a re-executed process knows what it is.
+pub(crate) const NAME: &str = "longshore-sandbox";
+
+/// Whether this process was started as a helper: by its name, and with a socket as standard input.
+pub(crate) fn is_helper() -> bool {
+    std::env::args_os().next().is_some_and(|name| name == NAME)
+        && fstat(rustix::stdio::stdin())
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+}
+
+/// Does the helper's whole work; the process ends with what this returns.
+pub(crate) fn run() -> i32 {
+    let caller = rustix::stdio::stdin();
+    // Out of the caller's session, so that its terminal's signals go to the caller alone; and out of its
+    // directory, so that it can be unmounted.
+    let _session = rustix::process::setsid();
+    let _moved = rustix::process::chdir("/");
+    let report = match attempt(caller) {
+        Ok((status, usage)) => Report::Exited(status, usage),
+        Err(error) => Report::Failed(error),
+    };
+    match wire::send(caller, &report, &[]) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartError> {
+    let (spec, streams) = receive_spec(caller)?;
+    let cgroups = Cgroups::make(spec.cgroup.as_deref(), &spec.limits)?;
+    let root = spec.root.clone();
+
+    let mut stubs = Vec::new();
+    let result = supervise(caller, spec, streams, &cgroups, &mut stubs);
+    // Nothing of init is left now, mounts included: it was alone in its namespaces with its children,
+    // and they end with it.
+    let swept = stubs::sweep(&root, &stubs).map_err(StartError::step("remove mount points"));
+    let usage = cgroups.usage(sys::children_usage());
+    cgroups.remove();
+    let status = result?;
+    swept?;
+    Ok((status, usage))
+}
+
+fn receive_spec(caller: BorrowedFd<'_>) -> Result<(SandboxSpec, [OwnedFd; 3]), StartError> {
+    let unreadable = |what: &str| StartError::Spec {
+        what: what.to_owned(),
+    };
+    let received = wire::receive::<()>(caller).map_err(|e| unreadable(&e.to_string()))?;
+    let ((), mut fds) = received.ok_or_else(|| unreadable("the caller is gone"))?;
+    let streams = fds.split_off(1.min(fds.len()));
+    let streams = <[OwnedFd; 3]>::try_from(streams).map_err(|_| unreadable("no streams"))?;
+    let file = fds.pop().ok_or_else(|| unreadable("no file"))?;
+
+    let len = usize::try_from(
+        fstat(&file)
+            .map_err(|e| unreadable(&e.to_string()))?
+            .st_size,
+    )
+    .ok()
+    .filter(|len| *len <= SPEC_BYTES_MAX)
+    .ok_or_else(|| unreadable("too large"))?;
+    let mut bytes = vec![0; len];
+    let mut filled = 0;
+    while filled < len {
+        let at = u64::try_from(filled).unwrap_or(u64::MAX);
+        match rustix::io::pread(&file, &mut bytes[filled..], at) {
+            Ok(0) => return Err(unreadable("too short")),
+            Ok(n) => filled += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(unreadable(&error.to_string())),
+        }
+    }
+    let spec = serde_json::from_slice(&bytes).map_err(|e| unreadable(&e.to_string()))?;
+    Ok((spec, streams))
+}
+
+fn supervise(
+    caller: BorrowedFd<'_>,
+    spec: SandboxSpec,
+    streams: [OwnedFd; 3],
+    cgroups: &Cgroups,
+    stubs: &mut Vec<Stub>,
+) -> Result<ExitStatus, StartError> {
+    let mut namespaces =
+        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    if spec.network == NetworkMode::None {
+        namespaces |= libc::CLONE_NEWNET;
+    }
+    let entries = cgroups.entries()?;
+    let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
+
+    let fork = sys::fork(u64::from(namespaces.unsigned_abs()), cgroups.unified())
+        .map_err(StartError::step("enter new namespaces"))?;
+    let pidfd = match fork {
+        Fork::Child => {
+            init::run(Handed {
+                spec,
+                streams,
+                report: theirs,
+                cgroups: entries,
+            });
+            sys::exit_now(125);
+        }
+        Fork::Parent { pidfd, .. } => pidfd,
+    };
+    // From now on only the process holds its streams: who reads them sees their end when it ends.
+    drop((theirs, streams, entries));
+
+    let mut terminal = None;
+    let mut notes = cgroups.notes().to_vec();
+    let mut failure = None;
+    loop {
+        match wire::receive(&ours) {
+            Ok(Some((Progress::Stub(stub), _))) => stubs.push(stub),
+            Ok(Some((Progress::Terminal, mut fds))) => terminal = fds.pop(),
+            Ok(Some((Progress::Note(note), _))) => notes.push(note),
+            Ok(Some((Progress::Failed(error), _))) => failure = Some(error),
+            // Init's end closed with its exec, or with its life.
+            Ok(None) => break,
+            Err(error) => {
+                failure = Some(StartError::step("hear from init")(error));
+                let _killed = pidfd_send_signal(&pidfd, Signal::KILL);
+                break;
+            }
+        }
+    }
+    if let Some(error) = failure {
+        reap(&pidfd).map_err(StartError::step("wait for init"))?;
+        return Err(error);
+    }
+
+    let mut fds = vec![pidfd.as_fd()];
+    fds.extend(terminal.iter().map(AsFd::as_fd));
+    if wire::send(caller, &Report::Started { notes }, &fds).is_err() {
+        let _killed = pidfd_send_signal(&pidfd, Signal::KILL);
+    }
+    drop(terminal);
+    watch(caller, &pidfd);
+    reap(&pidfd).map_err(StartError::step("wait for the process"))
+}
+
+/// Waits until the process has ended; ends it when the caller is gone.
+fn watch(caller: BorrowedFd<'_>, pidfd: &OwnedFd) {
+    let mut caller_gone = false;
+    loop {
+        let mut fds = [
+            PollFd::new(pidfd, PollFlags::IN),
+            PollFd::new(&caller, PollFlags::empty()),
+        ];
+        let watched = if caller_gone {
+            &mut fds[..1]
+        } else {
+            &mut fds[..]
+        };
+        match poll(watched, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+        if !fds[0].revents().is_empty() {
+            return;
+        }
+        if !caller_gone && fds[1].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+            caller_gone = true;
+            let _killed = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+    }
+}
+
+fn reap(pidfd: &OwnedFd) -> io::Result<ExitStatus> {
+    loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => {
+                return Ok(match (status.exit_status(), status.terminating_signal()) {
+                    (Some(code), _) => ExitStatus::Code(code),
+                    (None, Some(signal)) => ExitStatus::Signal(signal),
+                    (None, None) => ExitStatus::Code(255),
+                });
+            }
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The sandbox's first process: from a fork of the helper, in new namespaces, to the command.
+//!
+//! It is single-threaded and process 1 of its pid namespace. Each step is numbered where it is taken;
+//! the first that fails is reported, and nothing of the sandbox remains.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Signal, WaitOptions, wait};
+
+use crate::error::StartError;
+use crate::spec::{NetworkMode, SandboxSpec};
+use crate::sys::{self, Fork, SignalSet};
+use crate::wire::{self, Progress};
+use crate::{command, confine, mounts};
+
+/// What the helper hands to init.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    pub(crate) spec: SandboxSpec,
+    /// Standard input, output and error of the process.
+    pub(crate) streams: [OwnedFd; 3],
+    /// To the helper.
+    pub(crate) report: OwnedFd,
+    /// Control groups to enter: their `cgroup.procs`, open for writing.
+    pub(crate) cgroups: Vec<File>,
+}
+
+/// Runs the steps, ending in the command. Returns only after reporting why they could not be finished.
+pub(crate) fn run(handed: Handed) {
+    let Handed {
+        spec,
+        streams,
+        report,
+        cgroups,
+    } = handed;
+    let error = match prepare(&spec, streams, &report, cgroups) {
+        Ok(()) if spec.init => match fork_command(&spec) {
+            Ok(Side::Init {
+                pid,
+                child,
+                signals,
+            }) => {
+                // The command holds its own copy until its exec: the helper sees its end then.
+                drop(report);
+                serve(pid, &child, &signals);
+            }
+            Ok(Side::Command) => command::execute(&spec.process),
+            Err(error) => error,
+        },
+        // 12. The command.
+        Ok(()) => command::execute(&spec.process),
+        Err(error) => error,
+    };
+    let _sent = wire::send(&report, &Progress::Failed(error), &[]);
+}
+
+fn prepare(
+    spec: &SandboxSpec,
+    streams: [OwnedFd; 3],
+    report: &OwnedFd,
+    cgroups: Vec<File>,
+) -> Result<(), StartError> {
+    let tell = |message: Progress| wire::send(report, &message, &[]);
+    let lost = || StartError::step::<std::io::Error>("report to the helper");
+
+    // 1. What is made here has exactly the modes that are asked for; and until the command replaces
+    //    this program, no other process may trace it or open the host's binary through it.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(StartError::step("make this process undumpable"))?;
+    // 2. A session of its own: the caller's terminal does not signal it, nor can it type into it.
+    rustix::process::setsid().map_err(StartError::step("start a session"))?;
+
+    // 3. Into its control groups, then a control group namespace that begins there.
+    for mut group in cgroups {
+        group
+            .write_all(b"0")
+            .map_err(StartError::step("enter the control group"))?;
+    }
+    if let Err(error) = sys::unshare_cgroup() {
+        let _sent = tell(Progress::Note(format!(
+            "no control group namespace: {error}"
+        )));
+    }
+    // 4. Names and network.
+    rustix::system::sethostname(spec.hostname.as_bytes())
+        .map_err(StartError::step("set the host name"))?;
+    if spec.network == NetworkMode::None {
+        sys::loopback_up().map_err(StartError::step("bring up the loopback interface"))?;
+    }
+
+    // 5. The root.
+    let mut unsent = Ok(());
+    let mut notes = Vec::new();
+    let mut stub = |stub| {
+        if let Err(error) = tell(Progress::Stub(stub)) {
+            unsent = Err(error);
+        }
+    };
+    let root = mounts::build(spec, &mut stub, &mut |note| notes.push(note))?;
+    unsent.map_err(lost())?;
+
+    // 6. The streams, or a terminal in their place, which then controls the session.
+    let slave = if spec.process.terminal {
+        let (master, slave) = root.open_terminal()?;
+        if let Some((columns, rows)) = spec.process.terminal_size {
+            let size = rustix::termios::Winsize {
+                ws_col: columns,
+                ws_row: rows,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            rustix::termios::tcsetwinsize(&master, size)
+                .map_err(StartError::step("size the terminal"))?;
+        }
+        own_terminal(&slave, spec.process.user.uid, &mut notes);
+        wire::send(report, &Progress::Terminal, &[master.as_fd()]).map_err(lost())?;
+        rustix::process::ioctl_tiocsctty(&slave)
+            .map_err(StartError::step("make the terminal the controlling one"))?;
+        Some(slave)
+    } else {
+        None
+    };
+    let [input, output, error] = &streams;
+    rustix::stdio::dup2_stdin(slave.as_ref().unwrap_or(input))
+        .and_then(|()| rustix::stdio::dup2_stdout(slave.as_ref().unwrap_or(output)))
+        .and_then(|()| rustix::stdio::dup2_stderr(slave.as_ref().unwrap_or(error)))
+        .map_err(StartError::step("set the standard streams"))?;
+    // In the way of an end of file, should this process become a small init.
+    drop((streams, slave));
+
+    // 7. From here on the host's files are out of reach.
+    root.enter()?;
+    // 8. Descriptors that lead outside go with the exec.
+    sys::close_on_exec_from(3).map_err(StartError::step("close the descriptors"))?;
+
+    // 9. Privileges.
+    confine::confine(&spec.confinement, &spec.process.user, &mut |note| {
+        notes.push(note)
+    })?;
+    for note in notes {
+        tell(Progress::Note(note)).map_err(lost())?;
+    }
+    // 10. Whatever happens to the helper happens to the sandbox. After the change of identity, which
+    //     clears it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(StartError::step("tie the sandbox to its helper"))?;
+
+    // 11. The working directory, with the process's own rights.
+    rustix::process::chdir(spec.process.cwd.as_str()).map_err(|errno| {
+        StartError::WorkingDirectory {
+            path: spec.process.cwd.clone(),
+            errno: errno.into(),
+        }
+    })?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+
+    sys::reset_signals();
+    Ok(())
+}
+
+/// The process may open its terminal again by name, so it has to own it.
+fn own_terminal(slave: &OwnedFd, uid: u32, notes: &mut Vec<String>) {
+    let owner = Some(rustix::fs::Uid::from_raw(uid));
+    if let Err(error) = rustix::fs::fchown(slave, owner, None) {
+        notes.push(format!("the terminal stays root's: {error}"));
+    }
+}
+
+/// The two processes of a sandbox with a small init.
+enum Side {
+    /// Process 1: its child is the command.
+    Init {
+        pid: i32,
+        child: OwnedFd,
+        signals: OwnedFd,
+    },
+    /// The child.
+    Command,
+}
+
+fn fork_command(spec: &SandboxSpec) -> Result<Side, StartError> {
+    let mask = sys::block_signals(&SignalSet::ALL);
+    let signals = sys::signal_fd(&SignalSet::ALL).map_err(StartError::step("watch signals"))?;
+    match sys::fork(0, None).map_err(StartError::step("start the command"))? {
+        Fork::Parent { pid, pidfd } => {
+            for stream in [
+                rustix::stdio::stdin(),
+                rustix::stdio::stdout(),
+                rustix::stdio::stderr(),
+            ] {
+                // Only the command holds its streams: who reads a pipe sees its end.
+                sys::redirect_to_null(stream).map_err(StartError::step("let go of the streams"))?;
+            }
+            Ok(Side::Init {
+                pid,
+                child: pidfd,
+                signals,
+            })
+        }
+        Fork::Child => {
+            // A group of its own, in the foreground of its terminal: that signals the command, not init.
+            rustix::process::setpgid(None, None).map_err(StartError::step("make a group"))?;
+            if spec.process.terminal {
+                let own = rustix::process::getpid();
+                rustix::termios::tcsetpgrp(rustix::stdio::stdin(), own)
+                    .map_err(StartError::step("put the command in the foreground"))?;
+            }
+            sys::set_signal_mask(&mask);
+            Ok(Side::Command)
+        }
+    }
+}
+
+/// Process 1 as a small init: passes signals on to the command, waits for every orphan, and ends as the
+/// command ended.
+fn serve(pid: i32, child: &OwnedFd, signals: &OwnedFd) -> ! {
+    loop {
+        let mut fds = [PollFd::new(signals, PollFlags::IN)];
+        let _ready = poll(&mut fds, None);
+        while let Ok(Some(arrived)) = sys::read_signal(signals.as_fd()) {
+            if arrived.signal != libc::SIGCHLD {
+                let _sent = sys::send_signal(child.as_fd(), arrived.signal);
+            }
+        }
+        while let Ok(Some((ended, status))) = wait(WaitOptions::NOHANG) {
+            if ended.as_raw_nonzero().get() == pid {
+                let signal = status.terminating_signal().map(|signal| 128 + signal);
+                sys::exit_now(status.exit_status().or(signal).unwrap_or(1));
+            }
+        }
+    }
+}

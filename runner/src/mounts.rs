@@ -1,0 +1,657 @@
+//! The root as the process sees it, built with the new mount API in init's own mount namespace.
+//!
+//! ```text
+//! /            overlay of the layers, or a directory; never devices
+//! /proc        of the new pid namespace; parts hidden or read-only
+//! /dev         tmpfs: null zero full random urandom tty, pts/, shm/, mqueue/, console; links
+//! /sys         read-only; parts hidden
+//! /etc/{hosts,resolv.conf,hostname}, and whatever the spec asks for
+//! ```
+//!
+//! Two rules keep a hostile root from reaching the host. Every target is opened beneath the new root
+//! and mounted on by descriptor, so no link leads out of it. And everything writable is mounted
+//! `nodev`: root in the sandbox may make device nodes (Docker lets it), but only the six standard ones,
+//! each a mount of its own, can be opened; Docker needs the devices control group for this.
+//!
+//! Nothing is visible outside init's namespace, and all of it goes when the last process does.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount_change, move_mount, open_tree, unmount,
+};
+
+use crate::error::StartError;
+use crate::spec::{MountKind, MountPoint, NetworkMode, Root, SandboxSpec};
+use crate::stubs::{Stub, Tree, open_in_root, reach};
+use crate::sys;
+
+const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+
+/// The devices every process may expect: name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const DEVICE_LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Hidden, as Docker does: they tell about the host, or act on it.
+const MASKED: [&str; 12] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// Readable but not writable, as Docker does.
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Docker's size for `/dev` and `/dev/shm`.
+const DEV_BYTES: &str = "65536k";
+
+/// The finished root, not yet entered.
+#[derive(Debug)]
+pub(crate) struct NewRoot {
+    root: OwnedFd,
+}
+
+/// Builds the root of `spec`. `stub` is told of each mount point made in it, `note` of what is missing.
+pub(crate) fn build(
+    spec: &SandboxSpec,
+    stub: &mut dyn FnMut(Stub),
+    note: &mut dyn FnMut(String),
+) -> Result<NewRoot, StartError> {
+    // Nothing mounted here may travel to the host, nor the other way round.
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(StartError::step("make the mounts private"))?;
+
+    let upper = match &spec.root {
+        Root::Overlay { upper, .. } => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            Some(
+                rustix::fs::open(upper, flags, Mode::empty()).map_err(|errno| {
+                    StartError::MountSource {
+                        source_path: upper.display().to_string(),
+                        target: "/".into(),
+                        errno: errno.into(),
+                    }
+                })?,
+            )
+        }
+        Root::Directory(_) => None,
+    };
+    let anchor = match &spec.root {
+        Root::Overlay { upper, .. } => upper,
+        Root::Directory(directory) => directory,
+    };
+    let root = root_mount(&spec.root)?;
+    // Sources for single files must be attached somewhere to be bound from; under the root is as good
+    // a place as any, and it goes with the old root.
+    let scratch = tmpfs(&[("mode", "0700"), ("size", "16m")], NOSUID | NOEXEC)
+        .map_err(mount_error("a temporary file system", "/"))?;
+    for mount in [&scratch, &root] {
+        move_mount(
+            mount,
+            "",
+            CWD,
+            anchor,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .map_err(mount_error("the root", "/"))?;
+    }
+
+    let mut builder = Builder {
+        tree: Tree {
+            root: root.as_fd(),
+            upper: upper.as_ref().map(AsFd::as_fd),
+        },
+        scratch: scratch.as_fd(),
+        scratch_files: 0,
+        stub,
+        note,
+    };
+    builder.proc()?;
+    builder.dev(spec.process.terminal)?;
+    builder.sys(spec.network)?;
+    builder.from_spec(spec)?;
+    if spec.confinement.mask_paths {
+        builder.mask()?;
+    }
+    if spec.process.make_cwd {
+        make_directories(builder.tree, &spec.process.cwd)?;
+    }
+    if spec.read_only {
+        sys::set_mount_attributes(root.as_fd(), RDONLY.bits().into(), false)
+            .map_err(StartError::step("make the root read-only"))?;
+    }
+    Ok(NewRoot { root })
+}
+
+impl NewRoot {
+    /// Makes it this process's root, and lets go of the old one.
+    pub(crate) fn enter(self) -> Result<(), StartError> {
+        rustix::process::fchdir(&self.root).map_err(StartError::step("enter the new root"))?;
+        // With both names the same, the old root ends up mounted over the new one, from where it is
+        // taken away: no directory is needed to keep it.
+        rustix::process::pivot_root(".", ".").map_err(StartError::step("change the root"))?;
+        unmount(".", UnmountFlags::DETACH).map_err(StartError::step("detach the old root"))?;
+        rustix::process::chdir("/").map_err(StartError::step("enter the new root"))
+    }
+
+    /// Opens a new terminal: its master, and the side for the process.
+    pub(crate) fn open_terminal(&self) -> Result<(OwnedFd, OwnedFd), StartError> {
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let step = || StartError::step::<Errno>("open a terminal");
+        let master = rustix::fs::openat2(&self.root, "dev/pts/ptmx", flags, Mode::empty(), resolve)
+            .map_err(step())?;
+        rustix::pty::unlockpt(&master).map_err(step())?;
+        let slave = rustix::pty::ioctl_tiocgptpeer(
+            &master,
+            rustix::pty::OpenptFlags::RDWR
+                | rustix::pty::OpenptFlags::NOCTTY
+                | rustix::pty::OpenptFlags::CLOEXEC,
+        )
+        .map_err(step())?;
+        // The console is the same terminal, by its well-known name. Bound from the path inside.
+        let name = rustix::pty::ptsname(&master, Vec::new()).map_err(step())?;
+        let name = name.to_str().unwrap_or_default();
+        let node = open_in_root(self.root.as_fd(), name).map_err(step())?;
+        let console = clone_tree(node.as_fd(), false).map_err(step())?;
+        let target = open_in_root(self.root.as_fd(), "/dev/console").map_err(step())?;
+        attach(console.as_fd(), target.as_fd()).map_err(step())?;
+        Ok((master, slave))
+    }
+}
+
+fn root_mount(root: &Root) -> Result<OwnedFd, StartError> {
+    match root {
+        Root::Overlay {
+            lower,
+            upper,
+            work,
+            volatile,
+        } => {
+            let fail = mount_error("the layers as overlay", "/");
+            overlay(lower, upper, work, *volatile).map_err(fail)
+        }
+        Root::Directory(directory) => {
+            let fail = |errno: Errno| StartError::MountSource {
+                source_path: directory.display().to_string(),
+                target: "/".into(),
+                errno: errno.into(),
+            };
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let mount = open_tree(CWD, directory, flags).map_err(fail)?;
+            sys::set_mount_attributes(mount.as_fd(), NODEV.bits().into(), false)
+                .map_err(StartError::step("mount the root without devices"))?;
+            Ok(mount)
+        }
+    }
+}
+
+fn overlay<P: AsRef<Path>>(
+    lower: &[P],
+    upper: &Path,
+    work: &Path,
+    volatile: bool,
+) -> Result<OwnedFd, Errno> {
+    // The kernel marks a volatile overlay in its work directory and refuses to mount it again, since
+    // after a crash its content may be torn. Whether it is, the caller knows; a mark that only means
+    // "was not unmounted by us" must not stand in the way.
+    let mark = work.join("work/incompat");
+    if rustix::fs::unlinkat(CWD, mark.join("volatile"), AtFlags::REMOVEDIR).is_ok() {
+        // Best effort: if the mark stays, the mount says so.
+        let _removed = rustix::fs::unlinkat(CWD, &mark, AtFlags::REMOVEDIR);
+    }
+
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", "overlay")?;
+    for layer in lower {
+        fsconfig_set_string(&context, "lowerdir+", layer.as_ref())?;
+    }
+    fsconfig_set_string(&context, "upperdir", upper)?;
+    fsconfig_set_string(&context, "workdir", work)?;
+    fsconfig_set_flag(&context, "userxattr")?;
+    if volatile {
+        // Since 5.10; where it is not known, syncing is all that is lost.
+        match fsconfig_set_flag(&context, "volatile") {
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, NODEV)
+}
+
+struct Builder<'a> {
+    tree: Tree<'a>,
+    scratch: BorrowedFd<'a>,
+    scratch_files: u32,
+    stub: &'a mut dyn FnMut(Stub),
+    note: &'a mut dyn FnMut(String),
+}
+
+impl Builder<'_> {
+    fn proc(&mut self) -> Result<(), StartError> {
+        let target = self.own_directory("proc")?;
+        let mount = filesystem("proc", &[], NOSUID | NODEV | NOEXEC)
+            .map_err(mount_error("proc", "/proc"))?;
+        attach(mount.as_fd(), target.as_fd()).map_err(mount_error("proc", "/proc"))
+    }
+
+    fn dev(&mut self, terminal: bool) -> Result<(), StartError> {
+        let target = self.own_directory("dev")?;
+        let fail = || mount_error("devices", "/dev");
+        let dev = tmpfs(
+            &[("mode", "0755"), ("size", DEV_BYTES)],
+            NOSUID | NODEV | NOEXEC,
+        )
+        .map_err(fail())?;
+        attach(dev.as_fd(), target.as_fd()).map_err(fail())?;
+
+        for (name, major, minor) in DEVICES {
+            let node = self.device(name, major, minor).map_err(fail())?;
+            let file = empty_file(dev.as_fd(), name).map_err(fail())?;
+            attach(node.as_fd(), file.as_fd()).map_err(fail())?;
+        }
+        for (name, to) in DEVICE_LINKS {
+            rustix::fs::symlinkat(to, &dev, name).map_err(fail())?;
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(fail())?;
+        }
+        if terminal {
+            empty_file(dev.as_fd(), "console").map_err(fail())?;
+        }
+
+        let pts = devpts().map_err(mount_error("devpts", "/dev/pts"))?;
+        attach_at(pts.as_fd(), dev.as_fd(), "pts").map_err(mount_error("devpts", "/dev/pts"))?;
+        let shm = tmpfs(
+            &[("mode", "1777"), ("size", DEV_BYTES)],
+            NOSUID | NODEV | NOEXEC,
+        )
+        .map_err(mount_error("shared memory", "/dev/shm"))?;
+        attach_at(shm.as_fd(), dev.as_fd(), "shm")
+            .map_err(mount_error("shared memory", "/dev/shm"))?;
+        match filesystem("mqueue", &[], NOSUID | NODEV | NOEXEC) {
+            Ok(queue) => attach_at(queue.as_fd(), dev.as_fd(), "mqueue")
+                .map_err(mount_error("message queues", "/dev/mqueue")),
+            Err(Errno::NODEV) => {
+                (self.note)("the kernel has no message queues: /dev/mqueue is a directory".into());
+                Ok(())
+            }
+            Err(errno) => Err(mount_error("message queues", "/dev/mqueue")(errno)),
+        }
+    }
+
+    /// A mount of one device node. Its own node where nodes may be made, so that a chmod inside does
+    /// not reach the host's; the host's in a user namespace, where a chmod is refused anyway.
+    fn device(&self, name: &str, major: u32, minor: u32) -> Result<OwnedFd, Errno> {
+        let mode = Mode::from_raw_mode(0o666);
+        let device = rustix::fs::makedev(major, minor);
+        match rustix::fs::mknodat(self.scratch, name, FileType::CharacterDevice, mode, device) {
+            Ok(()) => {
+                let node = rustix::fs::openat(
+                    self.scratch,
+                    name,
+                    OFlags::PATH | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
+                clone_tree(node.as_fd(), false)
+            }
+            Err(Errno::PERM) => {
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+                open_tree(CWD, format!("/dev/{name}"), flags)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn sys(&mut self, network: NetworkMode) -> Result<(), StartError> {
+        let target = self.own_directory("sys")?;
+        let fail = || mount_error("sysfs", "/sys");
+        let attributes = NOSUID | NODEV | NOEXEC | RDONLY;
+        match filesystem("sysfs", &[], attributes) {
+            Ok(mount) => attach(mount.as_fd(), target.as_fd()).map_err(fail())?,
+            // Only the owner of the network namespace may; the host's own view is then the same.
+            Err(Errno::PERM) if network == NetworkMode::Host => {
+                let host = open_directory("/sys").map_err(fail())?;
+                let mount = clone_tree(host.as_fd(), true).map_err(fail())?;
+                sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), true)
+                    .map_err(StartError::step("make /sys read-only"))?;
+                return attach(mount.as_fd(), target.as_fd()).map_err(fail());
+            }
+            Err(errno) => return Err(fail()(errno)),
+        }
+        // Programs read their limits from here. Version 1 has one hierarchy for each controller, and
+        // programs that look for those also take their absence.
+        if let Ok(mount) = filesystem("cgroup2", &[], attributes)
+            && let Ok(at) = open_in_root(self.tree.root, "/sys/fs/cgroup")
+        {
+            attach(mount.as_fd(), at.as_fd()).map_err(mount_error("cgroup2", "/sys/fs/cgroup"))?;
+        }
+        Ok(())
+    }
+
+    fn from_spec(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
+        let etc = [
+            ("/etc/hosts", &spec.etc.hosts),
+            ("/etc/resolv.conf", &spec.etc.resolv_conf),
+            ("/etc/hostname", &spec.etc.hostname),
+        ];
+        let etc = etc.into_iter().filter_map(|(target, content)| {
+            let kind = MountKind::File {
+                content: content.as_ref()?.clone().into_bytes(),
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                read_only: false,
+            };
+            Some(MountPoint {
+                target: target.into(),
+                kind,
+            })
+        });
+        let mut mounts: Vec<MountPoint> = etc.chain(spec.mounts.iter().cloned()).collect();
+        mounts.sort_by_key(|mount| Path::new(&mount.target).components().count());
+        mounts.iter().try_for_each(|mount| self.mount(mount))
+    }
+
+    fn mount(&mut self, point: &MountPoint) -> Result<(), StartError> {
+        let target = point.target.as_str();
+        let (what, mount, directory) = match &point.kind {
+            MountKind::Bind { source, read_only } => {
+                let what = format!("`{}`", source.display());
+                let fail = |errno: Errno| StartError::MountSource {
+                    source_path: source.display().to_string(),
+                    target: target.to_owned(),
+                    errno: errno.into(),
+                };
+                let found = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(fail)?;
+                let kind = rustix::fs::fstat(&found).map_err(fail)?.st_mode;
+                let directory = FileType::from_raw_mode(kind) == FileType::Directory;
+                let mount = clone_tree(found.as_fd(), directory).map_err(fail)?;
+                let attributes = if *read_only { NODEV | RDONLY } else { NODEV };
+                sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), directory)
+                    .map_err(StartError::step(format!(
+                        "restrict the mount on `{target}`"
+                    )))?;
+                (what, mount, directory)
+            }
+            MountKind::Tmpfs { size, mode } => {
+                let mode = format!("{mode:o}");
+                let size = size.map(|size| size.to_string());
+                let mut options = vec![("mode", mode.as_str())];
+                options.extend(size.iter().map(|size| ("size", size.as_str())));
+                let mount =
+                    tmpfs(&options, NOSUID | NODEV).map_err(mount_error("tmpfs", target))?;
+                ("tmpfs".to_owned(), mount, true)
+            }
+            MountKind::File {
+                content,
+                mode,
+                uid,
+                gid,
+                read_only,
+            } => {
+                let mount = self
+                    .file(content, *mode, (*uid, *gid))
+                    .map_err(mount_error("a file", target))?;
+                let attributes = if *read_only { NODEV | RDONLY } else { NODEV };
+                sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), false).map_err(
+                    StartError::step(format!("restrict the mount on `{target}`")),
+                )?;
+                ("a file".to_owned(), mount, false)
+            }
+        };
+        let at = reach(self.tree, target, directory, self.stub).map_err(|errno| {
+            StartError::MountTarget {
+                target: target.to_owned(),
+                errno: errno.into(),
+            }
+        })?;
+        attach(mount.as_fd(), at.as_fd()).map_err(mount_error(&what, target))
+    }
+
+    /// A mount of a new file in memory.
+    fn file(&mut self, content: &[u8], mode: u32, owner: (u32, u32)) -> Result<OwnedFd, Errno> {
+        self.scratch_files += 1;
+        let name = format!("file{}", self.scratch_files);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(self.scratch, &name, flags, Mode::empty())?;
+        let mut rest = content;
+        while !rest.is_empty() {
+            let written = rustix::io::write(&file, rest)?;
+            rest = &rest[written..];
+        }
+        if owner != (0, 0) {
+            let uid = rustix::fs::Uid::from_raw(owner.0);
+            let gid = rustix::fs::Gid::from_raw(owner.1);
+            rustix::fs::fchown(&file, Some(uid), Some(gid))?;
+        }
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        let node = rustix::fs::openat(self.scratch, &name, path, Mode::empty())?;
+        clone_tree(node.as_fd(), false)
+    }
+
+    fn mask(&mut self) -> Result<(), StartError> {
+        let null = self.find("/dev/null")?;
+        let mut empty: Option<OwnedFd> = None;
+        let throttle = thermal_throttle_paths();
+        for path in MASKED
+            .into_iter()
+            .chain(throttle.iter().map(String::as_str))
+        {
+            let Some(target) = self.find(path)? else {
+                continue;
+            };
+            let fail = || mount_error("a mask", path);
+            let stat = rustix::fs::fstat(&target).map_err(fail())?;
+            let mask = if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                let null = null.as_ref().ok_or(Errno::NOENT).map_err(fail())?;
+                clone_tree(null.as_fd(), false).map_err(fail())?
+            } else if let Some(empty) = &empty {
+                clone_tree(empty.as_fd(), false).map_err(fail())?
+            } else {
+                tmpfs(
+                    &[("mode", "0755"), ("size", "0")],
+                    NOSUID | NODEV | NOEXEC | RDONLY,
+                )
+                .map_err(fail())?
+            };
+            attach(mask.as_fd(), target.as_fd()).map_err(fail())?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && empty.is_none() {
+                empty = Some(mask);
+            }
+        }
+        let attributes = NOSUID | NODEV | NOEXEC | RDONLY;
+        for path in READ_ONLY {
+            let Some(target) = self.find(path)? else {
+                continue;
+            };
+            let fail = || mount_error("itself read-only", path);
+            let mount = clone_tree(target.as_fd(), false).map_err(fail())?;
+            sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), false)
+                .map_err(StartError::step(format!("make `{path}` read-only")))?;
+            attach(mount.as_fd(), target.as_fd()).map_err(fail())?;
+        }
+        Ok(())
+    }
+
+    /// Opens a path of ours (beneath `/proc`, `/sys` or `/dev`), if it is there.
+    fn find(&self, path: &str) -> Result<Option<OwnedFd>, StartError> {
+        match open_in_root(self.tree.root, path) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(None),
+            Err(errno) => Err(StartError::MountTarget {
+                target: path.to_owned(),
+                errno: errno.into(),
+            }),
+        }
+    }
+
+    /// Opens `/proc`, `/sys` or `/dev` of the root, which must be a real directory: where a link led,
+    /// a later mount or mask could be made to miss.
+    fn own_directory(&mut self, name: &str) -> Result<OwnedFd, StartError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(self.tree.root, name, flags, Mode::empty()) {
+            Ok(found) => Ok(found),
+            Err(Errno::NOENT) => {
+                reach(self.tree, name, true, self.stub).map_err(|errno| StartError::MountTarget {
+                    target: format!("/{name}"),
+                    errno: errno.into(),
+                })
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => Err(StartError::NotADirectory {
+                target: format!("/{name}"),
+            }),
+            Err(errno) => Err(StartError::MountTarget {
+                target: format!("/{name}"),
+                errno: errno.into(),
+            }),
+        }
+    }
+}
+
+/// Makes a working directory; unlike a stub it is meant to stay.
+fn make_directories(tree: Tree<'_>, path: &str) -> Result<(), StartError> {
+    reach(tree, path, true, &mut |_| {})
+        .map(drop)
+        .map_err(|errno| StartError::WorkingDirectory {
+            path: path.to_owned(),
+            errno: errno.into(),
+        })
+}
+
+/// Docker hides these too: they tell of other loads on the processor.
+fn thermal_throttle_paths() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/sys/devices/system/cpu") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| {
+            name.strip_prefix("cpu")
+                .is_some_and(|n| n.parse::<u32>().is_ok())
+        })
+        .map(|name| format!("/sys/devices/system/cpu/{name}/thermal_throttle"))
+        .collect()
+}
+
+fn devpts() -> Result<OwnedFd, Errno> {
+    let options = [("ptmxmode", "0666"), ("mode", "0620")];
+    let with_group = [options[0], options[1], ("gid", "5")];
+    match filesystem("devpts", &with_group, NOSUID | NOEXEC) {
+        // Group 5, `tty` everywhere, may have no meaning in this user namespace.
+        Err(Errno::INVAL) => filesystem("devpts", &options, NOSUID | NOEXEC),
+        result => result,
+    }
+}
+
+fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+    filesystem("tmpfs", options, attributes)
+}
+
+fn filesystem(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Errno> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", kind)?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
+    }
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// A detached copy of the mount that `node` is in, from `node` downwards.
+fn clone_tree(node: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(node, "", flags)
+}
+
+fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    attach_at(mount, target, "")
+}
+
+/// Attaches at `name` in `dir`, a directory that only we have written to.
+fn attach_at(mount: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    if name.is_empty() {
+        flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    }
+    debug_assert!(
+        mount.as_raw_fd() != dir.as_raw_fd(),
+        "a mount cannot be put on itself"
+    );
+    move_mount(mount, "", dir, name, flags)
+}
+
+fn empty_file(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o666))
+}
+
+fn open_directory(path: &str) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+fn mount_error(what: &str, target: &str) -> impl FnOnce(Errno) -> StartError {
+    move |errno| StartError::Mount {
+        what: what.to_owned(),
+        target: target.to_owned(),
+        errno: errno.into(),
+    }
+}

@@ -1,0 +1,384 @@
+//! The caller's side: start a sandbox, signal it, wait for it.
+//!
+//! The caller may have any number of threads. [`Sandbox::spawn`] starts the helper by `posix_spawn`, whose
+//! cost does not depend on the caller's size, and returns when the process has started or could not.
+//! Dropping a [`Sandbox`] kills what still runs and waits until nothing is left.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::MemfdFlags;
+
+use crate::error::SandboxError;
+use crate::helper;
+use crate::spec::{ExitStatus, MountKind, Root, SPEC_BYTES_MAX, SandboxSpec, Usage};
+use crate::sys;
+use crate::wire::{self, Report};
+
+/// Where the process's standard streams lead. Ignored for a process with a terminal of its own.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Standard input.
+    pub stdin: Stream,
+    /// Standard output.
+    pub stdout: Stream,
+    /// Standard error.
+    pub stderr: Stream,
+}
+
+/// Where one standard stream leads.
+#[derive(Debug, Default)]
+pub enum Stream {
+    /// Nowhere: `/dev/null`.
+    #[default]
+    Null,
+    /// Where the caller's own leads.
+    Inherit,
+    /// To this descriptor; the caller's copy is closed.
+    Fd(OwnedFd),
+    /// To a new pipe, whose other end is in the [`Sandbox`].
+    Pipe,
+}
+
+/// A running (or ended) sandbox.
+#[derive(Debug)]
+pub struct Sandbox {
+    helper: Child,
+    socket: OwnedFd,
+    process: Arc<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    ended: Option<(ExitStatus, Usage)>,
+    /// The write end of the process's standard input, if it is a [`Stream::Pipe`].
+    pub stdin: Option<File>,
+    /// The read end of its standard output, if it is a [`Stream::Pipe`].
+    pub stdout: Option<File>,
+    /// The read end of its standard error, if it is a [`Stream::Pipe`].
+    pub stderr: Option<File>,
+}
+
+/// Signals a sandbox's process from any thread, also while another one waits for it.
+#[derive(Clone, Debug)]
+pub struct Killer {
+    process: Arc<OwnedFd>,
+}
+
+impl Killer {
+    /// Sends `signal` (a number, such as `libc::SIGTERM`) to the process. SIGKILL ends the sandbox with
+    /// all that runs in it. A process that has ended is no error.
+    ///
+    /// As process 1 of its namespace, a process only gets signals that it handles, and SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such signal.
+    pub fn kill(&self, signal: i32) -> io::Result<()> {
+        match sys::send_signal((*self.process).as_fd(), signal) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+impl Sandbox {
+    /// Makes the sandbox and starts its process.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Start`] says why the process could not start; nothing is then left of it.
+    pub fn spawn(spec: &SandboxSpec, stdio: Stdio) -> Result<Self, SandboxError> {
+        validate(spec)?;
+        let io = |what| {
+            move |error: rustix::io::Errno| SandboxError::Io {
+                what,
+                source: error.into(),
+            }
+        };
+        let bytes = serde_json::to_vec(spec).map_err(|error| SandboxError::Invalid {
+            what: error.to_string(),
+        })?;
+        if bytes.len() > SPEC_BYTES_MAX {
+            let what = format!(
+                "a specification of {} bytes, at most {SPEC_BYTES_MAX}",
+                bytes.len()
+            );
+            return Err(SandboxError::Invalid { what });
+        }
+        let file = rustix::fs::memfd_create("longshore-sandbox", MemfdFlags::CLOEXEC)
+            .map_err(io("make a file in memory"))?;
+        write_all(&file, &bytes).map_err(io("write to a file in memory"))?;
+
+        let streams = |error| SandboxError::Io {
+            what: "set up the standard streams",
+            source: error,
+        };
+        let (stdin, our_stdin) = stdio
+            .stdin
+            .open(rustix::stdio::stdin(), Direction::In)
+            .map_err(streams)?;
+        let (stdout, our_stdout) = stdio
+            .stdout
+            .open(rustix::stdio::stdout(), Direction::Out)
+            .map_err(streams)?;
+        let (stderr, our_stderr) = stdio
+            .stderr
+            .open(rustix::stdio::stderr(), Direction::Out)
+            .map_err(streams)?;
+
+        let spawn = |error| SandboxError::Io {
+            what: "start the sandbox's helper",
+            source: error,
+        };
+        let (socket, theirs) = wire::pair().map_err(spawn)?;
+        let mut helper = Command::new("/proc/self/exe")
+            .arg0(helper::NAME)
+            .env_clear()
+            .stdin(theirs)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .map_err(spawn)?;
+        let fds = [file.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        if let Err(error) = wire::send(&socket, &(), &fds) {
+            return Err(match end(&mut helper) {
+                // It had no time to read the message: that tells more than the broken pipe.
+                Ok(status) if !status.success() => lost(status),
+                _ => spawn(error),
+            });
+        }
+        drop((file, stdin, stdout, stderr));
+
+        match wire::receive::<Report>(&socket) {
+            Ok(Some((Report::Started { notes }, mut fds))) if !fds.is_empty() => {
+                for note in notes {
+                    tracing::debug!(note, "sandbox");
+                }
+                let terminal = (fds.len() > 1).then(|| fds.remove(1));
+                Ok(Self {
+                    helper,
+                    socket,
+                    process: Arc::new(fds.remove(0)),
+                    terminal,
+                    ended: None,
+                    stdin: our_stdin.map(File::from),
+                    stdout: our_stdout.map(File::from),
+                    stderr: our_stderr.map(File::from),
+                })
+            }
+            Ok(Some((Report::Failed(error), _))) => {
+                let _status = end(&mut helper);
+                Err(error.into())
+            }
+            Ok(Some((report, _))) => {
+                let _killed = helper.kill();
+                let _status = end(&mut helper);
+                Err(SandboxError::Protocol {
+                    what: format!("{report:?}"),
+                })
+            }
+            Ok(None) => Err(lost(end(&mut helper).map_err(spawn)?)),
+            Err(error) => {
+                let _killed = helper.kill();
+                let _status = end(&mut helper);
+                Err(SandboxError::Protocol {
+                    what: error.to_string(),
+                })
+            }
+        }
+    }
+
+    /// Waits until the process has ended and nothing is left of the sandbox. May be called again.
+    ///
+    /// With output going to a pipe, read that first, or in another thread.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Lost`] if the helper was killed; the sandbox is then gone as well.
+    pub fn wait(&mut self) -> Result<ExitStatus, SandboxError> {
+        if let Some((status, _)) = self.ended {
+            return Ok(status);
+        }
+        let report =
+            wire::receive::<Report>(&self.socket).map_err(|error| SandboxError::Protocol {
+                what: error.to_string(),
+            })?;
+        let status = end(&mut self.helper).map_err(|error| SandboxError::Io {
+            what: "wait for the helper",
+            source: error,
+        })?;
+        match report {
+            Some((Report::Exited(exit, usage), _)) => {
+                self.ended = Some((exit, usage));
+                Ok(exit)
+            }
+            Some((Report::Failed(error), _)) => Err(error.into()),
+            Some((report, _)) => Err(SandboxError::Protocol {
+                what: format!("{report:?}"),
+            }),
+            None => Err(lost(status)),
+        }
+    }
+
+    /// As [`Sandbox::wait`] if the process has ended, else `None` at once.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Sandbox::wait`].
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, SandboxError> {
+        if self.ended.is_none() {
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+            let now = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            let ready = poll(&mut fds, Some(&now)).map_err(|error| SandboxError::Io {
+                what: "poll the helper",
+                source: error.into(),
+            })?;
+            if ready == 0 {
+                return Ok(None);
+            }
+        }
+        self.wait().map(Some)
+    }
+
+    /// Sends a signal, see [`Killer::kill`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Killer::kill`].
+    pub fn kill(&self, signal: i32) -> io::Result<()> {
+        self.killer().kill(signal)
+    }
+
+    /// A handle for other threads to signal the process with.
+    pub fn killer(&self) -> Killer {
+        Killer {
+            process: Arc::clone(&self.process),
+        }
+    }
+
+    /// The process's pidfd: becomes readable when it ends (a moment before [`Sandbox::wait`] returns).
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        (*self.process).as_fd()
+    }
+
+    /// The master of the process's terminal, if it was asked for. `None` the second time.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// What the sandbox used, once it has ended.
+    pub fn usage(&self) -> Option<Usage> {
+        self.ended.map(|(_, usage)| usage)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if self.ended.is_none() && matches!(self.helper.try_wait(), Ok(None)) {
+            let _killed = self.kill(libc::SIGKILL);
+            let _status = self.wait();
+        }
+    }
+}
+
+fn end(helper: &mut Child) -> io::Result<std::process::ExitStatus> {
+    helper.wait()
+}
+
+fn lost(status: std::process::ExitStatus) -> SandboxError {
+    SandboxError::Lost {
+        status: status.to_string(),
+    }
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        let written = rustix::io::write(file, bytes)?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Direction {
+    In,
+    Out,
+}
+
+impl Stream {
+    /// The process's end, and ours if it is a pipe.
+    fn open(
+        self,
+        own: BorrowedFd<'_>,
+        direction: Direction,
+    ) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        Ok(match self {
+            Self::Null => (
+                File::options()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/null")?
+                    .into(),
+                None,
+            ),
+            Self::Inherit => (own.try_clone_to_owned()?, None),
+            Self::Fd(fd) => (fd, None),
+            Self::Pipe => {
+                let (read, write) = io::pipe()?;
+                match direction {
+                    Direction::In => (read.into(), Some(write.into())),
+                    Direction::Out => (write.into(), Some(read.into())),
+                }
+            }
+        })
+    }
+}
+
+/// What no host could carry out, found before anything is started.
+fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
+    let invalid = |what: String| Err(SandboxError::Invalid { what });
+    if spec.process.argv.first().is_none_or(String::is_empty) {
+        return invalid("no command".into());
+    }
+    for text in spec.process.argv.iter().chain(&spec.process.env) {
+        if text.contains('\0') {
+            return invalid(format!("a zero byte in `{}`", text.escape_debug()));
+        }
+    }
+    if let Some(entry) = spec.process.env.iter().find(|entry| !entry.contains('=')) {
+        return invalid(format!("environment entry `{entry}` without `=`"));
+    }
+    if !spec.process.cwd.starts_with('/') {
+        return invalid(format!(
+            "working directory `{}` is not absolute",
+            spec.process.cwd
+        ));
+    }
+    if let Root::Overlay { lower, .. } = &spec.root
+        && lower.is_empty()
+    {
+        return invalid("an overlay without a lower layer".into());
+    }
+    for mount in &spec.mounts {
+        if !mount.target.starts_with('/') || mount.target.trim_matches('/').is_empty() {
+            return invalid(format!(
+                "mount target `{}` is not absolute, or is `/`",
+                mount.target
+            ));
+        }
+        if let MountKind::Bind { source, .. } = &mount.kind
+            && !source.is_absolute()
+        {
+            return invalid(format!(
+                "mount source `{}` is not absolute",
+                source.display()
+            ));
+        }
+    }
+    Ok(())
+}

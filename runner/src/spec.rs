@@ -1,0 +1,307 @@
+//! What to run and in what: plain data, made by the caller, read by init.
+//!
+//! A [`SandboxSpec`] says everything; nothing is taken from the environment. It crosses to the
+//! sandbox's first process as JSON in a memory file, bounded by [`SPEC_BYTES_MAX`].
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The largest encoded spec: the kernel takes about 2 MiB of arguments and environment, and the
+/// rest is a few hundred lower directories and mounts.
+pub const SPEC_BYTES_MAX: usize = 16 << 20;
+
+/// One process in one sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// The file system that the process sees as `/`.
+    pub root: Root,
+    /// Whether `/` itself is read-only (other mounts are not affected).
+    pub read_only: bool,
+    /// The process.
+    pub process: ProcessSpec,
+    /// The host name inside.
+    pub hostname: String,
+    /// Files of `/etc` that belong to the sandbox, not to the root.
+    pub etc: EtcFiles,
+    /// Further mounts; parents are mounted before what lies beneath them, whatever their order here.
+    pub mounts: Vec<MountPoint>,
+    /// The network that the process sees.
+    pub network: NetworkMode,
+    /// A name for the control group to make, beneath the caller's own; `None` names it after the
+    /// helper process. Absolute: beneath the hierarchy's root.
+    pub cgroup: Option<String>,
+    /// Limits, enforced or refused with an error.
+    pub limits: Limits,
+    /// What the process may do.
+    pub confinement: Confinement,
+    /// Whether a small init (process 1) reaps orphans and passes signals on to the process, instead
+    /// of the process being process 1 itself.
+    pub init: bool,
+}
+
+impl SandboxSpec {
+    /// A sandbox with the default confinement, the host's network and no further mounts.
+    pub fn new(root: Root, process: ProcessSpec) -> Self {
+        Self {
+            root,
+            read_only: false,
+            process,
+            hostname: "longshore".into(),
+            etc: EtcFiles::default(),
+            mounts: Vec::new(),
+            network: NetworkMode::Host,
+            cgroup: None,
+            limits: Limits::default(),
+            confinement: Confinement::default(),
+            init: false,
+        }
+    }
+}
+
+/// Where `/` comes from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Root {
+    /// Layers stacked by overlayfs, with its marks in `user.overlay.*` attributes, so that the same
+    /// directories serve with and without privilege.
+    Overlay {
+        /// Read-only layers, topmost first; at least one.
+        lower: Vec<PathBuf>,
+        /// The directory that takes what the process writes.
+        upper: PathBuf,
+        /// Overlayfs' own work directory: on the same file system as `upper`, and its alone.
+        work: PathBuf,
+        /// Whether the process's `fsync` may do nothing, and unmounting does not sync: much faster,
+        /// for results that are thrown away when the machine crashes.
+        volatile: bool,
+    },
+    /// A directory as it is; what the process writes lands in it.
+    Directory(PathBuf),
+}
+
+/// The process itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// The command and its arguments; a command without a `/` is looked for in `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// The whole environment, as `KEY=value`.
+    pub env: Vec<String>,
+    /// The working directory, absolute inside the sandbox.
+    pub cwd: String,
+    /// Whether a missing working directory is made (0755, owned by the sandbox's root).
+    pub make_cwd: bool,
+    /// Who the process runs as.
+    pub user: User,
+    /// Whether the process gets a terminal of its own; its standard streams are then that terminal.
+    pub terminal: bool,
+    /// The terminal's first size, as columns and rows.
+    pub terminal_size: Option<(u16, u16)>,
+}
+
+impl ProcessSpec {
+    /// A command run by root in `/`, with nothing but Docker's default `PATH` in its environment.
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: vec![format!("PATH={DEFAULT_PATH}")],
+            cwd: "/".into(),
+            make_cwd: false,
+            user: User::root(),
+            terminal: false,
+            terminal_size: None,
+        }
+    }
+}
+
+/// The search path that Docker gives a process whose image names none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A user, resolved to numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// All groups, the primary one included.
+    pub groups: Vec<u32>,
+    /// The home directory by `/etc/passwd`, else `/`. For the caller's `HOME`; init ignores it.
+    pub home: String,
+}
+
+impl User {
+    /// Root, with no supplementary group and the home of an image without `/etc/passwd`.
+    pub fn root() -> Self {
+        Self {
+            uid: 0,
+            gid: 0,
+            groups: vec![0],
+            home: "/".into(),
+        }
+    }
+}
+
+/// Contents of files that are mounted over the root's own. What the process writes to them is lost.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct EtcFiles {
+    /// `/etc/hosts`.
+    pub hosts: Option<String>,
+    /// `/etc/resolv.conf`.
+    pub resolv_conf: Option<String>,
+    /// `/etc/hostname`.
+    pub hostname: Option<String>,
+}
+
+/// Something mounted into the sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountPoint {
+    /// Where, absolute inside the sandbox; made if missing, and removed again afterwards.
+    pub target: String,
+    /// What.
+    pub kind: MountKind,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum MountKind {
+    /// A file or directory of the host, with what is mounted beneath it.
+    Bind {
+        /// Its path on the host.
+        source: PathBuf,
+        /// Whether it is read-only, with everything mounted beneath it.
+        read_only: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Its size in bytes; the kernel's default (half of the memory) if `None`.
+        size: Option<u64>,
+        /// The mode of its root directory.
+        mode: u32,
+    },
+    /// A file with this content, which is gone afterwards.
+    File {
+        /// Its bytes.
+        content: Vec<u8>,
+        /// Its permissions.
+        mode: u32,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+        /// Whether it is read-only.
+        read_only: bool,
+    },
+}
+
+/// The network that a process sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkMode {
+    /// The host's.
+    Host,
+    /// Its own, with nothing but loopback.
+    None,
+}
+
+/// Limits of the whole sandbox; `None` is no limit. Each needs a control group: one that cannot be
+/// set is an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory in bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Processor time per 100 ms period, in microseconds (150,000 is one and a half processors).
+    pub cpu_quota_us: Option<u64>,
+}
+
+impl Limits {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a process may do. The default is Docker's.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Confinement {
+    /// The capabilities of the sandbox: its bounding set, and root's permitted and effective sets.
+    pub capabilities: Capabilities,
+    /// Whether system calls are filtered.
+    pub seccomp: bool,
+    /// Whether set-user-id programs gain nothing.
+    pub no_new_privileges: bool,
+    /// Whether kernel interfaces in `/proc` and `/sys` are hidden or read-only.
+    pub mask_paths: bool,
+}
+
+impl Default for Confinement {
+    fn default() -> Self {
+        Self {
+            capabilities: Capabilities::DOCKER,
+            seccomp: true,
+            no_new_privileges: false,
+            mask_paths: true,
+        }
+    }
+}
+
+/// A set of Linux capabilities: bit `n` is capability number `n`.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities(pub u64);
+
+impl Capabilities {
+    /// Docker's default set: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap,
+    /// net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
+    pub const DOCKER: Self = Self(0xa804_25fb);
+    /// Every capability that the caller itself may hand on.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// Whether capability number `capability` is in the set.
+    pub fn contains(self, capability: u32) -> bool {
+        self.0 >> capability & 1 == 1
+    }
+}
+
+impl fmt::Debug for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Capabilities({:#x})", self.0)
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+}
+
+impl ExitStatus {
+    /// The exit code by the convention of shells and docker: 128 + the signal's number for a killed
+    /// process.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+
+    /// Whether it exited with 0.
+    pub fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+/// What the sandbox's processes used, as far as the kernel told without a control group: of those
+/// that were waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time in user mode, in microseconds.
+    pub user_us: u64,
+    /// Processor time in the kernel, in microseconds.
+    pub system_us: u64,
+    /// The largest resident set of one process, in bytes.
+    pub memory_peak: u64,
+}

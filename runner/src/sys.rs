@@ -1,0 +1,369 @@
+//! The only file with unsafe code: thin, typed wrappers over the calls that rustix has no safe form of.
+//!
+//! Nothing here decides anything. Each wrapper checks what its call needs, or its type does.
+
+#![allow(unsafe_code, reason = "the one place for it: see each SAFETY comment")]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_long};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use crate::spec::Usage;
+
+/// Which side of a fork one is on.
+#[derive(Debug)]
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's id and a descriptor for it.
+    Parent {
+        /// The child's process id, as this process sees it.
+        pid: i32,
+        /// Becomes readable when the child ends; names it even after its id was reused.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Forks into the new namespaces of `flags` (`CLONE_NEW*`), optionally straight into a v2 control
+/// group.
+///
+/// Only for single-threaded processes: the child may allocate and run any code, which is sound only
+/// when no other thread can have held a lock. Refused with `EBUSY` otherwise.
+pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    require_single_thread()?;
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let mut pidfd: RawFd = -1;
+    // The kernel's `struct clone_args`: eleven 64-bit words.
+    let mut args = [0_u64; 11];
+    args[0] = flags
+        | u64::from(libc::CLONE_PIDFD.unsigned_abs())
+        | if cgroup.is_some() {
+            CLONE_INTO_CGROUP
+        } else {
+            0
+        };
+    args[1] = &raw mut pidfd as u64;
+    args[4] = u64::from(libc::SIGCHLD.unsigned_abs());
+    args[10] = cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs()));
+    // SAFETY: `args` is a valid clone_args of the size given; without CLONE_VM the child continues on
+    // a copy of this stack, and this process has one thread, so every lock is free in the child.
+    let mut pid = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
+    if pid == -1 && cgroup.is_none() && errno() == Some(libc::ENOSYS) {
+        // A filter, such as our own, that cannot look into clone3's arguments. The older call has the
+        // exit signal among the flags and puts the descriptor where the thread id would go.
+        let zero: c_long = 0;
+        // SAFETY: as above; the pointer to `pidfd` is valid in both processes.
+        pid = unsafe {
+            libc::syscall(
+                libc::SYS_clone,
+                args[0] | args[4],
+                zero,
+                &raw mut pidfd,
+                zero,
+                zero,
+            )
+        };
+    }
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => {
+            // SAFETY: the kernel stored a new descriptor that no one else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Fork::Parent {
+                pid: i32::try_from(pid).unwrap_or(i32::MAX),
+                pidfd,
+            })
+        }
+    }
+}
+
+/// Enters new user and mount namespaces, with this process's user owning the former.
+pub(crate) fn unshare_user() -> io::Result<()> {
+    require_single_thread()?;
+    unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+}
+
+/// Enters a new control group namespace, whose root is where this process now is.
+pub(crate) fn unshare_cgroup() -> io::Result<()> {
+    unshare(libc::CLONE_NEWCGROUP)
+}
+
+fn unshare(flags: c_int) -> io::Result<()> {
+    // SAFETY: changes only this process's view of the system; no memory is involved, and CLONE_FILES
+    // and CLONE_VM, which would, are never passed.
+    check(unsafe { libc::unshare(flags) }.into())
+}
+
+/// Ends this process at once, without running anything that the program registered for its end: the
+/// right way out of a fork.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: ends the process; no destructor or handler runs that could touch shared state.
+    unsafe { libc::_exit(code) }
+}
+
+/// Puts `/dev/null` in the place of one of the standard streams.
+pub(crate) fn redirect_to_null(stream: BorrowedFd<'_>) -> io::Result<()> {
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    // SAFETY: the number stays an open descriptor throughout; what it means is changed, which is what
+    // the standard streams allow.
+    check(unsafe { libc::dup2(null.as_raw_fd(), stream.as_raw_fd()) }.into())
+}
+
+fn require_single_thread() -> io::Result<()> {
+    let threads = std::fs::read_dir("/proc/self/task")?.take(2).count();
+    if threads > 1 {
+        Err(io::Error::from_raw_os_error(libc::EBUSY))
+    } else {
+        Ok(())
+    }
+}
+
+/// Replaces this process's program; returns only the error.
+pub(crate) fn execve(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([ptr::null()])
+            .collect()
+    };
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: both vectors are null-terminated and point to C strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Sets attributes (`MOUNT_ATTR_*`) of the mount that `mount` is the root of.
+pub(crate) fn set_mount_attributes(
+    mount: BorrowedFd<'_>,
+    attributes: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    // The kernel's `struct mount_attr`: set, clear, propagation, user namespace.
+    let attr = [attributes, 0, 0, 0_u64];
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty C string, `attr` is a valid mount_attr of the size given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            attr.as_ptr(),
+            size_of_val(&attr),
+        )
+    })
+}
+
+/// Installs a seccomp filter for this process and its descendants.
+pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
+    let len =
+        u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    let filter = libc::sock_fprog {
+        len,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: `filter` describes `program`, which the kernel only reads.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const filter,
+        )
+    })
+}
+
+/// Gives every signal its default action and unblocks all: what a fresh program expects, and what
+/// Rust's runtime (which ignores SIGPIPE) and our blocking changed.
+pub(crate) fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: sets a default action; fails harmlessly for the two that cannot be changed and the
+        // two that libc keeps for itself.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    set_signal_mask(&SignalSet::EMPTY);
+}
+
+/// A set of signals; bit `n - 1` is signal `n`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SignalSet(u64);
+
+impl SignalSet {
+    pub(crate) const EMPTY: Self = Self(0);
+    pub(crate) const ALL: Self = Self(u64::MAX);
+
+    pub(crate) fn of(signals: &[c_int]) -> Self {
+        signals
+            .iter()
+            .fold(Self::EMPTY, |set, signal| set.with(*signal))
+    }
+
+    pub(crate) fn with(self, signal: c_int) -> Self {
+        Self(self.0 | 1 << (signal - 1))
+    }
+}
+
+/// Blocks exactly the signals of `mask` in this thread and returns what was blocked.
+pub(crate) fn set_signal_mask(mask: &SignalSet) -> SignalSet {
+    let mut old = SignalSet::EMPTY;
+    // SAFETY: the kernel's signal set is 64 bits on every platform we build for; both are valid. The
+    // raw call is used because libc's `sigset_t` cannot be built from bits.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask.0,
+            &raw mut old.0,
+            size_of::<u64>(),
+        )
+    };
+    old
+}
+
+/// Blocks the signals of `more` too, and returns what was blocked before.
+pub(crate) fn block_signals(more: &SignalSet) -> SignalSet {
+    let old = set_signal_mask(more);
+    set_signal_mask(&SignalSet(old.0 | more.0));
+    old
+}
+
+/// A descriptor that delivers the (blocked) signals of `mask`.
+pub(crate) fn signal_fd(mask: &SignalSet) -> io::Result<OwnedFd> {
+    // SAFETY: as in `set_signal_mask`; the result is checked and owned by no one else.
+    unsafe {
+        let fd = libc::syscall(
+            libc::SYS_signalfd4,
+            -1,
+            &raw const mask.0,
+            size_of::<u64>(),
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+        );
+        check(fd)?;
+        Ok(OwnedFd::from_raw_fd(c_int::try_from(fd).unwrap_or(-1)))
+    }
+}
+
+/// A signal that arrived.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrived {
+    /// Its number.
+    pub(crate) signal: c_int,
+    /// Whether the kernel sent it on its own, as a terminal's driver does to the whole foreground
+    /// process group.
+    pub(crate) by_kernel: bool,
+}
+
+/// The next signal of a [`signal_fd`]; `None` if none is waiting.
+pub(crate) fn read_signal(fd: BorrowedFd<'_>) -> io::Result<Option<Arrived>> {
+    let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
+    match rustix::io::read(fd, &mut info) {
+        Ok(n) if n == info.len() => {
+            let word = |at: usize| {
+                i32::from_ne_bytes(
+                    info[at..at + 4]
+                        .try_into()
+                        .expect("the slice has four bytes"),
+                )
+            };
+            // ssi_signo is the first word, ssi_code the third.
+            Ok(Some(Arrived {
+                signal: word(0),
+                by_kernel: word(8) > 0,
+            }))
+        }
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sends any signal, real-time ones included, to the process of `pidfd`.
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
+    // SAFETY: no memory is involved: the info pointer is null.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+}
+
+/// What children that were waited for used.
+pub(crate) fn children_usage() -> Usage {
+    // SAFETY: rusage is plain integers, for which zero is a value, and the kernel fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    let micros = |time: libc::timeval| {
+        u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000
+            + u64::try_from(time.tv_usec).unwrap_or(0)
+    };
+    Usage {
+        user_us: micros(usage.ru_utime),
+        system_us: micros(usage.ru_stime),
+        memory_peak: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+    }
+}
+
+/// Marks every descriptor from `first` on as closed on exec.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    // SAFETY: changes flags only; no descriptor is closed under anyone's feet.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })
+}
+
+/// Brings the loopback interface of this network namespace up.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    // SAFETY: ifreq is plain data, for which zero is a value; the name is `lo` and a terminator; the
+    // kernel reads the name and the flags.
+    check(c_long::from(unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = c_char::try_from(b'l').unwrap_or_default();
+        request.ifr_name[1] = c_char::try_from(b'o').unwrap_or_default();
+        request.ifr_ifru.ifru_flags =
+            i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or_default();
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            libc::SIOCSIFFLAGS,
+            &raw const request,
+        )
+    }))
+}
+
+/// Joins a new, empty session keyring, so that the host's keys are out of reach.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring; no memory is involved.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            ptr::null::<c_char>(),
+        )
+    })
+}
+
+fn errno() -> Option<c_int> {
+    io::Error::last_os_error().raw_os_error()
+}
+
+fn check(result: c_long) -> io::Result<()> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

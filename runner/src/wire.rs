@@ -1,0 +1,121 @@
+//! Messages between the caller, the helper and init: JSON and descriptors over a sequenced-packet
+//! socket, one message a packet.
+//!
+//! ```text
+//!  caller ──spec, standard streams──► helper ──(inherited)──► init
+//!  caller ◄──Started│Failed, Exited── helper ◄──Stub, Terminal, Failed, end of file── init
+//! ```
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::StartError;
+use crate::spec::{ExitStatus, Usage};
+use crate::stubs::Stub;
+
+/// One message; paths and error texts are far smaller.
+const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Spec and three streams.
+const DESCRIPTORS_MAX: usize = 4;
+
+/// What the helper tells the caller.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// The process runs. Carries its pidfd and, if asked for, its terminal's master.
+    Started {
+        /// What was not possible and is not essential.
+        notes: Vec<String>,
+    },
+    /// It does not, and nothing is left of the sandbox.
+    Failed(StartError),
+    /// It ended, and nothing is left of the sandbox.
+    Exited(ExitStatus, Usage),
+}
+
+/// What init tells the helper before it becomes the process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Progress {
+    /// A mount point is about to be made in the root.
+    Stub(Stub),
+    /// The terminal's master is attached.
+    Terminal,
+    /// Something non-essential was not possible.
+    Note(String),
+    /// It will not become the process.
+    Failed(StartError),
+}
+
+/// A connected pair, closed on exec.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+/// Sends `message` with `fds`.
+pub(crate) fn send<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
+    Ok(())
+}
+
+/// The next message with its descriptors (closed on exec); `None` at the end.
+pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
+    socket: impl AsFd,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        match rustix::net::recvmsg(&socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            // The other end died with something of ours unread.
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            result => break result?,
+        }
+    };
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "message too long",
+        ));
+    }
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    Ok(Some((
+        serde_json::from_slice(&bytes[..received.bytes])?,
+        fds,
+    )))
+}
