@@ -2,6 +2,7 @@
 
 mod images;
 mod inspect;
+mod login;
 mod registry;
 mod system;
 
@@ -23,6 +24,8 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Tag(args) => images::tag(context, &args),
         Command::Rmi(args) => images::rmi(context, &args),
         Command::History(args) => inspect::history(context, &args),
+        Command::Login(args) => login::login(context, &args),
+        Command::Logout(args) => login::logout(context, &args),
         Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),
         Command::Version(args) => system::version(context, &args),
         Command::Info(args) => system::info(context, &args),

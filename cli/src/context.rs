@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use registry_client::{Keychain, Options, Proxies};
 use store::Store;
 
 use crate::args::GlobalArgs;
@@ -15,7 +16,7 @@ use crate::ui::Ui;
 const SYSTEM_ROOT: &str = "/var/lib/longshore";
 
 /// What every command is given.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Context {
     /// Somewhere to print.
     pub ui: Ui,
@@ -46,6 +47,55 @@ impl Context {
         Ok(Store::open(&self.root()?)?)
     }
 
+    /// Docker's `config.json`, which holds credentials.
+    pub fn docker_config(&self) -> Result<PathBuf, CliError> {
+        let folder = variable("DOCKER_CONFIG")
+            .map(PathBuf::from)
+            .or_else(|| Some(home()?.join(".docker")));
+        let folder = folder.ok_or_else(|| {
+            CliError::new(
+                Kind::Usage,
+                "no folder to keep credentials in: HOME is not set",
+            )
+            .hint("set DOCKER_CONFIG")
+        })?;
+        Ok(folder.join("config.json"))
+    }
+
+    /// How registries are reached: with the credentials, certificates and proxies of docker and podman.
+    pub fn client_options(&self) -> Options {
+        let config = |path: &str| home().map(|home| home.join(path));
+        let runtime = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let credentials = [
+            self.docker_config().ok(),
+            variable("REGISTRY_AUTH_FILE").map(PathBuf::from),
+            runtime.map(|folder| folder.join("containers/auth.json")),
+            config(".config/containers/auth.json"),
+        ];
+        let certificates = [
+            config(".config/docker/certs.d"),
+            config(".config/containers/certs.d"),
+            Some(PathBuf::from("/etc/docker/certs.d")),
+            Some(PathBuf::from("/etc/containers/certs.d")),
+        ];
+        Options {
+            keychain: Keychain::files(credentials.into_iter().flatten()),
+            certs_dirs: certificates.into_iter().flatten().collect(),
+            proxies: Proxies {
+                http: self.either_case("http_proxy"),
+                https: self.either_case("https_proxy"),
+                except: self.either_case("no_proxy"),
+            },
+            ..Options::default()
+        }
+    }
+
+    /// A variable that some write in capitals; the other form goes first, as with curl.
+    fn either_case(&self, name: &str) -> Option<String> {
+        let capitals = || self.text_variable(&name.to_uppercase());
+        self.text_variable(name).or_else(capitals)
+    }
+
     /// An environment variable that is text.
     pub fn text_variable(&self, name: &str) -> Option<String> {
         variable(name)?.into_string().ok()
@@ -63,8 +113,12 @@ fn root(flag: Option<PathBuf>, is_root: bool) -> Option<PathBuf> {
     let data = variable("XDG_DATA_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
-        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".local/share")))?;
+        .or_else(|| Some(home()?.join(".local/share")))?;
     Some(data.join("longshore"))
+}
+
+fn home() -> Option<PathBuf> {
+    variable("HOME").map(PathBuf::from)
 }
 
 /// A variable that is set and not empty.

@@ -58,6 +58,7 @@ pub struct CliError {
     /// Whose fault it is.
     pub kind: Kind,
     source: Box<dyn Error + Send + Sync>,
+    rendered: Option<String>,
     hint: Option<String>,
 }
 
@@ -67,8 +68,20 @@ impl CliError {
         CliError {
             kind,
             source: source.into(),
+            rendered: None,
             hint: None,
         }
+    }
+
+    /// The same error, shown as this text in place of its message and causes.
+    pub fn rendered(mut self, text: impl Into<String>) -> CliError {
+        self.rendered = Some(text.into());
+        self
+    }
+
+    /// How it is to be shown, where that is not by its message and causes.
+    pub fn rendered_text(&self) -> Option<&str> {
+        self.rendered.as_deref()
     }
 
     /// The same error, saying what to do about it.

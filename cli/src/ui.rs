@@ -89,8 +89,13 @@ impl Ui {
 
     /// Tells people what went wrong, why, and what to do.
     pub fn error(&self, error: &CliError) {
-        let mut text = String::new();
-        for (depth, message) in error.chain().iter().enumerate() {
+        let mut text = error.rendered_text().unwrap_or_default().to_owned();
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let told = !text.is_empty();
+        let chain = if told { Vec::new() } else { error.chain() };
+        for (depth, message) in chain.iter().enumerate() {
             if depth == 0 {
                 text.push_str(&format!("{}: {message}\n", self.paint("31;1", "error")));
             } else {

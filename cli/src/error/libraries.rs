@@ -1,5 +1,6 @@
 //! Of each library's error, whose fault it is and what to do about it: the one table.
 
+use registry_client::{ClientError, CredentialError, ErrorKind};
 use store::StoreError;
 use store::images::ImageError;
 use store::oci::ReferenceError;
@@ -34,4 +35,45 @@ impl From<StoreError> for CliError {
             error => CliError::new(Kind::Environment, error),
         }
     }
+}
+
+impl From<CredentialError> for CliError {
+    fn from(error: CredentialError) -> CliError {
+        CliError::new(Kind::Environment, error)
+    }
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> CliError {
+        let (kind, hint) = client(&error);
+        let error = CliError::new(kind, error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+/// Whose fault a registry's error is, and what to do about it.
+pub fn client(error: &ClientError) -> (Kind, Option<String>) {
+    let (kind, hint) = match error.kind() {
+        ErrorKind::Unreachable => (
+            Kind::Environment,
+            Some(
+                "is the registry running, and is its name right? `longshore registry serve` starts one here",
+            ),
+        ),
+        ErrorKind::Tls => (
+            Kind::Environment,
+            Some("put its certificate authority into ~/.config/docker/certs.d/HOST:PORT/ca.crt"),
+        ),
+        ErrorKind::Local => (Kind::Environment, None),
+        ErrorKind::Unauthorized => (Kind::Registry, Some("log in with `longshore login`")),
+        ErrorKind::RateLimited => (
+            Kind::Registry,
+            Some("wait, or log in: users may ask more often"),
+        ),
+        _ => (Kind::Registry, None),
+    };
+    (kind, hint.map(str::to_owned))
 }
