@@ -3,6 +3,8 @@
 //! | file | what |
 //! |---|---|
 //! | [`local`] | blobs on disk: written aside, hashed on the way, renamed to their digest |
+//! | [`gc`] | removing what nothing needs |
+//! | [`usage`] | measuring what there is |
 //!
 //! A [`VerifiedBlob`] is the only proof that a blob's bytes have its digest, and only [`Ingest::commit`] gives one.
 
@@ -10,7 +12,9 @@ use crate::fs::FsError;
 use crate::index::IndexError;
 use crate::oci::Digest;
 
+pub mod gc;
 pub mod local;
+pub mod usage;
 
 pub use local::{Blobs, Ingest, VerifiedBlob};
 

@@ -251,7 +251,7 @@ impl Images {
 
     /// Removes an image with all its names. Unless `force`d, names in more than one repository are an error.
     pub fn remove(&self, id: &ImageId, force: bool) -> Result<Removal, ImageError> {
-        let removed = self.index.write(|t| {
+        self.index.write(|t| {
             let known = t
                 .prepare_cached("SELECT 1 FROM images WHERE id = ?1")?
                 .exists([id.to_string()])?;
@@ -268,8 +268,7 @@ impl Images {
                 }));
             }
             remove_names(t, id, names).map(Ok)
-        })?;
-        removed
+        })?
     }
 
     /// All images, latest added first.

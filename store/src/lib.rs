@@ -31,6 +31,7 @@ pub mod images;
 pub mod index;
 pub mod layer;
 pub mod oci;
+pub mod recover;
 pub mod session;
 
 /// Largest manifest or index that is read, in bytes: the distribution specification asks for at least 4 MiB.
@@ -105,18 +106,25 @@ pub struct KeyLock {
 impl Store {
     /// Opens the store in `root`, creating what is missing with mode 0700.
     pub fn open(root: &Path) -> Result<Store, StoreError> {
+        Store::open_under(root, &recover::boot_id()?)
+    }
+
+    /// Opens a store as under a kernel with this boot id.
+    fn open_under(root: &Path, boot_id: &str) -> Result<Store, StoreError> {
         check_format(root)?;
         let sessions = Arc::new(Sessions::new(root));
         let index = Arc::new(Index::open(root, Arc::clone(&sessions))?);
         let blobs = Blobs::new(root, Arc::clone(&index));
         let images = Images::new(blobs.clone(), Arc::clone(&index));
-        Ok(Store {
+        let store = Store {
             root: root.to_owned(),
             index,
             blobs,
             images,
             sessions,
-        })
+        };
+        store.recover(boot_id)?;
+        Ok(store)
     }
 
     /// The folder everything is in.
@@ -197,6 +205,34 @@ fn check_format(root: &Path) -> Result<(), StoreError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    use crate::images::ImageId;
+    use crate::layer::{LayerId, LayerInfo};
+    use crate::oci::{DiffId, Digest, ImageConfig, Platform};
+
+    /// Publishes a layer with one file, named by a number.
+    pub(crate) fn layer(store: &Store, number: u8) -> LayerInfo {
+        let info = LayerInfo {
+            id: LayerId::Built([number; 32]),
+            tree: None,
+            diff_id: Some(DiffId(Digest::of(&[number]))),
+            bytes: 1,
+            entries: 1,
+        };
+        let dir = store.temp_dir().unwrap();
+        std::fs::write(dir.path().join("file"), [number]).unwrap();
+        dir.publish(&store.layer_path(&info.id)).unwrap();
+        store.index().put_layer(&info).unwrap();
+        info
+    }
+
+    /// Keeps an image of these layers.
+    pub(crate) fn image_of(store: &Store, diff_ids: &[DiffId]) -> ImageId {
+        let mut config = ImageConfig::scratch(&Platform::host());
+        config.rootfs.diff_ids = diff_ids.to_vec();
+        let bytes = serde_json::to_vec(&config).unwrap();
+        store.images().put_image(&bytes, None).unwrap()
+    }
 
     /// A store in a folder of its own.
     pub(crate) fn store() -> (tempfile::TempDir, Store) {

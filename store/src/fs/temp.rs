@@ -218,7 +218,7 @@ mod tests {
         std::fs::write(&dead, "x").unwrap();
         let closed = tmp.path().join("dir-1-0-0");
         std::fs::create_dir(&closed).unwrap();
-        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
         assert_eq!(stale(tmp.path()).unwrap(), [closed, dead]);
         for path in stale(tmp.path()).unwrap() {
             sweep(&path).unwrap();

@@ -225,7 +225,7 @@ mod tests {
         std::fs::write(top.join("a/b/file"), "x").unwrap();
         std::os::unix::fs::symlink("/etc", top.join("a/link")).unwrap();
         for closed in ["a/b", "a", ""] {
-            let mode = std::fs::Permissions::from_mode(0);
+            let mode = std::fs::Permissions::from_mode(0o000);
             std::fs::set_permissions(top.join(closed), mode).unwrap();
         }
         remove_tree(&top).unwrap();

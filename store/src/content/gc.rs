@@ -1,0 +1,554 @@
+//! Garbage collection: what nothing needs goes, beside builds that go on.
+//!
+//! Roots are named images, leases, cache records, and whatever a live session has used ([`crate::session`]). A collection
+//! does, in this order, each step leaving a valid store if it is the last:
+//!
+//! 1. one transaction deletes the rows of what nothing needs and nobody has used since the oldest live session began;
+//! 2. a second one moves the directories and files that belonged to them into `tmp/`, but only those that still have no
+//!    row and are not new: whoever needs one meanwhile has put its row back, or has published it again;
+//! 3. `tmp/` is swept of everything that no live process holds.
+//!
+//! What a killed process published without a row, or a killed collection left, is found in step 2 as well, once it is older than
+//! every live session.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Params, Transaction};
+
+use crate::fs::{self, Inodes, Lock};
+use crate::images::ImageId;
+use crate::index::{now_micros, parse};
+use crate::layer::LayerId;
+use crate::oci::{Digest, Reference};
+use crate::{Store, StoreError};
+
+/// Kernel time stamps may lie this many microseconds behind the clock that stamps sessions.
+const STAMP_SLACK: i64 = 50_000;
+
+/// Which images a collection removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PruneImages {
+    /// None.
+    Keep,
+    /// Those that lost their last name to another.
+    Nameless,
+    /// All that no lease keeps, names and all.
+    Unused,
+}
+
+/// What a collection takes. Layers and blobs that nothing needs any more always go.
+#[derive(Clone, Debug)]
+pub struct PruneOptions {
+    /// Only what has not been used for this long.
+    pub until: Option<Duration>,
+    /// Cache records too, with the layers that only they keep.
+    pub cache: bool,
+    /// Which images.
+    pub images: PruneImages,
+    /// Remove nothing, only tell.
+    pub dry_run: bool,
+}
+
+/// Something a collection removed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pruned {
+    /// An image with the names it had. Its bytes are those of its layers and blobs, which are items of their own.
+    Image {
+        /// Which.
+        id: ImageId,
+        /// Its names, sorted.
+        names: Vec<Reference>,
+    },
+    /// A cache record.
+    Record {
+        /// Its key.
+        key: [u8; 32],
+    },
+    /// A layer's directory.
+    Layer {
+        /// Its name.
+        id: LayerId,
+        /// Bytes on disk.
+        bytes: u64,
+    },
+    /// A blob.
+    Blob {
+        /// Its digest.
+        digest: Digest,
+        /// Bytes on disk.
+        bytes: u64,
+    },
+    /// What a killed process left in `tmp/`.
+    Temporary {
+        /// Its name there.
+        name: String,
+        /// Bytes on disk.
+        bytes: u64,
+    },
+}
+
+impl Pruned {
+    /// Bytes on disk that it took.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Pruned::Image { .. } | Pruned::Record { .. } => 0,
+            Pruned::Layer { bytes, .. }
+            | Pruned::Blob { bytes, .. }
+            | Pruned::Temporary { bytes, .. } => *bytes,
+        }
+    }
+}
+
+/// What a collection did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PruneReport {
+    /// What went: images, records, layers, blobs, temporary files, each sorted.
+    pub items: Vec<Pruned>,
+    /// Bytes on disk that they took together.
+    pub bytes: u64,
+}
+
+/// Rows that a transaction deleted.
+#[derive(Default)]
+struct Victims {
+    images: Vec<(ImageId, Vec<Reference>)>,
+    records: Vec<[u8; 32]>,
+    layers: Vec<LayerId>,
+    blobs: Vec<Digest>,
+}
+
+impl Store {
+    /// Removes what nothing needs, or tells what it would remove. Builds may go on meanwhile.
+    pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport, StoreError> {
+        let unused_since = self.sessions.oldest()?;
+        let age = options.until.unwrap_or_default().as_micros();
+        let wanted = now_micros().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX));
+        let before = unused_since.min(wanted);
+        if options.dry_run {
+            return self.would_prune(options, before);
+        }
+        let victims = self.index.write(|t| delete_rows(t, options, before))?;
+        let mut report = PruneReport::default();
+        report.items.extend(
+            victims
+                .images
+                .into_iter()
+                .map(|(id, names)| Pruned::Image { id, names }),
+        );
+        report.items.extend(
+            victims
+                .records
+                .into_iter()
+                .map(|key| Pruned::Record { key }),
+        );
+        let mut trash = Vec::new();
+        self.move_aside(before, &mut trash)?;
+        self.sweep(trash, &mut report)?;
+        self.remove_free_locks()?;
+        self.index.checkpoint()?;
+        report.bytes = report.items.iter().map(Pruned::bytes).sum();
+        Ok(report)
+    }
+
+    fn would_prune(&self, options: &PruneOptions, before: i64) -> Result<PruneReport, StoreError> {
+        // The same deletions, rolled back.
+        let victims = self.index.rehearse(|t| delete_rows(t, options, before))?;
+        let mut seen = Inodes::new();
+        let mut report = PruneReport::default();
+        let items = &mut report.items;
+        items.extend(
+            victims
+                .images
+                .into_iter()
+                .map(|(id, names)| Pruned::Image { id, names }),
+        );
+        items.extend(
+            victims
+                .records
+                .into_iter()
+                .map(|key| Pruned::Record { key }),
+        );
+        for id in victims.layers {
+            let bytes = fs::disk_usage(&self.layer_path(&id), &mut seen)?;
+            items.push(Pruned::Layer { id, bytes });
+        }
+        for digest in victims.blobs {
+            let bytes = fs::disk_usage(&self.blobs.path(&digest), &mut seen)?;
+            items.push(Pruned::Blob { digest, bytes });
+        }
+        for path in fs::temp::stale(&self.root.join("tmp"))? {
+            let bytes = fs::disk_usage(&path, &mut seen)?;
+            items.push(Pruned::Temporary {
+                name: file_name(&path),
+                bytes,
+            });
+        }
+        report.bytes = report.items.iter().map(Pruned::bytes).sum();
+        Ok(report)
+    }
+
+    /// Moves every layer and blob that has no row and is older than `before` into `tmp/`.
+    fn move_aside(&self, before: i64, trash: &mut Vec<(PathBuf, Trash)>) -> Result<(), StoreError> {
+        let tmp = self.root.join("tmp");
+        let is_old = |path: &Path| -> Result<bool, fs::FsError> {
+            Ok(fs::changed_micros(path)?.is_some_and(|changed| changed < before - STAMP_SLACK))
+        };
+        for name in fs::list(&self.root.join("layers"))? {
+            let path = self.root.join("layers").join(&name);
+            let Ok(id) = name.parse::<LayerId>() else {
+                continue;
+            };
+            if self.index.has_layer_row(&id)? || !is_old(&path)? {
+                continue;
+            }
+            let aside = tmp.join(fs::temp::fresh_name("trash"));
+            // The row is looked for again under the writer's lock, so that none appears before the name is gone.
+            let moved = self.index.unless_layer_row(&id, || {
+                Ok(is_old(&path)? && fs::rename_if_free(&path, &aside)?)
+            })?;
+            if moved {
+                trash.push((aside, Trash::Layer(id)));
+            }
+        }
+        for digest in self.blobs.list()? {
+            let path = self.blobs.path(&digest);
+            if self.index.has_blob_row(&digest)? || !is_old(&path)? {
+                continue;
+            }
+            let aside = tmp.join(fs::temp::fresh_name("trash"));
+            let moved = self.index.unless_blob_row(&digest, || {
+                Ok(is_old(&path)? && fs::rename_if_free(&path, &aside)?)
+            })?;
+            if moved {
+                trash.push((aside, Trash::Blob(digest)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was moved aside, and whatever else nobody holds.
+    fn sweep(
+        &self,
+        trash: Vec<(PathBuf, Trash)>,
+        report: &mut PruneReport,
+    ) -> Result<(), StoreError> {
+        let mut seen = Inodes::new();
+        for (path, was) in trash {
+            let bytes = fs::disk_usage(&path, &mut seen)?;
+            fs::temp::sweep(&path)?;
+            report.items.push(match was {
+                Trash::Layer(id) => Pruned::Layer { id, bytes },
+                Trash::Blob(digest) => Pruned::Blob { digest, bytes },
+            });
+        }
+        for path in fs::temp::stale(&self.root.join("tmp"))? {
+            let bytes = fs::disk_usage(&path, &mut seen)?;
+            fs::temp::sweep(&path)?;
+            report.items.push(Pruned::Temporary {
+                name: file_name(&path),
+                bytes,
+            });
+        }
+        Ok(())
+    }
+
+    /// Removes the lock files of killed processes.
+    fn remove_free_locks(&self) -> Result<(), StoreError> {
+        let locks = self.root.join("locks");
+        for name in fs::list(&locks)? {
+            // Whoever gets the lock removes its file when dropping it.
+            drop(Lock::try_exclusive(&locks.join(name))?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn layer_path(&self, id: &LayerId) -> PathBuf {
+        self.root.join("layers").join(id.to_string())
+    }
+}
+
+enum Trash {
+    Layer(LayerId),
+    Blob(Digest),
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Layers that an image needs, by either of their names.
+const LAYER_IN_IMAGE: &str =
+    "EXISTS (SELECT 1 FROM image_layers WHERE image_layers.diff_id = layers.diff_id
+       OR image_layers.diff_id = replace(layers.id, '-', ':'))";
+
+fn delete_rows(
+    t: &Transaction<'_>,
+    options: &PruneOptions,
+    before: i64,
+) -> rusqlite::Result<Victims> {
+    let mut victims = Victims::default();
+    t.execute(
+        "DELETE FROM leases WHERE expires <= ?1",
+        [now_micros() / 1_000_000],
+    )?;
+    let condition = match options.images {
+        PruneImages::Keep => None,
+        PruneImages::Nameless => Some("NOT EXISTS (SELECT 1 FROM names WHERE image = images.id)"),
+        PruneImages::Unused => Some("1"),
+    };
+    if let Some(condition) = condition {
+        let ids: Vec<ImageId> = texts(
+            t,
+            &format!(
+                "SELECT id FROM images WHERE {condition} AND last_used < ?1 AND NOT EXISTS
+                   (SELECT 1 FROM lease_items WHERE kind = 'image' AND name = images.id)
+                 ORDER BY id"
+            ),
+            [before],
+        )?;
+        for id in ids {
+            let names = texts(
+                t,
+                "DELETE FROM names WHERE image = ?1 RETURNING name",
+                [id.to_string()],
+            )?;
+            t.execute("DELETE FROM images WHERE id = ?1", [id.to_string()])?;
+            victims.images.push((id, names));
+        }
+    }
+    if options.cache {
+        let mut statement = t.prepare("DELETE FROM records WHERE last_used < ?1 RETURNING key")?;
+        victims.records = statement
+            .query_map([before], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        victims.records.sort_unstable();
+    }
+    victims.layers = texts(
+        t,
+        &format!(
+            "DELETE FROM layers WHERE last_used < ?1
+               AND NOT EXISTS (SELECT 1 FROM record_layers WHERE layer = layers.id)
+               AND NOT EXISTS (SELECT 1 FROM lease_items WHERE kind = 'layer' AND name = layers.id)
+               AND NOT {LAYER_IN_IMAGE}
+             RETURNING id"
+        ),
+        [before],
+    )?;
+    victims.layers.sort_unstable();
+    victims.blobs = texts(
+        t,
+        "DELETE FROM blobs WHERE last_used < ?1
+           AND NOT EXISTS (SELECT 1 FROM image_blobs WHERE image_blobs.digest = blobs.digest)
+           AND NOT EXISTS (SELECT 1 FROM lease_items WHERE kind = 'blob' AND name = blobs.digest)
+           AND NOT EXISTS (SELECT 1 FROM compressed JOIN image_layers USING (diff_id)
+                           WHERE compressed.digest = blobs.digest)
+           AND NOT EXISTS (SELECT 1 FROM compressed JOIN layers USING (diff_id)
+                           WHERE compressed.digest = blobs.digest)
+         RETURNING digest",
+        [before],
+    )?;
+    victims.blobs.sort_unstable();
+    // What is known of blobs that are neither here nor belong to anything here.
+    t.execute(
+        "DELETE FROM compressed WHERE digest NOT IN (SELECT digest FROM blobs)
+           AND diff_id NOT IN (SELECT diff_id FROM layers WHERE diff_id IS NOT NULL)
+           AND diff_id NOT IN (SELECT diff_id FROM image_layers)",
+        [],
+    )?;
+    t.execute(
+        "DELETE FROM sources WHERE digest NOT IN (SELECT digest FROM blobs)
+           AND digest NOT IN (SELECT digest FROM compressed)",
+        [],
+    )?;
+    Ok(victims)
+}
+
+fn texts<T: std::str::FromStr>(
+    t: &Transaction<'_>,
+    sql: &str,
+    values: impl Params,
+) -> rusqlite::Result<Vec<T>> {
+    let mut statement = t.prepare(sql)?;
+    let rows = statement.query_map(values, |row| {
+        parse("garbage collection", row.get_ref(0)?.as_str()?)
+    })?;
+    rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::{Lease, LeaseItem, RecordRow};
+    use crate::oci::{Descriptor, DiffId, MediaType};
+    use crate::tests::{image_of, layer};
+
+    const EVERYTHING: PruneOptions = PruneOptions {
+        until: None,
+        cache: true,
+        images: PruneImages::Unused,
+        dry_run: false,
+    };
+    const GARBAGE: PruneOptions = PruneOptions {
+        cache: false,
+        images: PruneImages::Keep,
+        ..EVERYTHING
+    };
+
+    fn record(layers: &[LayerId]) -> RecordRow {
+        RecordRow {
+            op: [1; 32],
+            result: Vec::new(),
+            layers: layers.to_vec(),
+            ingredients: Vec::new(),
+            created: 1,
+        }
+    }
+
+    /// Lets time pass and opens the store as another process would.
+    fn reopen(root: &Path) -> Store {
+        // Kernel time stamps must differ from those of what was made before: no other clock tells when they will.
+        let start = now_micros();
+        while now_micros() < start + 2 * STAMP_SLACK {
+            std::thread::yield_now();
+        }
+        Store::open(root).unwrap()
+    }
+
+    #[test]
+    fn keeps_what_is_needed_and_takes_the_rest() {
+        let (dir, store) = crate::tests::store();
+        let index = store.index();
+        let in_image = layer(&store, 1);
+        let in_record = layer(&store, 2);
+        let in_lease = layer(&store, 3);
+        let loose = layer(&store, 4);
+        let image = image_of(&store, &[in_image.diff_id.unwrap()]);
+        store.images().tag(&"app".parse().unwrap(), &image).unwrap();
+        index
+            .record_put(&[1; 32], &record(&[in_record.id]))
+            .unwrap();
+        index
+            .lease_put(&Lease {
+                id: "container:x".to_owned(),
+                expires: None,
+                items: vec![LeaseItem::Layer(in_lease.id)],
+            })
+            .unwrap();
+        let loose_blob = store.blobs().put(b"loose").unwrap();
+        let form = store.blobs().put(b"compressed").unwrap();
+        let descriptor = Descriptor::new(MediaType::OCI_LAYER_GZIP, form.digest(), form.size());
+        index
+            .remember(&in_image.diff_id.unwrap(), "gzip", &descriptor)
+            .unwrap();
+        // As long as a session lives that used them, nothing goes.
+        let other = reopen(dir.path());
+        assert_eq!(other.prune(&EVERYTHING).unwrap(), PruneReport::default());
+        drop(store);
+
+        let dry = PruneOptions {
+            dry_run: true,
+            ..GARBAGE
+        };
+        let planned = other.prune(&dry).unwrap();
+        let report = other.prune(&GARBAGE).unwrap();
+        assert_eq!(planned, report);
+        let gone: Vec<&Pruned> = report.items.iter().collect();
+        assert!(
+            matches!(gone.as_slice(), [Pruned::Layer { id, .. }, Pruned::Blob { digest, .. }]
+                if *id == loose.id && *digest == loose_blob.digest()),
+            "{gone:?}"
+        );
+        assert!(report.bytes > 0);
+        assert!(!other.layer_path(&loose.id).exists());
+        for kept in [&in_image, &in_record, &in_lease] {
+            assert!(other.layer_path(&kept.id).exists());
+        }
+        assert!(other.check().unwrap().is_empty());
+
+        let report = other.prune(&EVERYTHING).unwrap();
+        assert_eq!(report.items.len(), 6, "{report:?}");
+        assert!(other.images().images().unwrap().is_empty());
+        assert_eq!(fs::list(&dir.path().join("layers")).unwrap().len(), 1);
+        assert!(other.blobs().list().unwrap().is_empty());
+        assert_eq!(other.index().record_hit(&[1; 32]).unwrap(), None);
+        other.index().lease_remove("container:x").unwrap();
+        assert_eq!(other.prune(&GARBAGE).unwrap().items.len(), 1);
+        assert!(other.check().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_hit_saves_a_record_and_its_layers() {
+        let (dir, store) = crate::tests::store();
+        let hit = layer(&store, 1);
+        let missed = layer(&store, 2);
+        let index = store.index();
+        index.record_put(&[1; 32], &record(&[hit.id])).unwrap();
+        index.record_put(&[2; 32], &record(&[missed.id])).unwrap();
+        drop(store);
+        let user = reopen(dir.path());
+        assert!(user.index().record_hit(&[1; 32]).unwrap().is_some());
+        let collector = reopen(dir.path());
+        let report = collector.prune(&EVERYTHING).unwrap();
+        assert_eq!(report.items.len(), 2, "{report:?}");
+        assert!(report.items.contains(&Pruned::Record { key: [2; 32] }));
+        assert!(user.index().layer(&hit.id).unwrap().is_some());
+        assert!(user.index().layer(&missed.id).unwrap().is_none());
+    }
+
+    #[test]
+    fn looking_at_a_blob_saves_it() {
+        let (dir, store) = crate::tests::store();
+        let blob = store.blobs().put(b"x").unwrap();
+        drop(store);
+        let user = reopen(dir.path());
+        assert!(user.blobs().has(&blob.digest()).unwrap().is_some());
+        let collector = reopen(dir.path());
+        assert!(collector.prune(&EVERYTHING).unwrap().items.is_empty());
+        drop(user);
+        assert_eq!(collector.prune(&EVERYTHING).unwrap().items.len(), 1);
+    }
+
+    #[test]
+    fn only_what_is_old_enough_goes() {
+        let (dir, store) = crate::tests::store();
+        layer(&store, 1);
+        drop(store);
+        let store = reopen(dir.path());
+        let hour = PruneOptions {
+            until: Some(Duration::from_secs(3600)),
+            ..EVERYTHING
+        };
+        assert!(store.prune(&hour).unwrap().items.is_empty());
+        let instant = PruneOptions {
+            until: Some(Duration::ZERO),
+            ..EVERYTHING
+        };
+        assert_eq!(store.prune(&instant).unwrap().items.len(), 1);
+    }
+
+    #[test]
+    fn leftovers_of_killed_processes_go() {
+        let (dir, store) = crate::tests::store();
+        // Published, and killed before the row stood.
+        let id = LayerId::Unpacked(DiffId(Digest::of(b"x")));
+        std::fs::create_dir(store.layer_path(&id)).unwrap();
+        std::fs::write(store.blobs().path(&Digest::of(b"y")), "y").unwrap();
+        std::fs::write(dir.path().join("tmp/file-1-1-1"), "half").unwrap();
+        std::fs::write(dir.path().join("locks/00"), "").unwrap();
+        std::fs::write(dir.path().join("layers/not-a-layer"), "").unwrap();
+        let ours = store.temp_dir().unwrap();
+        let store = reopen(dir.path());
+        let report = store.prune(&GARBAGE).unwrap();
+        assert_eq!(report.items.len(), 3, "{report:?}");
+        assert!(ours.path().exists());
+        assert!(fs::list(&dir.path().join("locks")).unwrap().is_empty());
+        assert_eq!(
+            fs::list(&dir.path().join("layers")).unwrap(),
+            ["not-a-layer"]
+        );
+    }
+}

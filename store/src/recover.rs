@@ -1,0 +1,407 @@
+//! After a crash of the machine, and on demand: what may be torn goes, what is wrong is told.
+//!
+//! Nothing is `fsync`ed when it is published. Rows carry the epoch they were written in; [`Store::sync`] ends the epoch,
+//! writes the file system out and then notes that the epoch is on disk. The index also keeps the boot id of the kernel under which
+//! it was written. When the kernel has another one, whatever belongs to a later epoch than the one noted may be torn:
+//! records and layers go, blobs stay if they still have their digest, and images stay if all they need does.
+//! A killed process is no crash: what it wrote is in the kernel's hands.
+
+use std::path::Path;
+
+use rusqlite::Transaction;
+
+use crate::content::ContentError;
+use crate::fs::{self, Lock};
+use crate::images::ImageId;
+use crate::index::{Index, parse, synced_epoch};
+use crate::layer::LayerId;
+use crate::oci::{DiffId, Digest};
+use crate::{Store, StoreError};
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Something wrong in a store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A blob's bytes do not have its digest.
+    #[error("blob `{digest}` is damaged: its content has digest `{found}`")]
+    BlobDamaged {
+        /// Its name.
+        digest: Digest,
+        /// The digest of what it holds.
+        found: Digest,
+    },
+    /// An image's config or manifest is missing.
+    #[error("image `{image}` needs the blob `{digest}`, which is missing")]
+    BlobMissing {
+        /// Which image.
+        image: ImageId,
+        /// The blob.
+        digest: Digest,
+    },
+    /// An image's layer is there neither unpacked nor compressed.
+    #[error("image `{image}` needs the layer `{diff_id}`, which is missing")]
+    LayerMissing {
+        /// Which image.
+        image: ImageId,
+        /// The layer.
+        diff_id: DiffId,
+    },
+    /// The index lists a layer that has no directory.
+    #[error("the index lists the layer `{id}`, which has no directory")]
+    LayerDirectoryMissing {
+        /// Which layer.
+        id: LayerId,
+    },
+}
+
+impl Store {
+    /// Writes everything published until now to disk, so that even a crash of the machine loses none of it.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let epoch = self.index.next_epoch()?;
+        fs::syncfs(&self.root)?;
+        self.index.set_synced_epoch(epoch)?;
+        Ok(())
+    }
+
+    /// Checks that everything named exists and every blob has its digest. Reads every blob.
+    pub fn check(&self) -> Result<Vec<Problem>, StoreError> {
+        let mut problems = Vec::new();
+        for digest in self.blobs.list()? {
+            match self.blobs.verify(&digest) {
+                Ok(_) | Err(ContentError::Missing { .. }) => {}
+                Err(ContentError::DigestMismatch { found, .. }) => {
+                    problems.push(Problem::BlobDamaged { digest, found });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        for layer in self.index.layers()? {
+            // The row is looked for again: a collection may have taken both meanwhile.
+            if !fs::is_dir(&self.layer_path(&layer.id))? && self.index.has_layer_row(&layer.id)? {
+                problems.push(Problem::LayerDirectoryMissing { id: layer.id });
+            }
+        }
+        problems.extend(self.check_images()?);
+        Ok(problems)
+    }
+
+    /// Whether a layer is in the store, unpacked or compressed.
+    fn has_layer(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        if self.index.has_diff_id(diff_id)? {
+            return Ok(true);
+        }
+        for (_, descriptor) in self.index.compressed(diff_id)? {
+            if fs::file_size(&self.blobs.path(&descriptor.digest))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Compares the boot id with the one the index was last written under, and drops what a crash may have torn.
+    pub(crate) fn recover(&self, boot_id: &str) -> Result<(), StoreError> {
+        if self.index.meta("boot_id")?.as_deref() == Some(boot_id.as_bytes()) {
+            return Ok(());
+        }
+        let _lock = Lock::exclusive(&self.root.join("locks/recovery"))?;
+        match self.index.meta("boot_id")? {
+            Some(known) if known == boot_id.as_bytes() => return Ok(()),
+            Some(_) => self.drop_unsynced()?,
+            None => {}
+        }
+        self.index.meta_put("boot_id", boot_id.as_bytes())?;
+        Ok(())
+    }
+
+    fn drop_unsynced(&self) -> Result<(), StoreError> {
+        self.index.write(|t| {
+            let synced = synced_epoch(t)?;
+            t.execute("DELETE FROM records WHERE epoch > ?1", [synced])?;
+            t.execute("DELETE FROM layers WHERE epoch > ?1", [synced])?;
+            Ok(())
+        })?;
+        for name in fs::list(&self.root.join("layers"))? {
+            if let Ok(id) = name.parse::<LayerId>()
+                && !self.index.has_layer_row(&id)?
+            {
+                tracing::info!(layer = %id, "dropped after a crash: it may be torn");
+                let aside = self.root.join("tmp").join(fs::temp::fresh_name("trash"));
+                fs::rename(&self.layer_path(&id), &aside)?;
+                fs::remove_tree(&aside)?;
+            }
+        }
+        for digest in self.blobs.list()? {
+            if self.index.is_blob_synced(&digest)? {
+                continue;
+            }
+            match self.blobs.verify(&digest) {
+                Ok(_) => self.index.set_blob_synced(&digest)?,
+                Err(ContentError::DigestMismatch { .. }) => {
+                    tracing::info!(blob = %digest, "dropped after a crash: it is torn");
+                    self.blobs.remove(&digest)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let missing = |problems: Vec<Problem>| -> Vec<ImageId> {
+            let image = |problem| match problem {
+                Problem::BlobMissing { image, .. } | Problem::LayerMissing { image, .. } => {
+                    Some(image)
+                }
+                _ => None,
+            };
+            problems.into_iter().filter_map(image).collect()
+        };
+        let incomplete = missing(self.check_images()?);
+        self.index.write(|t| {
+            let synced = synced_epoch(t)?;
+            for image in incomplete {
+                t.execute(
+                    "DELETE FROM images WHERE id = ?1 AND epoch > ?2",
+                    (image.to_string(), synced),
+                )?;
+            }
+            t.execute("UPDATE images SET epoch = ?1 WHERE epoch > ?1", [synced])?;
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn check_images(&self) -> Result<Vec<Problem>, StoreError> {
+        let mut problems = Vec::new();
+        for (image, digest) in self.index.read(documents)? {
+            if fs::file_size(&self.blobs.path(&digest))?.is_none() {
+                problems.push(Problem::BlobMissing { image, digest });
+            }
+        }
+        for (image, diff_id) in self.index.read(image_layers)? {
+            if !self.has_layer(&diff_id)? {
+                problems.push(Problem::LayerMissing { image, diff_id });
+            }
+        }
+        Ok(problems)
+    }
+}
+
+/// The running kernel's boot id, or a constant where it has none: then crashes go unnoticed.
+pub(crate) fn boot_id() -> Result<String, StoreError> {
+    let read = fs::optional(fs::read(Path::new(BOOT_ID), 64))?;
+    Ok(read.map_or_else(
+        || "unknown".to_owned(),
+        |bytes| String::from_utf8_lossy(&bytes).trim().to_owned(),
+    ))
+}
+
+/// Each image's config and manifest.
+fn documents(c: &rusqlite::Connection) -> rusqlite::Result<Vec<(ImageId, Digest)>> {
+    pairs(
+        c,
+        "SELECT id, id FROM images
+         UNION ALL SELECT id, manifest FROM images WHERE manifest IS NOT NULL ORDER BY 1, 2",
+    )
+}
+
+fn image_layers(c: &rusqlite::Connection) -> rusqlite::Result<Vec<(ImageId, DiffId)>> {
+    let found: Vec<(ImageId, Digest)> = pairs(
+        c,
+        "SELECT image, diff_id FROM image_layers ORDER BY image, position",
+    )?;
+    Ok(found
+        .into_iter()
+        .map(|(image, digest)| (image, DiffId(digest)))
+        .collect())
+}
+
+fn pairs(c: &rusqlite::Connection, sql: &str) -> rusqlite::Result<Vec<(ImageId, Digest)>> {
+    let mut statement = c.prepare(sql)?;
+    let rows = statement.query_map([], |row| {
+        Ok((
+            parse("images.id", row.get_ref(0)?.as_str()?)?,
+            parse("digest", row.get_ref(1)?.as_str()?)?,
+        ))
+    })?;
+    rows.collect()
+}
+
+impl Index {
+    pub(crate) fn has_layer_row(&self, id: &LayerId) -> Result<bool, crate::index::IndexError> {
+        self.read(|c| layer_row(c, id))
+    }
+
+    pub(crate) fn has_blob_row(&self, digest: &Digest) -> Result<bool, crate::index::IndexError> {
+        self.read(|c| blob_row(c, digest))
+    }
+
+    /// Runs `work` under the writer's lock if a layer has no row.
+    pub(crate) fn unless_layer_row(
+        &self,
+        id: &LayerId,
+        work: impl FnOnce() -> Result<bool, fs::FsError>,
+    ) -> Result<bool, crate::index::IndexError> {
+        self.unless(|t| layer_row(t, id), work)
+    }
+
+    /// Runs `work` under the writer's lock if a blob has no row.
+    pub(crate) fn unless_blob_row(
+        &self,
+        digest: &Digest,
+        work: impl FnOnce() -> Result<bool, fs::FsError>,
+    ) -> Result<bool, crate::index::IndexError> {
+        self.unless(|t| blob_row(t, digest), work)
+    }
+
+    fn unless(
+        &self,
+        row: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<bool>,
+        work: impl FnOnce() -> Result<bool, fs::FsError>,
+    ) -> Result<bool, crate::index::IndexError> {
+        let done = self.rehearse(|t| Ok(if row(t)? { Ok(false) } else { work() }))?;
+        Ok(done?)
+    }
+
+    fn has_diff_id(&self, diff_id: &DiffId) -> Result<bool, crate::index::IndexError> {
+        self.read(|c| {
+            c.prepare_cached("SELECT 1 FROM layers WHERE diff_id = ?1 OR id = ?2")?
+                .exists((diff_id.to_string(), LayerId::Unpacked(*diff_id).to_string()))
+        })
+    }
+
+    fn is_blob_synced(&self, digest: &Digest) -> Result<bool, crate::index::IndexError> {
+        self.read(|c| {
+            c.prepare_cached(
+                "SELECT 1 FROM blobs WHERE digest = ?1
+                 AND epoch <= (SELECT value FROM meta WHERE key = 'synced_epoch')",
+            )?
+            .exists([digest.to_string()])
+        })
+    }
+
+    fn set_blob_synced(&self, digest: &Digest) -> Result<(), crate::index::IndexError> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE blobs SET epoch = ?2 WHERE digest = ?1",
+                (digest.to_string(), synced_epoch(t)?),
+            )?;
+            Ok(())
+        })
+    }
+}
+
+fn layer_row(c: &rusqlite::Connection, id: &LayerId) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT 1 FROM layers WHERE id = ?1")?
+        .exists([id.to_string()])
+}
+
+fn blob_row(c: &rusqlite::Connection, digest: &Digest) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT 1 FROM blobs WHERE digest = ?1")?
+        .exists([digest.to_string()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::RecordRow;
+    use crate::tests::{image_of, layer};
+
+    fn reboot(root: &Path) -> Store {
+        Store::open_under(root, "another boot").unwrap()
+    }
+
+    #[test]
+    fn what_was_synced_survives_and_what_may_be_torn_goes() {
+        let (dir, store) = crate::tests::store();
+        let record = |id| RecordRow {
+            op: [1; 32],
+            result: Vec::new(),
+            layers: vec![id],
+            ingredients: Vec::new(),
+            created: 1,
+        };
+        let kept = layer(&store, 1);
+        let kept_image = image_of(&store, &[kept.diff_id.unwrap()]);
+        store
+            .index()
+            .record_put(&[1; 32], &record(kept.id))
+            .unwrap();
+        store.sync().unwrap();
+        let late = layer(&store, 2);
+        let late_image = image_of(&store, &[late.diff_id.unwrap()]);
+        // A later image that needs nothing late but its config.
+        let fine_image = image_of(&store, &[kept.diff_id.unwrap(), kept.diff_id.unwrap()]);
+        store
+            .index()
+            .record_put(&[2; 32], &record(late.id))
+            .unwrap();
+        let torn = store.blobs().put(b"written late").unwrap();
+        let fine = store.blobs().put(b"written out in time").unwrap();
+        std::fs::write(store.blobs().path(&torn.digest()), "").unwrap();
+        for (name, id) in [
+            ("kept", kept_image),
+            ("late", late_image),
+            ("fine", fine_image),
+        ] {
+            store.images().tag(&name.parse().unwrap(), &id).unwrap();
+        }
+        drop(store);
+
+        let store = reboot(dir.path());
+        assert!(store.check().unwrap().is_empty());
+        assert!(store.index().record_hit(&[1; 32]).unwrap().is_some());
+        assert!(store.index().record_hit(&[2; 32]).unwrap().is_none());
+        assert!(store.index().layer(&kept.id).unwrap().is_some());
+        assert!(store.index().layer(&late.id).unwrap().is_none());
+        assert!(!store.layer_path(&late.id).exists());
+        assert!(store.blobs().has(&fine.digest()).unwrap().is_some());
+        assert!(store.blobs().has(&torn.digest()).unwrap().is_none());
+        let images = store.images();
+        assert!(images.resolve("kept").unwrap().is_some());
+        assert!(images.resolve("fine").unwrap().is_some());
+        assert!(images.resolve("late").unwrap().is_none());
+        // What survived one crash without a sync of its own survives the next.
+        drop(store);
+        let store = Store::open_under(dir.path(), "a third").unwrap();
+        assert!(store.images().resolve("fine").unwrap().is_some());
+        assert!(store.blobs().has(&fine.digest()).unwrap().is_some());
+    }
+
+    #[test]
+    fn nothing_is_dropped_within_one_boot() {
+        let (dir, store) = crate::tests::store();
+        let late = layer(&store, 1);
+        drop(store);
+        let store = Store::open(dir.path()).unwrap();
+        assert!(store.index().layer(&late.id).unwrap().is_some());
+    }
+
+    #[test]
+    fn check_tells_what_is_wrong() {
+        let (_dir, store) = crate::tests::store();
+        let made = layer(&store, 1);
+        let absent = DiffId(Digest::of(b"nowhere"));
+        let image = image_of(&store, &[made.diff_id.unwrap(), absent]);
+        let torn = store.blobs().put(b"x").unwrap();
+        std::fs::write(store.blobs().path(&torn.digest()), "y").unwrap();
+        fs::remove_tree(&store.layer_path(&made.id)).unwrap();
+        std::fs::remove_file(store.blobs().path(&image.0)).unwrap();
+        assert_eq!(
+            store.check().unwrap(),
+            [
+                Problem::BlobDamaged {
+                    digest: torn.digest(),
+                    found: Digest::of(b"y"),
+                },
+                Problem::LayerDirectoryMissing { id: made.id },
+                Problem::BlobMissing {
+                    image,
+                    digest: image.0,
+                },
+                Problem::LayerMissing {
+                    image,
+                    diff_id: absent,
+                },
+            ]
+        );
+    }
+}
