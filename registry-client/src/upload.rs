@@ -172,6 +172,7 @@ impl BlobPush {
             if too_large && !chunked {
                 chunked = true;
                 session = None;
+                self.progress.rewound(&self.descriptor.digest, 0);
                 continue;
             }
             let again = match lost {
@@ -237,7 +238,7 @@ impl BlobPush {
         let chunk_min = answer.header("oci-chunk-min-length");
         let chunk_min = chunk_min.and_then(|text| text.trim().parse().ok());
         Ok(Session {
-            location: self.location(&answer)?,
+            location: self.location(answer)?,
             offset: 0,
             chunk_min: chunk_min.unwrap_or(0).min(CHUNK_MIN_MAX),
         })
