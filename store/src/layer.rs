@@ -4,6 +4,13 @@
 //! hides what lies below it carries the xattr `user.overlay.opaque=y`: the form that overlayfs mounts as it stands
 //! (option `userxattr`), as root and in a user namespace alike. In a tar the same two are `.wh.NAME` and `.wh..wh..opq`.
 
+pub mod apply;
+pub mod compress;
+pub mod entry;
+pub mod scan;
+pub mod tar;
+pub(crate) mod walk;
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -33,6 +33,7 @@ pub mod layer;
 pub mod oci;
 pub mod recover;
 pub mod session;
+pub mod snapshot;
 
 /// Largest manifest or index that is read, in bytes: the distribution specification asks for at least 4 MiB.
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -1,0 +1,560 @@
+//! Compression of layers: gzip and zstd out, on several threads and with bytes that do not depend on how many; everything
+//! that layers and archives come in on the way back.
+//!
+//! gzip is written as one member per MiB of input (RFC 1952 allows any number of members), each by libdeflate: members
+//! are independent, so threads share them, and a reader that knows gzip reads them as one stream. zstd uses its own workers.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::str::FromStr;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use libdeflater::{CompressionLvl, Compressor as Deflate};
+
+/// Bytes of input in one gzip member. Part of the format: changing it changes the digest of every layer written.
+const MEMBER_BYTES: usize = 1024 * 1024;
+
+/// Memory that an xz stream may ask for, in KiB: what `xz -9` needs, four times over.
+const XZ_MEMORY_KIB: u32 = 256 * 1024;
+
+/// Largest zstd window accepted, as a power of two: 128 MiB, libzstd's own default.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// How a layer is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip at a level from 1 (fast) to 12 (small).
+    Gzip(u8),
+    /// zstd at a level from 1 (fast) to 22 (small).
+    Zstd(u8),
+}
+
+impl Compression {
+    /// gzip at the level that is worth its time: about the size of `gzip -6`, several times its speed.
+    pub const GZIP: Compression = Compression::Gzip(2);
+    /// zstd at its usual level.
+    pub const ZSTD: Compression = Compression::Zstd(3);
+
+    /// The name that flags and records use, without the level.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Gzip(_) => "gzip",
+            Compression::Zstd(_) => "zstd",
+        }
+    }
+
+    /// The same algorithm at another level.
+    ///
+    /// # Errors
+    /// The algorithm has no such level.
+    pub fn at_level(self, level: u8) -> Result<Compression, CompressionError> {
+        let (most, compression) = match self {
+            Compression::None => (0, Compression::None),
+            Compression::Gzip(_) => (12, Compression::Gzip(level)),
+            Compression::Zstd(_) => (22, Compression::Zstd(level)),
+        };
+        if (1..=most).contains(&level) {
+            return Ok(compression);
+        }
+        Err(CompressionError::Level {
+            name: self.name(),
+            level,
+            most,
+        })
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Compression {
+    type Err = CompressionError;
+
+    /// Reads `none` (or `uncompressed`, as BuildKit says), `gzip` or `zstd`, at the default level.
+    fn from_str(name: &str) -> Result<Compression, CompressionError> {
+        match name {
+            "none" | "uncompressed" => Ok(Compression::None),
+            "gzip" => Ok(Compression::GZIP),
+            "zstd" => Ok(Compression::ZSTD),
+            _ => Err(CompressionError::Name {
+                name: name.chars().take(40).collect(),
+            }),
+        }
+    }
+}
+
+/// A compression that does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompressionError {
+    /// The name is unknown.
+    #[error("unknown compression `{name}`: expected gzip, zstd or none")]
+    Name {
+        /// The name, clipped.
+        name: String,
+    },
+    /// The level is out of range.
+    #[error("{name} has no compression level `{level}`: expected 1 to {most}")]
+    Level {
+        /// The algorithm.
+        name: &'static str,
+        /// The level asked for.
+        level: u8,
+        /// The highest level.
+        most: u8,
+    },
+}
+
+/// Compresses what is written to it; [`finish`](Compressor::finish) must be called to complete the stream.
+pub struct Compressor<W: Write>(Output<W>);
+
+enum Output<W: Write> {
+    Plain(W),
+    Gzip(Members<W>),
+    Zstd(zstd::Encoder<'static, W>),
+}
+
+/// A compressor into `out` that uses `threads` threads besides the caller's; its bytes do not depend on `threads`.
+///
+/// # Errors
+/// The level does not exist, or a thread cannot be started.
+pub fn compressor<W: Write>(
+    out: W,
+    compression: Compression,
+    threads: usize,
+) -> io::Result<Compressor<W>> {
+    Ok(Compressor(match compression {
+        Compression::None => Output::Plain(out),
+        Compression::Gzip(level) => Output::Gzip(Members::start(out, level, threads.max(1))?),
+        Compression::Zstd(level) => {
+            let mut encoder = zstd::Encoder::new(out, i32::from(level))?;
+            encoder.include_checksum(true)?;
+            // Output depends on whether there are workers, not on how many: so always have one.
+            encoder.multithread(u32::try_from(threads.clamp(1, 64)).unwrap_or(1))?;
+            Output::Zstd(encoder)
+        }
+    }))
+}
+
+impl<W: Write> Compressor<W> {
+    /// Completes the stream and gives the writer back, not flushed.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn finish(self) -> io::Result<W> {
+        match self.0 {
+            Output::Plain(out) => Ok(out),
+            Output::Gzip(members) => members.finish(),
+            Output::Zstd(encoder) => encoder.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Compressor<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Output::Plain(out) => out.write(bytes),
+            Output::Gzip(members) => members.write(bytes),
+            Output::Zstd(encoder) => encoder.write(bytes),
+        }
+    }
+
+    /// Flushes the writer; what does not fill a member or block yet stays inside, so that output never depends on flushes.
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.0 {
+            Output::Plain(out) => out.flush(),
+            Output::Gzip(members) => members.out.flush(),
+            Output::Zstd(encoder) => encoder.get_mut().flush(),
+        }
+    }
+}
+
+impl<W: Write> fmt::Debug for Compressor<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compressor").finish_non_exhaustive()
+    }
+}
+
+/// gzip members, given to threads in turn and written in that order.
+struct Members<W> {
+    out: W,
+    pending: Vec<u8>,
+    lanes: Vec<Lane>,
+    /// Lanes with a member under way, oldest first.
+    busy: VecDeque<usize>,
+    next: usize,
+    written: bool,
+}
+
+/// One thread. At most two members are under way in each, so memory is bounded without bounded channels.
+struct Lane {
+    input: Option<Sender<Vec<u8>>>,
+    output: Receiver<(Vec<u8>, Vec<u8>)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<W: Write> Members<W> {
+    fn start(out: W, level: u8, threads: usize) -> io::Result<Members<W>> {
+        let level = CompressionLvl::new(i32::from(level))
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "gzip levels are 1 to 12"))?;
+        let lanes = (0..threads)
+            .map(|index| Lane::start(index, level))
+            .collect::<io::Result<Vec<Lane>>>()?;
+        Ok(Members {
+            out,
+            pending: Vec::with_capacity(MEMBER_BYTES),
+            lanes,
+            busy: VecDeque::new(),
+            next: 0,
+            written: false,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let take = bytes.len().min(MEMBER_BYTES - self.pending.len());
+        self.pending.extend_from_slice(&bytes[..take]);
+        if self.pending.len() == MEMBER_BYTES {
+            self.dispatch()?;
+        }
+        Ok(take)
+    }
+
+    fn dispatch(&mut self) -> io::Result<()> {
+        let spare = if self.busy.len() == self.lanes.len() * 2 {
+            self.collect()?
+        } else {
+            Vec::with_capacity(MEMBER_BYTES)
+        };
+        let member = std::mem::replace(&mut self.pending, spare);
+        let lane = &self.lanes[self.next];
+        let input = lane.input.as_ref().ok_or_else(lane_died)?;
+        input.send(member).map_err(|_| lane_died())?;
+        self.busy.push_back(self.next);
+        self.next = (self.next + 1) % self.lanes.len();
+        self.written = true;
+        Ok(())
+    }
+
+    /// Writes the oldest member under way; returns its input buffer, emptied, for reuse.
+    fn collect(&mut self) -> io::Result<Vec<u8>> {
+        let Some(lane) = self.busy.pop_front() else {
+            return Ok(Vec::new());
+        };
+        let (mut input, compressed) = self.lanes[lane].output.recv().map_err(|_| lane_died())?;
+        self.out.write_all(&compressed)?;
+        input.clear();
+        Ok(input)
+    }
+
+    fn finish(mut self) -> io::Result<W> {
+        // An empty input is one empty member: no member at all is not a gzip stream.
+        if !self.pending.is_empty() || !self.written {
+            self.dispatch()?;
+        }
+        while !self.busy.is_empty() {
+            self.collect()?;
+        }
+        Ok(self.out)
+    }
+}
+
+fn lane_died() -> io::Error {
+    io::Error::other("a compression thread stopped")
+}
+
+impl Lane {
+    fn start(index: usize, level: CompressionLvl) -> io::Result<Lane> {
+        let (input, members) = channel::<Vec<u8>>();
+        let (results, output) = channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("gzip-{index}"))
+            .spawn(move || {
+                let mut deflate = Deflate::new(level);
+                for member in members {
+                    let mut compressed = vec![0; deflate.gzip_compress_bound(member.len())];
+                    let length = deflate
+                        .gzip_compress(&member, &mut compressed)
+                        .expect("the bound leaves room for any input");
+                    compressed.truncate(length);
+                    if results.send((member, compressed)).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        Ok(Lane {
+            input: Some(input),
+            output,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Closing the channel is what ends the thread.
+        self.input = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has already shown itself as a closed channel.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the first bytes of a stream say it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Nothing known: taken as it is.
+    Plain,
+    /// gzip, any number of members.
+    Gzip,
+    /// zstd, any number of frames.
+    Zstd,
+    /// bzip2, any number of streams.
+    Bzip2,
+    /// xz, any number of streams.
+    Xz,
+}
+
+/// Longest magic that is looked at, in bytes.
+const MAGIC_BYTES: usize = 6;
+
+impl Packing {
+    /// Tells by a stream's first bytes; six are enough.
+    pub fn of(start: &[u8]) -> Packing {
+        match start {
+            [0x1f, 0x8b, 0x08, ..] => Packing::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packing::Zstd,
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Packing::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0x00, ..] => Packing::Xz,
+            _ => Packing::Plain,
+        }
+    }
+}
+
+/// Reads a stream, decompressed by what its first bytes say.
+pub struct Decompressor<R: Read> {
+    packing: Packing,
+    input: Input<R>,
+}
+
+/// The stream with the bytes that were looked at put back.
+type Rewound<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
+
+enum Input<R: Read> {
+    Plain(Rewound<R>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<io::BufReader<Rewound<R>>>>),
+    Zstd(zstd::Decoder<'static, io::BufReader<Rewound<R>>>),
+    Bzip2(bzip2::bufread::MultiBzDecoder<io::BufReader<Rewound<R>>>),
+    Xz(Box<lzma_rust2::XzReader<io::BufReader<Rewound<R>>>>),
+}
+
+/// Bytes read ahead of a decoder.
+const READ_BYTES: usize = 128 * 1024;
+
+/// A reader of what `reader` holds, decompressed where its first bytes are a known format's.
+///
+/// # Errors
+/// The reader's, or a decoder that cannot start.
+pub fn decompressor<R: Read>(mut reader: R) -> io::Result<Decompressor<R>> {
+    let mut start = Vec::with_capacity(MAGIC_BYTES);
+    (&mut reader)
+        .take(MAGIC_BYTES as u64)
+        .read_to_end(&mut start)?;
+    let packing = Packing::of(&start);
+    let rewound = io::Cursor::new(start).chain(reader);
+    let buffered = |rewound| io::BufReader::with_capacity(READ_BYTES, rewound);
+    let input = match packing {
+        Packing::Plain => Input::Plain(rewound),
+        Packing::Gzip => Input::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(buffered(
+            rewound,
+        )))),
+        Packing::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(buffered(rewound))?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Input::Zstd(decoder)
+        }
+        Packing::Bzip2 => Input::Bzip2(bzip2::bufread::MultiBzDecoder::new(buffered(rewound))),
+        Packing::Xz => Input::Xz(Box::new(lzma_rust2::XzReader::new_mem_limit(
+            buffered(rewound),
+            true,
+            XZ_MEMORY_KIB,
+        ))),
+    };
+    Ok(Decompressor { packing, input })
+}
+
+impl<R: Read> Decompressor<R> {
+    /// What the stream was packed with.
+    pub fn packing(&self) -> Packing {
+        self.packing
+    }
+}
+
+impl<R: Read> Read for Decompressor<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.input {
+            Input::Plain(reader) => reader.read(buffer),
+            Input::Gzip(reader) => reader.read(buffer),
+            Input::Zstd(reader) => reader.read(buffer),
+            Input::Bzip2(reader) => reader.read(buffer),
+            Input::Xz(reader) => reader.read(buffer),
+        }
+    }
+}
+
+impl<R: Read> fmt::Debug for Decompressor<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decompressor")
+            .field("packing", &self.packing)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that compress, but not to nothing; the same each time.
+    fn sample(length: usize) -> Vec<u8> {
+        let mut state = 1u32;
+        (0..length)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                b'a' + (state >> 28) as u8
+            })
+            .collect()
+    }
+
+    fn compress(bytes: &[u8], compression: Compression, threads: usize) -> Vec<u8> {
+        let mut writer = compressor(Vec::new(), compression, threads).unwrap();
+        // Odd pieces and flushes must not show in the output.
+        for piece in bytes.chunks(70_001) {
+            writer.write_all(piece).unwrap();
+            writer.flush().unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    fn decompress(bytes: &[u8]) -> io::Result<(Packing, Vec<u8>)> {
+        let mut reader = decompressor(bytes)?;
+        let mut out = Vec::new();
+        reader.read_to_end(&mut out)?;
+        Ok((reader.packing(), out))
+    }
+
+    #[test]
+    fn round_trips_whatever_the_threads() {
+        for length in [
+            0,
+            1,
+            5,
+            MEMBER_BYTES - 1,
+            MEMBER_BYTES,
+            5 * MEMBER_BYTES + 7,
+        ] {
+            let bytes = sample(length);
+            for (compression, packing) in [
+                (Compression::None, Packing::Plain),
+                (Compression::Gzip(1), Packing::Gzip),
+                (Compression::GZIP, Packing::Gzip),
+                (Compression::ZSTD, Packing::Zstd),
+            ] {
+                let one = compress(&bytes, compression, 1);
+                for threads in [0, 2, 3, 7] {
+                    assert!(
+                        one == compress(&bytes, compression, threads),
+                        "{compression} with {threads} threads"
+                    );
+                }
+                assert_eq!(decompress(&one).unwrap(), (packing, bytes.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn reads_bzip2_and_xz_and_joined_streams() {
+        let bytes = sample(300_000);
+        let mut bzip = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip.write_all(&bytes).unwrap();
+        let bzip = bzip.finish().unwrap();
+        assert_eq!(decompress(&bzip).unwrap(), (Packing::Bzip2, bytes.clone()));
+        // `printf 'hello\n' | xz --format=xz`
+        let xz = [
+            0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x04, 0xe6, 0xd6, 0xb4, 0x46, 0x02, 0x00,
+            0x21, 0x01, 0x16, 0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x05, 0x68,
+            0x65, 0x6c, 0x6c, 0x6f, 0x0a, 0x00, 0x00, 0x00, 0xa5, 0x60, 0x97, 0xf1, 0x94, 0xf6,
+            0xfd, 0xe0, 0x00, 0x01, 0x1e, 0x06, 0xc1, 0x2f, 0xa4, 0x1d, 0x1f, 0xb6, 0xf3, 0x7d,
+            0x01, 0x00, 0x00, 0x00, 0x00, 0x04, 0x59, 0x5a,
+        ];
+        let read = decompress(&xz);
+        assert!(
+            matches!(&read, Ok((Packing::Xz, text)) if text == b"hello\n"),
+            "{read:?}"
+        );
+        for compression in [Compression::GZIP, Compression::ZSTD] {
+            let twice = [
+                compress(b"one ", compression, 1),
+                compress(b"two", compression, 1),
+            ]
+            .concat();
+            assert_eq!(decompress(&twice).unwrap().1, b"one two");
+        }
+    }
+
+    #[test]
+    fn a_cut_stream_is_an_error() {
+        let bytes = sample(100_000);
+        for compression in [Compression::GZIP, Compression::ZSTD] {
+            let whole = compress(&bytes, compression, 1);
+            for keep in [7, whole.len() / 2, whole.len() - 1] {
+                assert!(
+                    decompress(&whole[..keep]).is_err(),
+                    "{compression} cut to {keep}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_failing_writer_fails_the_compressor() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::Error::from(io::ErrorKind::StorageFull))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for compression in [Compression::None, Compression::GZIP, Compression::ZSTD] {
+            let mut writer = compressor(Full, compression, 2).unwrap();
+            let outcome = writer
+                .write_all(&sample(9 * MEMBER_BYTES))
+                .and_then(|()| writer.finish().map(|_| ()));
+            assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
+    }
+
+    #[test]
+    fn names_and_levels() {
+        assert_eq!("gzip".parse(), Ok(Compression::Gzip(2)));
+        assert_eq!("zstd".parse::<Compression>().unwrap().to_string(), "zstd");
+        assert_eq!(
+            "lzma".parse::<Compression>().unwrap_err().to_string(),
+            "unknown compression `lzma`: expected gzip, zstd or none"
+        );
+        assert_eq!(Compression::GZIP.at_level(9), Ok(Compression::Gzip(9)));
+        assert_eq!(
+            Compression::GZIP.at_level(13).unwrap_err().to_string(),
+            "gzip has no compression level `13`: expected 1 to 12"
+        );
+    }
+}

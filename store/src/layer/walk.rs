@@ -1,0 +1,230 @@
+//! Walking a directory that nobody else changes: in the order of layers, and for removal.
+//!
+//! Both hold one directory open at a time, so depth costs no file handles and no stack.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::entry::PATH_BYTES_MAX;
+
+/// One entry as it lies on disk.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Path below the root, without a leading slash.
+    pub path: Vec<u8>,
+    pub stat: Stat,
+}
+
+impl Found {
+    pub(crate) fn file_type(&self) -> FileType {
+        FileType::from_raw_mode(self.stat.st_mode)
+    }
+
+    /// Whether it says that a path of a lower layer is gone.
+    pub(crate) fn is_whiteout(&self) -> bool {
+        is_whiteout(&self.stat)
+    }
+}
+
+/// Whether `stat` is overlayfs's mark for a removed path: a character device 0/0.
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// What went wrong where.
+#[derive(Debug)]
+pub(crate) struct WalkError {
+    pub path: Vec<u8>,
+    pub errno: Errno,
+}
+
+/// Every entry below `root`, parents before children and siblings sorted by their names' bytes.
+pub(crate) fn walk(root: BorrowedFd<'_>) -> Result<Vec<Found>, WalkError> {
+    let mut found = Vec::new();
+    // Names still to visit, last first, as (path, stat); a directory's children go on top when it is visited.
+    let mut pending: Vec<Found> = children(root, b"")?;
+    pending.reverse();
+    while let Some(next) = pending.pop() {
+        if next.file_type() == FileType::Directory {
+            let from = pending.len();
+            pending.extend(children(root, &next.path)?);
+            pending[from..].reverse();
+        }
+        found.push(next);
+    }
+    Ok(found)
+}
+
+fn children(root: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Found>, WalkError> {
+    let failed = |errno| WalkError {
+        path: path.to_vec(),
+        errno,
+    };
+    let directory = open_directory(root, path).map_err(failed)?;
+    let mut names = names(&directory).map_err(failed)?;
+    names.sort_unstable();
+    let mut children = Vec::with_capacity(names.len());
+    for name in names {
+        let stat = rustix::fs::statat(&directory, &name[..], AtFlags::SYMLINK_NOFOLLOW);
+        let path = join(path, &name);
+        if path.len() > PATH_BYTES_MAX {
+            return Err(WalkError {
+                path,
+                errno: Errno::NAMETOOLONG,
+            });
+        }
+        match stat {
+            Ok(stat) => children.push(Found { path, stat }),
+            Err(errno) => return Err(WalkError { path, errno }),
+        }
+    }
+    Ok(children)
+}
+
+/// Opens a directory below `root` for reading; the empty path is the root.
+pub(crate) fn open_directory(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() { b"." } else { path };
+    rustix::fs::openat(
+        root,
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+/// The names in an open directory, without `.` and `..`, in no order.
+pub(crate) fn names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
+/// `parent/name`, or `name` in the root.
+pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() {
+        return name.to_vec();
+    }
+    [parent, b"/", name].concat()
+}
+
+/// The parent's path and the last name.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// Removes `name` in `parent` and all below it, whatever its depth. Nothing there is no error.
+pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), WalkError> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        // Directories: the kernel says EISDIR, some file systems EPERM.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => {
+            return Err(WalkError {
+                path: name.to_vec(),
+                errno,
+            });
+        }
+    }
+    let mut pending: Vec<Vec<u8>> = vec![name.to_vec()];
+    let mut moved: u64 = 0;
+    while let Some(path) = pending.last() {
+        let failed = |errno| WalkError {
+            path: path.clone(),
+            errno,
+        };
+        let directory = open_directory(parent, path).map_err(failed)?;
+        let mut below = Vec::new();
+        for name in names(&directory).map_err(failed)? {
+            match rustix::fs::unlinkat(&directory, &name[..], AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM) => below.push(join(path, &name)),
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        if below.is_empty() {
+            rustix::fs::unlinkat(parent, &path[..], AtFlags::REMOVEDIR).map_err(failed)?;
+            pending.pop();
+            continue;
+        }
+        for path in below {
+            if path.len() <= PATH_BYTES_MAX - 300 {
+                pending.push(path);
+                continue;
+            }
+            // A process can nest directories deeper than any path reaches: bring such a one up beside the top.
+            let failed = |errno| WalkError {
+                path: path.clone(),
+                errno,
+            };
+            let higher = loop {
+                let higher = [name, format!(".{moved}").as_bytes()].concat();
+                moved += 1;
+                let flags = rustix::fs::RenameFlags::NOREPLACE;
+                match rustix::fs::renameat_with(parent, &path[..], parent, &higher[..], flags) {
+                    Ok(()) => break higher,
+                    Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(failed(errno)),
+                }
+            };
+            pending.push(higher);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn visits_parents_first_and_siblings_in_byte_order() {
+        let root = tempfile::tempdir().unwrap();
+        for path in ["a/x", "a-b", "a.d/é", "b/c/d", "B"] {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"").unwrap();
+        }
+        let fd =
+            open_directory(rustix::fs::CWD, root.path().as_os_str().as_encoded_bytes()).unwrap();
+        let found = walk(fd.as_fd()).unwrap();
+        let paths: Vec<String> = found
+            .iter()
+            .map(|f| String::from_utf8_lossy(&f.path).into_owned())
+            .collect();
+        assert_eq!(
+            paths,
+            ["B", "a", "a/x", "a-b", "a.d", "a.d/é", "b", "b/c", "b/c/d"]
+        );
+    }
+
+    #[test]
+    fn removes_trees_deeper_than_any_path() {
+        let root = tempfile::tempdir().unwrap();
+        let root =
+            open_directory(rustix::fs::CWD, root.path().as_os_str().as_encoded_bytes()).unwrap();
+        let name = [b'd'; 200];
+        rustix::fs::mkdirat(&root, "top", Mode::RWXU).unwrap();
+        let mut here = open_directory(root.as_fd(), b"top").unwrap();
+        for depth in 0..100 {
+            for name in [&name[..], b"beside"] {
+                rustix::fs::mkdirat(&here, name, Mode::RWXU).unwrap();
+            }
+            here = open_directory(here.as_fd(), &name)
+                .unwrap_or_else(|errno| panic!("{depth}: {errno}"));
+        }
+        remove_tree(root.as_fd(), b"top").unwrap();
+        assert_eq!(names(&root).unwrap(), Vec::<Vec<u8>>::new());
+        remove_tree(root.as_fd(), b"top").unwrap();
+    }
+}

@@ -1,0 +1,662 @@
+//! Snapshots: layers on disk, stacked for reading, and the directory that a step writes to.
+//!
+//! ```text
+//! layers/<LayerId>/fs   a layer, complete and never changed again
+//! tmp/<pid>-<n>/        one step or one unpacking under way, locked by who does it
+//!   fs/  work/          overlayfs's upper and work directory
+//! empty/                a lower directory with nothing in it
+//! ```
+//!
+//! A layer appears by one `rename`, so it is either whole or absent. What a killed process leaves is a folder in `tmp/`
+//! that nobody locks; [`Snapshots::sweep`] removes those. Folders in use are locked with `flock`, which ends with the
+//! process however it ends.
+
+mod overlay;
+mod prune;
+
+use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use crate::layer::apply::{ApplyError, Form, UnpackOptions, Unpacked, unpack_into};
+use crate::layer::compress::decompressor;
+use crate::layer::entry::{Metadata, ROOT_STATED, is_opaque, read_xattrs, stored};
+use crate::layer::scan::{Scan, ScanError, scan, stated_root};
+use crate::layer::walk::{names, open_directory, remove_tree};
+use crate::layer::{LayerId, LayerInfo};
+use crate::oci::{DiffId, Hasher};
+
+/// Bytes handed between the threads of an unpacking at a time, and how many such pieces may wait.
+const PIECE_BYTES: usize = 256 * 1024;
+const PIECES: usize = 8;
+
+/// Why a snapshot cannot be made, read or kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The file system refuses.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// A layer that is to be stacked is not there.
+    #[error("layer `{layer}` is not in the store: it has to be pulled or built first")]
+    MissingLayer {
+        /// The layer.
+        layer: LayerId,
+    },
+    /// overlayfs does not take the layers.
+    #[error("cannot stack {layers} layers with overlayfs")]
+    Overlay {
+        /// How many.
+        layers: usize,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// A tar cannot be unpacked.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The stream of a layer fails, or is not what its compression says.
+    #[error("cannot read layer `{expected}`")]
+    Stream {
+        /// The layer.
+        expected: DiffId,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A layer is not the one that was asked for.
+    #[error("layer has the DiffID `{actual}`, expected `{expected}`")]
+    WrongDiffId {
+        /// What its image says.
+        expected: DiffId,
+        /// What it is.
+        actual: DiffId,
+    },
+    /// A step's result cannot be read.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+}
+
+/// The layers of one store. Cheap to clone; any number of processes use the same folder at once.
+#[derive(Clone, Debug)]
+pub struct Snapshots {
+    root: Arc<PathBuf>,
+    /// The user namespace has one id, so owners cannot be kept.
+    has_single_id: bool,
+}
+
+/// Where overlayfs finds the parts of a snapshot that is being written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotMount {
+    /// Layers below, topmost first; never empty.
+    pub lower: Vec<PathBuf>,
+    /// Where changes go.
+    pub upper: PathBuf,
+    /// overlayfs's scratch directory, on the same file system as `upper`.
+    pub work: PathBuf,
+}
+
+/// A folder in `tmp/`, ours while this lives and removed when it is dropped.
+struct Scratch {
+    path: PathBuf,
+    /// Holds the lock.
+    directory: OwnedFd,
+}
+
+impl Snapshots {
+    /// Opens the layers below `root`, making what is missing.
+    ///
+    /// # Errors
+    /// A folder cannot be made.
+    pub fn open(root: &Path) -> Result<Snapshots, SnapshotError> {
+        for path in [
+            root.to_owned(),
+            root.join("layers"),
+            root.join("tmp"),
+            root.join("empty"),
+        ] {
+            // Only the owner of the store may look in: layers hold setuid files.
+            let mode = if path.ends_with("empty") {
+                Mode::from_raw_mode(0o755)
+            } else {
+                Mode::RWXU
+            };
+            match rustix::fs::mkdir(&path, mode) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed("make", &path)(errno)),
+            }
+        }
+        // The mount needs a path that works from every directory.
+        let root = root.canonicalize().map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            failed("find", root)(errno)
+        })?;
+        Ok(Snapshots {
+            root: Arc::new(root),
+            has_single_id: has_single_id(),
+        })
+    }
+
+    /// Whether the layer is here.
+    pub fn has(&self, layer: &LayerId) -> bool {
+        rustix::fs::access(self.layer_dir(layer), rustix::fs::Access::EXISTS).is_ok()
+    }
+
+    /// The directory of a layer's files, whether or not it exists.
+    pub fn layer_dir(&self, layer: &LayerId) -> PathBuf {
+        self.root.join("layers").join(layer.to_string()).join("fs")
+    }
+
+    /// The names of all layers that are here, sorted.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn list(&self) -> Result<Vec<LayerId>, SnapshotError> {
+        let path = self.root.join("layers");
+        let mut layers: Vec<LayerId> = self
+            .names_in(&path)?
+            .iter()
+            .filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok())
+            .collect();
+        layers.sort_unstable();
+        Ok(layers)
+    }
+
+    /// Removes a layer. It disappears at once; its files go one by one. No error if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(&self, layer: &LayerId) -> Result<(), SnapshotError> {
+        let path = self.root.join("layers").join(layer.to_string());
+        let scratch = self.scratch()?;
+        match rustix::fs::rename(&path, scratch.path.join("removed")) {
+            Ok(()) => scratch.remove(),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(failed("remove", &path)(errno)),
+        }
+    }
+
+    /// A directory for a step to write to, on top of `parents` (oldest first).
+    ///
+    /// # Errors
+    /// A parent is not here, or the folder cannot be made.
+    pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveSnapshot, SnapshotError> {
+        let lower = self.stack(parents)?;
+        let scratch = self.scratch()?;
+        let (upper, work) = (scratch.path.join("fs"), scratch.path.join("work"));
+        for path in [&upper, &work] {
+            rustix::fs::mkdir(path, Mode::RWXU).map_err(failed("make", path))?;
+        }
+        // overlayfs shows the upper directory's own metadata as those of the root.
+        let root = self.root_below(&lower)?;
+        let directory = open(&upper)?;
+        set_root(directory.as_fd(), &root).map_err(failed("set the metadata of", &upper))?;
+        Ok(ActiveSnapshot {
+            snapshots: self.clone(),
+            scratch,
+            mount: SnapshotMount { lower, upper, work },
+            root,
+        })
+    }
+
+    /// The layers (oldest first) merged, to read only: a mount that has no place in any directory tree and ends with the
+    /// returned handle, also when the process is killed.
+    ///
+    /// # Errors
+    /// A layer is not here, or overlayfs refuses.
+    pub fn view(&self, layers: &[LayerId]) -> Result<View, SnapshotError> {
+        let lower = self.stack(layers)?;
+        let empty = self.root.join("empty");
+        if lower == [empty.clone()] {
+            return Ok(View {
+                root: open(&empty)?,
+            });
+        }
+        let source = |source| SnapshotError::Overlay {
+            layers: layers.len(),
+            source,
+        };
+        let mut lower = lower;
+        if lower.len() == 1 {
+            // overlayfs wants two; alone, a layer would show its whiteouts.
+            lower.push(empty);
+        }
+        let root = overlay::mount_read_only(&lower).map_err(source)?;
+        Ok(View { root })
+    }
+
+    /// Unpacks a layer's tar (gzip, zstd, bzip2, xz or plain, told by its first bytes) under the name of its DiffID.
+    ///
+    /// Decompressing, hashing and writing run beside one another in bounded memory. The layer appears only if the
+    /// stream's SHA-256 is `expected`; if it is there already, ours is dropped.
+    ///
+    /// # Errors
+    /// The stream fails, is a hostile or broken archive, has another DiffID, or cannot be written.
+    pub fn unpack(&self, expected: DiffId, tar: &mut dyn Read) -> Result<LayerInfo, SnapshotError> {
+        let scratch = self.scratch()?;
+        let layer = scratch.path.join("fs");
+        rustix::fs::mkdir(&layer, Mode::RWXU).map_err(failed("make", &layer))?;
+        let directory = open(&layer)?;
+        set_root(directory.as_fd(), &default_root())
+            .map_err(failed("set the metadata of", &layer))?;
+        let mut options = UnpackOptions::new(Form::Layer);
+        options.keep_own_if_unmapped = self.has_single_id;
+        let (unpacked, actual) = unpack_hashed(&directory, expected, tar, &options)?;
+        if actual != expected {
+            return Err(SnapshotError::WrongDiffId { expected, actual });
+        }
+        let id = LayerId::Unpacked(expected);
+        self.publish(scratch, &id)?;
+        Ok(LayerInfo {
+            id,
+            tree: None,
+            diff_id: Some(expected),
+            bytes: unpacked.bytes,
+            entries: unpacked.entries,
+        })
+    }
+
+    /// Removes what killed processes left in `tmp/`; what is in use stays. Returns how many folders went.
+    ///
+    /// # Errors
+    /// A folder cannot be read or removed.
+    pub fn sweep(&self) -> Result<usize, SnapshotError> {
+        let path = self.root.join("tmp");
+        let mut removed = 0;
+        for name in self.names_in(&path)? {
+            let path = path.join(std::ffi::OsStr::from_bytes(&name));
+            let Ok(directory) = open(&path) else {
+                continue;
+            };
+            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                Scratch { path, directory }.remove()?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn names_in(&self, path: &Path) -> Result<Vec<Vec<u8>>, SnapshotError> {
+        names(open(path)?).map_err(failed("list", path))
+    }
+
+    /// The directories of `layers` (oldest first), topmost first. Below a layer whose root is opaque nothing is seen.
+    fn stack(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut stack = Vec::with_capacity(layers.len().max(1));
+        for layer in layers.iter().rev() {
+            let path = self.layer_dir(layer);
+            let directory = match open_directory(rustix::fs::CWD, path.as_os_str().as_bytes()) {
+                Ok(directory) => directory,
+                Err(Errno::NOENT) => return Err(SnapshotError::MissingLayer { layer: *layer }),
+                Err(errno) => return Err(failed("open", &path)(errno)),
+            };
+            let hides = is_opaque(&directory).map_err(failed("read the attributes of", &path))?;
+            stack.push(path);
+            if hides {
+                break;
+            }
+        }
+        if stack.is_empty() {
+            stack.push(self.root.join("empty"));
+        }
+        Ok(stack)
+    }
+
+    /// The root's metadata as the topmost layer has them that states them.
+    fn root_below(&self, lower: &[PathBuf]) -> Result<Metadata, SnapshotError> {
+        for path in lower {
+            let stated =
+                stated_root(open(path)?.as_fd()).map_err(failed("read the attributes of", path))?;
+            if let Some(metadata) = stated {
+                return Ok(metadata);
+            }
+        }
+        Ok(default_root())
+    }
+
+    /// A folder of our own in `tmp/`.
+    fn scratch(&self) -> Result<Scratch, SnapshotError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let pid = rustix::process::getpid().as_raw_pid();
+        loop {
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = self.root.join("tmp").join(format!("{pid}-{n}"));
+            match rustix::fs::mkdir(&path, Mode::RWXU) {
+                Ok(()) => {}
+                // Another process, in another pid namespace or long dead, had the same number.
+                Err(Errno::EXIST) => continue,
+                Err(errno) => return Err(failed("make", &path)(errno)),
+            }
+            let Ok(directory) = open(&path) else {
+                continue;
+            };
+            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+                // A sweep got in between and is about to remove it.
+                continue;
+            }
+            // Or it has done so already.
+            let (Ok(ours), Ok(there)) = (rustix::fs::fstat(&directory), rustix::fs::stat(&path))
+            else {
+                continue;
+            };
+            if ours.st_ino == there.st_ino {
+                return Ok(Scratch { path, directory });
+            }
+        }
+    }
+
+    /// Gives `scratch/fs` its name, unless that is taken: then the one there is the same, and ours goes.
+    fn publish(&self, scratch: Scratch, id: &LayerId) -> Result<(), SnapshotError> {
+        remove_tree(scratch.directory.as_fd(), b"work")
+            .map_err(|error| failed("clean up", &scratch.path)(error.errno))?;
+        let path = self.root.join("layers").join(id.to_string());
+        let cwd = rustix::fs::CWD;
+        match rustix::fs::renameat_with(cwd, &scratch.path, cwd, &path, RenameFlags::NOREPLACE) {
+            // Its folder is the layer now: there is nothing left to remove.
+            Ok(()) => {
+                scratch.keep();
+                Ok(())
+            }
+            Err(Errno::EXIST | Errno::NOTEMPTY) => scratch.remove(),
+            Err(errno) => Err(failed("publish", &path)(errno)),
+        }
+    }
+}
+
+/// A directory that a step writes to, and what lies below it. Dropped without [`commit`](ActiveSnapshot::commit), it is gone.
+pub struct ActiveSnapshot {
+    snapshots: Snapshots,
+    scratch: Scratch,
+    mount: SnapshotMount,
+    /// The root's metadata as they were at the start.
+    root: Metadata,
+}
+
+impl ActiveSnapshot {
+    /// The directory that becomes the layer. Who writes here directly does so in overlayfs's form.
+    pub fn upper(&self) -> &Path {
+        &self.mount.upper
+    }
+
+    /// What overlayfs needs to show the step its root, with the option `userxattr`.
+    pub fn mount(&self) -> SnapshotMount {
+        self.mount.clone()
+    }
+
+    /// Makes a layer of what was written. Every mount of it must have ended.
+    ///
+    /// Files and directories that overlayfs copied up but that are as they were below are no change and left out.
+    ///
+    /// # Errors
+    /// It cannot be read, or changes meanwhile.
+    pub fn commit(self) -> Result<LayerInfo, SnapshotError> {
+        let upper = open(self.upper())?;
+        self.state_root(upper.as_fd())
+            .map_err(failed("read", self.upper()))?;
+        prune::prune(upper.as_fd(), &self.mount.lower).map_err(|error| {
+            failed(
+                "compare with the layers below",
+                &self.upper().join(std::ffi::OsStr::from_bytes(&error.path)),
+            )(error.errno)
+        })?;
+        let scan = scan(self.upper())?;
+        self.commit_scanned(scan)
+    }
+
+    /// Makes a layer of what was written, for a writer that computed its identity while it wrote.
+    ///
+    /// `scan` must be what [`scan`] would say of the directory as it is.
+    ///
+    /// # Errors
+    /// It cannot be published.
+    pub fn commit_scanned(self, scan: Scan) -> Result<LayerInfo, SnapshotError> {
+        let id = LayerId::Built(scan.id);
+        self.snapshots.publish(self.scratch, &id)?;
+        Ok(LayerInfo {
+            id,
+            tree: Some(scan.tree),
+            diff_id: None,
+            bytes: scan.bytes,
+            entries: scan.entries,
+        })
+    }
+
+    /// Drops what was written.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn discard(self) -> Result<(), SnapshotError> {
+        self.scratch.remove()
+    }
+
+    /// Marks the root as part of the layer if the step changed more of it than its time.
+    fn state_root(&self, upper: BorrowedFd<'_>) -> Result<(), Errno> {
+        let mut now = Metadata::of(&rustix::fs::fstat(upper)?);
+        now.xattrs = read_xattrs(upper)?;
+        now.mtime = self.root.mtime;
+        if now != self.root {
+            rustix::fs::fsetxattr(upper, ROOT_STATED, b"y", XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ActiveSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ActiveSnapshot")
+            .field("mount", &self.mount)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A merged tree to read, as a handle on its root directory.
+#[derive(Debug)]
+pub struct View {
+    root: OwnedFd,
+}
+
+impl AsFd for View {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+impl Scratch {
+    fn remove(mut self) -> Result<(), SnapshotError> {
+        let path = std::mem::take(&mut self.path);
+        remove_scratch(&path).map_err(failed("remove", &path))
+    }
+
+    /// Lets it live on: it has been renamed.
+    fn keep(mut self) {
+        self.path = PathBuf::new();
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
+        if let Err(errno) = remove_scratch(&self.path) {
+            // The next sweep finds it unlocked.
+            tracing::debug!(path = %self.path.display(), %errno, "left behind");
+        }
+    }
+}
+
+fn remove_scratch(path: &Path) -> Result<(), Errno> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(());
+    };
+    let parent = open_directory(rustix::fs::CWD, parent.as_os_str().as_bytes())?;
+    remove_tree(parent.as_fd(), name.as_bytes()).map_err(|error| error.errno)
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+fn open(path: &Path) -> Result<OwnedFd, SnapshotError> {
+    open_directory(rustix::fs::CWD, path.as_os_str().as_bytes()).map_err(failed("open", path))
+}
+
+/// The root of an image that says nothing of it.
+fn default_root() -> Metadata {
+    Metadata {
+        mode: 0o755,
+        ..Metadata::default()
+    }
+}
+
+fn set_root(directory: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid));
+    match rustix::fs::fchown(directory, Some(uid), Some(gid)) {
+        // Without that id, who owns the store owns the root.
+        Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
+        Err(errno) => return Err(errno),
+    }
+    rustix::fs::fchmod(directory, Mode::from_raw_mode(metadata.mode))?;
+    for (name, value) in &metadata.xattrs {
+        if let Some(name) = stored(name) {
+            rustix::fs::fsetxattr(directory, &name[..], value, XattrFlags::empty())?;
+        }
+    }
+    rustix::fs::futimens(directory, &metadata.mtime.timestamps())
+}
+
+/// Whether this process can act for one user only, so that chown to others is impossible.
+fn has_single_id() -> bool {
+    let mut map = String::new();
+    let read = std::fs::File::open("/proc/self/uid_map")
+        .and_then(|mut file| file.read_to_string(&mut map));
+    if read.is_err() {
+        return false;
+    }
+    let mut counts = map
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2));
+    counts.next() == Some("1") && counts.next().is_none()
+}
+
+/// Decompresses on this thread, hashes on a second and writes on a third.
+fn unpack_hashed(
+    directory: &OwnedFd,
+    expected: DiffId,
+    tar: &mut dyn Read,
+    options: &UnpackOptions,
+) -> Result<(Unpacked, DiffId), SnapshotError> {
+    let stream = |source| SnapshotError::Stream { expected, source };
+    std::thread::scope(|scope| {
+        let (to_hash, pieces) = sync_channel::<Arc<Vec<u8>>>(PIECES);
+        let hasher = std::thread::Builder::new()
+            .name("layer-hash".to_owned())
+            .spawn_scoped(scope, move || {
+                let mut hasher = Hasher::new(expected.0.algorithm());
+                for piece in pieces {
+                    hasher.update(&piece);
+                }
+                DiffId(hasher.finish())
+            })
+            .map_err(stream)?;
+        let (to_write, pieces) = sync_channel::<io::Result<Arc<Vec<u8>>>>(PIECES);
+        let writer = std::thread::Builder::new()
+            .name("layer-unpack".to_owned())
+            .spawn_scoped(scope, move || {
+                unpack_into(directory, PieceReader::new(pieces), options)
+            })
+            .map_err(stream)?;
+        let read = feed(tar, &to_hash, &to_write);
+        let failure = match &read {
+            Ok(()) => None,
+            Err(error) => Some(io::Error::new(error.kind(), error.to_string())),
+        };
+        if let Some(failure) = failure {
+            // Without this the writer would take a broken stream for one that has ended.
+            let _ = to_write.send(Err(failure));
+        }
+        drop((to_hash, to_write));
+        let unpacked = writer.join().expect("unpacking does not panic");
+        let actual = hasher.join().expect("hashing does not panic");
+        // The stream's own error is the cause of the writer's.
+        read.map_err(stream)?;
+        Ok((unpacked?, actual))
+    })
+}
+
+/// Passes the decompressed stream on; stops quietly when the writer has.
+fn feed(
+    tar: &mut dyn Read,
+    to_hash: &SyncSender<Arc<Vec<u8>>>,
+    to_write: &SyncSender<io::Result<Arc<Vec<u8>>>>,
+) -> io::Result<()> {
+    let mut tar = decompressor(tar)?;
+    loop {
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        (&mut tar)
+            .take(PIECE_BYTES as u64)
+            .read_to_end(&mut piece)?;
+        if piece.is_empty() {
+            return Ok(());
+        }
+        let piece = Arc::new(piece);
+        if to_hash.send(Arc::clone(&piece)).is_err() || to_write.send(Ok(piece)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads the pieces that another thread sends.
+struct PieceReader {
+    pieces: Receiver<io::Result<Arc<Vec<u8>>>>,
+    piece: Arc<Vec<u8>>,
+    at: usize,
+}
+
+impl PieceReader {
+    fn new(pieces: Receiver<io::Result<Arc<Vec<u8>>>>) -> PieceReader {
+        PieceReader {
+            pieces,
+            piece: Arc::new(Vec::new()),
+            at: 0,
+        }
+    }
+}
+
+impl Read for PieceReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.piece.len() {
+            match self.pieces.recv() {
+                Ok(piece) => {
+                    self.piece = piece?;
+                    self.at = 0;
+                }
+                // The sender is done.
+                Err(_) => return Ok(0),
+            }
+        }
+        let rest = &self.piece[self.at..];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.at += count;
+        Ok(count)
+    }
+}
