@@ -123,6 +123,20 @@ pub enum Command {
     Info(InfoArgs),
 }
 
+impl Command {
+    /// Whether it reads or writes files of any owner, for which an ordinary user needs a user namespace.
+    pub fn uses_the_store(&self) -> bool {
+        !matches!(
+            self,
+            Command::Login(_)
+                | Command::Logout(_)
+                | Command::Registry(_)
+                | Command::Version(_)
+                | Command::Info(_)
+        )
+    }
+}
+
 /// `longshore build`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -361,6 +375,9 @@ pub struct PruneArgs {
     /// Accepted for docker's sake: longshore never asks back
     #[arg(short, long)]
     pub force: bool,
+    /// Remove nothing, only tell
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `longshore push`.
@@ -467,7 +484,7 @@ pub struct ServeArgs {
 Exit code: the command's own; 128 + N after signal N; 125 if longshore failed, 126 if the command
 cannot be run, 127 if it is not there.")]
 pub struct RunArgs {
-    /// Remove what the container wrote when it ends; without it that stays, below the folder's `containers`
+    /// Remove what the container wrote when it ends; longshore keeps no ended containers yet, so without it, too
     #[arg(long)]
     pub rm: bool,
     /// Keep stdin open

@@ -4,6 +4,7 @@ mod images;
 mod inspect;
 mod login;
 mod registry;
+mod space;
 mod system;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Tag(args) => images::tag(context, &args),
         Command::Rmi(args) => images::rmi(context, &args),
         Command::History(args) => inspect::history(context, &args),
+        Command::Du(args) => space::du(context, &args),
+        Command::Prune(args) => space::prune(context, &args),
         Command::Login(args) => login::login(context, &args),
         Command::Logout(args) => login::logout(context, &args),
         Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),

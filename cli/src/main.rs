@@ -29,14 +29,24 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::{Cli, LogLevel};
 use crate::context::Context;
-use crate::error::Kind;
+use crate::error::{CliError, Kind};
 
 fn main() -> ExitCode {
+    // A sandbox's helper is this program again: nothing may come before this line.
+    runner::reexec_if_child();
     let cli = Cli::parse();
     exit_with_a_code_of_our_own_on_panic();
-    start_logging(cli.global.log_level);
     let is_root = rustix::process::geteuid().is_root();
     let context = Context::new(&cli.global, is_root);
+    // Forks when not root: no thread, no file of ours and no logging may be there yet.
+    if cli.command.uses_the_store()
+        && let Err(error) = runner::enter_user_namespace()
+    {
+        let error = CliError::from(error);
+        context.ui.error(&error);
+        return ExitCode::from(&error);
+    }
+    start_logging(cli.global.log_level);
     match commands::run(&context, cli.command) {
         Ok(code) => code,
         Err(error) => {

@@ -27,17 +27,19 @@ pub fn info(context: &Context, args: &InfoArgs) -> Result<ExitCode, CliError> {
     let uname = rustix::system::uname();
     let kernel = uname.release().to_string_lossy();
     let root = context.root()?;
+    let privilege = runner::userns::privilege().to_string();
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if args.json {
         context.ui.json_line(&json!({
             "version": VERSION,
             "root": root,
             "kernel": kernel,
+            "privilege": privilege,
             "cpus": cpus,
         }))?;
     } else {
         context.ui.data(format!(
-            "Version:  {VERSION}\nRoot:     {}\nKernel:   {kernel}\nCPUs:     {cpus}\n",
+            "Version:    {VERSION}\nRoot:       {}\nKernel:     {kernel}\nPrivilege:  {privilege}\nCPUs:       {cpus}\n",
             root.display()
         ))?;
     }

@@ -1,6 +1,7 @@
 //! Of each library's error, whose fault it is and what to do about it: the one table.
 
 use registry_client::{ClientError, CredentialError, ErrorKind};
+use runner::UserNsError;
 use store::StoreError;
 use store::images::ImageError;
 use store::oci::ReferenceError;
@@ -34,6 +35,14 @@ impl From<StoreError> for CliError {
             StoreError::Image(error) => error.into(),
             error => CliError::new(Kind::Environment, error),
         }
+    }
+}
+
+impl From<UserNsError> for CliError {
+    fn from(error: UserNsError) -> CliError {
+        CliError::new(Kind::Environment, error).hint(
+            "run as root, or allow user namespaces and give this user ids in /etc/subuid and /etc/subgid",
+        )
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Each line tells its step by number. When another step speaks up in between, its heading is repeated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use builder::graph::VertexIndex;
@@ -17,6 +17,8 @@ pub struct Plain {
     steps: BTreeMap<VertexIndex, Step>,
     /// The step whose lines are being printed.
     current: Option<VertexIndex>,
+    /// Transfers whose end was told.
+    transferred: BTreeSet<String>,
     text: Vec<u8>,
 }
 
@@ -63,10 +65,13 @@ impl Renderer for Plain {
             }
             ProgressEvent::Note { text, .. } => self.line(text),
             ProgressEvent::Transfer {
-                label, done, total, ..
+                id,
+                label,
+                done,
+                total,
             } => {
                 // One line per blob: a log has no use for a moving number.
-                if done == total {
+                if done == total && self.transferred.insert(id.clone()) {
                     self.line(&format!("{label} {} done", human::size(*total)));
                 }
             }

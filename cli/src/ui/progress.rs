@@ -84,6 +84,11 @@ impl Display {
         Display { shared, ticker }
     }
 
+    /// Where events go.
+    pub fn sink(&self) -> Arc<dyn ProgressSink> {
+        Arc::clone(&self.shared) as Arc<dyn ProgressSink>
+    }
+
     /// Ends the display and leaves the cursor on a line of its own.
     pub fn finish(mut self, succeeded: bool) {
         self.end(succeeded);
@@ -112,12 +117,12 @@ impl Drop for Display {
     }
 }
 
-impl ProgressSink for Display {
+impl ProgressSink for Shared {
     fn event(&self, event: ProgressEvent) {
-        let mut state = self.shared.lock();
+        let mut state = self.lock();
         // After the end nothing may scribble below the command's last words.
         if !state.ended {
-            let text = state.renderer.event(self.shared.started.elapsed(), &event);
+            let text = state.renderer.event(self.started.elapsed(), &event);
             write(&text);
         }
     }

@@ -9,7 +9,7 @@
 //!  => => # Unpacking nginx (1.22.1-9) ...
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use builder::graph::VertexIndex;
@@ -32,6 +32,8 @@ pub struct Tty {
     colour: bool,
     running: BTreeMap<VertexIndex, Step>,
     transfers: BTreeMap<String, Transfer>,
+    /// Transfers whose end was told.
+    transferred: BTreeSet<String>,
     /// What scrolls away with the next drawing.
     permanent: String,
     /// How many lines of the last drawing are to be drawn over.
@@ -64,6 +66,7 @@ impl Tty {
             colour,
             running: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            transferred: BTreeSet::new(),
             permanent: String::new(),
             drawn: 0,
             steps: 0,
@@ -194,7 +197,9 @@ impl Renderer for Tty {
             } => {
                 if done == total {
                     self.transfers.remove(id);
-                    self.keep(&format!(" => {label}"), &human::size(*total), BLUE);
+                    if self.transferred.insert(id.clone()) {
+                        self.keep(&format!(" => {label}"), &human::size(*total), BLUE);
+                    }
                 } else {
                     let transfer = Transfer {
                         label: label.clone(),
