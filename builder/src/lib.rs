@@ -5,4 +5,5 @@
 pub mod cache;
 pub mod dockerfile;
 pub mod graph;
+pub mod lower;
 pub mod solve;

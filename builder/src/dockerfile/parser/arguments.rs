@@ -319,7 +319,7 @@ impl Scope<'_> {
     fn key_values(&mut self, upper: &str, rest: Range<usize>) -> Option<KeyValues> {
         let words = self.quoted_words(rest.clone());
         let first = words.first()?.clone();
-        let legacy = !self.text()[first.clone()].contains('=');
+        let legacy = !self.text()[first].contains('=');
         let pairs = if legacy {
             let text = &self.text()[rest.clone()];
             let end = text

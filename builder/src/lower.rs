@@ -1,0 +1,465 @@
+//! From a parsed Dockerfile to the build graph of one target, and to the configuration of its image.
+//!
+//! ```text
+//! Dockerfile ─ stages ─► the stages that the target needs, and the images that those need
+//!            ─ scope ──► variables: ARG, ENV, build arguments
+//!            ─ run, copy, config ─► vertices, configuration, history
+//! ```
+//!
+//! Lowering does no I/O. Where it needs an image that it was not given it asks for it, and is called again with the
+//! answer. What it cannot do yet is an error at the place where it is asked for: nothing is ever skipped.
+
+mod config;
+mod copy;
+mod go_format;
+mod ports;
+mod run;
+mod scope;
+mod signals;
+mod stages;
+
+use std::collections::BTreeMap;
+
+use store::oci::{Descriptor, DiffId, Digest, History, ImageConfig, Platform, Reference};
+
+use crate::dockerfile::ast::InstructionKind;
+use crate::dockerfile::words::{self, Expanded};
+use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span, Word};
+use crate::graph::{Definition, ImageOp, Op, OpMetadata, VertexIndex};
+use scope::Scope;
+use stages::{Base, StagePlan, Stages, Step};
+
+/// What the history says made an entry; docker's own builder writes the same, and tools look for it.
+const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
+
+/// What `PATH` is where the base image sets none.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A Dockerfile, and all that decides what it means.
+#[derive(Clone, Debug)]
+pub struct LowerRequest<'a> {
+    /// A Dockerfile that was parsed without errors.
+    pub dockerfile: &'a Dockerfile,
+    /// Its text.
+    pub source: &'a SourceFile,
+    /// `--build-arg`: values by name.
+    pub build_args: BTreeMap<String, String>,
+    /// `--target`: a stage's name or number; absent for the last stage.
+    pub target: Option<String>,
+    /// The platform that is built for.
+    pub platform: Platform,
+    /// The platform that is built on; steps cannot be run for another one yet.
+    pub build_platform: Platform,
+    /// `--no-cache`: every step runs, cached or not.
+    pub no_cache: bool,
+    /// `--label`: set last, over what the Dockerfile says.
+    pub labels: BTreeMap<String, String>,
+    /// The patterns of the main context's `.dockerignore`, in order.
+    pub ignore: Vec<String>,
+    /// The images that earlier calls asked for.
+    pub images: &'a BTreeMap<ImageRequest, ResolvedImage>,
+}
+
+/// An image for a platform.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageRequest {
+    /// Which image.
+    pub reference: Reference,
+    /// For which platform.
+    pub platform: Platform,
+}
+
+/// An image that lowering has to know, and where the Dockerfile asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeededImage {
+    /// Which image; the key of [`LowerRequest::images`].
+    pub request: ImageRequest,
+    /// The place to point at if it cannot be had.
+    pub span: Span,
+}
+
+/// What is known of an image without its layers' content.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedImage {
+    /// Where it comes from, with the tag that was asked for.
+    pub reference: Reference,
+    /// Digest of its manifest; absent for an image that was only ever built here.
+    pub manifest: Option<Digest>,
+    /// Its layers, oldest first.
+    pub diff_ids: Vec<DiffId>,
+    /// The compressed layers, oldest first, where a manifest lists them (else empty).
+    pub layers: Vec<Descriptor>,
+    /// Its configuration.
+    pub config: ImageConfig,
+}
+
+/// What lowering came to.
+#[derive(Clone, Debug)]
+pub enum Lowered {
+    /// These images have to be known first; none is among those given, and none stands here twice.
+    NeedImages(Vec<NeededImage>),
+    /// The graph and the image's configuration.
+    Done(Box<Plan>),
+}
+
+/// How to build one target.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// All that the target needs, and nothing else.
+    pub definition: Definition,
+    /// The target's root file system; absent for `scratch` with nothing in it.
+    pub root: Option<VertexIndex>,
+    /// The image's configuration, but for `created`, the layers' DiffIDs and the history.
+    pub config: ImageConfig,
+    /// What the Dockerfile adds to the history, oldest first.
+    pub history: Vec<HistoryStep>,
+    /// The history of the image that the target stands on, as it was.
+    pub base_history: Vec<History>,
+    /// What is doubtful about the Dockerfile.
+    pub warnings: Vec<Diagnostic>,
+    /// How many steps people are told of: the sum of the stages' `n` in `[stage m/n]`.
+    pub steps: usize,
+}
+
+/// An entry of the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryStep {
+    /// The entry, with `created` not set; `empty_layer` is set where there is no vertex.
+    pub entry: History,
+    /// The vertex that adds the layer. Where that turns out to be empty, so is the entry's.
+    pub vertex: Option<VertexIndex>,
+}
+
+/// Lowers a Dockerfile for one target.
+///
+/// # Errors
+/// All that is wrong, in the order of the text, with the warnings in between.
+pub fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Vec<Diagnostic>> {
+    let stages = match stages::resolve(request)? {
+        stages::Resolved::NeedImages(needed) => return Ok(Lowered::NeedImages(needed)),
+        stages::Resolved::Stages(stages) => stages,
+    };
+    let mut lowering = Lowering {
+        request,
+        stages: &stages,
+        definition: Definition::new(),
+        diagnostics: stages.warnings.clone(),
+        context: None,
+        done: BTreeMap::new(),
+    };
+    for (&index, plan) in &stages.plans {
+        let state = lowering.stage(plan);
+        lowering.done.insert(index, state);
+    }
+    let mut diagnostics = lowering.diagnostics;
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
+    if diagnostics.iter().any(Diagnostic::is_error) {
+        return Err(diagnostics);
+    }
+    let target = lowering
+        .done
+        .remove(&stages.target)
+        .expect("the target is among the stages that it needs");
+    let mut config = target.config;
+    if !request.labels.is_empty() {
+        let labels = config.config.labels.get_or_insert_default();
+        labels.extend(request.labels.clone());
+    }
+    Ok(Lowered::Done(Box::new(Plan {
+        definition: lowering.definition,
+        root: target.root,
+        config,
+        history: target.history,
+        base_history: target.base_history,
+        warnings: diagnostics,
+        steps: stages.plans.values().map(|plan| plan.total).sum(),
+    })))
+}
+
+struct Lowering<'a> {
+    request: &'a LowerRequest<'a>,
+    stages: &'a Stages<'a>,
+    definition: Definition,
+    diagnostics: Vec<Diagnostic>,
+    /// The main context, once something is copied from it.
+    context: Option<VertexIndex>,
+    /// Stages that are lowered.
+    done: BTreeMap<usize, StageState>,
+}
+
+/// A stage after some of its instructions.
+#[derive(Clone)]
+struct StageState {
+    root: Option<VertexIndex>,
+    scope: Scope,
+    config: ImageConfig,
+    base_history: Vec<History>,
+    history: Vec<HistoryStep>,
+    /// `CMD` was set in this stage, so `ENTRYPOINT` leaves it.
+    cmd_set: bool,
+    /// Steps named so far.
+    step: usize,
+}
+
+/// The instruction was reported as wrong.
+struct Refused;
+
+type Outcome<T = ()> = Result<T, Refused>;
+
+impl Lowering<'_> {
+    fn stage(&mut self, plan: &StagePlan<'_>) -> StageState {
+        let mut state = self.base(plan);
+        for step in &plan.steps {
+            // What was refused is reported; the rest is looked at for more.
+            let _: Outcome = self.instruction(&mut state, plan, step);
+        }
+        state
+    }
+
+    /// The state that `FROM` begins with.
+    fn base(&mut self, plan: &StagePlan<'_>) -> StageState {
+        match &plan.base {
+            Base::Stage(index) => {
+                let mut state = self.done[index].clone();
+                state.cmd_set = false;
+                state.step = 0;
+                state.config.config.on_build = None;
+                state
+            }
+            Base::Scratch => {
+                let mut config = ImageConfig::scratch(&plan.platform);
+                config.config.env = vec![DEFAULT_PATH.to_owned()];
+                config.config.working_dir = "/".to_owned();
+                StageState {
+                    root: None,
+                    scope: Scope::new(&config.config.env),
+                    config,
+                    base_history: Vec::new(),
+                    history: Vec::new(),
+                    cmd_set: false,
+                    step: 0,
+                }
+            }
+            Base::Image(request) => {
+                let image = &self.request.images[request.as_ref()];
+                let mut config = image.config.clone();
+                let base_history = std::mem::take(&mut config.history);
+                config.rootfs.diff_ids.clear();
+                config.created = None;
+                config.config.on_build = None;
+                if !config
+                    .config
+                    .env
+                    .iter()
+                    .any(|variable| variable.starts_with("PATH="))
+                {
+                    config.config.env.push(DEFAULT_PATH.to_owned());
+                }
+                let mut state = StageState {
+                    root: None,
+                    scope: Scope::new(&config.config.env),
+                    config,
+                    base_history,
+                    history: Vec::new(),
+                    cmd_set: false,
+                    step: 0,
+                };
+                let name = format!("FROM {}", full_name(image));
+                let mut meta = self.metadata(plan.from, name, &mut state, Some(plan));
+                // An image is what it is: there is nothing to run again.
+                meta.no_cache = false;
+                state.root = Some(self.image(image, meta));
+                state
+            }
+        }
+    }
+
+    fn image(&mut self, image: &ResolvedImage, meta: OpMetadata) -> VertexIndex {
+        let op = Op::Image(ImageOp {
+            reference: image.reference.clone(),
+            manifest: image.manifest,
+            diff_ids: image.diff_ids.clone(),
+            layers: image.layers.clone(),
+            config: Box::new(image.config.clone()),
+        });
+        self.definition.add(op, Vec::new(), meta)
+    }
+
+    fn instruction(
+        &mut self,
+        state: &mut StageState,
+        plan: &StagePlan<'_>,
+        step: &Step<'_>,
+    ) -> Outcome {
+        match &step.instruction.kind {
+            InstructionKind::Run(command) => self.run(state, plan, step, command),
+            InstructionKind::Copy(copy) => self.copy(state, plan, step, copy, false),
+            InstructionKind::Add(copy) => self.copy(state, plan, step, copy, true),
+            InstructionKind::Env(env) => self.env(state, step, env),
+            InstructionKind::Label(labels) => self.label(state, step, labels),
+            InstructionKind::Arg(declarations) => self.arg(state, step, declarations),
+            InstructionKind::Workdir(path) => self.workdir(state, plan, step, path),
+            InstructionKind::User(user) => self.user(state, step, user),
+            InstructionKind::Cmd(command) => {
+                self.cmd(state, command);
+                Ok(())
+            }
+            InstructionKind::Entrypoint(command) => {
+                self.entrypoint(state, command);
+                Ok(())
+            }
+            InstructionKind::Expose(words) => self.expose(state, step, words),
+            InstructionKind::Volume(words) => self.volume(state, step, words),
+            InstructionKind::StopSignal(signal) => self.stop_signal(state, step, signal),
+            InstructionKind::Shell(words) => {
+                self.shell(state, words);
+                Ok(())
+            }
+            InstructionKind::Healthcheck(check) => {
+                self.healthcheck(state, check);
+                Ok(())
+            }
+            InstructionKind::Maintainer(name) => {
+                self.maintainer(state, step, name);
+                Ok(())
+            }
+            InstructionKind::Onbuild(trigger) => {
+                self.onbuild(state, step, trigger);
+                Ok(())
+            }
+            InstructionKind::From(_) | InstructionKind::Invalid => {
+                let span = step.at(step.instruction.head);
+                self.refuse(Diagnostic::error(span, "the instruction cannot be read"))
+            }
+        }
+    }
+
+    /// Reports an error.
+    fn refuse<T>(&mut self, diagnostic: Diagnostic) -> Outcome<T> {
+        self.diagnostics.push(diagnostic);
+        Err(Refused)
+    }
+
+    /// Expands a word with the variables as they are, and warns of those that are not set.
+    fn expand(&mut self, state: &StageState, step: &Step<'_>, word: &Word) -> Outcome<Expanded> {
+        self.expand_text(state, step, &word.text, word.span)
+    }
+
+    fn expand_text(
+        &mut self,
+        state: &StageState,
+        step: &Step<'_>,
+        text: &str,
+        span: Span,
+    ) -> Outcome<Expanded> {
+        let span = step.at(span);
+        match words::expand(text, step.escape, &|name| state.scope.value(name)) {
+            Ok(expanded) => {
+                let undefined = expanded.unset.iter().filter(|name| scope::is_name(name));
+                for name in undefined {
+                    self.diagnostics
+                        .push(scope::undefined(name, span, state.scope.names()));
+                }
+                Ok(expanded)
+            }
+            Err(error) => {
+                let message = format!("cannot expand `{text}`: {error}");
+                self.refuse(Diagnostic::error(span, message))
+            }
+        }
+    }
+
+    /// A flag's value, expanded.
+    fn expand_flag(
+        &mut self,
+        state: &StageState,
+        step: &Step<'_>,
+        name: &str,
+    ) -> Outcome<Option<String>> {
+        let Some(flag) = step.instruction.flag(name) else {
+            return Ok(None);
+        };
+        let value = flag.value.as_deref().unwrap_or_default();
+        let expanded = self.expand_text(state, step, value, flag.span)?;
+        Ok(Some(expanded.text))
+    }
+
+    /// Labels a vertex; with a plan, as that stage's next step.
+    fn metadata(
+        &self,
+        span: Span,
+        name: String,
+        state: &mut StageState,
+        plan: Option<&StagePlan<'_>>,
+    ) -> OpMetadata {
+        let name = match plan {
+            Some(plan) if plan.total > 0 => {
+                state.step += 1;
+                let width = plan.total.to_string().len();
+                let stage = match plan.label.as_str() {
+                    "" => String::new(),
+                    label => format!("{label} "),
+                };
+                format!("[{stage}{:>width$}/{}] {name}", state.step, plan.total)
+            }
+            _ => name,
+        };
+        OpMetadata {
+            name,
+            line: self.request.source.line(span.start),
+            span: span.range(),
+            no_cache: self.request.no_cache,
+        }
+    }
+
+    fn step_metadata(
+        &self,
+        state: &mut StageState,
+        plan: &StagePlan<'_>,
+        step: &Step<'_>,
+    ) -> OpMetadata {
+        let instruction = &step.instruction;
+        let rest = &instruction.line[instruction.keyword.text.len()..];
+        let mut name = format!("{}{rest}", instruction.keyword.text.to_uppercase());
+        if let Some(heredoc) = instruction.heredocs.first() {
+            let body = step.text[heredoc.body.range()].trim();
+            let (first, more) = match body.split_once('\n') {
+                Some((first, _)) => (first.trim_end(), "..."),
+                None => (body, ""),
+            };
+            name = format!("{name} ({first}{more})");
+        }
+        self.metadata(step.at(instruction.head), name, state, Some(plan))
+    }
+}
+
+impl StageState {
+    /// Adds a history entry; with a vertex, one that has a layer.
+    fn record(&mut self, created_by: String, vertex: Option<VertexIndex>) {
+        self.history.push(HistoryStep {
+            entry: History {
+                created_by: Some(created_by),
+                comment: Some(HISTORY_COMMENT.to_owned()),
+                empty_layer: vertex.is_none(),
+                ..History::default()
+            },
+            vertex,
+        });
+    }
+
+    /// The working directory; `/` where none is set.
+    fn cwd(&self) -> &str {
+        match self.config.config.working_dir.as_str() {
+            "" => "/",
+            path => path,
+        }
+    }
+}
+
+/// The reference with the digest that it was resolved to.
+fn full_name(image: &ResolvedImage) -> String {
+    match (image.manifest, image.reference.digest()) {
+        (Some(digest), None) => format!("{}@{digest}", image.reference),
+        _ => image.reference.to_string(),
+    }
+}

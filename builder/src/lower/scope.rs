@@ -1,0 +1,223 @@
+//! Variables: which are set where, and to what.
+//!
+//! A stage has one list of variables. `ENV` and `ARG` both set them, the later one wins; what `RUN` gets is the whole
+//! list. Only `ENV` also goes into the image's configuration. Global `ARG`s are seen by `FROM`, and by a stage that
+//! declares them again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use store::oci::Platform;
+
+use super::LowerRequest;
+use crate::dockerfile::ast::{ArgDeclaration, InstructionKind};
+use crate::dockerfile::suggest::nearest;
+use crate::dockerfile::words;
+use crate::dockerfile::{Diagnostic, Span};
+
+/// Build arguments that need no declaration, reach `RUN` and are no part of any cache key.
+const PROXY_NAMES: [&str; 5] = [
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "FTP_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+];
+
+/// The variables of a stage.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scope {
+    /// In order of first appearance.
+    variables: Vec<(String, String)>,
+    positions: BTreeMap<String, usize>,
+    /// Names that `ARG` declared, in order of first appearance.
+    declared: Vec<String>,
+}
+
+impl Scope {
+    /// The variables of an image's configuration.
+    pub(super) fn new(env: &[String]) -> Scope {
+        let mut scope = Scope::default();
+        for variable in env {
+            let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+            scope.set(name, value);
+        }
+        scope
+    }
+
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        let &position = self.positions.get(name)?;
+        Some(&self.variables[position].1)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.variables.iter().map(|(name, _)| name.as_str())
+    }
+
+    pub(super) fn set(&mut self, name: &str, value: &str) {
+        match self.positions.get(name) {
+            Some(&position) => value.clone_into(&mut self.variables[position].1),
+            None => {
+                self.positions.insert(name.to_owned(), self.variables.len());
+                self.variables.push((name.to_owned(), value.to_owned()));
+            }
+        }
+    }
+
+    /// Notes that `ARG` declared a name, with or without a value.
+    pub(super) fn declare(&mut self, name: &str, value: Option<&str>) {
+        if !self.declared.iter().any(|known| known == name) {
+            self.declared.push(name.to_owned());
+        }
+        if let Some(value) = value {
+            self.set(name, value);
+        }
+    }
+
+    /// `NAME=value` for `RUN`.
+    pub(super) fn environment(&self) -> Vec<String> {
+        let variable = |(name, value): &(String, String)| format!("{name}={value}");
+        self.variables.iter().map(variable).collect()
+    }
+
+    /// `|N NAME=value… ` as the history of a `RUN` begins, where `ARG`s are declared.
+    pub(super) fn history_prefix(&self) -> String {
+        if self.declared.is_empty() {
+            return String::new();
+        }
+        let mut prefix = format!("|{} ", self.declared.len());
+        for name in &self.declared {
+            prefix += &format!("{name}={} ", self.value(name).unwrap_or_default());
+        }
+        prefix
+    }
+
+    /// The proxy arguments that were given, in both cases of their names, but for those that are variables anyway.
+    pub(super) fn proxies(&self, build_args: &BTreeMap<String, String>) -> Vec<String> {
+        let mut proxies = BTreeMap::new();
+        for (name, value) in build_args {
+            if is_proxy(name) {
+                proxies.insert(name.to_uppercase(), value);
+                proxies.insert(name.to_lowercase(), value);
+            }
+        }
+        proxies
+            .into_iter()
+            .filter(|(name, _)| self.value(name).is_none())
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
+    }
+}
+
+fn is_proxy(name: &str) -> bool {
+    PROXY_NAMES
+        .iter()
+        .any(|proxy| name == *proxy || name == proxy.to_lowercase())
+}
+
+/// Whether a variable has a name that can be set, unlike `$1` and `$@`.
+pub(super) fn is_name(name: &str) -> bool {
+    name.chars()
+        .next()
+        .is_some_and(|first| first.is_alphabetic() || first == '_')
+}
+
+/// The warning about a variable that is not set.
+pub(super) fn undefined<'n>(
+    name: &str,
+    span: Span,
+    known: impl Iterator<Item = &'n str>,
+) -> Diagnostic {
+    let warning = Diagnostic::warning(span, format!("the variable `{name}` is not set"));
+    warning.suggest(nearest(name, known))
+}
+
+/// The variables that `FROM` sees.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Globals {
+    values: BTreeMap<String, String>,
+    /// Declared, with a value or without.
+    declared: BTreeSet<String>,
+}
+
+impl Globals {
+    /// Evaluates the `ARG`s before the first `FROM`, after the automatic ones.
+    pub(super) fn new(
+        request: &LowerRequest<'_>,
+        target_stage: &str,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> Globals {
+        let mut globals = Globals::default();
+        globals.set_platform("BUILD", &request.build_platform);
+        globals.set_platform("TARGET", &request.platform);
+        globals.set("TARGETSTAGE", target_stage);
+        let automatic: Vec<String> = globals.values.keys().cloned().collect();
+        for name in automatic {
+            if let Some(value) = request.build_args.get(&name) {
+                globals.set(&name, value);
+            }
+        }
+        for instruction in request.dockerfile.globals() {
+            let InstructionKind::Arg(declarations) = &instruction.kind else {
+                continue;
+            };
+            for declaration in declarations {
+                if let Err(diagnostic) = globals.declare(request, declaration) {
+                    diagnostics.push(*diagnostic);
+                }
+            }
+        }
+        globals
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.values.insert(name.to_owned(), value.to_owned());
+        self.declared.insert(name.to_owned());
+    }
+
+    fn set_platform(&mut self, prefix: &str, platform: &Platform) {
+        let variant = platform.variant.as_deref().unwrap_or_default();
+        let version = platform.os_version.as_deref().unwrap_or_default();
+        self.set(&format!("{prefix}PLATFORM"), &platform.to_string());
+        self.set(&format!("{prefix}OS"), &platform.os);
+        self.set(&format!("{prefix}OSVERSION"), version);
+        self.set(&format!("{prefix}ARCH"), &platform.architecture);
+        self.set(&format!("{prefix}VARIANT"), variant);
+    }
+
+    fn declare(
+        &mut self,
+        request: &LowerRequest<'_>,
+        declaration: &ArgDeclaration,
+    ) -> Result<(), Box<Diagnostic>> {
+        let expand = |word: &crate::dockerfile::Word| {
+            let lookup = |name: &str| self.value(name);
+            words::expand(&word.text, request.dockerfile.escape, &lookup).map_err(|error| {
+                let message = format!("cannot expand `{}`: {error}", word.text);
+                Box::new(Diagnostic::error(word.span, message))
+            })
+        };
+        let name = expand(&declaration.name)?.text;
+        let default = declaration.default.as_ref().map(expand).transpose()?;
+        let value = match request.build_args.get(&name) {
+            Some(value) => Some(value.clone()),
+            None => default.map(|expanded| expanded.text),
+        };
+        self.declared.insert(name.clone());
+        if let Some(value) = value {
+            self.values.insert(name, value);
+        }
+        Ok(())
+    }
+
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.declared.iter().map(String::as_str)
+    }
+
+    pub(super) fn is_declared(&self, name: &str) -> bool {
+        self.declared.contains(name) || is_proxy(name)
+    }
+}

@@ -1,0 +1,479 @@
+//! Which stages a target needs, in order, and what each stands on.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use store::oci::{Platform, Reference};
+
+use super::scope::{self, Globals};
+use super::{ImageRequest, LowerRequest, NeededImage};
+use crate::dockerfile::ast::{From, InstructionKind};
+use crate::dockerfile::suggest::nearest;
+use crate::dockerfile::{Diagnostic, Escape, Instruction, Span, Word, parse_trigger, words};
+
+/// The stages that a target needs.
+pub(super) struct Stages<'a> {
+    /// By index in the Dockerfile; a stage needs only stages before it.
+    pub(super) plans: BTreeMap<usize, StagePlan<'a>>,
+    /// Index of the target.
+    pub(super) target: usize,
+    /// The variables of `FROM`, which `ARG` in a stage may import.
+    pub(super) globals: Globals,
+    pub(super) warnings: Vec<Diagnostic>,
+}
+
+/// One stage, before its instructions are lowered.
+pub(super) struct StagePlan<'a> {
+    /// What its steps are labelled with; empty if it is the only stage and has no name.
+    pub(super) label: String,
+    pub(super) base: Base,
+    pub(super) platform: Platform,
+    /// Its `FROM`.
+    pub(super) from: Span,
+    /// What `FROM` triggers, and then its own instructions.
+    pub(super) steps: Vec<Step<'a>>,
+    /// How many of these people are told of, `FROM` of an image included.
+    pub(super) total: usize,
+}
+
+/// What a stage, or a copy, takes its files from.
+pub(super) enum Base {
+    Scratch,
+    Stage(usize),
+    Image(Box<ImageRequest>),
+}
+
+/// An instruction and the text that its spans are of.
+pub(super) struct Step<'a> {
+    pub(super) instruction: Cow<'a, Instruction>,
+    pub(super) text: Cow<'a, str>,
+    pub(super) escape: Escape,
+    /// Where to point if the text is not the Dockerfile's: the `FROM` of the image that it was read from.
+    pub(super) origin: Option<Span>,
+    /// What `--from` names.
+    pub(super) from: Option<Base>,
+}
+
+impl Step<'_> {
+    /// The place in the Dockerfile to point at.
+    pub(super) fn at(&self, span: Span) -> Span {
+        self.origin.unwrap_or(span)
+    }
+}
+
+pub(super) enum Resolved<'a> {
+    NeedImages(Vec<NeededImage>),
+    Stages(Stages<'a>),
+}
+
+/// Finds the stages that the target needs, and the images that those need.
+pub(super) fn resolve<'a>(request: &LowerRequest<'a>) -> Result<Resolved<'a>, Vec<Diagnostic>> {
+    let names: Vec<Option<String>> = request
+        .dockerfile
+        .stages
+        .iter()
+        .map(
+            |stage| match &request.dockerfile.instructions[stage.from].kind {
+                InstructionKind::From(from) => {
+                    from.name.as_ref().map(|name| name.text.to_lowercase())
+                }
+                _ => None,
+            },
+        )
+        .collect();
+    let target = find_target(request, &names).map_err(|diagnostic| vec![*diagnostic])?;
+    let target_stage = names[target].as_deref().unwrap_or("default");
+    let mut diagnostics = Vec::new();
+    let globals = Globals::new(request, target_stage, &mut diagnostics);
+    let mut resolver = Resolver {
+        request,
+        names,
+        globals,
+        diagnostics,
+        needed: Vec::new(),
+        wanted: BTreeSet::from([target]),
+    };
+    let mut plans = BTreeMap::new();
+    // A stage needs only stages before it, so one pass backwards finds all.
+    for index in (0..=target).rev() {
+        if resolver.wanted.contains(&index)
+            && let Some(plan) = resolver.stage(index)
+        {
+            plans.insert(index, plan);
+        }
+    }
+    let mut diagnostics = resolver.diagnostics;
+    if diagnostics.iter().any(Diagnostic::is_error) {
+        diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
+        return Err(diagnostics);
+    }
+    if !resolver.needed.is_empty() {
+        resolver.needed.sort_by_key(|needed| needed.span);
+        return Ok(Resolved::NeedImages(resolver.needed));
+    }
+    Ok(Resolved::Stages(Stages {
+        plans,
+        target,
+        globals: resolver.globals,
+        warnings: diagnostics,
+    }))
+}
+
+/// The stage that `--target` names, by name or number; the last one if it names none.
+fn find_target(
+    request: &LowerRequest<'_>,
+    names: &[Option<String>],
+) -> Result<usize, Box<Diagnostic>> {
+    let everything = Span::new(0, request.source.text().trim_end().len());
+    let Some(last) = names.len().checked_sub(1) else {
+        let message = "the Dockerfile has no stage: `FROM` is missing";
+        return Err(Box::new(Diagnostic::error(everything, message)));
+    };
+    let Some(target) = &request.target else {
+        return Ok(last);
+    };
+    if let Some(index) = find_name(names, target) {
+        return Ok(index);
+    }
+    if let Ok(index) = target.parse::<usize>()
+        && index <= last
+    {
+        return Ok(index);
+    }
+    let message = format!("there is no stage `{target}` to build");
+    let diagnostic = Diagnostic::error(everything, message);
+    let near = nearest(target, names.iter().flatten().map(String::as_str));
+    Err(Box::new(match near {
+        Some(near) => diagnostic.suggest(Some(near)),
+        None => {
+            let names: Vec<&str> = names.iter().flatten().map(String::as_str).collect();
+            match names.as_slice() {
+                [] => diagnostic.help(format!(
+                    "no stage has a name; their numbers are 0 to {last}"
+                )),
+                names => diagnostic.help(format!("the stages are `{}`", names.join("`, `"))),
+            }
+        }
+    }))
+}
+
+/// The last stage of a name, whatever its case.
+fn find_name(names: &[Option<String>], name: &str) -> Option<usize> {
+    let name = name.to_lowercase();
+    names
+        .iter()
+        .rposition(|known| known.as_ref() == Some(&name))
+}
+
+struct Resolver<'r, 'a> {
+    request: &'r LowerRequest<'a>,
+    /// The stages' names in lower case.
+    names: Vec<Option<String>>,
+    globals: Globals,
+    diagnostics: Vec<Diagnostic>,
+    needed: Vec<NeededImage>,
+    /// Stages that the target needs.
+    wanted: BTreeSet<usize>,
+}
+
+impl<'a> Resolver<'_, 'a> {
+    fn stage(&mut self, index: usize) -> Option<StagePlan<'a>> {
+        let dockerfile = self.request.dockerfile;
+        let stage = &dockerfile.stages[index];
+        let instruction = &dockerfile.instructions[stage.from];
+        let InstructionKind::From(from) = &instruction.kind else {
+            return None;
+        };
+        let platform = self.platform(instruction)?;
+        let base = self.base(index, from, &platform)?;
+        let mut steps = self.triggers(&base, instruction.head);
+        for instruction in &dockerfile.instructions[stage.body.clone()] {
+            steps.push(Step {
+                instruction: Cow::Borrowed(instruction),
+                text: Cow::Borrowed(self.request.source.text()),
+                escape: dockerfile.escape,
+                origin: None,
+                from: None,
+            });
+        }
+        for step in &mut steps {
+            step.from = self.copy_source(index, step, &platform);
+        }
+        let counted = |step: &&Step<'_>| {
+            matches!(
+                step.instruction.kind,
+                InstructionKind::Run(_)
+                    | InstructionKind::Copy(_)
+                    | InstructionKind::Add(_)
+                    | InstructionKind::Workdir(_)
+            )
+        };
+        let total =
+            steps.iter().filter(counted).count() + usize::from(matches!(base, Base::Image(_)));
+        Some(StagePlan {
+            label: match &self.names[index] {
+                Some(name) => name.clone(),
+                None if self.names.len() > 1 => format!("stage-{index}"),
+                None => String::new(),
+            },
+            base,
+            platform,
+            from: instruction.head,
+            steps,
+            total,
+        })
+    }
+
+    fn error<T>(&mut self, diagnostic: Diagnostic) -> Option<T> {
+        self.diagnostics.push(diagnostic);
+        None
+    }
+
+    /// Expands a text of `FROM`.
+    fn expand(&mut self, text: &str, span: Span) -> Option<String> {
+        let lookup = |name: &str| self.globals.value(name);
+        match words::expand(text, self.request.dockerfile.escape, &lookup) {
+            Ok(expanded) => {
+                for name in &expanded.unset {
+                    if scope::is_name(name) && !self.globals.is_declared(name) {
+                        let warning = scope::undefined(name, span, self.globals.names());
+                        self.diagnostics.push(match &warning.help {
+                            Some(_) => warning,
+                            None => {
+                                warning.help("`FROM` sees only an `ARG` before the first `FROM`")
+                            }
+                        });
+                    }
+                }
+                Some(expanded.text)
+            }
+            Err(error) => self.error(Diagnostic::error(
+                span,
+                format!("cannot expand `{text}`: {error}"),
+            )),
+        }
+    }
+
+    /// The platform of a stage: `--platform`, or the target's.
+    fn platform(&mut self, instruction: &Instruction) -> Option<Platform> {
+        let Some(flag) = instruction.flag("platform") else {
+            return Some(self.request.platform.clone());
+        };
+        let text = self.expand(flag.value.as_deref().unwrap_or_default(), flag.span)?;
+        let Some(platform) = parse_platform(&text, &self.request.platform) else {
+            let message = format!("`{text}` is not a platform");
+            return self
+                .error(Diagnostic::error(flag.span, message).help("`linux/amd64`, `linux/arm64`"));
+        };
+        if !platform.satisfies(&self.request.build_platform) {
+            let message = format!(
+                "building for `{platform}` on `{}` is not supported yet",
+                self.request.build_platform
+            );
+            return self.error(Diagnostic::error(flag.span, message));
+        }
+        Some(platform)
+    }
+
+    fn base(&mut self, index: usize, from: &From, platform: &Platform) -> Option<Base> {
+        let Word { text, span } = &from.image;
+        let image = self.expand(text, *span)?;
+        if image.is_empty() {
+            let message = format!("the image `{text}` is empty once its variables are expanded");
+            return self.error(Diagnostic::error(*span, message));
+        }
+        if image == "scratch" {
+            return Some(Base::Scratch);
+        }
+        // As it is written: names are in lower case, so one with capitals is an image.
+        let earlier = self.names[..index]
+            .iter()
+            .rposition(|name| name.as_ref() == Some(&image));
+        if let Some(stage) = earlier {
+            self.wanted.insert(stage);
+            return Some(Base::Stage(stage));
+        }
+        self.image(&image, *span, platform)
+    }
+
+    /// An image by name, which is asked for if it is not known.
+    fn image(&mut self, name: &str, span: Span, platform: &Platform) -> Option<Base> {
+        let reference: Reference = match name.parse() {
+            Ok(reference) => reference,
+            Err(error) => {
+                let error = Diagnostic::error(span, error.to_string());
+                let near = nearest(name, self.names.iter().flatten().map(String::as_str));
+                let error = error.suggest(near);
+                return self.error(error);
+            }
+        };
+        let request = ImageRequest {
+            reference,
+            platform: platform.clone(),
+        };
+        let known = self.request.images.contains_key(&request)
+            || self.needed.iter().any(|needed| needed.request == request);
+        if !known {
+            self.needed.push(NeededImage {
+                request: request.clone(),
+                span,
+            });
+        }
+        Some(Base::Image(Box::new(request)))
+    }
+
+    /// The instructions that the base left for whoever builds upon it.
+    fn triggers(&mut self, base: &Base, from: Span) -> Vec<Step<'a>> {
+        let dockerfile = self.request.dockerfile;
+        match base {
+            Base::Scratch => Vec::new(),
+            Base::Stage(stage) => dockerfile.instructions[dockerfile.stages[*stage].body.clone()]
+                .iter()
+                .filter_map(|instruction| match &instruction.kind {
+                    InstructionKind::Onbuild(trigger) => Some(Step {
+                        instruction: Cow::Borrowed(trigger.as_ref()),
+                        text: Cow::Borrowed(self.request.source.text()),
+                        escape: dockerfile.escape,
+                        origin: None,
+                        from: None,
+                    }),
+                    _ => None,
+                })
+                .collect(),
+            Base::Image(request) => {
+                let image = self.request.images.get(request.as_ref());
+                let texts = image.and_then(|image| image.config.config.on_build.clone());
+                let texts = texts.unwrap_or_default();
+                texts
+                    .into_iter()
+                    .filter_map(|text| self.image_trigger(text, from))
+                    .collect()
+            }
+        }
+    }
+
+    fn image_trigger(&mut self, text: String, from: Span) -> Option<Step<'a>> {
+        let (instruction, problems) = parse_trigger(&text);
+        let problem = problems.into_iter().find(Diagnostic::is_error);
+        let forbidden = matches!(
+            instruction.as_ref().map(|instruction| &instruction.kind),
+            Some(
+                InstructionKind::From(_)
+                    | InstructionKind::Onbuild(_)
+                    | InstructionKind::Maintainer(_)
+            )
+        );
+        let why = match (&instruction, problem) {
+            (_, Some(problem)) => Some(problem.message),
+            (None, None) => Some("there is nothing in it".to_owned()),
+            (Some(_), None) if forbidden => Some("it may not be triggered".to_owned()),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let message = format!("the base image's trigger `ONBUILD {text}` is invalid: {why}");
+            return self.error(Diagnostic::error(from, message));
+        }
+        Some(Step {
+            instruction: Cow::Owned(instruction?),
+            text: Cow::Owned(text),
+            escape: Escape::default(),
+            origin: Some(from),
+            from: None,
+        })
+    }
+
+    /// What `--from` of a copy names: a stage by number or name, else an image.
+    fn copy_source(&mut self, index: usize, step: &Step<'_>, platform: &Platform) -> Option<Base> {
+        if !matches!(step.instruction.kind, InstructionKind::Copy(_)) {
+            return None;
+        }
+        let flag = step.instruction.flag("from")?;
+        let span = step.at(flag.span);
+        let name = flag.value.as_deref().unwrap_or_default();
+        if name.contains('$') {
+            let message = format!("variables are not expanded in `--from={name}`");
+            return self.error(Diagnostic::error(span, message).help(format!(
+                "name a stage: `FROM {name} AS source` and `COPY --from=source`"
+            )));
+        }
+        let stage = match name.parse::<usize>() {
+            Ok(number) if number >= self.names.len() => {
+                let message = format!("there is no stage {number}");
+                let last = self.names.len() - 1;
+                return self.error(
+                    Diagnostic::error(span, message).help(format!("the last one is {last}")),
+                );
+            }
+            Ok(number) => Some(number),
+            Err(_) => {
+                find_name(&self.names[..index], name).or_else(|| find_name(&self.names, name))
+            }
+        };
+        match stage {
+            Some(stage) if stage == index => {
+                let message = format!("a stage cannot copy from itself: `--from={name}`");
+                self.error(Diagnostic::error(span, message))
+            }
+            Some(stage) if stage > index => {
+                let dockerfile = self.request.dockerfile;
+                let from = &dockerfile.instructions[dockerfile.stages[stage].from];
+                let message =
+                    format!("the stage `{name}` stands after the one that copies from it");
+                self.error(
+                    Diagnostic::error(span, message)
+                        .label(from.head, "a stage can copy only from stages above it"),
+                )
+            }
+            Some(stage) => {
+                self.wanted.insert(stage);
+                Some(Base::Stage(stage))
+            }
+            None if name.is_empty() => self.error(Diagnostic::error(
+                span,
+                "`--from` needs a stage or an image",
+            )),
+            None => self.image(name, span, platform),
+        }
+    }
+}
+
+/// `os/architecture[/variant]`, or one of the two with the other one as in `default`.
+fn parse_platform(text: &str, default: &Platform) -> Option<Platform> {
+    let word = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
+    };
+    let lower = text.to_ascii_lowercase();
+    let parts: Vec<&str> = lower.split('/').collect();
+    if !parts.iter().all(|part| word(part)) {
+        return None;
+    }
+    let (os, architecture, variant) = match parts.as_slice() {
+        ["linux"] => ("linux", default.architecture.as_str(), None),
+        [architecture] => (default.os.as_str(), *architecture, None),
+        [os, architecture] => (*os, *architecture, None),
+        [os, architecture, variant] => (*os, *architecture, Some(*variant)),
+        _ => return None,
+    };
+    let (architecture, variant) = match (architecture, variant) {
+        ("x86_64" | "x86-64", variant) => ("amd64", variant),
+        ("aarch64", variant) => ("arm64", variant),
+        ("i386" | "i686", variant) => ("386", variant),
+        ("armhf", _) => ("arm", Some("v7")),
+        ("armel", _) => ("arm", Some("v6")),
+        other => other,
+    };
+    let variant = match (architecture, variant) {
+        ("amd64", Some("v1")) | ("arm64", Some("v8" | "8")) => None,
+        (_, variant) => variant,
+    };
+    Some(Platform {
+        architecture: architecture.to_owned(),
+        os: os.to_owned(),
+        os_version: None,
+        os_features: Vec::new(),
+        variant: variant.map(str::to_owned),
+    })
+}
