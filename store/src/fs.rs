@@ -25,7 +25,7 @@ pub mod lock;
 pub mod temp;
 pub mod tree;
 
-pub use lock::Lock;
+pub use lock::{Lock, Shared};
 pub use temp::{TempDir, TempFile};
 pub use tree::{Inodes, disk_usage, remove_tree};
 

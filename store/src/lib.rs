@@ -4,7 +4,7 @@
 //! $ROOT/version          "1": the format, see docs/formats/store-layout.md
 //!       index.db         SQLite: layers, images, names, cache records, leases        index.rs, index/
 //!       blobs/ALG/HEX    configs, manifests, and layers that were pulled or pushed   content/
-//!       layers/ID/       one directory per layer                                     layer/, snapshot/
+//!       layers/ID/fs/    one directory per layer                                     layer/, snapshot/
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
 //!       sessions/        one locked file per process that uses the store             session.rs
 //!       locks/           one locked file per step being built                        fs/lock.rs
@@ -23,13 +23,16 @@ use crate::content::{Blobs, ContentError};
 use crate::fs::{FsError, Lock};
 use crate::images::{ImageError, Images};
 use crate::index::{Index, IndexError};
+use crate::layers::LayerError;
 use crate::session::Sessions;
+use crate::snapshot::{SnapshotError, Snapshots};
 
 pub mod content;
 pub mod fs;
 pub mod images;
 pub mod index;
 pub mod layer;
+pub mod layers;
 pub mod oci;
 pub mod recover;
 pub mod session;
@@ -86,6 +89,12 @@ pub enum StoreError {
     /// Images failed.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Snapshots failed.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A layer failed.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
 }
 
 /// A store, open. Safe to share between threads; several processes may have the same one open.
@@ -95,6 +104,7 @@ pub struct Store {
     index: Arc<Index>,
     blobs: Blobs,
     images: Images,
+    snapshots: Snapshots,
     sessions: Arc<Sessions>,
 }
 
@@ -122,6 +132,7 @@ impl Store {
             index,
             blobs,
             images,
+            snapshots: Snapshots::open(root)?,
             sessions,
         };
         store.recover(boot_id)?;
@@ -146,6 +157,11 @@ impl Store {
     /// The images.
     pub fn images(&self) -> &Images {
         &self.images
+    }
+
+    /// The layers' directories. Publish through [`Store::publish_layer`].
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
     }
 
     /// Makes a directory in `tmp/` that is removed when dropped and swept if the process is killed.
@@ -221,7 +237,8 @@ mod tests {
             entries: 1,
         };
         let dir = store.temp_dir().unwrap();
-        std::fs::write(dir.path().join("file"), [number]).unwrap();
+        std::fs::create_dir(dir.path().join("fs")).unwrap();
+        std::fs::write(dir.path().join("fs/file"), [number]).unwrap();
         dir.publish(&store.layer_path(&info.id)).unwrap();
         store.index().put_layer(&info).unwrap();
         info

@@ -73,7 +73,7 @@ impl Sessions {
         let started = now_micros();
         let name = fs::temp::fresh_name(&format!("{started:016x}"));
         let path = self.dir.join(name);
-        let handle = fs::attempt("open", file.path(), || file.file().try_clone())?;
+        let handle = file.reopen()?;
         file.publish(&path)?;
         Ok(Session {
             _file: handle,

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rusqlite::{Params, Transaction};
 
-use crate::fs::{self, Inodes, Lock};
+use crate::fs::{self, Inodes, Lock, Shared};
 use crate::images::ImageId;
 use crate::index::{now_micros, parse};
 use crate::layer::LayerId;
@@ -143,7 +143,11 @@ impl Store {
                 .map(|key| Pruned::Record { key }),
         );
         let mut trash = Vec::new();
-        self.move_aside(before, &mut trash)?;
+        {
+            // Whoever publishes a layer holds this until the row stands.
+            let _alone = Shared::lock_alone(&self.publishing_path())?;
+            self.move_aside(before, &mut trash)?;
+        }
         self.sweep(trash, &mut report)?;
         self.remove_free_locks()?;
         self.index.checkpoint()?;
@@ -261,6 +265,10 @@ impl Store {
             drop(Lock::try_exclusive(&locks.join(name))?);
         }
         Ok(())
+    }
+
+    pub(crate) fn publishing_path(&self) -> PathBuf {
+        self.root.join("publishing")
     }
 
     pub(crate) fn layer_path(&self, id: &LayerId) -> PathBuf {

@@ -67,6 +67,33 @@ impl Drop for Lock {
     }
 }
 
+/// A lock that many may hold at once, or one alone; its file stays.
+#[derive(Debug)]
+pub struct Shared {
+    // Held for its `flock`.
+    _file: File,
+}
+
+impl Shared {
+    /// Waits until nobody holds it alone.
+    pub fn lock(path: &Path) -> Result<Shared, FsError> {
+        Shared::wait(path, FlockOperation::LockShared)
+    }
+
+    /// Waits until nobody else holds it.
+    pub fn lock_alone(path: &Path) -> Result<Shared, FsError> {
+        Shared::wait(path, FlockOperation::LockExclusive)
+    }
+
+    fn wait(path: &Path, operation: FlockOperation) -> Result<Shared, FsError> {
+        let file = open(path)?;
+        attempt("lock", path, || {
+            rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation))
+        })?;
+        Ok(Shared { _file: file })
+    }
+}
+
 fn open(path: &Path) -> Result<File, FsError> {
     attempt("open", path, || {
         std::fs::OpenOptions::new()

@@ -63,6 +63,11 @@ impl TempFile {
         &self.file
     }
 
+    /// Another handle on the open file, with the same position.
+    pub fn reopen(&self) -> Result<File, FsError> {
+        attempt("open", &self.path, || self.file.try_clone())
+    }
+
     /// Where it lies for now.
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,0 +1,569 @@
+//! Where blobs and snapshots meet: a layer as a directory, as a tar, and as a compressed blob.
+//!
+//! ```text
+//! layers/ID/fs ── write_tar ──► tar with a DiffID ── compress ──► blob, remembered by DiffID and compression
+//! layers/ID/fs ◄── unpack ───── tar with a DiffID ◄─ decompress ─ blob
+//! ```
+//!
+//! A layer that was built has a canonical tar and can be written again at any time. One that came from elsewhere has the bytes
+//! it came with and no others: its blob stays for as long as an image or the layer itself needs it. Whichever way
+//! bytes go, they are hashed on it, and what does not have the DiffID goes nowhere.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+
+use crate::content::Ingest;
+use crate::fs::{self, Shared, TempFile};
+use crate::images::ImageId;
+use crate::layer::compress::{Compression, Packing, compressor, decompressor};
+use crate::layer::tar::{self, TarError, write_tar};
+use crate::layer::{LayerId, LayerInfo};
+use crate::oci::manifest::ParsedManifest;
+use crate::oci::{Descriptor, DiffId, Digest, Hasher, Manifest, MediaType, RawManifest};
+use crate::snapshot::SnapshotError;
+use crate::{Store, StoreError};
+
+/// Bytes copied at once.
+const CHUNK: usize = 256 * 1024;
+
+/// Why a layer could not be brought into another form.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayerError {
+    /// Neither a directory nor a blob of it is in the store.
+    #[error("layer `{diff_id}` is not in the store: pull or build its image again")]
+    Missing {
+        /// Which layer.
+        diff_id: DiffId,
+    },
+    /// No such layer.
+    #[error("layer `{id}` is not in the store")]
+    Unknown {
+        /// Which layer.
+        id: LayerId,
+    },
+    /// Its tar came out different from what its name says.
+    #[error("layer `{source_name}` holds a tar with DiffID `{found}`, expected `{expected}`")]
+    WrongDiffId {
+        /// The directory or blob that was read.
+        source_name: String,
+        /// The DiffID asked for.
+        expected: DiffId,
+        /// The one that came.
+        found: DiffId,
+    },
+    /// Compressed data that cannot be read, or a writer that failed.
+    #[error("cannot read or write the tar of layer `{diff_id}`")]
+    Stream {
+        /// Which layer.
+        diff_id: DiffId,
+        /// Why.
+        source: io::Error,
+    },
+    /// A directory that cannot be written as a tar.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// A tar that cannot be unpacked.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
+/// A tar, open at its start.
+#[derive(Debug)]
+pub struct LayerTar {
+    file: File,
+    size: u64,
+    // Keeps a tar that was made for this call.
+    _temporary: Option<TempFile>,
+}
+
+impl LayerTar {
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Read for LayerTar {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
+impl Store {
+    /// Publishes a layer's directory and notes it, so that no garbage collection can come between the two. Every
+    /// `commit` and `unpack` of [`crate::snapshot`] belongs inside.
+    pub fn publish_layer<E: From<StoreError>>(
+        &self,
+        publish: impl FnOnce() -> Result<LayerInfo, E>,
+    ) -> Result<LayerInfo, E> {
+        let _shared = Shared::lock(&self.publishing_path()).map_err(StoreError::from)?;
+        let info = publish()?;
+        self.index.put_layer(&info).map_err(StoreError::from)?;
+        Ok(info)
+    }
+
+    /// The digest of a layer's tar, computed and noted where it is not known yet.
+    pub fn ensure_diff_id(&self, id: &LayerId) -> Result<DiffId, StoreError> {
+        if let LayerId::Unpacked(diff_id) = id {
+            return Ok(*diff_id);
+        }
+        let info = self
+            .index
+            .layer(id)?
+            .ok_or(LayerError::Unknown { id: *id })?;
+        if let Some(diff_id) = info.diff_id {
+            return Ok(diff_id);
+        }
+        let diff_id = tar::diff_id(&self.snapshots.layer_dir(id)).map_err(LayerError::from)?;
+        self.index.set_diff_id(id, &diff_id)?;
+        Ok(diff_id)
+    }
+
+    /// A directory of the layer, unpacked from its blob where there is none yet.
+    pub fn ensure_unpacked(&self, diff_id: &DiffId) -> Result<LayerId, StoreError> {
+        if let Some(id) = self.unpacked(diff_id)? {
+            return Ok(id);
+        }
+        let _one_at_a_time = self.lock_key(&lock_name("unpack", diff_id))?;
+        if let Some(id) = self.unpacked(diff_id)? {
+            return Ok(id);
+        }
+        let (_, blob) = self
+            .forms(diff_id)?
+            .into_iter()
+            .next()
+            .ok_or(LayerError::Missing { diff_id: *diff_id })?;
+        self.unpack_blob(diff_id, &blob.digest)
+    }
+
+    /// A blob of the layer in the given compression, made where there is none yet. The level only counts when it is made.
+    pub fn layer_blob(
+        &self,
+        diff_id: &DiffId,
+        compression: Compression,
+    ) -> Result<Descriptor, StoreError> {
+        if let Some(found) = self.form(diff_id, compression)? {
+            return Ok(found);
+        }
+        let key = lock_name(&format!("compress {}", compression.name()), diff_id);
+        let _one_at_a_time = self.lock_key(&key)?;
+        if let Some(found) = self.form(diff_id, compression)? {
+            return Ok(found);
+        }
+        let stream = |source| LayerError::Stream {
+            diff_id: *diff_id,
+            source,
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let ingest = self.blobs.ingest()?;
+        let mut packed = compressor(ingest, compression, threads).map_err(stream)?;
+        self.write_layer(diff_id, &mut packed)?;
+        let ingest: Ingest = packed.finish().map_err(stream)?;
+        let blob = ingest.commit(None)?;
+        let descriptor = Descriptor::new(media_type(compression), blob.digest(), blob.size());
+        self.index
+            .remember(diff_id, compression.name(), &descriptor)?;
+        Ok(descriptor)
+    }
+
+    /// Writes the layer's tar, uncompressed. What was written is worth nothing unless this succeeds: the DiffID is known
+    /// only at the end.
+    pub fn write_layer(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<u64, StoreError> {
+        let mut hashed = Hashed {
+            out,
+            hasher: Hasher::new(diff_id.0.algorithm()),
+            size: 0,
+        };
+        let name = match self.forms(diff_id)?.into_iter().next() {
+            Some((_, blob)) => {
+                let (file, _) = self.blobs.open(&blob.digest)?;
+                decompressor(file)
+                    .and_then(|mut tar| copy(&mut tar, &mut hashed))
+                    .map_err(|source| LayerError::Stream {
+                        diff_id: *diff_id,
+                        source,
+                    })?;
+                blob.digest.to_string()
+            }
+            None => {
+                let id = self
+                    .unpacked(diff_id)?
+                    .ok_or(LayerError::Missing { diff_id: *diff_id })?;
+                write_tar(&self.snapshots.layer_dir(&id), &mut hashed).map_err(LayerError::from)?;
+                id.to_string()
+            }
+        };
+        let size = hashed.size;
+        check(name, diff_id, hashed.hasher.finish())?;
+        Ok(size)
+    }
+
+    /// The layer's tar, uncompressed and checked, as a file that goes when it is closed.
+    pub fn layer_tar(&self, diff_id: &DiffId) -> Result<LayerTar, StoreError> {
+        if let Some(blob) = self.form(diff_id, Compression::None)? {
+            let (file, size) = self.blobs.open(&blob.digest)?;
+            return Ok(LayerTar {
+                file,
+                size,
+                _temporary: None,
+            });
+        }
+        let temporary = TempFile::create(&self.root.join("tmp"))?;
+        let mut file = temporary.reopen()?;
+        let size = self.write_layer(diff_id, &mut file)?;
+        fs::attempt("rewind", temporary.path(), || file.rewind())?;
+        Ok(LayerTar {
+            file,
+            size,
+            _temporary: Some(temporary),
+        })
+    }
+
+    /// Makes a layer of a blob that is in the store: checks that it decompresses to the tar with this DiffID, unpacks it
+    /// where that layer is not there yet, and remembers it.
+    pub fn add_layer_blob(&self, diff_id: &DiffId, digest: &Digest) -> Result<(), StoreError> {
+        let known = self.index.diff_id_of_blob(digest)? == Some(*diff_id);
+        if known && self.unpacked(diff_id)?.is_some() {
+            return Ok(());
+        }
+        let (mut file, size) = self.blobs.open(digest)?;
+        let stream = |source| LayerError::Stream {
+            diff_id: *diff_id,
+            source,
+        };
+        let packing = decompressor(&mut file).map_err(stream)?.packing();
+        file.rewind().map_err(stream)?;
+        let compression = match packing {
+            Packing::Plain => Some(Compression::None),
+            Packing::Gzip => Some(Compression::GZIP),
+            Packing::Zstd => Some(Compression::ZSTD),
+            _ => None,
+        };
+        if self.unpacked(diff_id)?.is_none() {
+            self.unpack_blob(diff_id, digest)?;
+        } else if packing != Packing::Plain || diff_id.0 != *digest {
+            let mut hashed = Hashed {
+                out: &mut io::sink(),
+                hasher: Hasher::new(diff_id.0.algorithm()),
+                size: 0,
+            };
+            decompressor(file)
+                .and_then(|mut tar| copy(&mut tar, &mut hashed))
+                .map_err(stream)?;
+            check(digest.to_string(), diff_id, hashed.hasher.finish())?;
+        }
+        let (name, media_type) = match compression {
+            Some(compression) => (compression.name(), media_type(compression)),
+            // No media type says what it is, so it is never offered to others; the tar in it is good all the same.
+            None => ("other", MediaType::OCI_LAYER),
+        };
+        let descriptor = Descriptor::new(media_type, *digest, size);
+        self.index.remember(diff_id, name, &descriptor)?;
+        Ok(())
+    }
+
+    /// A manifest of the image whose blobs are all in the store: the one it came with or was last given, else a new OCI one,
+    /// which is kept. With a `compression`, one that was kept counts only if all its layers have that.
+    pub fn manifest_for(
+        &self,
+        id: &ImageId,
+        compression: Option<Compression>,
+    ) -> Result<RawManifest, StoreError> {
+        if let Some(kept) = self.images.manifest(id)?
+            && self.is_complete(&kept, compression)?
+        {
+            return Ok(kept);
+        }
+        let config = self.images.config_bytes(id)?;
+        let parsed = self.images.config(id)?;
+        let layers = parsed
+            .rootfs
+            .diff_ids
+            .iter()
+            .map(|diff_id| self.layer_blob(diff_id, compression.unwrap_or(Compression::GZIP)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let described = Descriptor::of(MediaType::OCI_CONFIG, &config);
+        let manifest = RawManifest::from(Manifest::image(described, layers));
+        self.images.put_image(&config, Some(&manifest))?;
+        Ok(manifest)
+    }
+
+    fn is_complete(
+        &self,
+        manifest: &RawManifest,
+        compression: Option<Compression>,
+    ) -> Result<bool, StoreError> {
+        let ParsedManifest::Image(parsed) = manifest.parsed() else {
+            return Ok(false);
+        };
+        for layer in &parsed.layers {
+            let fits = compression.is_none_or(|wanted| {
+                let text = layer.media_type.as_str();
+                match wanted {
+                    Compression::None => text.ends_with(".tar"),
+                    Compression::Gzip(_) => text.ends_with("gzip"),
+                    Compression::Zstd(_) => text.ends_with("zstd"),
+                }
+            });
+            if !fits || self.blobs.has(&layer.digest)? != Some(layer.size) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn unpack_blob(&self, diff_id: &DiffId, digest: &Digest) -> Result<LayerId, StoreError> {
+        let (mut file, _) = self.blobs.open(digest)?;
+        let info = self.publish_layer(|| {
+            self.snapshots
+                .unpack(*diff_id, &mut file)
+                .map_err(|error| StoreError::from(LayerError::from(error)))
+        })?;
+        Ok(info.id)
+    }
+
+    /// A directory of the layer that stands.
+    fn unpacked(&self, diff_id: &DiffId) -> Result<Option<LayerId>, StoreError> {
+        let found = self.index.layer_by_diff_id(diff_id)?;
+        Ok(found
+            .map(|info| info.id)
+            .filter(|id| self.snapshots.has(id)))
+    }
+
+    /// The blobs of a layer that are in the store, the cheapest to read first.
+    fn forms(&self, diff_id: &DiffId) -> Result<Vec<(String, Descriptor)>, StoreError> {
+        let mut found = Vec::new();
+        for (name, blob) in self.index.compressed(diff_id)? {
+            if self.blobs.has(&blob.digest)? == Some(blob.size) {
+                found.push((name, blob));
+            }
+        }
+        found.sort_by_key(|(name, _)| match name.as_str() {
+            "none" => 0,
+            "zstd" => 1,
+            _ => 2,
+        });
+        Ok(found)
+    }
+
+    fn form(
+        &self,
+        diff_id: &DiffId,
+        compression: Compression,
+    ) -> Result<Option<Descriptor>, StoreError> {
+        let found = self.forms(diff_id)?;
+        let found = found
+            .into_iter()
+            .find(|(name, _)| name == compression.name());
+        // In a manifest of ours it has our media type, whatever it was called where it came from.
+        Ok(found.map(|(_, blob)| Descriptor::new(media_type(compression), blob.digest, blob.size)))
+    }
+}
+
+fn media_type(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None => MediaType::OCI_LAYER,
+        Compression::Gzip(_) => MediaType::OCI_LAYER_GZIP,
+        Compression::Zstd(_) => MediaType::OCI_LAYER_ZSTD,
+    }
+}
+
+fn check(source_name: String, expected: &DiffId, found: Digest) -> Result<(), LayerError> {
+    if expected.0 == found {
+        return Ok(());
+    }
+    Err(LayerError::WrongDiffId {
+        source_name,
+        expected: *expected,
+        found: DiffId(found),
+    })
+}
+
+fn lock_name(purpose: &str, diff_id: &DiffId) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(purpose.as_bytes());
+    hasher.update(b"\0");
+    hasher.update(diff_id.to_string().as_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+struct Hashed<'a> {
+    out: &'a mut dyn Write,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::tar::header;
+
+    /// Commits a layer with one file.
+    fn built(store: &Store, content: &[u8]) -> LayerInfo {
+        store
+            .publish_layer(|| {
+                let active = store.snapshots().prepare(&[])?;
+                std::fs::write(active.upper().join("file"), content).unwrap();
+                active.commit().map_err(StoreError::from)
+            })
+            .unwrap()
+    }
+
+    /// A tar of one empty file that no canonical writer makes: the owner has a name.
+    fn foreign_tar() -> Vec<u8> {
+        let mut block = [0; header::BLOCK];
+        block[..4].copy_from_slice(b"file");
+        for (field, value) in [
+            (header::MODE, 0o644),
+            (header::UID, 0),
+            (header::GID, 0),
+            (header::SIZE, 0),
+            (header::MTIME, 1),
+        ] {
+            header::put_octal(&mut block, field, value);
+        }
+        block[header::TYPE] = b'0';
+        block[header::MAGIC].copy_from_slice(header::USTAR);
+        block[265..269].copy_from_slice(b"root");
+        header::seal(&mut block);
+        [&block[..], &[0; 1024]].concat()
+    }
+
+    fn read_all(mut tar: LayerTar) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        tar.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len() as u64, tar.size());
+        bytes
+    }
+
+    #[test]
+    fn a_built_layer_takes_every_form() {
+        let (_dir, store) = crate::tests::store();
+        let info = built(&store, b"content");
+        let diff_id = store.ensure_diff_id(&info.id).unwrap();
+        assert_eq!(store.ensure_diff_id(&info.id).unwrap(), diff_id);
+        assert_eq!(store.ensure_unpacked(&diff_id).unwrap(), info.id);
+        let tar = read_all(store.layer_tar(&diff_id).unwrap());
+        assert_eq!(Digest::of(&tar), diff_id.0);
+        let forms = [Compression::GZIP, Compression::ZSTD, Compression::None].map(|compression| {
+            let blob = store.layer_blob(&diff_id, compression).unwrap();
+            assert_eq!(store.layer_blob(&diff_id, compression).unwrap(), blob);
+            let (file, size) = store.blobs().open(&blob.digest).unwrap();
+            assert_eq!(size, blob.size);
+            let mut unpacked = Vec::new();
+            decompressor(file)
+                .unwrap()
+                .read_to_end(&mut unpacked)
+                .unwrap();
+            assert_eq!(unpacked, tar);
+            blob
+        });
+        assert!(forms[0].media_type.as_str().ends_with("+gzip"));
+        assert_eq!(forms[2].digest, diff_id.0);
+        assert_eq!(read_all(store.layer_tar(&diff_id).unwrap()), tar);
+        assert!(store.check().unwrap().is_empty());
+        assert!(fs::list(&store.root().join("locks")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_foreign_layer_keeps_its_bytes() {
+        let (_dir, store) = crate::tests::store();
+        let tar = foreign_tar();
+        let diff_id = DiffId(Digest::of(&tar));
+        let mut gzip = compressor(Vec::new(), Compression::GZIP, 1).unwrap();
+        gzip.write_all(&tar).unwrap();
+        let blob = store.blobs().put(&gzip.finish().unwrap()).unwrap();
+        let error = store.ensure_unpacked(&diff_id).unwrap_err();
+        assert!(matches!(
+            error,
+            StoreError::Layer(LayerError::Missing { .. })
+        ));
+        store.add_layer_blob(&diff_id, &blob.digest()).unwrap();
+        let id = store.ensure_unpacked(&diff_id).unwrap();
+        assert_eq!(id, LayerId::Unpacked(diff_id));
+        assert_eq!(
+            store
+                .layer_blob(&diff_id, Compression::GZIP)
+                .unwrap()
+                .digest,
+            blob.digest()
+        );
+        let zstd = store.layer_blob(&diff_id, Compression::ZSTD).unwrap();
+        assert_eq!(read_all(store.layer_tar(&diff_id).unwrap()), tar);
+        // Without any blob the directory alone does not give these bytes, and nothing pretends that it does.
+        store.blobs().remove(&blob.digest()).unwrap();
+        store.blobs().remove(&zstd.digest).unwrap();
+        let error = store.layer_blob(&diff_id, Compression::GZIP).unwrap_err();
+        assert!(
+            matches!(error, StoreError::Layer(LayerError::WrongDiffId { .. })),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_blob_of_another_layer_is_refused() {
+        let (_dir, store) = crate::tests::store();
+        let blob = store.blobs().put(&foreign_tar()).unwrap();
+        let wanted = DiffId(Digest::of(b"another"));
+        let error = store.add_layer_blob(&wanted, &blob.digest());
+        assert!(matches!(error, Err(StoreError::Layer(_))), "{error:?}");
+        assert!(store.index().layers().unwrap().is_empty());
+        // Also where the wanted layer is there already, and nothing would have to be unpacked.
+        let info = built(&store, b"x");
+        let there = store.ensure_diff_id(&info.id).unwrap();
+        let error = store.add_layer_blob(&there, &blob.digest());
+        assert!(
+            matches!(
+                error,
+                Err(StoreError::Layer(LayerError::WrongDiffId { .. }))
+            ),
+            "{error:?}"
+        );
+        assert!(store.index().compressed(&there).unwrap().is_empty());
+    }
+
+    #[test]
+    fn manifests_are_made_once() {
+        let (_dir, store) = crate::tests::store();
+        let info = built(&store, b"x");
+        let diff_id = store.ensure_diff_id(&info.id).unwrap();
+        let id = crate::tests::image_of(&store, &[diff_id]);
+        let first = store.manifest_for(&id, None).unwrap();
+        let kept = store.images().manifest(&id).unwrap().unwrap();
+        assert_eq!(kept.bytes(), first.bytes());
+        let again = store.manifest_for(&id, Some(Compression::GZIP)).unwrap();
+        assert_eq!(again.bytes(), first.bytes());
+        let zstd = store.manifest_for(&id, Some(Compression::ZSTD)).unwrap();
+        assert_ne!(zstd.digest(), first.digest());
+        assert_eq!(
+            store.manifest_for(&id, None).unwrap().digest(),
+            zstd.digest()
+        );
+    }
+}
