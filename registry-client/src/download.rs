@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::Client;
 use crate::auth::bearer::Scope;
-use crate::error::{ClientError, RequestLine};
+use crate::error::{ClientError, RequestLine, causes};
 use crate::headers;
 use crate::progress::Progress;
 use crate::registry::{Attempts, Registry};
@@ -296,49 +296,45 @@ impl BlobStream {
 pub struct BlobReader {
     receiver: mpsc::Receiver<Result<Bytes, ClientError>>,
     piece: Bytes,
+    /// Bytes that did not come out of the channel yet.
     remaining: u64,
 }
 
 impl BlobReader {
+    /// What comes next, without a copy; `None` at the end. Blocks.
+    pub fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        if !self.piece.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.piece)));
+        }
+        match self.receiver.blocking_recv() {
+            Some(Ok(piece)) => {
+                self.remaining = self.remaining.saturating_sub(piece.len() as u64);
+                Ok(Some(piece))
+            }
+            Some(Err(error)) => Err(io::Error::other(error)),
+            // The feeding task closes the channel after the last byte, and where its runtime ends.
+            None if self.remaining == 0 => Ok(None),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
     /// The network's error inside an error of this reader, also where something that read from it wrapped it.
     pub fn client_error(error: &io::Error) -> Option<&ClientError> {
-        let mut cause: &(dyn std::error::Error + 'static) = error.get_ref()?;
-        loop {
-            if let Some(found) = cause.downcast_ref::<ClientError>() {
-                return Some(found);
-            }
-            // An I/O error hides what it wraps from `source`.
-            let inner = cause
-                .downcast_ref::<io::Error>()
-                .and_then(io::Error::get_ref);
-            cause = match inner {
-                Some(inner) => inner,
-                None => cause.source()?,
-            };
-        }
+        causes(error).find_map(|cause| cause.downcast_ref())
     }
 }
 
 impl Read for BlobReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            if self.remaining == 0 {
-                // Errors after the last byte change nothing; those of an empty blob do.
-                return match self.receiver.try_recv() {
-                    Ok(Err(error)) => Err(io::Error::other(error)),
-                    _ => Ok(0),
-                };
-            }
-            match self.receiver.blocking_recv() {
-                Some(Ok(piece)) => self.piece = piece,
-                Some(Err(error)) => return Err(io::Error::other(error)),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        if self.piece.is_empty() {
+            match self.next_piece()? {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
             }
         }
         let length = buffer.len().min(self.piece.len());
         buffer[..length].copy_from_slice(&self.piece[..length]);
         self.piece.advance(length);
-        self.remaining = self.remaining.saturating_sub(length as u64);
         Ok(length)
     }
 }

@@ -1,13 +1,15 @@
 //! What can go wrong with a registry: one error type, the specification's error envelope, and requests named
 //! without their secrets.
 
+use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
-use store::oci::{Digest, ManifestError};
+use store::oci::{Digest, ManifestError, Reference};
 
 use crate::auth::CredentialError;
 use crate::transport::retry;
@@ -22,6 +24,11 @@ pub struct RequestLine(String);
 impl RequestLine {
     pub(crate) fn new(method: &Method, url: &Url) -> RequestLine {
         RequestLine(format!("{method} {}", redacted(url)))
+    }
+
+    /// The reading of a blob, however many requests that takes.
+    pub(crate) fn of_blob(reference: &Reference, digest: &Digest) -> RequestLine {
+        RequestLine(format!("GET {}@{digest}", reference.name()))
     }
 }
 
@@ -132,6 +139,22 @@ pub(crate) fn printable(text: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(DETAIL_CHARS_MAX)
         .collect()
+}
+
+/// An error and what caused it, also where an I/O error hides that from `source`.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| {
+        let error: &'a (dyn Error + 'static) = *error;
+        match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        }
+    })
 }
 
 /// Why something with a registry failed.
@@ -285,7 +308,7 @@ pub enum ClientError {
     #[error("cannot store {digest}: {reason}")]
     Store {
         /// The blob.
-        digest: Digest,
+        digest: Box<Digest>,
         /// Why not.
         reason: String,
     },

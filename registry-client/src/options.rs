@@ -1,5 +1,7 @@
 //! How a [`crate::Client`] behaves. Nothing here comes from the environment: the caller passes paths and hosts in.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,8 @@ pub struct Options {
     pub certs_dirs: Vec<PathBuf>,
     /// PEM files of authorities that are trusted beside the system's.
     pub ca_files: Vec<PathBuf>,
+    /// Addresses of hosts, taken instead of the system resolver's answer; port 0 leaves the port to the URL.
+    pub addresses: BTreeMap<String, SocketAddr>,
     /// Proxies.
     pub proxies: Proxies,
     /// How long is waited for a peer.
@@ -44,6 +48,7 @@ impl Default for Options {
             user_agent: format!("longshore/{}", env!("CARGO_PKG_VERSION")),
             certs_dirs: Vec::new(),
             ca_files: Vec::new(),
+            addresses: BTreeMap::new(),
             proxies: Proxies::default(),
             timeouts: Timeouts::default(),
             retry: RetryPolicy::default(),

@@ -1,14 +1,93 @@
-//! Layers on their way in, several at once, each straight from the network into whatever unpacks it.
+//! Blobs on their way in: one into the store as it is, or an image's layers, several at once, each straight from the
+//! network into whatever unpacks it.
 
+use std::io;
 use std::sync::Arc;
 
+use store::content::{Blobs, ContentError, VerifiedBlob};
 use store::oci::{Descriptor, Reference};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::error::ClientError;
+use crate::error::{ClientError, RequestLine};
 use crate::progress::Progress;
 use crate::{BlobReader, Client};
+
+impl Client {
+    /// Fetches a blob into a store; `None` where the store had it. Nothing is visible there before its digest and size
+    /// were right.
+    pub async fn fetch_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        blobs: &Blobs,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Option<VerifiedBlob>, ClientError> {
+        let (store, wanted) = (blobs.clone(), descriptor.clone());
+        let had = blocking(move || Ok(store.has(&wanted.digest)? == Some(wanted.size)));
+        let failed = |error: KeepError| error.of(reference, descriptor);
+        if had.await.map_err(failed)? {
+            progress.started(&descriptor.digest, descriptor.size);
+            progress.finished(&descriptor.digest);
+            return Ok(None);
+        }
+        let mut reader = self.read_blob(reference, descriptor, progress);
+        let (store, wanted) = (blobs.clone(), descriptor.clone());
+        let kept = blocking(move || {
+            let mut ingest = store.ingest_as(wanted.digest.algorithm())?;
+            while let Some(piece) = reader.next_piece()? {
+                ingest.append(&piece)?;
+            }
+            Ok(ingest.commit(Some((wanted.digest, Some(wanted.size))))?)
+        });
+        kept.await.map(Some).map_err(failed)
+    }
+}
+
+/// Why a blob could not be kept.
+#[derive(Debug, thiserror::Error)]
+enum KeepError {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error(transparent)]
+    Content(#[from] ContentError),
+}
+
+impl KeepError {
+    fn of(self, reference: &Reference, descriptor: &Descriptor) -> ClientError {
+        let request = RequestLine::of_blob(reference, &descriptor.digest);
+        let store = |reason: String| ClientError::Store {
+            digest: Box::new(descriptor.digest),
+            reason,
+        };
+        match self {
+            KeepError::Content(ContentError::DigestMismatch { expected, found }) => {
+                ClientError::mismatch(&request, expected, found)
+            }
+            KeepError::Content(error) => store(error.to_string()),
+            KeepError::Read(error) => {
+                let text = error.to_string();
+                let inner = error
+                    .into_inner()
+                    .map(|inner| inner.downcast::<ClientError>());
+                match inner {
+                    Some(Ok(error)) => *error,
+                    _ => store(text),
+                }
+            }
+        }
+    }
+}
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, KeepError> + Send + 'static,
+) -> Result<T, KeepError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
 
 /// Why layers could not be pulled: the network's fault or the consumer's.
 #[derive(Debug, thiserror::Error)]

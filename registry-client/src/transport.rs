@@ -12,7 +12,6 @@
 //! than the first. Authentication and retries are the caller's ([`crate::registry`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as _;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -25,7 +24,7 @@ use reqwest::header::{
 use reqwest::{Method, Request, Response, StatusCode, Url};
 use rustls::RootCertStore;
 
-use crate::error::{ClientError, Refusal, RequestLine, printable, redacted};
+use crate::error::{ClientError, Refusal, RequestLine, causes, printable, redacted};
 use crate::headers;
 use crate::options::Options;
 
@@ -292,6 +291,9 @@ impl Transport {
             .http2_initial_connection_window_size(16 * 1024 * 1024)
             .user_agent(&options.user_agent)
             .no_proxy();
+        for (host, address) in &options.addresses {
+            builder = builder.resolve(host, *address);
+        }
         let proxies = &options.proxies;
         let except = || {
             proxies
@@ -433,26 +435,19 @@ impl Answer {
 /// Tells apart what the HTTP library reports.
 fn failure(error: &reqwest::Error, line: &RequestLine, url: &Url) -> ClientError {
     let host = target::authority(url);
-    let mut cause = error.source();
     let (mut refused, mut tls, mut breach) = (false, None, None);
-    while let Some(inner) = cause {
-        if let Some(io) = inner.downcast_ref::<io::Error>() {
+    for cause in causes(error) {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
             refused |= io.kind() == io::ErrorKind::ConnectionRefused;
-            // An I/O error hides what it wraps from `source`.
-            let wrapped = io
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            tls = tls.or(wrapped.map(ToString::to_string));
         }
-        if let Some(error) = inner.downcast_ref::<rustls::Error>() {
-            tls = tls.or(Some(error.to_string()));
+        if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+            tls = Some(error.to_string());
         }
-        if let Some(error) = inner.downcast_ref::<hyper::Error>()
+        if let Some(error) = cause.downcast_ref::<hyper::Error>()
             && error.is_parse()
         {
             breach = Some(error.to_string());
         }
-        cause = inner.source();
     }
     if let Some(reason) = tls {
         return ClientError::Tls { host, reason };
@@ -476,14 +471,13 @@ fn failure(error: &reqwest::Error, line: &RequestLine, url: &Url) -> ClientError
 /// The innermost causes of an error in one line, without URLs.
 fn chain(error: &reqwest::Error) -> String {
     let mut texts: Vec<String> = Vec::new();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let text = inner.to_string();
+    // The outermost names the URL.
+    for cause in causes(error).skip(1) {
+        let text = cause.to_string();
         // Wrappers often repeat what they wrap.
         if texts.last().is_none_or(|last| !last.contains(&text)) {
             texts.push(text);
         }
-        cause = inner.source();
     }
     if error.is_timeout() && texts.is_empty() {
         return "it took too long".to_owned();

@@ -2,13 +2,17 @@
 //!
 //! | file | against |
 //! |---|---|
+//! | [`bundled`] | the bundled registry, plain and with TLS |
 //! | [`debian`] | Debian's docker-registry, open and with htpasswd |
 //! | [`hostile_pull`], [`hostile_push`] | a server that breaks the protocol in every way we could think of |
+//! | [`tokens`] | a token server, and other hosts that must see no credential |
 
 #![allow(clippy::unwrap_used, reason = "a test that fails shall say where")]
 
+mod bundled;
 mod debian;
 mod hostile_pull;
 mod hostile_push;
 mod support;
+mod tokens;
 mod wire;

@@ -74,7 +74,7 @@ impl Line<'_> {
 
 type Handler = dyn Fn(&Seen, &mut Line<'_>) -> Then + Send + Sync;
 
-/// The server. Answers `GET /v2/` by itself, all else by its handler; stops when dropped.
+/// The server; stops when dropped.
 pub(crate) struct Wire {
     pub(crate) host: String,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -83,7 +83,18 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
+    /// A server that answers `GET /v2/` by itself and all else by its handler.
     pub(crate) fn start(
+        handler: impl Fn(&Seen, &mut Line<'_>) -> Then + Send + Sync + 'static,
+    ) -> Wire {
+        Wire::bare(move |seen, line| match seen.line().as_str() {
+            "GET /v2/" => line.answer(200, &[], b"{}"),
+            _ => handler(seen, line),
+        })
+    }
+
+    /// The same, with the handler answering everything.
+    pub(crate) fn bare(
         handler: impl Fn(&Seen, &mut Line<'_>) -> Then + Send + Sync + 'static,
     ) -> Wire {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -116,9 +127,11 @@ impl Wire {
         format!("{}/{name}", self.host).parse().unwrap()
     }
 
-    /// The requests so far, without the first look at `/v2/`.
+    /// The requests so far, without looks at `/v2/`.
     pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        let mut seen = self.seen.lock().unwrap().clone();
+        seen.retain(|seen| seen.line() != "GET /v2/");
+        seen
     }
 
     /// Their methods and targets.
@@ -142,13 +155,8 @@ fn serve(stream: &TcpStream, log: &Mutex<Vec<Seen>>, handler: &Handler) {
     let mut reader = BufReader::new(stream);
     while let Some(seen) = request(&mut reader) {
         let mut line = Line { stream };
-        let then = if seen.line() == "GET /v2/" {
-            line.answer(200, &[], b"{}")
-        } else {
-            log.lock().unwrap().push(seen.clone());
-            handler(&seen, &mut line)
-        };
-        match then {
+        log.lock().unwrap().push(seen.clone());
+        match handler(&seen, &mut line) {
             Then::Keep => {}
             Then::Cut => break,
             Then::Stall => {
