@@ -20,7 +20,7 @@ use crate::storage::{Blob, BlobSource, StorageError};
 const SMALL_BYTES: u64 = 64 * 1024;
 
 impl Registry {
-    pub(crate) async fn blob(&self, name: RepositoryName, digest: Digest, call: Call) -> Answer {
+    pub(crate) async fn blob(&self, name: RepositoryName, digest: Digest, call: &Call) -> Answer {
         let head = call.method == Method::HEAD;
         let found = self
             .blocking(move |storage| {
@@ -47,7 +47,7 @@ impl Registry {
             );
             response
         } else {
-            content(&blob, wanted(&call, &etag, blob.size), &call)?
+            content(&blob, wanted(call, &etag, blob.size), call)?
         };
         let headers = response.headers_mut();
         headers

@@ -31,6 +31,8 @@ pub mod sendfile;
 pub mod serve;
 pub mod storage;
 mod tags;
+#[cfg(test)]
+mod testing;
 mod uploads;
 
 pub use fixture::RunningServer;

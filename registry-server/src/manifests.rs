@@ -74,7 +74,7 @@ impl Registry {
         &self,
         name: RepositoryName,
         reference: ManifestReference,
-        call: Call,
+        call: &Call,
     ) -> Answer {
         let shown = shown(&reference);
         let found = self
@@ -122,7 +122,7 @@ impl Registry {
         &self,
         name: RepositoryName,
         reference: ManifestReference,
-        mut call: Call,
+        call: &mut Call,
     ) -> Answer {
         let mut tags: Vec<String> = call.query.all("tag").map(str::to_owned).collect();
         let expected = match &reference {
@@ -260,15 +260,10 @@ fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, Needs), ApiE
     if media_type.starts_with("application/vnd.docker.distribution.manifest.v1") {
         return Err(invalid("schema 1 manifests are not taken".to_owned()));
     }
-    if kind.is_manifest() || kind.is_index() {
-        if outline
-            .schema_version
-            .as_ref()
-            .and_then(serde_json::Number::as_u64)
-            != Some(2)
-        {
-            return Err(invalid("schemaVersion is not 2".to_owned()));
-        }
+    let version = outline.schema_version.as_ref();
+    let version = version.and_then(serde_json::Number::as_u64);
+    if (kind.is_manifest() || kind.is_index()) && version != Some(2) {
+        return Err(invalid("schemaVersion is not 2".to_owned()));
     }
     if kind.is_manifest() {
         let config = outline

@@ -24,6 +24,12 @@ use crate::uploads::Sessions;
 /// `Docker-Content-Digest`
 pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
+/// How much of a refused body is read, in bytes, before the connection is closed.
+const DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// And for how long.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What a handler returns.
 pub(crate) type Answer = Result<Response<Body>, ApiError>;
 
@@ -75,6 +81,26 @@ impl Call {
     /// `Content-Length`, if there is one.
     pub(crate) fn content_length(&self) -> Option<u64> {
         self.header(header::CONTENT_LENGTH)?.parse().ok()
+    }
+
+    /// Reads what is left of a refused request's body, within bounds: closing a connection on which bytes are
+    /// still arriving would reset it, and the client would never see the refusal.
+    async fn drain(&mut self) {
+        // This client sends no body before it is told to, and need not be.
+        if self.headers.contains_key(header::EXPECT) {
+            return;
+        }
+        let mut drained = 0;
+        let all = async {
+            while let Ok(Some(data)) = next_data(&mut self.body, DRAIN_TIMEOUT).await {
+                drained += data.len();
+                if drained > DRAIN_BYTES_MAX {
+                    break;
+                }
+            }
+        };
+        // At the end of either bound the connection is closed all the same.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, all).await;
     }
 
     /// The whole body, at most `bytes_max` long.
@@ -162,22 +188,26 @@ impl Registry {
     }
 
     async fn answer(&self, request: Request<Incoming>, queue: Option<SendQueue>) -> Answer {
-        if let Some(users) = &self.users {
-            users.check(request.headers()).await?;
-        }
         let (head, body) = request.into_parts();
-        let route = Route::parse(head.uri.path())?;
-        let call = Call {
+        let mut call = Call {
             method: head.method,
             query: Query::parse(head.uri.query()),
             headers: head.headers,
             body,
             queue,
         };
-        self.dispatch(route, call).await
+        let answer = self.dispatch(head.uri.path(), &mut call).await;
+        if answer.is_err() {
+            call.drain().await;
+        }
+        answer
     }
 
-    async fn dispatch(&self, route: Route, call: Call) -> Answer {
+    async fn dispatch(&self, path: &str, call: &mut Call) -> Answer {
+        if let Some(users) = &self.users {
+            users.check(&call.headers).await?;
+        }
+        let route = Route::parse(path)?;
         let method = call.method.clone();
         let allowed: &'static str = match &route {
             Route::Base | Route::Catalog | Route::Tags(_) | Route::Referrers(..) => "GET, HEAD",

@@ -181,8 +181,8 @@ fn repository(segments: &[&str]) -> Result<RepositoryName, ApiError> {
 
 /// One path segment, decoded. An encoded slash would change what the path means, so it is refused.
 fn segment(text: &str) -> Result<String, ApiError> {
-    let decoded = percent_decode(text, false)
-        .ok_or_else(|| ApiError::with(ErrorCode::NameInvalid, "the path is not UTF-8"))?;
+    let decoded = String::from_utf8(percent_decode(text, false))
+        .map_err(|_| ApiError::with(ErrorCode::NameInvalid, "the path is not UTF-8"))?;
     if decoded.contains(['/', '\\', '\0']) {
         return Err(ApiError::with(
             ErrorCode::NameInvalid,
@@ -197,11 +197,13 @@ fn segment(text: &str) -> Result<String, ApiError> {
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Parses what follows `?`; pairs that are not UTF-8 are dropped.
+    /// Parses what follows `?`; bytes that are not UTF-8 become U+FFFD, which no name or digest has.
     pub fn parse(text: Option<&str>) -> Query {
-        let pairs = text.unwrap_or_default().split('&').filter_map(|pair| {
+        let decoded =
+            |part: &str| String::from_utf8_lossy(&percent_decode(part, true)).into_owned();
+        let pairs = text.unwrap_or_default().split('&').map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Some((percent_decode(key, true)?, percent_decode(value, true)?))
+            (decoded(key), decoded(value))
         });
         Query(pairs.filter(|(key, _)| !key.is_empty()).collect())
     }
@@ -222,11 +224,8 @@ impl Query {
     }
 }
 
-/// Decodes `%xx` (and `+` in queries); `None` if the result is not UTF-8. A stray `%` stands for itself.
-fn percent_decode(text: &str, plus_is_space: bool) -> Option<String> {
-    if !text.contains(['%', '+']) {
-        return Some(text.to_owned());
-    }
+/// Decodes `%xx` (and `+` in queries). A stray `%` stands for itself.
+fn percent_decode(text: &str, plus_is_space: bool) -> Vec<u8> {
     let digit = |b: Option<&u8>| b.and_then(|&b| char::from(b).to_digit(16));
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -243,7 +242,7 @@ fn percent_decode(text: &str, plus_is_space: bool) -> Option<String> {
         }
         at += 1;
     }
-    String::from_utf8(decoded).ok()
+    decoded
 }
 
 /// `text` with everything but unreserved characters encoded, for use in a query.
@@ -257,4 +256,180 @@ pub fn percent_encode(text: &str) -> String {
         }
     }
     encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[allow(clippy::needless_pass_by_value, reason = "a table of literals")]
+    fn check(path: &str, expected: Result<Route, ErrorCode>) {
+        let found = Route::parse(path).map_err(|error| error.code());
+        assert_eq!(found, expected, "{path}");
+    }
+
+    fn name(text: &str) -> RepositoryName {
+        RepositoryName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn parses_every_endpoint() {
+        let digest: Digest = format!("sha256:{HEX}").parse().unwrap();
+        let tag = |text: &str| ManifestReference::Tag(text.to_owned());
+        check("/v2", Ok(Route::Base));
+        check("/v2/", Ok(Route::Base));
+        check("/v2/_catalog", Ok(Route::Catalog));
+        check("/v2/a/tags/list", Ok(Route::Tags(name("a"))));
+        check("/v2/a/b/c/tags/list", Ok(Route::Tags(name("a/b/c"))));
+        check("/v2/a/blobs/uploads/", Ok(Route::Uploads(name("a"))));
+        check("/v2/a/blobs/uploads", Ok(Route::Uploads(name("a"))));
+        let id = UploadId::random();
+        check(
+            &format!("/v2/a/blobs/uploads/{id}"),
+            Ok(Route::Upload(name("a"), id)),
+        );
+        check(
+            &format!("/v2/a/blobs/sha256:{HEX}"),
+            Ok(Route::Blob(name("a"), digest)),
+        );
+        check(
+            &format!("/v2/a/blobs/sha256%3A{HEX}"),
+            Ok(Route::Blob(name("a"), digest)),
+        );
+        check(
+            &format!("/v2/a/referrers/sha256:{HEX}"),
+            Ok(Route::Referrers(name("a"), digest)),
+        );
+        check(
+            "/v2/a/manifests/v1.0-x_y",
+            Ok(Route::Manifest(name("a"), tag("v1.0-x_y"))),
+        );
+        check(
+            &format!("/v2/a/manifests/sha256:{HEX}"),
+            Ok(Route::Manifest(
+                name("a"),
+                ManifestReference::Digest(digest),
+            )),
+        );
+    }
+
+    #[test]
+    fn names_may_hold_the_words_of_the_grammar() {
+        let tag = |text: &str| ManifestReference::Tag(text.to_owned());
+        check(
+            "/v2/blobs/uploads/manifests/tags",
+            Ok(Route::Manifest(name("blobs/uploads"), tag("tags"))),
+        );
+        check(
+            "/v2/tags/list/tags/list",
+            Ok(Route::Tags(name("tags/list"))),
+        );
+        check(
+            "/v2/manifests/blobs/uploads/",
+            Ok(Route::Uploads(name("manifests"))),
+        );
+        check(
+            "/v2/list/manifests/list",
+            Ok(Route::Manifest(name("list"), tag("list"))),
+        );
+    }
+
+    #[test]
+    fn refuses_what_is_no_route() {
+        use ErrorCode as E;
+        check("/", Err(E::NotFound));
+        check("/v1/", Err(E::NotFound));
+        check("/v2x/", Err(E::NotFound));
+        check("/v2/a", Err(E::NotFound));
+        check("/v2/a/tags", Err(E::NotFound));
+        check("/v2/tags/list", Err(E::NameInvalid));
+        check("/v2/A/tags/list", Err(E::NameInvalid));
+        check("/v2/../tags/list", Err(E::NameInvalid));
+        check("/v2/a/../b/tags/list", Err(E::NameInvalid));
+        check("/v2/a//b/tags/list", Err(E::NameInvalid));
+        check("/v2/a/./tags/list", Err(E::NameInvalid));
+        check("/v2/%2e%2e/tags/list", Err(E::NameInvalid));
+        check("/v2/a%2Fb/tags/list", Err(E::NameInvalid));
+        check("/v2/a%00/tags/list", Err(E::NameInvalid));
+        check("/v2/a%5cb/tags/list", Err(E::NameInvalid));
+        check("/v2/a%ff/tags/list", Err(E::NameInvalid));
+        check("/v2/_layers/tags/list", Err(E::NameInvalid));
+        check(
+            &format!("/v2/{}/tags/list", "a".repeat(256)),
+            Err(E::NameInvalid),
+        );
+        check("/v2/a/blobs/sha256:00", Err(E::DigestInvalid));
+        check("/v2/a/blobs/md5:00", Err(E::DigestInvalid));
+        check("/v2/a/blobs/..", Err(E::DigestInvalid));
+        check("/v2/a/manifests/sha256:zz", Err(E::DigestInvalid));
+        check("/v2/a/referrers/x", Err(E::DigestInvalid));
+        check("/v2/a/blobs/uploads/..", Err(E::BlobUploadUnknown));
+        check("/v2/a/blobs/uploads/%2e%2e", Err(E::BlobUploadUnknown));
+        check("/v2/a/blobs/uploads/ABC", Err(E::BlobUploadUnknown));
+        check(
+            "/v2/a/manifests/.x",
+            Ok(Route::Manifest(
+                name("a"),
+                ManifestReference::Impossible(".x".to_owned()),
+            )),
+        );
+    }
+
+    #[test]
+    fn queries_are_decoded() {
+        let query = Query::parse(Some("a=1&b=x%2Fy+z&a=2&c&=d&e=%zz&f=%ff"));
+        assert_eq!(query.first("a"), Some("1"));
+        assert_eq!(query.all("a").collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(query.first("b"), Some("x/y z"));
+        assert_eq!(query.first("c"), Some(""));
+        assert_eq!(query.first(""), None);
+        assert_eq!(query.first("e"), Some("%zz"));
+        assert_eq!(query.first("f"), Some("\u{fffd}"));
+        assert_eq!(percent_encode("a+b c/ü"), "a%2Bb%20c/%C3%BC");
+    }
+
+    /// Whatever is thrown at the grammar, it answers, and nothing it accepts can leave a folder.
+    #[test]
+    fn mutated_paths_never_escape() {
+        let seeds = [
+            "/v2/library/app/manifests/latest".to_owned(),
+            format!("/v2/a/b/blobs/sha256:{HEX}"),
+            "/v2/a/blobs/uploads/0f9c-12".to_owned(),
+            "/v2/a/tags/list".to_owned(),
+        ];
+        let splices = [
+            "/", "..", "%2f", "%2e%2e", "%00", ":", "//", "_layers", "\u{e9}", "%", "@",
+        ];
+        let mut random = crate::testing::Random(7);
+        for round in 0..20_000 {
+            let mut path = seeds[round % seeds.len()].clone();
+            for _ in 0..=random.below(3) {
+                let mut at = random.below(path.len() + 1);
+                while !path.is_char_boundary(at) {
+                    at -= 1;
+                }
+                match random.below(3) {
+                    0 => path.insert_str(at, splices[random.below(splices.len())]),
+                    1 => path.truncate(at),
+                    _ => path.insert(at, char::from(u8::try_from(random.below(128)).unwrap())),
+                }
+            }
+            let (name, last) = match Route::parse(&path) {
+                Ok(Route::Manifest(name, ManifestReference::Tag(tag))) => (name, tag),
+                Ok(Route::Upload(name, id)) => (name, id.to_string()),
+                Ok(Route::Blob(name, digest)) => (name, digest.hex()),
+                Ok(Route::Tags(name) | Route::Uploads(name)) => (name, "x".to_owned()),
+                _ => continue,
+            };
+            assert!(
+                !name
+                    .as_str()
+                    .split('/')
+                    .any(|part| part.is_empty() || part.starts_with('.') || part.starts_with('_'))
+            );
+            assert!(!last.contains('/') && last != ".." && last != "." && !last.contains('\0'));
+        }
+    }
 }

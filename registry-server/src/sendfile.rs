@@ -35,6 +35,9 @@ use tokio::time::{Instant, Sleep};
 /// Length of the window, and so of the longest single placeholder.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 
+/// Length of HTTP/2's opening words, which hyper waits for where they may be meant.
+pub const PREFACE_BYTES: usize = 24;
+
 /// Most bytes that one `sendfile` call is asked for, so that one fast reader does not keep a thread to itself.
 const SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 
@@ -84,15 +87,25 @@ pub struct Connection {
     stream: TcpStream,
     queue: SendQueue,
     stall: Stall,
+    /// Bytes still to come before the peer counts as one that speaks.
+    preface: usize,
+    silence: Stall,
 }
 
 impl Connection {
-    /// Wraps an accepted connection. A write that makes no progress for `write_timeout` fails.
-    pub fn new(stream: TcpStream, write_timeout: Duration) -> Connection {
+    /// Wraps an accepted connection. A write that makes no progress for `write_timeout` fails, and so does the
+    /// first read unless [`PREFACE_BYTES`] arrive within `preface_timeout`.
+    pub fn new(
+        stream: TcpStream,
+        write_timeout: Duration,
+        preface_timeout: Duration,
+    ) -> Connection {
         Connection {
             stream,
             queue: SendQueue::default(),
-            stall: Stall::new(write_timeout),
+            stall: Stall::new(write_timeout, "the peer stopped reading"),
+            preface: PREFACE_BYTES,
+            silence: Stall::new(preface_timeout, "the peer sends no request"),
         }
     }
 
@@ -191,7 +204,16 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if self.preface == 0 {
+            return read;
+        }
+        self.preface = self.preface.saturating_sub(buf.filled().len() - before);
+        if read.is_ready() {
+            return read;
+        }
+        self.silence.poll(cx)
     }
 }
 
@@ -227,17 +249,19 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Turns a write that stays pending for too long into an error.
+/// Turns an operation that stays pending for too long into an error.
 #[derive(Debug)]
 struct Stall {
     timeout: Duration,
+    message: &'static str,
     since: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stall {
-    fn new(timeout: Duration) -> Stall {
+    fn new(timeout: Duration, message: &'static str) -> Stall {
         Stall {
             timeout,
+            message,
             since: None,
         }
     }
@@ -251,14 +275,16 @@ impl Stall {
             self.since = None;
             return written;
         }
+        self.poll(cx).map_ok(|()| 0)
+    }
+
+    /// Pending until the timeout since the first call is over; then the error.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let deadline = Instant::now() + self.timeout;
         let sleep = self
             .since
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         ready!(sleep.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the peer stopped reading",
-        )))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, self.message)))
     }
 }

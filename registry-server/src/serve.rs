@@ -305,16 +305,26 @@ impl Client {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let connection = Connection::new(stream, self.limits.body_timeout);
+        let connection =
+            Connection::new(stream, self.limits.body_timeout, self.limits.header_timeout);
         match self.tls.clone() {
             None => {
                 let queue = connection.queue();
-                self.talk(connection, Some(queue)).await;
+                let builder = auto::Builder::new(TokioExecutor::new());
+                self.talk(connection, builder, Some(queue)).await;
             }
             Some(tls) => {
                 let handshake = tls.accept(connection);
                 match tokio::time::timeout(self.limits.header_timeout, handshake).await {
-                    Ok(Ok(stream)) => self.talk(stream, None).await,
+                    Ok(Ok(stream)) => {
+                        let builder = auto::Builder::new(TokioExecutor::new());
+                        // The client has said what it speaks: nothing to wait and guess for.
+                        let builder = match stream.get_ref().1.alpn_protocol() {
+                            Some(b"h2") => builder.http2_only(),
+                            _ => builder.http1_only(),
+                        };
+                        self.talk(stream, builder, None).await;
+                    }
                     Ok(Err(error)) => tracing::debug!(%error, "the TLS handshake failed"),
                     Err(_) => tracing::debug!("the TLS handshake took too long"),
                 }
@@ -322,8 +332,12 @@ impl Client {
         }
     }
 
-    async fn talk<S>(self, stream: S, queue: Option<SendQueue>)
-    where
+    async fn talk<S>(
+        self,
+        stream: S,
+        mut builder: auto::Builder<TokioExecutor>,
+        queue: Option<SendQueue>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let registry = self.registry;
@@ -339,7 +353,6 @@ impl Client {
                 )
             }
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
             .timer(TokioTimer::new())

@@ -18,7 +18,7 @@ const CATALOG_ENTRIES: usize = 1000;
 const REFERRERS_BYTES: usize = 3 * 1024 * 1024;
 
 impl Registry {
-    pub(crate) async fn list_tags(&self, name: RepositoryName, call: Call) -> Answer {
+    pub(crate) async fn list_tags(&self, name: RepositoryName, call: &Call) -> Answer {
         let wanted = page_size(&call.query)?;
         let repository = name.clone();
         let Some(mut tags) = self
@@ -41,7 +41,7 @@ impl Registry {
         Ok(response)
     }
 
-    pub(crate) async fn catalog(&self, call: Call) -> Answer {
+    pub(crate) async fn catalog(&self, call: &Call) -> Answer {
         let wanted = page_size(&call.query)?
             .unwrap_or(CATALOG_ENTRIES)
             .min(CATALOG_ENTRIES);
@@ -66,7 +66,7 @@ impl Registry {
         &self,
         name: RepositoryName,
         subject: Digest,
-        call: Call,
+        call: &Call,
     ) -> Answer {
         let artifact_type = call.query.first("artifactType").map(str::to_owned);
         let last = call.query.first("last").map(str::to_owned);

@@ -98,12 +98,12 @@ struct Hold {
 
 impl Registry {
     /// POST: mount, whole blob at once, or a new session.
-    pub(crate) async fn start_upload(&self, name: RepositoryName, call: Call) -> Answer {
+    pub(crate) async fn start_upload(&self, name: RepositoryName, call: &mut Call) -> Answer {
         if let Some(mount) = call.query.first("mount") {
             let digest = parse_digest(mount)?;
             let from = call.query.first("from").map(RepositoryName::parse);
             // A source that cannot exist has no blobs: the client uploads then.
-            if let Some(from) = from.transpose().ok() {
+            if let Ok(from) = from.transpose() {
                 let target = name.clone();
                 let mounted = self
                     .blocking(move |storage| storage.mount_blob(&target, &digest, from.as_ref()))
@@ -148,10 +148,10 @@ impl Registry {
         &self,
         name: RepositoryName,
         id: UploadId,
-        call: Call,
+        call: &mut Call,
     ) -> Answer {
         let mut hold = self.hold(name, id).await?;
-        let chunk = self.expected_chunk(&hold, &call)?;
+        let chunk = expected_chunk(&hold, call)?;
         self.receive(&mut hold, call, chunk).await?;
         Ok(session_answer(
             StatusCode::ACCEPTED,
@@ -166,11 +166,11 @@ impl Registry {
         &self,
         name: RepositoryName,
         id: UploadId,
-        call: Call,
+        call: &mut Call,
     ) -> Answer {
         let digest = parse_digest(call.query.first("digest").unwrap_or_default())?;
         let mut hold = self.hold(name, id).await?;
-        let chunk = self.expected_chunk(&hold, &call)?;
+        let chunk = expected_chunk(&hold, call)?;
         self.receive(&mut hold, call, chunk).await?;
         self.finish(hold, digest).await
     }
@@ -255,46 +255,11 @@ impl Registry {
         Ok(())
     }
 
-    /// What `Content-Range` announces, after checking that it begins where the session ends.
-    fn expected_chunk(&self, hold: &Hold, call: &Call) -> Result<Option<ByteRange>, ApiError> {
-        let Some(value) = call.headers.get(header::CONTENT_RANGE) else {
-            return Ok(None);
-        };
-        let size = hold.running.hashed;
-        let Some(chunk) = value.to_str().ok().and_then(parse_content_range) else {
-            return Err(ApiError::with(
-                ErrorCode::BlobUploadInvalid,
-                "Content-Range is not `first-last`",
-            ));
-        };
-        if chunk.start != size {
-            let mut error = ApiError::with(
-                ErrorCode::RangeInvalid,
-                format!("the chunk begins at {}: expected {size}", chunk.start),
-            );
-            let told = session_answer(StatusCode::ACCEPTED, &hold.name, &hold.id, size);
-            for (name, value) in told.headers() {
-                error = error.header(name.clone(), value.clone());
-            }
-            return Err(error);
-        }
-        match call.content_length() {
-            Some(length) if length != chunk.size() => Err(ApiError::with(
-                ErrorCode::SizeInvalid,
-                format!(
-                    "Content-Range is of {} bytes but Content-Length is {length}",
-                    chunk.size()
-                ),
-            )),
-            _ => Ok(Some(chunk)),
-        }
-    }
-
     /// Adds a body to the session. On a cut body the bytes that arrived stay; on a refused one none do.
     async fn receive(
         &self,
         hold: &mut Hold,
-        call: Call,
+        call: &mut Call,
         chunk: Option<ByteRange>,
     ) -> Result<(), ApiError> {
         let before = hold.running.clone();
@@ -305,10 +270,9 @@ impl Registry {
             return Err(too_large(size_max));
         }
         let mut writer = Writer::new(Arc::clone(&hold.data), before.clone());
-        let mut body = call.body;
         let mut received = before.hashed;
         let ended = loop {
-            match self.next_batch(hold, &mut body).await {
+            match self.next_batch(hold, &mut call.body).await {
                 Ok(None) => break Ok(()),
                 Ok(Some(data)) => {
                     received = received.saturating_add(data.len() as u64);
@@ -388,6 +352,41 @@ impl Registry {
         call: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, ApiError> {
         joined(tokio::task::spawn_blocking(call)).await
+    }
+}
+
+/// What `Content-Range` announces, after checking that it begins where the session ends.
+fn expected_chunk(hold: &Hold, call: &Call) -> Result<Option<ByteRange>, ApiError> {
+    let Some(value) = call.headers.get(header::CONTENT_RANGE) else {
+        return Ok(None);
+    };
+    let size = hold.running.hashed;
+    let Some(chunk) = value.to_str().ok().and_then(parse_content_range) else {
+        return Err(ApiError::with(
+            ErrorCode::BlobUploadInvalid,
+            "Content-Range is not `first-last`",
+        ));
+    };
+    if chunk.start != size {
+        let mut error = ApiError::with(
+            ErrorCode::RangeInvalid,
+            format!("the chunk begins at {}: expected {size}", chunk.start),
+        );
+        let told = session_answer(StatusCode::ACCEPTED, &hold.name, &hold.id, size);
+        for (name, value) in told.headers() {
+            error = error.header(name.clone(), value.clone());
+        }
+        return Err(error);
+    }
+    match call.content_length() {
+        Some(length) if length != chunk.size() => Err(ApiError::with(
+            ErrorCode::SizeInvalid,
+            format!(
+                "Content-Range is of {} bytes but Content-Length is {length}",
+                chunk.size()
+            ),
+        )),
+        _ => Ok(Some(chunk)),
     }
 }
 

@@ -87,12 +87,17 @@ impl Client {
         self.stream.get_mut().write_all(bytes).unwrap();
     }
 
-    /// Closes the connection.
-    pub(crate) fn cut(self) {
-        self.stream
-            .into_inner()
-            .shutdown(std::net::Shutdown::Both)
-            .unwrap();
+    /// Sends no more, but still reads.
+    pub(crate) fn finish_writing(&mut self) {
+        let stream = self.stream.get_mut();
+        // A server that has hung up already is no surprise here.
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Sends no more, and waits until the server has hung up.
+    pub(crate) fn finish(mut self) {
+        self.finish_writing();
+        self.until_closed();
     }
 
     /// Waits until the server closes the connection; returns what it still sent.
@@ -244,29 +249,18 @@ impl Client {
 
 /// Bytes that look random and are the same every time.
 pub(crate) fn noise(size: usize, seed: u64) -> Vec<u8> {
-    let mut random = Random(seed);
-    let mut bytes = Vec::with_capacity(size + 8);
-    while bytes.len() < size {
-        bytes.extend(random.next().to_le_bytes());
-    }
-    bytes.truncate(size);
-    bytes
-}
-
-/// A small generator (splitmix64), so that a seed is a test case.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    };
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        bytes.extend(next().to_le_bytes());
     }
-
-    /// Below `bound`.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).unwrap()
-    }
+    bytes.truncate(size);
+    bytes
 }

@@ -1,4 +1,11 @@
 //! The registry as its clients see it: raw HTTP, other people's tools, and CNCF distribution on the same folder.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails, fails")]
+
+mod access;
 mod client;
+mod distribution;
+mod faults;
 mod protocol;
+mod storage;
+mod tools;

@@ -1,0 +1,229 @@
+//! One suite for every storage.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use registry_server::routes::{RepositoryName, UploadId};
+use registry_server::storage::disk::DiskStorage;
+use registry_server::storage::memory::MemoryStorage;
+use registry_server::storage::{
+    Blob, BlobSource, RegistryStorage, VerifiedManifest, VerifiedUpload,
+};
+use store::oci::{Digest, MediaType};
+
+fn on_both(test: impl Fn(&dyn RegistryStorage)) {
+    let root = tempfile::tempdir().unwrap();
+    test(&DiskStorage::open(root.path()).unwrap());
+    test(&MemoryStorage::default());
+}
+
+fn name(text: &str) -> RepositoryName {
+    RepositoryName::parse(text).unwrap()
+}
+
+fn upload(storage: &dyn RegistryStorage, repository: &RepositoryName, bytes: &[u8]) -> UploadId {
+    let id = storage.create_upload(repository).unwrap();
+    let data = storage.upload(repository, &id).unwrap().unwrap();
+    data.write_at(bytes, 0).unwrap();
+    id
+}
+
+fn put(storage: &dyn RegistryStorage, repository: &RepositoryName, bytes: &[u8]) -> Digest {
+    let digest = Digest::of(bytes);
+    let id = upload(storage, repository, bytes);
+    let verified = VerifiedUpload::check(id, bytes.len() as u64, digest, digest).unwrap();
+    storage.commit_upload(repository, &verified).unwrap();
+    digest
+}
+
+fn content(blob: &Blob) -> Vec<u8> {
+    match &blob.source {
+        BlobSource::Bytes(bytes) => bytes.to_vec(),
+        BlobSource::File(file) => {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut Arc::clone(file), &mut bytes).unwrap();
+            bytes
+        }
+    }
+}
+
+#[test]
+fn proofs_exist_only_for_what_was_hashed() {
+    let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+    assert!(VerifiedUpload::check(UploadId::random(), 1, a, b).is_none());
+    assert!(VerifiedManifest::check(Bytes::from_static(b"a"), String::new(), b).is_none());
+}
+
+#[test]
+fn blobs_belong_to_repositories() {
+    on_both(|storage| {
+        let (a, b) = (name("a"), name("b/c"));
+        let digest = put(storage, &a, b"bytes");
+        assert_eq!(
+            content(&storage.blob(&a, &digest).unwrap().unwrap()),
+            b"bytes"
+        );
+        assert_eq!(storage.blob_size(&a, &digest).unwrap(), Some(5));
+        assert!(storage.blob(&b, &digest).unwrap().is_none());
+        assert!(!storage.mount_blob(&b, &digest, Some(&name("x"))).unwrap());
+        assert!(!storage.mount_blob(&b, &Digest::of(b"no"), None).unwrap());
+        assert!(storage.mount_blob(&b, &digest, Some(&a)).unwrap());
+        assert!(storage.remove_blob(&a, &digest).unwrap());
+        assert!(!storage.remove_blob(&a, &digest).unwrap());
+        assert!(storage.blob(&a, &digest).unwrap().is_none());
+        // One that is being read stays readable; one that others have stays.
+        let blob = storage.blob(&b, &digest).unwrap().unwrap();
+        put(storage, &b, b"bytes");
+        assert_eq!(content(&blob), b"bytes");
+        assert!(storage.mount_blob(&a, &digest, None).unwrap());
+    });
+}
+
+#[test]
+fn uploads_are_private_until_committed() {
+    on_both(|storage| {
+        let a = name("a");
+        let id = upload(storage, &a, b"12345");
+        assert!(storage.upload(&name("b"), &id).unwrap().is_none());
+        assert!(storage.tags(&a).unwrap().is_none());
+        let data = storage.upload(&a, &id).unwrap().unwrap();
+        data.write_at(b"67", 5).unwrap();
+        assert_eq!(data.size().unwrap(), 7);
+        data.truncate(6).unwrap();
+        let mut buffer = [0; 10];
+        assert_eq!(data.read_at(&mut buffer, 1).unwrap(), 5);
+        assert_eq!(&buffer[..5], b"23456");
+        assert_eq!(data.read_at(&mut buffer, 6).unwrap(), 0);
+        assert!(storage.cancel_upload(&a, &id).unwrap());
+        assert!(!storage.cancel_upload(&a, &id).unwrap());
+        assert!(storage.upload(&a, &id).unwrap().is_none());
+        let id = upload(storage, &a, b"");
+        assert_eq!(storage.purge_uploads(Duration::from_secs(3600)).unwrap(), 0);
+        assert!(storage.upload(&a, &id).unwrap().is_some());
+        assert_eq!(storage.purge_uploads(Duration::ZERO).unwrap(), 1);
+        assert!(storage.upload(&a, &id).unwrap().is_none());
+    });
+}
+
+#[test]
+fn manifests_tags_and_referrers() {
+    on_both(|storage| {
+        let a = name("a");
+        let manifest = |text: &'static str, media_type: &str| {
+            let bytes = Bytes::from_static(text.as_bytes());
+            VerifiedManifest::check(bytes, media_type.to_owned(), Digest::of(text.as_bytes()))
+                .unwrap()
+        };
+        let subject = Digest::of(b"subject");
+        let one = manifest(r#"{"config":{}}"#, MediaType::OCI_MANIFEST);
+        // A type that the bytes do not tell.
+        let two = manifest("{}", "application/vnd.example+json");
+        storage.put_manifest(&a, &one, None).unwrap();
+        storage.put_manifest(&a, &two, Some(&subject)).unwrap();
+        for manifest in [&one, &two] {
+            let digest = manifest.digest();
+            assert_eq!(
+                storage.manifest(&a, digest).unwrap().as_ref(),
+                Some(manifest)
+            );
+            assert!(storage.has_manifest(&a, digest).unwrap());
+            assert!(!storage.has_manifest(&name("b"), digest).unwrap());
+        }
+        assert_eq!(storage.referrers(&a, &subject).unwrap(), [*two.digest()]);
+        assert_eq!(storage.referrers(&a, one.digest()).unwrap(), []);
+        assert_eq!(storage.tags(&a).unwrap(), Some(Vec::new()));
+        for (tag, manifest) in [
+            ("t", &one),
+            ("t", &two),
+            ("s", &one),
+            ("t", &one),
+            ("u", &two),
+        ] {
+            storage.set_tag(&a, tag, manifest.digest()).unwrap();
+            assert_eq!(
+                storage.tag(&a, tag).unwrap().as_ref(),
+                Some(manifest.digest())
+            );
+        }
+        assert_eq!(
+            storage.tags(&a).unwrap().unwrap(),
+            ["s".to_owned(), "t".to_owned(), "u".to_owned()]
+        );
+        assert!(storage.remove_tag(&a, "s").unwrap());
+        assert!(!storage.remove_tag(&a, "s").unwrap());
+        assert!(storage.remove_manifest(&a, one.digest()).unwrap());
+        assert!(!storage.remove_manifest(&a, one.digest()).unwrap());
+        assert_eq!(storage.tags(&a).unwrap().unwrap(), ["u".to_owned()]);
+        assert!(storage.manifest(&a, one.digest()).unwrap().is_none());
+        // Put again as another type, the bytes are what was said last.
+        let again = manifest("{}", "application/octet-stream");
+        storage.put_manifest(&a, &again, None).unwrap();
+        assert_eq!(storage.manifest(&a, again.digest()).unwrap(), Some(again));
+    });
+}
+
+#[test]
+fn the_catalog_goes_on_anywhere() {
+    on_both(|storage| {
+        let all = ["a", "a/b", "a/b/c", "a-b", "a.b", "b/c", "b/d/e"];
+        for text in all.iter().rev() {
+            put(storage, &name(text), b"x");
+        }
+        let list = |last: Option<&str>, limit| -> Vec<String> {
+            let names = storage.repositories(last, limit).unwrap();
+            names.iter().map(|name| name.as_str().to_owned()).collect()
+        };
+        assert_eq!(list(None, 100), all);
+        assert_eq!(list(None, 0), [""; 0]);
+        for (index, text) in all.iter().enumerate() {
+            assert_eq!(list(Some(text), 100), all[index + 1..]);
+            assert_eq!(
+                list(Some(text), 1),
+                all[index + 1..].iter().take(1).copied().collect::<Vec<_>>()
+            );
+        }
+        assert_eq!(list(Some("a/b/a"), 1), ["a/b/c"]);
+        assert_eq!(list(Some("b"), 2), ["b/c", "b/d/e"]);
+        assert_eq!(list(Some("../x"), 1), ["a"]);
+        assert_eq!(list(Some("zz"), 1), [""; 0]);
+    });
+}
+
+#[test]
+fn damaged_folders_are_told_and_never_served() {
+    let root = tempfile::tempdir().unwrap();
+    let storage = DiskStorage::open(root.path()).unwrap();
+    let a = name("a");
+    let bytes = Bytes::from_static(b"{\"config\":{}}");
+    let digest = Digest::of(&bytes);
+    let manifest =
+        VerifiedManifest::check(bytes, MediaType::OCI_MANIFEST.to_owned(), digest).unwrap();
+    storage.put_manifest(&a, &manifest, None).unwrap();
+    storage.set_tag(&a, "t", &digest).unwrap();
+    let base = root.path().join("docker/registry/v2");
+    let data = base.join(format!(
+        "blobs/sha256/{}/{}/data",
+        &digest.hex()[..2],
+        digest.hex()
+    ));
+    std::fs::write(&data, "{\"config\":[]}").unwrap();
+    let error = storage.manifest(&a, &digest).unwrap_err().to_string();
+    assert!(
+        error.contains("is damaged: its content is not that of"),
+        "{error}"
+    );
+    let link = base.join("repositories/a/_manifests/tags/t/current/link");
+    for text in ["", "../../../x", "sha256:00", &"x".repeat(10_000)] {
+        std::fs::write(&link, text).unwrap();
+        let error = storage.tag(&a, "t").unwrap_err().to_string();
+        assert!(error.contains("is damaged"), "{error}");
+    }
+    // Folders that are no repositories, and files where folders should be.
+    std::fs::create_dir_all(base.join("repositories/UPPER/_layers")).unwrap();
+    std::fs::create_dir_all(base.join("repositories/ok/_manifests")).unwrap();
+    std::fs::write(base.join("repositories/file"), "").unwrap();
+    let names = storage.repositories(None, 10).unwrap();
+    assert_eq!(names, [name("a"), name("ok")]);
+    assert!(storage.tags(&name("file")).unwrap().is_none());
+}
