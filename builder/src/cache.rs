@@ -10,6 +10,8 @@
 //! its tree digest, without modification times, so a step that ran again and did the same keeps its identity, and all
 //! after it still hits (early cutoff). A layer of an image is identified by its DiffID, which is known before it is pulled.
 
+pub mod content_hash;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -1,9 +1,217 @@
 //! From a Dockerfile to an image: parse, lower, solve, cache, export.
+//!
+//! ```text
+//! Dockerfile text ─ dockerfile ─► AST ─ lower ─► Definition ─ solve + cache + ops ─► layers ─ export ─► image
+//! ```
+//!
+//! [`build`] is that path in one function.
 
 #![forbid(unsafe_code)]
 
 pub mod cache;
 pub mod dockerfile;
+pub mod error;
+pub mod export;
 pub mod graph;
 pub mod lower;
+pub mod ops;
+pub mod remote;
+pub mod request;
 pub mod solve;
+pub mod transfer;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use store::Store;
+
+use dockerfile::{Diagnostic, SourceFile};
+use error::BuildError;
+use graph::{Definition, Op};
+use lower::{LowerRequest, Lowered, Plan};
+use ops::Operations;
+use ops::context::Context;
+use remote::Remote;
+use request::{BuildOutcome, BuildRequest};
+use solve::ProgressSink;
+use solve::cancel::Cancel;
+use solve::driver::{self, SolveError};
+
+/// What a build works with, beside its request.
+#[derive(Clone, Copy, Debug)]
+pub struct BuildEnvironment<'a> {
+    /// Where everything is kept.
+    pub store: &'a Arc<Store>,
+    /// How registries are reached.
+    pub remote: &'a Remote,
+    /// Ends the build when set.
+    pub cancel: &'a Cancel,
+}
+
+/// Builds an image: the whole path from the Dockerfile's text to the outputs that were asked for.
+///
+/// Steps of earlier builds are found by content, so that only what changed runs. Nothing is tagged, pushed or written
+/// unless every step succeeded.
+pub fn build(
+    environment: BuildEnvironment<'_>,
+    request: &BuildRequest,
+    progress: &Arc<dyn ProgressSink>,
+) -> Result<BuildOutcome, BuildError> {
+    let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
+    let plan = plan(environment, request, &source)?;
+    let contexts = open_contexts(environment.store, request, &plan.definition)?;
+    let abort = Cancel::new().map_err(BuildError::Setup)?;
+    let prepare = export::wants_layers(request);
+    let (finished, inbox) = mpsc::channel();
+    let mut operations = Operations::new(
+        environment.store,
+        environment.remote,
+        &plan.definition,
+        contexts,
+        progress,
+        environment.cancel,
+        &abort,
+        request.epoch,
+        now(),
+        Some(finished),
+    );
+    // While later steps still run, the layers of earlier ones are made ready for export.
+    std::thread::scope(|scope| {
+        if prepare != export::Prepare::Nothing {
+            let store = environment.store;
+            let worker = std::thread::Builder::new().name("prepare".to_owned());
+            let spawned = worker.spawn_scoped(scope, move || {
+                for layer in inbox {
+                    export::prepare_layer(store, &layer, prepare);
+                }
+            });
+            // Without the thread, export does it all.
+            drop(spawned);
+        }
+        let solved = solve_plan(&operations, &plan, request);
+        operations.finished = None;
+        solved
+    })
+    .map_err(|error| match error {
+        SolveError::Failed { vertex, error } => operations.step_failed(vertex, error, &source),
+        SolveError::Cancelled => BuildError::Cancelled,
+    })?;
+    operations.save_contexts();
+    let (ran, cached) = operations.counts();
+    let warnings = plan
+        .warnings
+        .iter()
+        .map(|warning| warning.render(&source, false))
+        .collect();
+    let mut outcome = BuildOutcome {
+        warnings,
+        ran,
+        cached,
+        ..BuildOutcome::default()
+    };
+    export::export(environment, request, &plan, &operations, &mut outcome)?;
+    Ok(outcome)
+}
+
+/// Parses and lowers, resolving the base images that lowering asks for.
+fn plan(
+    environment: BuildEnvironment<'_>,
+    request: &BuildRequest,
+    source: &SourceFile,
+) -> Result<Plan, BuildError> {
+    let (parsed, problems) = dockerfile::parse(source.text());
+    if problems.iter().any(Diagnostic::is_error) {
+        return Err(refused(source, &problems));
+    }
+    let mut images = BTreeMap::new();
+    loop {
+        let lowered = lower::lower(&LowerRequest {
+            dockerfile: &parsed,
+            source,
+            build_args: request.build_args.clone(),
+            target: request.target.clone(),
+            platform: request.platform.clone(),
+            build_platform: store::oci::Platform::host(),
+            no_cache: request.no_cache,
+            labels: request.labels.clone(),
+            ignore: request.ignore.clone(),
+            images: &images,
+        });
+        let needed = match lowered {
+            Ok(Lowered::Done(plan)) => return Ok(*plan),
+            Ok(Lowered::NeedImages(needed)) => needed,
+            Err(problems) => return Err(refused(source, &problems)),
+        };
+        for image in needed {
+            if environment.cancel.is_cancelled() {
+                return Err(BuildError::Cancelled);
+            }
+            let resolved = ops::image::resolve(
+                environment.store,
+                environment.remote,
+                &image.request.reference,
+                &image.request.platform,
+                request.pull,
+            )
+            .map_err(|error| BuildError::Base {
+                reference: Box::new(image.request.reference.clone()),
+                place: format!("{}:{}", source.name(), source.line(image.span.start)),
+                source: Box::new(error),
+            })?;
+            images.insert(image.request, resolved);
+        }
+    }
+}
+
+fn refused(source: &SourceFile, problems: &[Diagnostic]) -> BuildError {
+    let rendered = problems
+        .iter()
+        .map(|problem| problem.render(source, false))
+        .collect();
+    BuildError::Dockerfile { rendered }
+}
+
+/// Opens the folders that the definition reads.
+fn open_contexts(
+    store: &Store,
+    request: &BuildRequest,
+    definition: &Definition,
+) -> Result<BTreeMap<String, Context>, BuildError> {
+    let mut contexts = BTreeMap::new();
+    for vertex in definition.vertices() {
+        if let Op::Context(op) = &vertex.op {
+            let path = request.context.as_ref().ok_or(BuildError::NoContext)?;
+            let context =
+                Context::open(path, &store.root().join("contexts")).map_err(|source| {
+                    BuildError::Context {
+                        path: path.clone(),
+                        source: Box::new(source),
+                    }
+                })?;
+            contexts.insert(op.name.clone(), context);
+        }
+    }
+    Ok(contexts)
+}
+
+fn solve_plan(
+    operations: &Operations<'_>,
+    plan: &Plan,
+    request: &BuildRequest,
+) -> Result<(), SolveError<error::StepError>> {
+    let Some(root) = plan.root else {
+        return Ok(());
+    };
+    let shapes = operations.shapes();
+    let (cancel, abort) = (operations.cancel, operations.abort);
+    driver::solve(operations, shapes, &[root.0], request.jobs, cancel, abort)
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,176 @@
+//! What can go wrong in a build, by whose fault it is.
+
+use std::io;
+use std::path::PathBuf;
+
+use store::oci::{Platform, Reference};
+
+use crate::transfer::TransferError;
+
+/// Why a build gave no image.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The Dockerfile is wrong; each problem rendered with its place.
+    #[error("{}", .rendered.join("\n"))]
+    Dockerfile {
+        /// One rendered diagnostic each, in the order of the file.
+        rendered: Vec<String>,
+    },
+    /// A step failed.
+    #[error("{name} failed")]
+    Step {
+        /// The step's label.
+        name: String,
+        /// First line of its instruction, from 1; 0 where there is none.
+        line: usize,
+        /// The place in the Dockerfile, rendered with its source lines.
+        excerpt: String,
+        /// What happened.
+        #[source]
+        source: Box<StepError>,
+    },
+    /// A base image could not be had.
+    #[error("{place}: cannot resolve the base image `{reference}`")]
+    Base {
+        /// The image.
+        reference: Box<Reference>,
+        /// Where the Dockerfile names it: `Dockerfile:3`.
+        place: String,
+        /// What happened.
+        #[source]
+        source: Box<StepError>,
+    },
+    /// The context folder cannot be used.
+    #[error("cannot use `{}` as the build context", .path.display())]
+    Context {
+        /// The folder.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: Box<crate::ops::context::ContextError>,
+    },
+    /// An instruction needs a context, but there is none.
+    #[error(
+        "the Dockerfile copies from the build context, but it came without one: name a folder instead of `-`"
+    )]
+    NoContext,
+    /// Somebody pressed Ctrl-C.
+    #[error("cancelled")]
+    Cancelled,
+    /// The result could not be put where it was asked for.
+    #[error("cannot export the image")]
+    Export(#[source] Box<ExportError>),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// No pipe or thread to be had.
+    #[error("cannot set up the build")]
+    Setup(#[source] io::Error),
+}
+
+/// Why one step failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// The process ended with something other than 0.
+    #[error("process `{command}` did not complete successfully: exit code: {status}")]
+    Process {
+        /// The whole command.
+        command: String,
+        /// Its exit code; 128 and the signal's number for a signal.
+        status: i32,
+        /// The end of what it wrote.
+        output: String,
+    },
+    /// The sandbox could not be made.
+    #[error(transparent)]
+    Sandbox(#[from] runner::SandboxError),
+    /// `USER` names nobody.
+    #[error(transparent)]
+    User(#[from] runner::UserError),
+    /// A copy failed.
+    #[error(transparent)]
+    File(#[from] crate::ops::file::FileOpError),
+    /// What a copy selects could not be digested.
+    #[error(transparent)]
+    Digest(#[from] crate::cache::content_hash::ContentHashError),
+    /// A snapshot could not be made or committed.
+    #[error(transparent)]
+    Snapshot(#[from] store::snapshot::SnapshotError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// An image could not be moved.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The host's name servers could not be read.
+    #[error("cannot read the host's /etc/resolv.conf")]
+    ResolvConf(#[source] io::Error),
+    /// The mount points that lie below every root could not be made.
+    #[error("cannot make the mount points that lie below every root")]
+    Stubs(#[source] io::Error),
+    /// The output of a process could not be read.
+    #[error("cannot read the output of the process")]
+    Output(#[source] io::Error),
+    /// The image is for another platform.
+    #[error("the image is for {found}, but the build is for {wanted}")]
+    Platform {
+        /// The image's.
+        found: Platform,
+        /// The build's.
+        wanted: Platform,
+    },
+    /// A layer is neither on this disk nor in any registry that is known to have had it.
+    #[error(
+        "layer {diff_id} of `{reference}` is neither here nor known to be in a registry: pull the image again"
+    )]
+    LayerLost {
+        /// The layer.
+        diff_id: store::oci::DiffId,
+        /// The image.
+        reference: Box<Reference>,
+    },
+    /// Another step failed, or the build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// An operation that has no result of its own was asked for one: a bug in lowering.
+    #[error("this operation cannot be run on its own (a bug in longshore)")]
+    NoKey,
+}
+
+/// Why a result could not be put where it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// A file or folder could not be written.
+    #[error("cannot write `{}`", .path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A push needs a name to push to.
+    #[error("there is nothing to push to: name the image with `-t`")]
+    NoTag,
+    /// A result without files cannot be a folder or a tar.
+    #[error("a layer is missing in the store: run `longshore prune` and build again")]
+    LayerMissing,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// A snapshot could not be read.
+    #[error(transparent)]
+    Snapshot(#[from] store::snapshot::SnapshotError),
+    /// The root file system could not be packed.
+    #[error(transparent)]
+    Pack(#[from] store::layer::tar::TarError),
+    /// The root file system could not be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] store::layer::apply::ApplyError),
+    /// The push failed.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+}

@@ -1,0 +1,266 @@
+//! From solved steps to an image: DiffIDs, configuration, names, and the outputs that were asked for.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use store::Store;
+use store::images::ImageId;
+use store::layer::LayerId;
+use store::layer::apply::{Form, UnpackOptions, unpack_into};
+use store::layer::compress::Compression;
+use store::layer::tar::write_tar;
+use store::oci::{DiffId, ImageConfig, time};
+use store::snapshot::View;
+
+use crate::BuildEnvironment;
+use crate::error::{BuildError, ExportError};
+use crate::lower::Plan;
+use crate::ops::Operations;
+use crate::request::{BuildOutcome, BuildRequest, Destination, Output};
+use crate::transfer;
+
+/// Whether layers will be needed as tars, so that it pays to prepare them while the build still runs.
+pub(crate) fn wants_layers(request: &BuildRequest) -> Prepare {
+    let mut prepare = Prepare::Nothing;
+    for output in outputs(request) {
+        prepare = prepare.max(match output {
+            Output::Tar { .. } | Output::Local { .. } => Prepare::Nothing,
+            Output::Image { push: false } | Output::Docker { .. } => Prepare::Hash,
+            Output::Image { push: true } | Output::Oci { .. } => Prepare::Compress,
+        });
+    }
+    prepare
+}
+
+/// What is done with a layer as soon as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Prepare {
+    /// Nothing: nobody wants it as a tar.
+    Nothing,
+    /// Its DiffID is computed.
+    Hash,
+    /// It is compressed, too.
+    Compress,
+}
+
+/// Prepares one layer. What fails here fails again, and is reported, when the layer is exported.
+pub(crate) fn prepare_layer(store: &Store, layer: &LayerId, prepare: Prepare) {
+    if prepare == Prepare::Nothing {
+        return;
+    }
+    if let Ok(diff_id) = store.ensure_diff_id(layer)
+        && prepare == Prepare::Compress
+    {
+        let _made = store.layer_blob(&diff_id, Compression::GZIP);
+    }
+}
+
+/// Puts the result of a solved plan wherever the request wants it.
+pub(crate) fn export(
+    environment: BuildEnvironment<'_>,
+    request: &BuildRequest,
+    plan: &Plan,
+    operations: &Operations<'_>,
+    outcome: &mut BuildOutcome,
+) -> Result<(), BuildError> {
+    let store = environment.store;
+    let config = config(store, request, plan, operations).map_err(failed)?;
+    let bytes = serde_json::to_vec(&config).expect("a configuration has only text keys");
+    let id = store
+        .images()
+        .put_image(&bytes, None)
+        .map_err(store::StoreError::from)?;
+    outcome.image = Some(id.0);
+    for output in outputs(request) {
+        if environment.cancel.is_cancelled() {
+            return Err(BuildError::Cancelled);
+        }
+        match output {
+            Output::Image { push } => {
+                for tag in &request.tags {
+                    store
+                        .images()
+                        .tag(tag, &id)
+                        .map_err(store::StoreError::from)?;
+                }
+                if push {
+                    push_image(environment, request, &id, operations, outcome).map_err(failed)?;
+                }
+            }
+            Output::Oci { .. } | Output::Docker { .. } => return Err(failed(ExportError::NoTag)),
+            Output::Tar { dest } => tar(store, plan, operations, &dest).map_err(failed)?,
+            Output::Local { dest } => local(store, plan, operations, &dest).map_err(failed)?,
+        }
+    }
+    Ok(())
+}
+
+fn failed(error: ExportError) -> BuildError {
+    BuildError::Export(Box::new(error))
+}
+
+/// The outputs, with the default where none were named.
+fn outputs(request: &BuildRequest) -> Vec<Output> {
+    if request.outputs.is_empty() {
+        return vec![Output::Image { push: false }];
+    }
+    request.outputs.clone()
+}
+
+/// The image's configuration: lowering's, with DiffIDs, history and times filled in.
+///
+/// Every time in it is that of a step which once ran, never of this build, so that a build in which everything hits gives
+/// the same image again.
+fn config(
+    store: &Store,
+    request: &BuildRequest,
+    plan: &Plan,
+    operations: &Operations<'_>,
+) -> Result<ImageConfig, ExportError> {
+    let mut config = plan.config.clone();
+    let mut created = config.created.as_deref().and_then(time::unix_time);
+    let mut diff_ids: Vec<DiffId> = plan
+        .root
+        .map(|root| operations.base_diff_ids(root))
+        .unwrap_or_default();
+    let mut history = plan.base_history.clone();
+    for step in &plan.history {
+        let mut entry = step.entry.clone();
+        let layer = step.vertex.and_then(|vertex| operations.layer(vertex));
+        if let Some(ran) = step.vertex.and_then(|vertex| operations.created(vertex)) {
+            created = Some(created.map_or(ran, |known| known.max(ran)));
+        }
+        match layer {
+            Some(layer) => diff_ids.push(store.ensure_diff_id(&layer)?),
+            None => entry.empty_layer = true,
+        }
+        entry.created = Some(time::rfc3339(request.epoch.or(created).unwrap_or(0)));
+        history.push(entry);
+    }
+    config.created = Some(time::rfc3339(request.epoch.or(created).unwrap_or(0)));
+    config.rootfs.diff_ids = diff_ids;
+    config.history = history;
+    Ok(config)
+}
+
+fn push_image(
+    environment: BuildEnvironment<'_>,
+    request: &BuildRequest,
+    id: &ImageId,
+    operations: &Operations<'_>,
+    outcome: &mut BuildOutcome,
+) -> Result<(), ExportError> {
+    if request.tags.is_empty() {
+        return Err(ExportError::NoTag);
+    }
+    for tag in &request.tags {
+        let report = transfer::push(
+            environment.store,
+            environment.remote,
+            id,
+            tag,
+            None,
+            Arc::clone(operations.progress),
+        )?;
+        outcome.pushed.push((tag.clone(), report.digest));
+    }
+    Ok(())
+}
+
+/// The root file system as one tar.
+fn tar(
+    store: &Store,
+    plan: &Plan,
+    operations: &Operations<'_>,
+    dest: &Destination,
+) -> Result<(), ExportError> {
+    let view = view(store, plan, operations)?;
+    write_to(dest, |out| {
+        write_tar(&path_of(&view), out)?;
+        Ok(())
+    })
+}
+
+/// The root file system as a folder: through a tar, so that owners, links and devices come out right.
+fn local(
+    store: &Store,
+    plan: &Plan,
+    operations: &Operations<'_>,
+    dest: &Path,
+) -> Result<(), ExportError> {
+    let write = |source| ExportError::Write {
+        path: dest.to_path_buf(),
+        source,
+    };
+    std::fs::create_dir_all(dest).map_err(write)?;
+    let folder = File::open(dest).map_err(write)?;
+    let view = view(store, plan, operations)?;
+    let (reader, writer) = io::pipe().map_err(write)?;
+    std::thread::scope(|scope| {
+        let packing = scope.spawn(move || {
+            let mut out = BufWriter::with_capacity(PIPE_BYTES, writer);
+            write_tar(&path_of(&view), &mut out)?;
+            out.flush().map_err(write)
+        });
+        let unpacked = unpack_into(folder.as_fd(), reader, &UnpackOptions::new(Form::Tree));
+        // Where unpacking failed, packing fails for want of a reader; the first is the reason.
+        let packed = packing
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        unpacked?;
+        packed
+    })
+}
+
+/// Bytes handed from the packing to the unpacking thread at a time.
+const PIPE_BYTES: usize = 64 * 1024;
+
+fn view(store: &Store, plan: &Plan, operations: &Operations<'_>) -> Result<View, ExportError> {
+    let layers = plan
+        .root
+        .map(|root| operations.layers(root.0))
+        .unwrap_or_default();
+    Ok(store.snapshots().view(&layers)?)
+}
+
+/// A path to a detached tree; the dot makes it one of the directory, not of the link in `/proc`.
+fn path_of(view: &View) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/.", view.as_fd().as_raw_fd()))
+}
+
+/// Writes a file aside and renames it once it is whole; standard output gets the bytes as they come.
+fn write_to(
+    dest: &Destination,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
+    let Destination::File(path) = dest else {
+        let mut out = BufWriter::new(io::stdout().lock());
+        write(&mut out)?;
+        let stdout = || PathBuf::from("/dev/stdout");
+        return out.flush().map_err(|source| ExportError::Write {
+            path: stdout(),
+            source,
+        });
+    };
+    let failed = |source| ExportError::Write {
+        path: path.clone(),
+        source,
+    };
+    let mut aside = path.clone().into_os_string();
+    aside.push(format!(".{}.partial", std::process::id()));
+    let aside = PathBuf::from(aside);
+    let result = (|| {
+        let mut out = BufWriter::new(File::create(&aside).map_err(failed)?);
+        write(&mut out)?;
+        out.flush().map_err(failed)?;
+        std::fs::rename(&aside, path).map_err(failed)
+    })();
+    if result.is_err() {
+        // Nothing half-written stays; what went wrong is told already.
+        let _removed = std::fs::remove_file(&aside);
+    }
+    result
+}

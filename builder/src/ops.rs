@@ -1,0 +1,717 @@
+//! Doing what vertices say: the solver's [`Work`], joining graph, cache, store, runner and registries.
+//!
+//! | file | operation |
+//! |---|---|
+//! | [`image`] | base images: resolved, pulled and unpacked |
+//! | [`context`] | local folders, digested in place |
+//! | [`file`] | copies and new directories, straight into a layer |
+//! | [`exec`] | processes (the only file that sees the runner) |
+
+pub mod context;
+pub mod exec;
+pub mod file;
+pub mod image;
+pub mod select;
+pub mod tree;
+
+pub use context::Context;
+pub use file::{FileOpError, FileRun};
+pub use select::{Selected, select};
+pub use tree::Tree;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use store::index::RecordRow;
+use store::layer::{LayerId, LayerInfo};
+use store::oci::DiffId;
+use store::snapshot::View;
+use store::{KeyLock, Store, StoreError};
+
+use crate::cache::content_hash::content_digest;
+use crate::cache::{self, CacheKey, CacheRecord, Identity, RecordedLayer};
+use crate::dockerfile::{Diagnostic, SourceFile, Span};
+use crate::error::{BuildError, StepError};
+use crate::graph::{Definition, FileAction, FileOp, Op, Vertex, VertexIndex};
+use crate::remote::Remote;
+use crate::solve::cancel::Cancel;
+use crate::solve::driver::Work;
+use crate::solve::scheduler::{Action, VertexShape};
+use crate::solve::{ProgressEvent, ProgressSink};
+
+/// How long to wait between two looks at a lock that another process holds.
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// A layer in a stack.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StackLayer {
+    /// What it is, for keys.
+    identity: Identity,
+    /// Its directory; not known for a layer of an image until that was fetched.
+    pub(crate) id: Option<LayerId>,
+}
+
+/// What is known of a vertex's result.
+#[derive(Clone, Debug, Default)]
+struct Outcome {
+    /// The layers that this vertex adds to its base's: an image's all, a step's one or none.
+    own: Vec<StackLayer>,
+    /// When it ran, in seconds since 1970.
+    created: Option<i64>,
+}
+
+#[derive(Debug, Default)]
+struct VertexState {
+    outcome: Option<Outcome>,
+    /// The digests of what its copies select, once they were computed.
+    selected: Option<Vec<[u8; 32]>>,
+    /// Whether people were told of it already.
+    told: bool,
+}
+
+/// Everything that operations work with.
+pub(crate) struct Operations<'a> {
+    pub(crate) store: &'a Arc<Store>,
+    pub(crate) remote: &'a Remote,
+    pub(crate) definition: &'a Definition,
+    pub(crate) contexts: BTreeMap<String, Context>,
+    pub(crate) progress: &'a Arc<dyn ProgressSink>,
+    /// The caller's flag, and the solve's own.
+    pub(crate) cancel: &'a Cancel,
+    pub(crate) abort: &'a Cancel,
+    pub(crate) epoch: Option<i64>,
+    /// The time of the build, in seconds since 1970.
+    pub(crate) now: i64,
+    /// Layers that were just made, for whoever prepares their export beside the build.
+    pub(crate) finished: Option<mpsc::Sender<LayerId>>,
+    states: Vec<Mutex<VertexState>>,
+    ran: AtomicUsize,
+    cached: AtomicUsize,
+}
+
+impl<'a> Operations<'a> {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one per field; the caller names each"
+    )]
+    pub(crate) fn new(
+        store: &'a Arc<Store>,
+        remote: &'a Remote,
+        definition: &'a Definition,
+        contexts: BTreeMap<String, Context>,
+        progress: &'a Arc<dyn ProgressSink>,
+        cancel: &'a Cancel,
+        abort: &'a Cancel,
+        epoch: Option<i64>,
+        now: i64,
+        finished: Option<mpsc::Sender<LayerId>>,
+    ) -> Operations<'a> {
+        let states = definition
+            .vertices()
+            .iter()
+            .map(|_| Mutex::default())
+            .collect();
+        let (ran, cached) = Default::default();
+        Operations {
+            store,
+            remote,
+            definition,
+            contexts,
+            progress,
+            cancel,
+            abort,
+            epoch,
+            now,
+            finished,
+            states,
+            ran,
+            cached,
+        }
+    }
+
+    /// How many steps ran, and how many the cache had.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (
+            self.ran.load(Ordering::Relaxed),
+            self.cached.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Whether somebody wants the build to end.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled() || self.abort.is_cancelled()
+    }
+
+    /// The layer that a step added, once it is known; none for a step that changed nothing.
+    pub(crate) fn layer(&self, vertex: VertexIndex) -> Option<LayerId> {
+        match self.definition.vertex(vertex).op {
+            Op::Exec(_) | Op::File(_) => self
+                .state(vertex.0)
+                .outcome
+                .as_ref()?
+                .own
+                .first()
+                .and_then(|layer| layer.id),
+            Op::Image(_) | Op::Context(_) => None,
+        }
+    }
+
+    /// When a step ran, in seconds since 1970.
+    pub(crate) fn created(&self, vertex: VertexIndex) -> Option<i64> {
+        self.state(vertex.0).outcome.as_ref()?.created
+    }
+
+    /// The directories of a vertex's whole result, oldest first. The vertex is complete.
+    pub(crate) fn layers(&self, vertex: usize) -> Vec<LayerId> {
+        self.stack(vertex)
+            .iter()
+            .filter_map(|layer| layer.id)
+            .collect()
+    }
+
+    fn state(&self, vertex: usize) -> MutexGuard<'_, VertexState> {
+        self.states[vertex]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vertex(&self, vertex: usize) -> &'a Vertex {
+        self.definition.vertex(VertexIndex(vertex))
+    }
+
+    /// The vertex's result as a stack, oldest layer first.
+    fn stack(&self, vertex: usize) -> Vec<StackLayer> {
+        let mut parts = Vec::new();
+        let mut next = Some(vertex);
+        while let Some(vertex) = next {
+            if let Some(outcome) = &self.state(vertex).outcome {
+                parts.push(outcome.own.clone());
+            }
+            next = base_of(self.vertex(vertex));
+        }
+        parts.into_iter().rev().flatten().collect()
+    }
+
+    /// What a vertex's result is; none for a folder.
+    fn identity(&self, vertex: usize) -> Option<Identity> {
+        if matches!(self.vertex(vertex).op, Op::Context(_)) {
+            return None;
+        }
+        Some(Identity::of_layers(
+            self.stack(vertex).iter().map(|layer| layer.identity),
+        ))
+    }
+
+    fn base_identity(&self, vertex: usize) -> Option<Identity> {
+        base_of(self.vertex(vertex)).and_then(|base| self.identity(base))
+    }
+
+    fn fast_key(&self, vertex: usize) -> Option<CacheKey> {
+        let step = self.vertex(vertex);
+        let inputs: Vec<_> = step
+            .inputs
+            .iter()
+            .map(|input| self.identity(input.0))
+            .collect();
+        cache::fast_key(&step.op, &inputs)
+    }
+
+    /// The slow key, once the digests are known.
+    fn slow_key(&self, vertex: usize) -> Option<CacheKey> {
+        let selected = self.state(vertex).selected.clone()?;
+        Some(cache::slow_key(
+            &self.vertex(vertex).op,
+            self.base_identity(vertex),
+            &selected,
+        ))
+    }
+
+    /// The keys that a result is found by, the one that says most first.
+    fn keys(&self, vertex: usize) -> Vec<CacheKey> {
+        self.slow_key(vertex)
+            .into_iter()
+            .chain(self.fast_key(vertex))
+            .collect()
+    }
+
+    fn look_up(&self, vertex: usize, key: CacheKey) -> Result<bool, StepError> {
+        let Some(row) = self
+            .store
+            .index()
+            .record_hit(&key.0)
+            .map_err(StoreError::from)?
+        else {
+            return Ok(false);
+        };
+        let Some(record) = CacheRecord::decode(&row.result) else {
+            self.store
+                .index()
+                .record_remove(&key.0)
+                .map_err(StoreError::from)?;
+            return Ok(false);
+        };
+        self.state(vertex).outcome = Some(Outcome {
+            own: record.layer.iter().map(stack_layer).collect(),
+            created: Some(record.created),
+        });
+        Ok(true)
+    }
+
+    fn tell_cached(&self, vertex: usize) {
+        let told = std::mem::replace(&mut self.state(vertex).told, true);
+        if !told {
+            let step = self.vertex(vertex);
+            if matches!(step.op, Op::Exec(_) | Op::File(_)) {
+                self.cached.fetch_add(1, Ordering::Relaxed);
+            }
+            let name = step.meta.name.clone();
+            self.progress.event(ProgressEvent::Cached {
+                vertex: VertexIndex(vertex),
+                name,
+            });
+        }
+    }
+
+    /// Runs `work` between the events that say that it started and how it ended.
+    fn telling<T>(
+        &self,
+        vertex: usize,
+        work: impl FnOnce() -> Result<T, StepError>,
+    ) -> Result<T, StepError> {
+        let meta = &self.vertex(vertex).meta;
+        self.state(vertex).told = true;
+        self.progress.event(ProgressEvent::Started {
+            vertex: VertexIndex(vertex),
+            name: meta.name.clone(),
+            line: meta.line,
+        });
+        let started = Instant::now();
+        let result = work();
+        let vertex = VertexIndex(vertex);
+        self.progress.event(match &result {
+            Ok(_) => ProgressEvent::Done {
+                vertex,
+                elapsed: started.elapsed(),
+            },
+            Err(error) => ProgressEvent::Failed {
+                vertex,
+                message: error.to_string(),
+            },
+        });
+        result
+    }
+
+    /// A merged view of an input's layers.
+    fn view(&self, vertex: usize) -> Result<View, StepError> {
+        Ok(self.store.snapshots().view(&self.layers(vertex))?)
+    }
+
+    /// Calls `work` with the vertex's inputs as trees, in their order.
+    fn with_trees<T>(
+        &self,
+        vertex: usize,
+        work: impl FnOnce(&[Tree<'_>]) -> Result<T, StepError>,
+    ) -> Result<T, StepError> {
+        let inputs = &self.vertex(vertex).inputs;
+        let mut views = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            views.push(match self.vertex(input.0).op {
+                Op::Context(_) => None,
+                _ => Some(self.view(input.0)?),
+            });
+        }
+        let trees: Vec<Tree<'_>> = inputs
+            .iter()
+            .zip(&views)
+            .map(|(input, view)| match (&self.vertex(input.0).op, view) {
+                (_, Some(view)) => Tree::RootFs(view.as_fd()),
+                (Op::Context(context), None) => Tree::Context(&self.contexts[&context.name]),
+                (_, None) => unreachable!("everything but a context has a view"),
+            })
+            .collect();
+        work(&trees)
+    }
+
+    fn digest_sources(&self, vertex: usize, file: &FileOp) -> Result<Vec<[u8; 32]>, StepError> {
+        // The base is not among what is copied from, and need not be here.
+        let inputs = &self.vertex(vertex).inputs;
+        let mut views = BTreeMap::new();
+        for input in copied_inputs(file) {
+            let source = inputs[input].0;
+            if !matches!(self.vertex(source).op, Op::Context(_)) {
+                views.insert(input, self.view(source)?);
+            }
+        }
+        let mut selected = Vec::new();
+        for action in &file.actions {
+            let FileAction::Copy(copy) = action else {
+                continue;
+            };
+            for source in &copy.sources {
+                let tree = match (
+                    &self.vertex(inputs[source.input].0).op,
+                    views.get(&source.input),
+                ) {
+                    (Op::Context(context), _) => Tree::Context(&self.contexts[&context.name]),
+                    (_, Some(view)) => Tree::RootFs(view.as_fd()),
+                    (_, None) => unreachable!("everything but a context has a view"),
+                };
+                selected.push(content_digest(tree, source, self.abort.flag())?);
+            }
+        }
+        Ok(selected)
+    }
+
+    /// Takes the lock of `key`, so that of all processes one runs the step; tells people if that means waiting.
+    fn lock(&self, vertex: usize, key: CacheKey) -> Result<KeyLock, StepError> {
+        let mut told = false;
+        loop {
+            if let Some(lock) = self.store.try_lock_key(&key.0)? {
+                return Ok(lock);
+            }
+            if self.is_cancelled() {
+                return Err(StepError::Cancelled);
+            }
+            if !told {
+                told = true;
+                let name = &self.vertex(vertex).meta.name;
+                self.progress.event(ProgressEvent::Note {
+                    vertex: Some(VertexIndex(vertex)),
+                    text: format!("waiting for another longshore that runs {name}"),
+                });
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
+    }
+
+    fn run_step(&self, vertex: usize) -> Result<(), StepError> {
+        let step = self.vertex(vertex);
+        // The record is kept under keys of the inputs as they are now: one of them may have had to run again.
+        if let Op::File(file) = &step.op
+            && self.state(vertex).selected.is_none()
+            && has_context(self.definition, step)
+        {
+            let selected = self.digest_sources(vertex, file)?;
+            self.state(vertex).selected = Some(selected);
+        }
+        let keys = self.keys(vertex);
+        let Some(&first) = keys.first() else {
+            return Err(StepError::NoKey);
+        };
+        let _lock = self.lock(vertex, first)?;
+        if !step.meta.no_cache && self.look_up(vertex, first)? && self.is_here(vertex) {
+            self.tell_cached(vertex);
+            return Ok(());
+        }
+        let info = self.telling(vertex, || match &step.op {
+            Op::Exec(exec) => exec::execute(self, vertex, exec),
+            Op::File(file) => self.run_file(vertex, file),
+            Op::Image(_) | Op::Context(_) => Err(StepError::NoKey),
+        })?;
+        self.ran.fetch_add(1, Ordering::Relaxed);
+        self.record(vertex, &keys, &info)
+    }
+
+    fn run_file(&self, vertex: usize, file: &FileOp) -> Result<LayerInfo, StepError> {
+        let base = base_of(self.vertex(vertex));
+        let parents = base.map(|base| self.layers(base)).unwrap_or_default();
+        let active = self.store.snapshots().prepare(&parents)?;
+        let scan = self.with_trees(vertex, |trees| {
+            let base = match trees.first() {
+                Some(Tree::RootFs(root)) if file.on_base => Some(*root),
+                _ => None,
+            };
+            let run = file::FileRun {
+                op: file,
+                base,
+                inputs: trees,
+                upper: active.upper(),
+                epoch: self.epoch,
+                cancelled: self.abort.flag(),
+            };
+            Ok(run.run()?)
+        })?;
+        self.store
+            .publish_layer(|| Ok(active.commit_scanned(scan)?))
+    }
+
+    fn record(&self, vertex: usize, keys: &[CacheKey], info: &LayerInfo) -> Result<(), StepError> {
+        let step = self.vertex(vertex);
+        let op = cache::op_digest(&step.op);
+        let created = self.epoch.unwrap_or(self.now);
+        let mut record = CacheRecord {
+            layer: None,
+            created,
+        };
+        if info.entries > 0 {
+            let tree = info.tree.ok_or(StepError::NoKey)?;
+            record.layer = Some(RecordedLayer { id: info.id, tree });
+            // Early cutoff: the step did what it did before, so the layer that everybody knows stays.
+            let history = self
+                .store
+                .index()
+                .records_by_op(&op)
+                .map_err(StoreError::from)?;
+            for (_, row) in history {
+                let same = CacheRecord::decode(&row.result)
+                    .filter(|known| known.layer.is_some_and(|layer| layer.tree == tree));
+                if let Some(known) = same
+                    && known
+                        .layer
+                        .is_some_and(|layer| self.store.snapshots().has(&layer.id))
+                {
+                    record = known;
+                    break;
+                }
+            }
+        }
+        let selected = self.state(vertex).selected.clone().unwrap_or_default();
+        let selected: Vec<_> = copy_patterns(&step.op).into_iter().zip(selected).collect();
+        let ingredients = cache::ingredients(&step.op, self.base_identity(vertex), &selected);
+        let row = RecordRow {
+            op,
+            result: record.encode(),
+            layers: record.layer.iter().map(|layer| layer.id).collect(),
+            ingredients: serde_json::to_vec(&ingredients).unwrap_or_default(),
+            created: record.created,
+        };
+        for key in keys {
+            self.store
+                .index()
+                .record_put(&key.0, &row)
+                .map_err(StoreError::from)?;
+        }
+        if let (Some(layer), Some(finished)) = (record.layer, &self.finished) {
+            // Nobody listening only means that the layer is prepared later.
+            let _sent = finished.send(layer.id);
+        }
+        self.state(vertex).outcome = Some(Outcome {
+            own: record.layer.iter().map(stack_layer).collect(),
+            created: Some(record.created),
+        });
+        Ok(())
+    }
+
+    /// Whether the vertex's own layer stands on this disk.
+    fn is_here(&self, vertex: usize) -> bool {
+        let state = self.state(vertex);
+        let own = state
+            .outcome
+            .as_ref()
+            .map(|outcome| outcome.own.as_slice())
+            .unwrap_or_default();
+        own.iter()
+            .all(|layer| layer.id.is_some_and(|id| self.store.snapshots().has(&id)))
+    }
+
+    /// The scheduler's view of the graph.
+    pub(crate) fn shapes(&self) -> Vec<VertexShape> {
+        let shape = |step: &Vertex| {
+            let inputs = step.inputs.iter().map(|input| input.0).collect();
+            let bases = base_of(step).into_iter().collect();
+            let digest_inputs = match &step.op {
+                Op::File(file) => {
+                    let copied = copied_inputs(file);
+                    let mut copied: Vec<_> = copied.into_iter().map(|i| step.inputs[i].0).collect();
+                    copied.dedup();
+                    (!copied.is_empty()).then_some(copied)
+                }
+                _ => None,
+            };
+            VertexShape {
+                inputs,
+                bases,
+                digest_inputs,
+            }
+        };
+        self.definition.vertices().iter().map(shape).collect()
+    }
+}
+
+impl Work for Operations<'_> {
+    type Error = StepError;
+
+    fn identify(&self, vertex: usize) -> Result<bool, StepError> {
+        let step = self.vertex(vertex);
+        match &step.op {
+            Op::Image(image) => {
+                let own = image
+                    .diff_ids
+                    .iter()
+                    .map(|diff_id| StackLayer {
+                        identity: Identity::of_diff_id(diff_id),
+                        id: None,
+                    })
+                    .collect();
+                self.state(vertex).outcome = Some(Outcome { own, created: None });
+                Ok(true)
+            }
+            Op::Context(_) => Ok(true),
+            Op::Exec(_) | Op::File(_) if step.meta.no_cache => Ok(false),
+            Op::Exec(_) | Op::File(_) => match self.fast_key(vertex) {
+                Some(key) => self.look_up(vertex, key),
+                None => Ok(false),
+            },
+        }
+    }
+
+    fn digest(&self, vertex: usize) -> Result<bool, StepError> {
+        let step = self.vertex(vertex);
+        let Op::File(file) = &step.op else {
+            return Ok(false);
+        };
+        let selected = self.digest_sources(vertex, file)?;
+        self.state(vertex).selected = Some(selected);
+        if step.meta.no_cache {
+            return Ok(false);
+        }
+        match self.slow_key(vertex) {
+            Some(key) => self.look_up(vertex, key),
+            None => Ok(false),
+        }
+    }
+
+    fn fetch(&self, vertex: usize) -> Result<bool, StepError> {
+        match &self.vertex(vertex).op {
+            Op::Context(_) => Ok(true),
+            Op::Image(op) => {
+                if let Some(ids) = image::present(self.store, op)? {
+                    self.tell_cached(vertex);
+                    self.set_image_layers(vertex, &ids);
+                    return Ok(true);
+                }
+                let ids = self.telling(vertex, || image::materialise(self, op))?;
+                self.set_image_layers(vertex, &ids);
+                Ok(true)
+            }
+            Op::Exec(_) | Op::File(_) => {
+                let here = self.is_here(vertex);
+                if here {
+                    self.tell_cached(vertex);
+                }
+                Ok(here)
+            }
+        }
+    }
+
+    fn execute(&self, vertex: usize) -> Result<(), StepError> {
+        if self.is_cancelled() {
+            return Err(StepError::Cancelled);
+        }
+        self.run_step(vertex)
+    }
+
+    fn is_quick(&self, action: Action) -> bool {
+        match action {
+            Action::Identify(_) => true,
+            Action::Fetch(vertex) => match &self.vertex(vertex).op {
+                Op::Image(op) => image::present(self.store, op).is_ok_and(|ids| ids.is_some()),
+                _ => true,
+            },
+            Action::Digest(_) | Action::Execute(_) => false,
+        }
+    }
+}
+
+impl Operations<'_> {
+    fn set_image_layers(&self, vertex: usize, ids: &[LayerId]) {
+        let mut state = self.state(vertex);
+        if let Some(outcome) = &mut state.outcome {
+            for (layer, id) in outcome.own.iter_mut().zip(ids) {
+                layer.id = Some(*id);
+            }
+        }
+    }
+
+    /// The DiffIDs of the image that a result stands on, oldest first.
+    pub(crate) fn base_diff_ids(&self, vertex: VertexIndex) -> Vec<DiffId> {
+        let mut next = Some(vertex.0);
+        while let Some(vertex) = next {
+            if let Op::Image(image) = &self.vertex(vertex).op {
+                return image.diff_ids.clone();
+            }
+            next = base_of(self.vertex(vertex));
+        }
+        Vec::new()
+    }
+
+    /// The error of a vertex, with the place in the Dockerfile that it comes from.
+    pub(crate) fn step_failed(
+        &self,
+        vertex: usize,
+        error: StepError,
+        source: &SourceFile,
+    ) -> BuildError {
+        let meta = &self.vertex(vertex).meta;
+        let span = Span::new(meta.span.start, meta.span.end);
+        let problem = Diagnostic::error(span, format!("{} failed", meta.name));
+        BuildError::Step {
+            name: meta.name.clone(),
+            line: meta.line,
+            excerpt: problem.render(source, false),
+            source: Box::new(error),
+        }
+    }
+
+    /// Keeps what was learnt of the folders' files for the next build.
+    pub(crate) fn save_contexts(&self) {
+        for context in self.contexts.values() {
+            context.save();
+        }
+    }
+}
+
+/// The input that a vertex's result is stacked on.
+fn base_of(vertex: &Vertex) -> Option<usize> {
+    match &vertex.op {
+        Op::Exec(_) => vertex.inputs.first().map(|input| input.0),
+        Op::File(file) if file.on_base => vertex.inputs.first().map(|input| input.0),
+        Op::File(_) | Op::Image(_) | Op::Context(_) => None,
+    }
+}
+
+/// The inputs that a file operation copies from, in order, once each.
+fn copied_inputs(file: &FileOp) -> Vec<usize> {
+    let mut inputs: Vec<usize> = file
+        .actions
+        .iter()
+        .filter_map(|action| match action {
+            FileAction::Copy(copy) => Some(copy.sources.iter().map(|source| source.input)),
+            FileAction::Mkdir(_) => None,
+        })
+        .flatten()
+        .collect();
+    inputs.sort_unstable();
+    inputs.dedup();
+    inputs
+}
+
+fn copy_patterns(op: &Op) -> Vec<String> {
+    let Op::File(file) = op else {
+        return Vec::new();
+    };
+    let mut patterns = Vec::new();
+    for action in &file.actions {
+        if let FileAction::Copy(copy) = action {
+            patterns.extend(copy.sources.iter().map(|source| source.pattern.clone()));
+        }
+    }
+    patterns
+}
+
+fn has_context(definition: &Definition, vertex: &Vertex) -> bool {
+    vertex
+        .inputs
+        .iter()
+        .any(|&input| matches!(definition.vertex(input).op, Op::Context(_)))
+}
+
+fn stack_layer(layer: &RecordedLayer) -> StackLayer {
+    StackLayer {
+        identity: Identity::of_tree(layer.tree),
+        id: Some(layer.id),
+    }
+}

@@ -1,0 +1,194 @@
+//! `RUN`: a process in a sandbox on a new snapshot. The only file that sees the runner.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use runner::etc::{hosts_text, resolv_conf_text};
+use runner::{
+    EtcFiles, ExitStatus, NetworkMode, ProcessSpec, Root, Sandbox, SandboxSpec, Stdio, Stream,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use store::Store;
+use store::layer::LayerInfo;
+
+use super::{Operations, base_of};
+use crate::error::StepError;
+use crate::graph::{ExecOp, VertexIndex};
+use crate::solve::{OutputStream, ProgressEvent};
+
+/// Bytes read from a process at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// How much of a failed step's output its error repeats, in bytes; the whole of it went to the progress sink.
+const OUTPUT_KEPT_BYTES_MAX: usize = 64 * 1024;
+
+/// The host name that steps see, as with other builders.
+const HOSTNAME: &str = "buildkitsandbox";
+
+/// Runs a step and commits what it changed.
+pub(crate) fn execute(
+    operations: &Operations<'_>,
+    vertex: usize,
+    exec: &ExecOp,
+) -> Result<LayerInfo, StepError> {
+    let store = operations.store;
+    let base = base_of(operations.vertex(vertex));
+    let parents = base.map(|base| operations.layers(base)).unwrap_or_default();
+    let user = {
+        let view = store.snapshots().view(&parents)?;
+        runner::resolve_user(view.as_fd(), &exec.user)?
+    };
+    let active = store.snapshots().prepare(&parents)?;
+    let mount = active.mount();
+    let mut env: Vec<String> = exec.env.clone();
+    env.extend(exec.proxy_env.iter().cloned());
+    if !env.iter().any(|variable| variable.starts_with("HOME=")) {
+        env.push(format!("HOME={}", user.home));
+    }
+    let mut lower = mount.lower;
+    lower.push(stubs(store)?);
+    let spec = SandboxSpec {
+        hostname: HOSTNAME.to_owned(),
+        network: NetworkMode::Host,
+        etc: EtcFiles {
+            hosts: Some(hosts_text(HOSTNAME, &[])),
+            resolv_conf: Some(resolv_conf_text().map_err(StepError::ResolvConf)?),
+            hostname: None,
+        },
+        ..SandboxSpec::new(
+            Root::Overlay {
+                lower,
+                upper: mount.upper,
+                work: mount.work,
+                volatile: true,
+            },
+            ProcessSpec {
+                env,
+                cwd: exec.cwd.clone(),
+                make_cwd: true,
+                user,
+                ..ProcessSpec::new(exec.argv.iter().cloned())
+            },
+        )
+    };
+    let (status, tail) = run(operations, vertex, &spec)?;
+    match status {
+        ExitStatus::Code(0) => store.publish_layer(|| Ok(active.commit()?)),
+        status => Err(StepError::Process {
+            command: exec.argv.join(" "),
+            status: status.code(),
+            output: String::from_utf8_lossy(&tail).into_owned(),
+        }),
+    }
+}
+
+/// Runs the sandbox to its end, passing its output on; returns how it ended and the end of what it wrote.
+fn run(
+    operations: &Operations<'_>,
+    vertex: usize,
+    spec: &SandboxSpec,
+) -> Result<(ExitStatus, Vec<u8>), StepError> {
+    let stdio = Stdio {
+        stdin: Stream::Null,
+        stdout: Stream::Pipe,
+        stderr: Stream::Pipe,
+    };
+    let mut sandbox = Sandbox::spawn(spec, stdio)?;
+    let mut readers = [
+        (sandbox.stdout.take(), OutputStream::Stdout),
+        (sandbox.stderr.take(), OutputStream::Stderr),
+    ];
+    let mut buffer = vec![0; READ_BYTES];
+    let mut tail = Tail::default();
+    let mut killed = false;
+    while readers.iter().any(|(reader, _)| reader.is_some()) {
+        if !killed && operations.is_cancelled() {
+            killed = true;
+            // It may just have ended by itself.
+            let _ended = sandbox.kill(rustix::process::Signal::KILL.as_raw());
+        }
+        let ready = wait_readable(operations, &readers, killed)?;
+        for ((reader, stream), ready) in readers.iter_mut().zip(ready) {
+            let Some(open) = reader.as_ref().filter(|_| ready) else {
+                continue;
+            };
+            match rustix::io::read(open, &mut buffer) {
+                Ok(0) => *reader = None,
+                Ok(count) => {
+                    tail.push(&buffer[..count]);
+                    operations.progress.event(ProgressEvent::Output {
+                        vertex: VertexIndex(vertex),
+                        stream: *stream,
+                        bytes: buffer[..count].to_vec(),
+                    });
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(StepError::Output(errno.into())),
+            }
+        }
+    }
+    let status = sandbox.wait()?;
+    if killed {
+        return Err(StepError::Cancelled);
+    }
+    Ok((status, tail.bytes))
+}
+
+/// The directory with mount points that lies below every root, so that making them leaves nothing in a layer.
+fn stubs(store: &Store) -> Result<PathBuf, StepError> {
+    let stubs = store.root().join("stubs");
+    if stubs.is_dir() {
+        return Ok(stubs);
+    }
+    let made = store.temp_dir()?;
+    runner::make_stubs(made.path()).map_err(StepError::Stubs)?;
+    // Another process may have been quicker; its directory is the same.
+    store::fs::rename_if_free(made.path(), &stubs).map_err(store::StoreError::from)?;
+    Ok(stubs)
+}
+
+/// Waits until a reader has something, or the build is cancelled; says which readers have.
+fn wait_readable(
+    operations: &Operations<'_>,
+    readers: &[(Option<File>, OutputStream); 2],
+    killed: bool,
+) -> Result<[bool; 2], StepError> {
+    let mut fds = Vec::with_capacity(4);
+    let mut which = Vec::with_capacity(2);
+    for (index, (reader, _)) in readers.iter().enumerate() {
+        if let Some(reader) = reader {
+            fds.push(PollFd::new(reader, PollFlags::IN));
+            which.push(index);
+        }
+    }
+    if !killed {
+        fds.push(PollFd::new(operations.cancel, PollFlags::IN));
+        fds.push(PollFd::new(operations.abort, PollFlags::IN));
+    }
+    match poll(&mut fds, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(errno) => return Err(StepError::Output(errno.into())),
+    }
+    let mut ready = [false; 2];
+    for (index, fd) in which.into_iter().zip(&fds) {
+        ready[index] = !fd.revents().is_empty();
+    }
+    Ok(ready)
+}
+
+/// The last bytes of a stream.
+#[derive(Default)]
+struct Tail {
+    bytes: Vec<u8>,
+}
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > 2 * OUTPUT_KEPT_BYTES_MAX {
+            let from = self.bytes.len() - OUTPUT_KEPT_BYTES_MAX;
+            self.bytes.drain(..from);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Base images: found here or in their registry, pulled and unpacked when something reads them.
+
+use std::sync::Arc;
+
+use store::images::ImageId;
+use store::layer::LayerId;
+use store::oci::{Platform, Reference};
+use store::{Store, StoreError};
+
+use super::Operations;
+use crate::error::StepError;
+use crate::graph::ImageOp;
+use crate::lower::ResolvedImage;
+use crate::remote::Remote;
+use crate::transfer;
+
+/// Finds an image by name: in the store, unless `pull` asks for the registry's word.
+pub(crate) fn resolve(
+    store: &Store,
+    remote: &Remote,
+    reference: &Reference,
+    platform: &Platform,
+    pull: bool,
+) -> Result<ResolvedImage, StepError> {
+    if !pull
+        && let Some(row) = store
+            .images()
+            .resolve(&reference.to_string())
+            .map_err(StoreError::from)?
+    {
+        return local(store, reference, platform, &row.id);
+    }
+    let image = transfer::inspect(remote, reference, platform)?;
+    check_platform(&image.config.platform(), platform)?;
+    // What was learnt is kept, so that the next build asks nobody; the layers follow when something reads them.
+    let id = transfer::keep(store, &image)?;
+    if reference.tag().is_some() {
+        store
+            .images()
+            .tag(reference, &id)
+            .map_err(StoreError::from)?;
+    }
+    Ok(ResolvedImage {
+        reference: reference.clone(),
+        manifest: Some(image.manifest.digest()),
+        diff_ids: image.config.rootfs.diff_ids.clone(),
+        layers: image.layers().to_vec(),
+        config: image.config,
+    })
+}
+
+fn local(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+    id: &ImageId,
+) -> Result<ResolvedImage, StepError> {
+    let config = store.images().config(id).map_err(StoreError::from)?;
+    check_platform(&config.platform(), platform)?;
+    let manifest = store.images().manifest(id).map_err(StoreError::from)?;
+    let layers = match manifest.as_ref().map(store::oci::RawManifest::parsed) {
+        Some(store::oci::manifest::ParsedManifest::Image(image)) => image.layers.clone(),
+        _ => Vec::new(),
+    };
+    Ok(ResolvedImage {
+        reference: reference.clone(),
+        manifest: manifest.map(|manifest| manifest.digest()),
+        diff_ids: config.rootfs.diff_ids.clone(),
+        layers,
+        config,
+    })
+}
+
+fn check_platform(found: &Platform, wanted: &Platform) -> Result<(), StepError> {
+    if found.satisfies(wanted) {
+        return Ok(());
+    }
+    Err(StepError::Platform {
+        found: found.clone(),
+        wanted: wanted.clone(),
+    })
+}
+
+/// The directories of an image's layers, oldest first, if all of them stand here.
+pub(crate) fn present(store: &Store, image: &ImageOp) -> Result<Option<Vec<LayerId>>, StepError> {
+    let mut ids = Vec::with_capacity(image.diff_ids.len());
+    for diff_id in &image.diff_ids {
+        let known = store
+            .index()
+            .layer_by_diff_id(diff_id)
+            .map_err(StoreError::from)?;
+        match known.filter(|layer| store.snapshots().has(&layer.id)) {
+            Some(layer) => ids.push(layer.id),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(ids))
+}
+
+/// Brings an image's layers here: unpacks the blobs that the store has, and pulls the others.
+pub(crate) fn materialise(
+    operations: &Operations<'_>,
+    image: &ImageOp,
+) -> Result<Vec<LayerId>, StepError> {
+    let store = operations.store;
+    let mut missing = Vec::new();
+    for (position, diff_id) in image.diff_ids.iter().enumerate() {
+        match store.ensure_unpacked(diff_id) {
+            Ok(_) => continue,
+            Err(StoreError::Layer(store::layers::LayerError::Missing { .. })) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let Some(layer) = image.layers.get(position) else {
+            return Err(StepError::LayerLost {
+                diff_id: *diff_id,
+                reference: Box::new(image.reference.clone()),
+            });
+        };
+        if !missing.iter().any(|(known, _)| known == diff_id) {
+            missing.push((*diff_id, layer.clone()));
+        }
+    }
+    let progress = Arc::clone(operations.progress);
+    transfer::fetch(
+        store,
+        operations.remote,
+        &image.reference,
+        &missing,
+        progress,
+    )?;
+    present(store, image)?.ok_or_else(|| StepError::LayerLost {
+        diff_id: image.diff_ids[0],
+        reference: Box::new(image.reference.clone()),
+    })
+}

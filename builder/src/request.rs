@@ -1,0 +1,95 @@
+//! What is asked of a build, and what comes out of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use store::oci::{Digest, Platform, Reference};
+
+/// One build.
+#[derive(Clone, Debug)]
+pub struct BuildRequest {
+    /// How the Dockerfile is called in messages.
+    pub dockerfile_name: String,
+    /// The Dockerfile.
+    pub dockerfile: String,
+    /// The context folder; none when the Dockerfile came alone, on standard input.
+    pub context: Option<PathBuf>,
+    /// Patterns of the ignore file, in order.
+    pub ignore: Vec<String>,
+    /// `--build-arg`.
+    pub build_args: BTreeMap<String, String>,
+    /// `--label`.
+    pub labels: BTreeMap<String, String>,
+    /// `--target`: a stage's name or number; none for the last.
+    pub target: Option<String>,
+    /// What is built for.
+    pub platform: Platform,
+    /// `-t`, in the order given.
+    pub tags: Vec<Reference>,
+    /// `--no-cache`: run everything.
+    pub no_cache: bool,
+    /// `--pull`: ask the registry for base images even if they are here.
+    pub pull: bool,
+    /// `-o`. Empty: keep the image in the store.
+    pub outputs: Vec<Output>,
+    /// Most steps at a time.
+    pub jobs: usize,
+    /// `SOURCE_DATE_EPOCH`, in seconds.
+    pub epoch: Option<i64>,
+}
+
+/// Where a result goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Into the store, under the request's tags; and to their registries.
+    Image {
+        /// Whether to push.
+        push: bool,
+    },
+    /// An OCI layout.
+    Oci {
+        /// Where to.
+        dest: Destination,
+    },
+    /// An archive as `docker save` writes it.
+    Docker {
+        /// Where to.
+        dest: Destination,
+    },
+    /// The root file system as a tar.
+    Tar {
+        /// Where to.
+        dest: Destination,
+    },
+    /// The root file system as a folder.
+    Local {
+        /// The folder; made if it is missing.
+        dest: PathBuf,
+    },
+}
+
+/// Where bytes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard output.
+    Stdout,
+    /// A file, written aside and renamed.
+    File(PathBuf),
+    /// A folder (OCI layout only).
+    Folder(PathBuf),
+}
+
+/// What came out.
+#[derive(Clone, Debug, Default)]
+pub struct BuildOutcome {
+    /// The image's id: the digest of its configuration.
+    pub image: Option<Digest>,
+    /// What was pushed, with the manifest's digest.
+    pub pushed: Vec<(Reference, Digest)>,
+    /// Warnings about the Dockerfile, rendered.
+    pub warnings: Vec<String>,
+    /// Steps that ran.
+    pub ran: usize,
+    /// Steps that the cache had.
+    pub cached: usize,
+}

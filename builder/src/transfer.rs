@@ -1,0 +1,370 @@
+//! Images between the store and registries: whole pulls and pushes, used by builds and by commands alike.
+//!
+//! A layer on its way in is one pipeline: network, digest of the blob, file, decompression, DiffID, files. All layers of
+//! an image go through it side by side, and nothing is visible before its digests were right.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use registry_client::{
+    BlobReader, BlobSource, ClientError, Progress, PullError, PushImage, PushReport, RemoteImage,
+};
+use store::content::{ContentError, Ingest};
+use store::images::ImageId;
+use store::layer::compress::Compression;
+use store::oci::{Descriptor, DiffId, Digest, Platform, RawManifest, Reference};
+use store::snapshot::SnapshotError;
+use store::{Store, StoreError};
+
+use crate::remote::{Remote, RemoteError};
+use crate::solve::{ProgressEvent, ProgressSink};
+
+/// Why an image could not be moved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// The registry, or the way there.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// A layer's bytes could not be kept.
+    #[error("cannot unpack the layer {digest}")]
+    Layer {
+        /// The blob.
+        digest: Box<Digest>,
+        /// Why.
+        #[source]
+        source: LayerError,
+    },
+    /// The image has no id of that kind in the store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a layer's bytes could not be kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayerError {
+    /// The tar is not what the configuration says, or cannot be unpacked.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The blob is not what the manifest says, or cannot be written.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// The rest of the blob could not be read.
+    #[error("cannot read the rest of the layer")]
+    Read(#[source] io::Error),
+    /// The index failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<ClientError> for TransferError {
+    fn from(error: ClientError) -> TransferError {
+        TransferError::Remote(RemoteError::Client(error))
+    }
+}
+
+/// An image that was pulled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// Its id in the store.
+    pub id: ImageId,
+    /// Digest of its manifest.
+    pub manifest: Digest,
+    /// Layers whose bytes had to be fetched.
+    pub fetched: usize,
+}
+
+/// Pulls an image with all its layers and names it as `reference` says.
+pub fn pull(
+    store: &Arc<Store>,
+    remote: &Remote,
+    reference: &Reference,
+    platform: &Platform,
+    progress: Arc<dyn ProgressSink>,
+) -> Result<Pulled, TransferError> {
+    let image = inspect(remote, reference, platform)?;
+    let pairs: Vec<_> = layer_pairs(&image);
+    let missing = missing(store, &pairs)?;
+    fetch(store, remote, reference, &missing, progress)?;
+    let id = keep(store, &image)?;
+    if reference.tag().is_some() {
+        store
+            .images()
+            .tag(reference, &id)
+            .map_err(StoreError::from)?;
+    }
+    Ok(Pulled {
+        id,
+        manifest: image.manifest.digest(),
+        fetched: missing.len(),
+    })
+}
+
+/// Reads an image's manifest and configuration from its registry.
+pub fn inspect(
+    remote: &Remote,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<RemoteImage, TransferError> {
+    let (reference, platform) = (reference.clone(), platform.clone());
+    Ok(remote.run(|client| async move { client.image(&reference, &platform).await })?)
+}
+
+/// Keeps an image's configuration and manifest, and where its layers can be had.
+pub fn keep(store: &Store, image: &RemoteImage) -> Result<ImageId, TransferError> {
+    for (diff_id, layer) in layer_pairs(image) {
+        note(store, &image.reference, &diff_id, &layer)?;
+    }
+    let id = store
+        .images()
+        .put_image(&image.config_bytes, Some(&image.manifest))
+        .map_err(StoreError::from)?;
+    Ok(id)
+}
+
+/// An image's layers: what each unpacks to, and the blob it comes as; oldest first.
+pub fn layer_pairs(image: &RemoteImage) -> Vec<(DiffId, Descriptor)> {
+    let diff_ids = image.config.rootfs.diff_ids.iter().copied();
+    diff_ids.zip(image.layers().iter().cloned()).collect()
+}
+
+fn note(
+    store: &Store,
+    reference: &Reference,
+    diff_id: &DiffId,
+    layer: &Descriptor,
+) -> Result<(), StoreError> {
+    let compression = match layer.media_type.as_str() {
+        media_type if media_type.ends_with("zstd") => Compression::ZSTD,
+        media_type if media_type.ends_with("gzip") => Compression::GZIP,
+        _ => Compression::None,
+    };
+    store.index().remember(diff_id, compression.name(), layer)?;
+    store
+        .index()
+        .note_source(&layer.digest, reference.registry(), reference.repository())?;
+    Ok(())
+}
+
+/// Those of an image's layers that are not unpacked here, and that no blob here can be unpacked to; each once.
+fn missing(
+    store: &Store,
+    layers: &[(DiffId, Descriptor)],
+) -> Result<Vec<(DiffId, Descriptor)>, TransferError> {
+    let mut missing = BTreeMap::new();
+    for (diff_id, layer) in layers {
+        match store.ensure_unpacked(diff_id) {
+            Ok(_) => {}
+            Err(StoreError::Layer(store::layers::LayerError::Missing { .. })) => {
+                missing.insert(*diff_id, layer.clone());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(missing.into_iter().collect())
+}
+
+/// Fetches layers and unpacks them, side by side.
+pub fn fetch(
+    store: &Arc<Store>,
+    remote: &Remote,
+    reference: &Reference,
+    layers: &[(DiffId, Descriptor)],
+    progress: Arc<dyn ProgressSink>,
+) -> Result<(), TransferError> {
+    if layers.is_empty() {
+        return Ok(());
+    }
+    let (client, runtime) = remote.client()?;
+    let (diff_ids, descriptors): (Vec<DiffId>, Vec<Descriptor>) = layers.iter().cloned().unzip();
+    let into = Arc::clone(store);
+    let repository = reference.clone();
+    let consume = move |index: usize, descriptor: &Descriptor, reader: BlobReader| {
+        receive(&into, &repository, diff_ids[index], descriptor, reader)
+    };
+    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new("pulling", progress));
+    let pulled = runtime.block_on(registry_client::pull_layers(
+        &client,
+        reference,
+        &descriptors,
+        bridge,
+        consume,
+    ));
+    match pulled {
+        Ok(_) => Ok(()),
+        Err(PullError::Client(error)) => Err(error.into()),
+        Err(PullError::Layer {
+            descriptor, source, ..
+        }) => Err(TransferError::Layer {
+            digest: Box::new(descriptor.digest),
+            source,
+        }),
+        Err(_) => unreachable!("a pull fails by the network or by a layer"),
+    }
+}
+
+/// Takes one layer in: the blob is kept while it is unpacked.
+fn receive(
+    store: &Store,
+    reference: &Reference,
+    diff_id: DiffId,
+    descriptor: &Descriptor,
+    reader: BlobReader,
+) -> Result<(), LayerError> {
+    let mut tee = Tee {
+        reader,
+        ingest: store.blobs().ingest_as(descriptor.digest.algorithm())?,
+    };
+    store.publish_layer(|| {
+        store
+            .snapshots()
+            .unpack(diff_id, &mut tee)
+            .map_err(LayerError::from)
+    })?;
+    // A tar may end before its blob does.
+    io::copy(&mut tee, &mut io::sink()).map_err(LayerError::Read)?;
+    tee.ingest
+        .commit(Some((descriptor.digest, Some(descriptor.size))))?;
+    note(store, reference, &diff_id, descriptor)?;
+    Ok(())
+}
+
+/// A reader whose bytes are kept on their way.
+struct Tee {
+    reader: BlobReader,
+    ingest: Ingest,
+}
+
+impl Read for Tee {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        self.ingest
+            .append(&buffer[..count])
+            .map_err(io::Error::other)?;
+        Ok(count)
+    }
+}
+
+/// Pushes an image of the store to `reference`. Its layers go out as the blobs that are here, in whatever compression, or are
+/// compressed now; with `compression`, all go out in that one.
+pub fn push(
+    store: &Arc<Store>,
+    remote: &Remote,
+    id: &ImageId,
+    reference: &Reference,
+    compression: Option<Compression>,
+    progress: Arc<dyn ProgressSink>,
+) -> Result<PushReport, TransferError> {
+    let manifest = store.manifest_for(id, compression)?;
+    let mut blobs = Vec::new();
+    let mut mount_from = Vec::new();
+    for descriptor in referenced(&manifest) {
+        for (registry, repository) in store
+            .index()
+            .sources(&descriptor.digest)
+            .map_err(StoreError::from)?
+        {
+            if registry == reference.registry()
+                && repository != reference.repository()
+                && !mount_from.contains(&repository)
+            {
+                mount_from.push(repository);
+            }
+        }
+        let source = BlobSource::File(store.blobs().path(&descriptor.digest));
+        blobs.push((descriptor, source));
+    }
+    let image = PushImage {
+        manifest,
+        blobs,
+        mount_from,
+    };
+    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new("pushing", progress));
+    let (client, runtime) = remote.client()?;
+    let report = runtime.block_on(registry_client::push_image(
+        &client, reference, &image, bridge,
+    ))?;
+    for (descriptor, _) in &image.blobs {
+        store
+            .index()
+            .note_source(
+                &descriptor.digest,
+                reference.registry(),
+                reference.repository(),
+            )
+            .map_err(StoreError::from)?;
+    }
+    Ok(report)
+}
+
+/// The blobs that a manifest names: its configuration, then its layers; each once.
+fn referenced(manifest: &RawManifest) -> Vec<Descriptor> {
+    let store::oci::manifest::ParsedManifest::Image(image) = manifest.parsed() else {
+        return Vec::new();
+    };
+    let mut blobs = vec![image.config.clone()];
+    for layer in &image.layers {
+        if !blobs.iter().any(|known| known.digest == layer.digest) {
+            blobs.push(layer.clone());
+        }
+    }
+    blobs
+}
+
+/// Passes the client's progress on as events.
+struct Bridge {
+    verb: &'static str,
+    sink: Arc<dyn ProgressSink>,
+    counts: Mutex<BTreeMap<Digest, (u64, u64)>>,
+}
+
+/// Transfers are told of in steps of at least this many bytes.
+const STEP_BYTES: u64 = 256 * 1024;
+
+impl Bridge {
+    fn new(verb: &'static str, sink: Arc<dyn ProgressSink>) -> Bridge {
+        Bridge {
+            verb,
+            sink,
+            counts: Mutex::default(),
+        }
+    }
+
+    fn update(&self, digest: &Digest, change: impl FnOnce(&mut (u64, u64))) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = counts.entry(*digest).or_default();
+        let before = entry.0;
+        change(entry);
+        let (done, total) = *entry;
+        drop(counts);
+        let told = done == total || done == 0 || before / STEP_BYTES != done / STEP_BYTES;
+        if told {
+            self.sink.event(ProgressEvent::Transfer {
+                id: digest.to_string(),
+                label: format!("{} {}", self.verb, digest.short()),
+                done,
+                total,
+            });
+        }
+    }
+}
+
+impl Progress for Bridge {
+    fn started(&self, digest: &Digest, total: u64) {
+        self.update(digest, |entry| *entry = (0, total));
+    }
+
+    fn advanced(&self, digest: &Digest, bytes: u64) {
+        self.update(digest, |entry| entry.0 += bytes);
+    }
+
+    fn rewound(&self, digest: &Digest, offset: u64) {
+        self.update(digest, |entry| entry.0 = offset);
+    }
+
+    fn finished(&self, digest: &Digest) {
+        self.update(digest, |entry| entry.0 = entry.1);
+    }
+}
