@@ -224,7 +224,7 @@ async fn certificates_are_verified() {
     // A host named as insecure, with or without its port.
     for listed in ["other.test".to_owned(), format!("other.test:{port}")] {
         ping("other.test", &|options: &mut Options| {
-            options.insecure.push(listed.clone())
+            options.insecure.push(listed.clone());
         })
         .await
         .unwrap();

@@ -3,14 +3,18 @@
 //! | file | against |
 //! |---|---|
 //! | [`bundled`] | the bundled registry, plain and with TLS |
+//! | [`chaos`] | the bundled registry over a line that breaks where a seed says |
 //! | [`debian`] | Debian's docker-registry, open and with htpasswd |
+//! | [`helpers`] | credential helpers |
 //! | [`hostile_pull`], [`hostile_push`] | a server that breaks the protocol in every way we could think of |
 //! | [`tokens`] | a token server, and other hosts that must see no credential |
 
 #![allow(clippy::unwrap_used, reason = "a test that fails shall say where")]
 
 mod bundled;
+mod chaos;
 mod debian;
+mod helpers;
 mod hostile_pull;
 mod hostile_push;
 mod support;
