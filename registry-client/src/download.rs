@@ -54,15 +54,30 @@ impl Client {
         descriptor: &Descriptor,
         progress: Arc<dyn Progress>,
     ) -> BlobReader {
+        self.read_blob_until(reference, descriptor, progress, std::future::pending())
+    }
+
+    /// The same, given up when `stop` is ready: the reader then ends in an error.
+    pub(crate) fn read_blob_until(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        progress: Arc<dyn Progress>,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> BlobReader {
         let (sender, receiver) = mpsc::channel(PIECES_WAITING);
         let (client, reference) = (self.clone(), reference.clone());
         let (descriptor, remaining) = (descriptor.clone(), descriptor.size);
         tokio::spawn(async move {
-            let fed = client
-                .feed(&reference, &descriptor, &sender, progress.as_ref())
-                .await;
+            let feeding = client.feed(&reference, &descriptor, &sender, progress.as_ref());
+            let fed = tokio::select! {
+                fed = feeding => fed,
+                // Nobody reads any more.
+                () = sender.closed() => return,
+                () = stop => return,
+            };
             if let Err(error) = fed {
-                // The reader may have lost interest.
+                // The reader may have lost interest just now.
                 let _ = sender.send(Err(error)).await;
             }
         });

@@ -182,18 +182,16 @@ impl Client {
         if let Some(bytes) = embedded(descriptor) {
             return Ok(bytes);
         }
-        let mut stream = self.open_blob(reference, descriptor).await?;
+        let request = RequestLine::of_blob(reference, &descriptor.digest);
         if descriptor.size > limit {
-            return Err(ClientError::TooLarge {
-                request: stream.line(),
-                limit,
-            });
+            return Err(ClientError::TooLarge { request, limit });
         }
+        let mut stream = self.open_blob(reference, descriptor).await?;
         let mut bytes = Vec::new();
         while let Some(piece) = stream.next().await? {
             bytes.extend_from_slice(&piece);
         }
-        verify(&stream.line(), &bytes, descriptor.digest)?;
+        verify(&request, &bytes, descriptor.digest)?;
         Ok(bytes)
     }
 }

@@ -16,7 +16,8 @@ pub struct Options {
     /// Where credentials are.
     pub keychain: Keychain,
     /// Hosts (`host` or `host:port`) that may be reached by plain http, or by https with any certificate. Loopback
-    /// hosts always may, as with docker.
+    /// hosts always may, as with docker. Redirects, upload locations and token realms of a registry outside may lead into
+    /// the own network only to hosts named here.
     pub insecure: Vec<String>,
     /// How requests name us.
     pub user_agent: String,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use store::content::{Blobs, ContentError, VerifiedBlob};
 use store::oci::{Descriptor, Reference};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::error::{ClientError, RequestLine};
@@ -110,8 +110,9 @@ pub enum PullError<E: std::error::Error + 'static> {
 }
 
 /// Reads `layers` of a repository, at most [`crate::Options::parallel`] at once, giving each to `consume` on a thread
-/// that may block: position, descriptor, bytes. `consume` verifies the digest. The results come in the layers' order;
-/// after a failure no other layer is begun, and those under way end before this returns.
+/// that may block: position, descriptor, bytes. `consume` verifies the digest. The results come in the layers' order.
+/// After a failure no other layer is begun, those under way lose their connections, and all have ended when this returns;
+/// the first failure is the result. Where the future is dropped, the connections end too.
 pub async fn pull_layers<T, E, F>(
     client: &Client,
     reference: &Reference,
@@ -126,6 +127,9 @@ where
 {
     let consume = Arc::new(consume);
     let slots = Arc::new(Semaphore::new(client.options().parallel.max(1)));
+    // Dropped with this future, which the readers take for a failure as well.
+    let (failed, failing) = watch::channel(false);
+    let failed = Arc::new(failed);
     let mut tasks = JoinSet::new();
     for (index, descriptor) in layers.iter().enumerate() {
         let (client, reference, descriptor) =
@@ -135,12 +139,17 @@ where
             Arc::clone(&consume),
             Arc::clone(&slots),
         );
+        let (failed, mut failing) = (Arc::downgrade(&failed), failing.clone());
+        let stop = async move {
+            // An error means that nobody waits for the result any more.
+            let _ = failing.wait_for(|failed| *failed).await;
+        };
         tasks.spawn(async move {
             // A closed semaphore means that another layer failed.
             let Ok(slot) = slots.acquire().await else {
                 return None;
             };
-            let reader = client.read_blob(&reference, &descriptor, progress);
+            let reader = client.read_blob_until(&reference, &descriptor, progress, stop);
             let working = tokio::task::spawn_blocking(move || {
                 let result = consume(index, &descriptor, reader);
                 (descriptor, result)
@@ -152,6 +161,9 @@ where
             drop(slot);
             if result.is_err() {
                 slots.close();
+                if let Some(failed) = failed.upgrade() {
+                    failed.send_replace(true);
+                }
             }
             Some((index, descriptor, result))
         });

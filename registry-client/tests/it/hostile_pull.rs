@@ -525,3 +525,40 @@ async fn a_reader_that_loses_interest_ends_the_transfer() {
     .await
     .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_failed_layer_ends_the_others_at_once() {
+    let endless = Descriptor::new(MediaType::OCI_LAYER, Digest::of(b"?"), 1 << 40);
+    let missing = Descriptor::of(MediaType::OCI_LAYER, b"missing");
+    let path = format!("/v2/x/blobs/{}", missing.digest);
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let (begun, has_begun) = (
+        std::sync::Mutex::new(begun),
+        std::sync::Mutex::new(has_begun),
+    );
+    let wire = Wire::start(move |seen, line| {
+        if seen.target == path {
+            has_begun.lock().unwrap().recv().unwrap();
+            return line.answer(404, &[], b"");
+        }
+        line.head(200, &[], 1 << 40);
+        line.raw(&[7; 64 * 1024]);
+        begun.lock().unwrap().send(()).unwrap();
+        // From here on it would take the whole idle time.
+        Then::Stall
+    });
+    let mut options = options();
+    options.timeouts.idle = Duration::from_secs(3600);
+    let client = Client::new(options).unwrap();
+    let reference = wire.reference("x");
+    let layers = [endless, missing];
+    let pulled = pull_layers(
+        &client,
+        &reference,
+        &layers,
+        Arc::new(Silent),
+        |_, _, mut reader| std::io::copy(&mut reader, &mut std::io::sink()),
+    );
+    let error = pulled.await.unwrap_err();
+    assert!(error.to_string().starts_with("layer 1 (sha256:"), "{error}");
+}
