@@ -29,7 +29,10 @@ impl Registry {
                     let source = BlobSource::Bytes(Bytes::new());
                     return Ok(size.map(|size| Blob { size, source }));
                 }
-                storage.blob(&name, &digest)?.map(read_small).transpose()
+                match storage.blob(&name, &digest)? {
+                    Some(blob) => read_small(blob, &digest).map(Some),
+                    None => Ok(None),
+                }
             })
             .await?;
         let Some(blob) = found else {
@@ -76,7 +79,7 @@ impl Registry {
     }
 }
 
-fn read_small(blob: Blob) -> Result<Blob, StorageError> {
+fn read_small(blob: Blob, digest: &Digest) -> Result<Blob, StorageError> {
     let BlobSource::File(file) = &blob.source else {
         return Ok(blob);
     };
@@ -87,7 +90,7 @@ fn read_small(blob: Blob) -> Result<Blob, StorageError> {
     file.read_exact_at(&mut bytes, 0)
         .map_err(|source| StorageError::Io {
             action: "read",
-            path: "data".into(),
+            path: digest.to_string().into(),
             source,
         })?;
     Ok(Blob {

@@ -7,6 +7,8 @@
 //! Keep `docs/reference/registry.md` in step. A fault of ours (disk, storage) is logged in full and answered
 //! as `UNKNOWN` without its detail: paths of the host are not the client's business.
 
+use std::io;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
@@ -53,6 +55,8 @@ pub enum ErrorCode {
     NotFound,
     /// The client sent nothing for too long.
     Timeout,
+    /// The server's disk is full.
+    Full,
     /// A fault of the server.
     Unknown,
 }
@@ -126,6 +130,11 @@ impl ErrorCode {
                 S::REQUEST_TIMEOUT,
                 "the client sent nothing for too long",
             ),
+            Self::Full => (
+                "UNKNOWN",
+                S::INSUFFICIENT_STORAGE,
+                "the registry has no space left",
+            ),
             Self::Unknown => ("UNKNOWN", S::INTERNAL_SERVER_ERROR, "unknown error"),
         }
     }
@@ -197,7 +206,24 @@ impl ApiError {
 impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> ApiError {
         tracing::error!(error = %ErrorChain(&error), "storage failed");
-        ApiError::new(ErrorCode::Unknown)
+        match &error {
+            StorageError::Io { source, .. } => ApiError::new(fault(source)),
+            StorageError::Damaged { .. } => ApiError::new(ErrorCode::Unknown),
+        }
+    }
+}
+
+impl From<io::Error> for ApiError {
+    fn from(error: io::Error) -> ApiError {
+        tracing::error!(%error, "cannot read or write an upload");
+        ApiError::new(fault(&error))
+    }
+}
+
+fn fault(error: &io::Error) -> ErrorCode {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::Full,
+        _ => ErrorCode::Unknown,
     }
 }
 

@@ -5,13 +5,14 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use store::oci::{Annotations, Digest, MediaType};
 
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, set};
 use crate::routes::{ManifestReference, RepositoryName, percent_encode};
-use crate::storage::{RegistryStorage, StorageResult, VerifiedManifest, media_type_of};
+use crate::storage::{RegistryStorage, StorageResult, UNTOLD, VerifiedManifest, media_type_of};
 
 /// Most tags that one PUT sets.
 const TAGS_PER_PUT_MAX: usize = 32;
@@ -33,6 +34,32 @@ pub(crate) struct Outline {
     pub(crate) manifests: Option<Vec<Link>>,
     pub(crate) subject: Option<Link>,
     pub(crate) annotations: Option<Annotations>,
+}
+
+impl Outline {
+    /// Reads `bytes`. Of a type that this server does not know only the fields are kept that have the shape
+    /// they have in the types it knows.
+    pub(crate) fn read(bytes: &[u8], known: bool) -> Result<Outline, serde_json::Error> {
+        let strict = serde_json::from_slice(bytes);
+        if known || strict.is_ok() {
+            return strict;
+        }
+        let mut fields: Map<String, Value> = serde_json::from_slice(bytes)?;
+        Ok(Outline {
+            schema_version: None,
+            media_type: field(&mut fields, "mediaType"),
+            artifact_type: field(&mut fields, "artifactType"),
+            config: field(&mut fields, "config"),
+            layers: None,
+            manifests: None,
+            subject: field(&mut fields, "subject"),
+            annotations: field(&mut fields, "annotations"),
+        })
+    }
+}
+
+fn field<T: serde::de::DeserializeOwned>(fields: &mut Map<String, Value>, key: &str) -> Option<T> {
+    serde_json::from_value(fields.remove(key)?).ok()
 }
 
 /// A descriptor, as far as the server looks into it.
@@ -225,19 +252,19 @@ fn shown(reference: &ManifestReference) -> String {
 /// The type and references of a manifest's bytes, or why it is none.
 fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, Needs), ApiError> {
     let invalid = |detail: String| ApiError::with(ErrorCode::ManifestInvalid, detail);
-    let outline: Outline =
-        serde_json::from_slice(bytes).map_err(|error| invalid(format!("{error}")))?;
     let sent_as = sent_as
         .map(|text| text.split(';').next().unwrap_or_default().trim())
         // What HTTP tools send where nobody said anything.
         .filter(|text| {
             !matches!(
                 *text,
-                "" | "application/json"
-                    | "application/octet-stream"
-                    | "application/x-www-form-urlencoded"
+                "" | UNTOLD | "application/json" | "application/x-www-form-urlencoded"
             )
         });
+    let media_type = sent_as.map_or_else(|| media_type_of(bytes), str::to_owned);
+    let kind = MediaType::new(media_type.clone());
+    let known = kind.is_manifest() || kind.is_index();
+    let outline = Outline::read(bytes, known).map_err(|error| invalid(format!("{error}")))?;
     if let (Some(sent_as), Some(inside)) = (sent_as, outline.media_type.as_deref())
         && !inside.is_empty()
         && sent_as != inside
@@ -246,7 +273,6 @@ fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, Needs), ApiE
             "Content-Type is `{sent_as}` but mediaType is `{inside}`"
         )));
     }
-    let media_type = sent_as.map_or_else(|| media_type_of(bytes), str::to_owned);
     if media_type.len() > MEDIA_TYPE_BYTES_MAX || HeaderValue::from_str(&media_type).is_err() {
         return Err(invalid(
             "the media type is too long or no header text".to_owned(),
@@ -256,13 +282,17 @@ fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, Needs), ApiE
         subject: outline.subject.as_ref().map(Link::digest).transpose()?,
         ..Needs::default()
     };
-    let kind = MediaType::new(media_type.clone());
     if media_type.starts_with("application/vnd.docker.distribution.manifest.v1") {
         return Err(invalid("schema 1 manifests are not taken".to_owned()));
     }
+    if media_type == UNTOLD {
+        return Err(invalid(
+            "neither Content-Type nor mediaType nor its fields tell what it is".to_owned(),
+        ));
+    }
     let version = outline.schema_version.as_ref();
     let version = version.and_then(serde_json::Number::as_u64);
-    if (kind.is_manifest() || kind.is_index()) && version != Some(2) {
+    if known && version != Some(2) {
         return Err(invalid("schemaVersion is not 2".to_owned()));
     }
     if kind.is_manifest() {

@@ -245,6 +245,9 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     ) -> StorageResult<Vec<Digest>>;
 }
 
+/// What a manifest is called whose type nothing tells.
+pub(crate) const UNTOLD: &str = "application/octet-stream";
+
 /// The type of a manifest that nothing but its bytes tells: its `mediaType`, else what its fields look like.
 pub(crate) fn media_type_of(bytes: &[u8]) -> String {
     use serde::Deserialize;
@@ -269,6 +272,6 @@ pub(crate) fn media_type_of(bytes: &[u8]) -> String {
         Ok(Shape {
             config: Some(_), ..
         }) => MediaType::OCI_MANIFEST.to_owned(),
-        _ => "application/octet-stream".to_owned(),
+        _ => UNTOLD.to_owned(),
     }
 }

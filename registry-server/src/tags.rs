@@ -195,14 +195,15 @@ fn describe(
     let Some(manifest) = storage.manifest(name, &digest)? else {
         return Ok(None);
     };
-    let Ok(outline) = serde_json::from_slice::<Outline>(manifest.bytes()) else {
+    let kind = MediaType::new(manifest.media_type());
+    let known = kind.is_manifest() || kind.is_index();
+    let Ok(outline) = Outline::read(manifest.bytes(), known) else {
         return Ok(None);
     };
     let about = outline.subject.map(|link| link.digest);
     if about.as_deref() != Some(&subject.to_string()) {
         return Ok(None);
     }
-    let kind = MediaType::new(manifest.media_type());
     let config_type = outline
         .config
         .map(|config| config.media_type)

@@ -36,7 +36,9 @@ const REMEMBERED_MAX: usize = 4096;
 
 /// The sessions that this process has seen.
 #[derive(Debug, Default)]
-pub(crate) struct Sessions(Mutex<BTreeMap<UploadId, Arc<Session>>>);
+pub(crate) struct Sessions(Mutex<BTreeMap<Key, Arc<Session>>>);
+
+type Key = (RepositoryName, UploadId);
 
 #[derive(Debug)]
 struct Session {
@@ -64,26 +66,28 @@ impl Running {
 }
 
 impl Sessions {
-    fn session(&self, id: &UploadId) -> Arc<Session> {
+    fn session(&self, name: &RepositoryName, id: &UploadId) -> Arc<Session> {
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if sessions.len() >= REMEMBERED_MAX {
             // Idle: nobody but this map holds it.
             sessions.retain(|_, session| Arc::strong_count(session) > 1);
         }
-        let session = sessions.entry(id.clone()).or_insert_with(|| {
-            Arc::new(Session {
-                turn: watch::Sender::new(0),
-                running: Arc::new(tokio::sync::Mutex::new(Running::new(
-                    DigestAlgorithm::Sha256,
-                ))),
-            })
-        });
+        let session = sessions
+            .entry((name.clone(), id.clone()))
+            .or_insert_with(|| {
+                Arc::new(Session {
+                    turn: watch::Sender::new(0),
+                    running: Arc::new(tokio::sync::Mutex::new(Running::new(
+                        DigestAlgorithm::Sha256,
+                    ))),
+                })
+            });
         Arc::clone(session)
     }
 
-    fn forget(&self, id: &UploadId) {
+    fn forget(&self, name: &RepositoryName, id: &UploadId) {
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.remove(id);
+        sessions.remove(&(name.clone(), id.clone()));
     }
 }
 
@@ -127,6 +131,9 @@ impl Registry {
         let id = self
             .blocking(move |storage| storage.create_upload(&target))
             .await?;
+        if digest.is_none() && algorithm == DigestAlgorithm::Sha256 {
+            return Ok(session_answer(StatusCode::ACCEPTED, &name, &id, 0));
+        }
         let mut hold = self.hold(name.clone(), id.clone()).await?;
         *hold.running = Running::new(digest.map_or(algorithm, |digest| digest.algorithm()));
         let Some(digest) = digest else {
@@ -199,14 +206,14 @@ impl Registry {
     }
 
     async fn drop_upload(&self, name: RepositoryName, id: UploadId) -> Result<bool, ApiError> {
-        self.sessions.forget(&id);
+        self.sessions.forget(&name, &id);
         self.blocking(move |storage| storage.cancel_upload(&name, &id))
             .await
     }
 
     /// Takes the session over, and brings its hash up to what is stored.
     async fn hold(&self, name: RepositoryName, id: UploadId) -> Result<Hold, ApiError> {
-        let session = self.sessions.session(&id);
+        let session = self.sessions.session(&name, &id);
         let mut mine = 0;
         session.turn.send_modify(|turn| {
             *turn += 1;
@@ -222,7 +229,7 @@ impl Registry {
             .blocking(move |storage| storage.upload(&target, &wanted))
             .await?
         else {
-            self.sessions.forget(&id);
+            self.sessions.forget(&name, &id);
             return Err(unknown(&id));
         };
         let mut hold = Hold {
@@ -334,7 +341,7 @@ impl Registry {
             Some(upload) => {
                 self.blocking(move |storage| storage.commit_upload(&name, &upload))
                     .await?;
-                self.sessions.forget(&id);
+                self.sessions.forget(&hold.name, &id);
                 Ok(created(&hold.name, &digest))
             }
             None => {
@@ -472,10 +479,7 @@ async fn joined<T>(task: JoinHandle<io::Result<T>>) -> Result<T, ApiError> {
     let result = task
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)));
-    result.map_err(|error| {
-        tracing::error!(%error, "cannot read or write an upload");
-        ApiError::new(ErrorCode::Unknown)
-    })
+    Ok(result?)
 }
 
 fn parse_digest(text: &str) -> Result<Digest, ApiError> {

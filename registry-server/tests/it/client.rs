@@ -71,15 +71,20 @@ impl Reply {
 
 impl Client {
     pub(crate) fn new(addr: SocketAddr) -> Client {
-        let stream = TcpStream::connect(addr).unwrap();
+        Client::try_new(addr).expect("the server listens")
+    }
+
+    /// `None` if nobody listens.
+    pub(crate) fn try_new(addr: SocketAddr) -> Option<Client> {
+        let stream = TcpStream::connect(addr).ok()?;
         // Nothing here takes long; a test that hangs should say where.
         stream
             .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
-        Client {
+        Some(Client {
             stream: BufReader::new(stream),
             addr,
-        }
+        })
     }
 
     /// Sends bytes as they are.
@@ -135,6 +140,24 @@ impl Client {
         self.raw(head.as_bytes());
         self.raw(body);
         self.read(method)
+    }
+
+    /// The same, for servers that may die: `None` if there is no answer.
+    pub(crate) fn try_send(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Option<Reply> {
+        let length = body.len().to_string();
+        let mut all = headers.to_vec();
+        all.push(("Content-Length", &length));
+        let head = self.head(method, target, &all);
+        self.stream.get_mut().write_all(head.as_bytes()).ok()?;
+        self.stream.get_mut().write_all(body).ok()?;
+        let arrived = self.stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        arrived.then(|| self.read(method))
     }
 
     pub(crate) fn get(&mut self, target: &str) -> Reply {

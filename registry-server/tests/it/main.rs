@@ -6,6 +6,7 @@ mod access;
 mod client;
 mod distribution;
 mod faults;
+mod kill;
 mod protocol;
 mod storage;
 mod tools;

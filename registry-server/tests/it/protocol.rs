@@ -496,7 +496,9 @@ fn manifests_of_every_kind_are_kept_verbatim() {
             ),
             (
                 "application/vnd.example.thing+json",
-                spaced(&json!({"anything": true})),
+                spaced(
+                    &json!({"anything": true, "config": "of another shape", "annotations": [1]}),
+                ),
             ),
         ];
         for (number, (media_type, bytes)) in cases.iter().enumerate() {
@@ -555,6 +557,9 @@ fn manifests_that_are_none_are_refused() {
         let oci = MediaType::OCI_MANIFEST;
         for broken in ["", "{", "[]", "null", "7", "{}", r#"{"schemaVersion":1}"#] {
             put("t", oci, broken.as_bytes(), 400, "MANIFEST_INVALID");
+        }
+        for untold in ["", "application/json", "application/octet-stream"] {
+            put("t", untold, b"{}", 400, "MANIFEST_INVALID");
         }
         let deep = "[".repeat(100_000);
         put("t", oci, deep.as_bytes(), 400, "MANIFEST_INVALID");
