@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use store::oci::{Descriptor, DiffId, Digest, History, ImageConfig, Platform, Reference};
 
 use crate::dockerfile::ast::InstructionKind;
+use crate::dockerfile::source::Label;
 use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span, Word};
 use crate::graph::{Definition, ImageOp, Op, OpMetadata, VertexIndex};
@@ -210,8 +211,18 @@ impl Lowering<'_> {
     fn stage(&mut self, plan: &StagePlan<'_>) -> StageState {
         let mut state = self.base(plan);
         for step in &plan.steps {
+            let said = self.diagnostics.len();
             // What was refused is reported; the rest is looked at for more.
             let _: Outcome = self.instruction(&mut state, plan, step);
+            if let Some(from) = step.origin {
+                let trigger = format!("this image triggers `{}`", step.instruction.line);
+                for diagnostic in &mut self.diagnostics[said..] {
+                    diagnostic.labels.push(Label {
+                        span: from,
+                        text: trigger.clone(),
+                    });
+                }
+            }
         }
         state
     }

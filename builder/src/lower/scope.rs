@@ -26,8 +26,8 @@ const PROXY_NAMES: [&str; 5] = [
 /// The variables of a stage.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scope {
-    /// In order of first appearance.
-    variables: Vec<(String, String)>,
+    /// `NAME=value`, in order of first appearance.
+    variables: Vec<String>,
     positions: BTreeMap<String, usize>,
     /// Names that `ARG` declared, in order of first appearance.
     declared: Vec<String>,
@@ -46,19 +46,20 @@ impl Scope {
 
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         let &position = self.positions.get(name)?;
-        Some(&self.variables[position].1)
+        Some(&self.variables[position][name.len() + 1..])
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.variables.iter().map(|(name, _)| name.as_str())
+        self.positions.keys().map(String::as_str)
     }
 
     pub(super) fn set(&mut self, name: &str, value: &str) {
+        let variable = format!("{name}={value}");
         match self.positions.get(name) {
-            Some(&position) => value.clone_into(&mut self.variables[position].1),
+            Some(&position) => self.variables[position] = variable,
             None => {
                 self.positions.insert(name.to_owned(), self.variables.len());
-                self.variables.push((name.to_owned(), value.to_owned()));
+                self.variables.push(variable);
             }
         }
     }
@@ -75,8 +76,7 @@ impl Scope {
 
     /// `NAME=value` for `RUN`.
     pub(super) fn environment(&self) -> Vec<String> {
-        let variable = |(name, value): &(String, String)| format!("{name}={value}");
-        self.variables.iter().map(variable).collect()
+        self.variables.clone()
     }
 
     /// `|N NAME=value… ` as the history of a `RUN` begins, where `ARG`s are declared.
@@ -86,7 +86,14 @@ impl Scope {
         }
         let mut prefix = format!("|{} ", self.declared.len());
         for name in &self.declared {
-            prefix += &format!("{name}={} ", self.value(name).unwrap_or_default());
+            match self.positions.get(name) {
+                Some(&position) => prefix.push_str(&self.variables[position]),
+                None => {
+                    prefix.push_str(name);
+                    prefix.push('=');
+                }
+            }
+            prefix.push(' ');
         }
         prefix
     }

@@ -302,9 +302,12 @@ impl<'a> Resolver<'_, 'a> {
             Ok(reference) => reference,
             Err(error) => {
                 let error = Diagnostic::error(span, error.to_string());
-                let near = nearest(name, self.names.iter().flatten().map(String::as_str));
-                let error = error.suggest(near);
-                return self.error(error);
+                let stages = self.names.iter().flatten().map(String::as_str);
+                let lower = name.to_lowercase();
+                return self.error(match find_name(&self.names, name) {
+                    Some(_) => error.help(format!("`FROM` knows the stage as `{lower}`")),
+                    None => error.suggest(nearest(name, stages)),
+                });
             }
         };
         let request = ImageRequest {

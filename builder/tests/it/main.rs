@@ -1,3 +1,7 @@
-//! Tests of the builder as its users see it; the binary with processes in it is tested in `cli`.
+//! Tests of the builder as its users see it; the binary with processes in it is tested in `cli`. One binary for all of
+//! them, a module per area.
 
+mod ast_dump;
 mod build;
+mod dockerfiles;
+mod graph_dump;

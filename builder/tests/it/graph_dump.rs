@@ -1,0 +1,121 @@
+//! A plan as text: its vertices, and its configuration.
+
+use builder::graph::{CopyAction, ExecOp, FileAction, MkdirAction, Op, Vertex};
+use builder::lower::Plan;
+use serde_json::json;
+
+pub(crate) fn graph(plan: &Plan) -> String {
+    let mut text = String::new();
+    for (index, vertex) in plan.definition.vertices().iter().enumerate() {
+        let inputs: Vec<String> = vertex
+            .inputs
+            .iter()
+            .map(|input| input.0.to_string())
+            .collect();
+        let arrow = if inputs.is_empty() { "" } else { " <- " };
+        let meta = &vertex.meta;
+        text += &format!("{index}{arrow}{} {}", inputs.join(" "), meta.name);
+        if meta.line > 0 {
+            text += &format!(" (line {})", meta.line);
+        }
+        if meta.no_cache {
+            text += " no cache";
+        }
+        text += "\n";
+        operation(&mut text, vertex);
+    }
+    let root = plan
+        .root
+        .map_or("none".to_owned(), |root| root.0.to_string());
+    text + &format!("root {root}, {} steps\n", plan.steps)
+}
+
+fn operation(text: &mut String, vertex: &Vertex) {
+    match &vertex.op {
+        Op::Image(image) => {
+            *text += &format!("    image {}\n", image.reference);
+        }
+        Op::Context(context) => *text += &format!("    context {}\n", context.name),
+        Op::Exec(exec) => {
+            let ExecOp {
+                argv,
+                env,
+                proxy_env,
+                cwd,
+                user,
+                ..
+            } = exec;
+            *text += &format!("    exec {argv:?}\n");
+            for (name, list) in [("env", env), ("proxy", proxy_env)] {
+                for variable in list {
+                    *text += &format!("    {name} {variable:?}\n");
+                }
+            }
+            *text += &format!("    cwd {cwd:?} user {user:?}\n");
+        }
+        Op::File(file) => {
+            *text += &format!("    file, on base: {}\n", file.on_base);
+            for action in &file.actions {
+                file_action(text, action);
+            }
+        }
+    }
+}
+
+fn file_action(text: &mut String, action: &FileAction) {
+    match action {
+        FileAction::Copy(copy) => {
+            let CopyAction {
+                sources,
+                dest,
+                chown,
+                chmod,
+                unpack,
+            } = copy;
+            for source in sources {
+                *text += &format!("    copy {:?} of input {}", source.pattern, source.input);
+                if !source.ignore.is_empty() {
+                    *text += &format!(" but {:?}", source.ignore);
+                }
+                *text += "\n";
+            }
+            *text += &format!("    to {dest:?}");
+            if let Some(chown) = chown {
+                *text += &format!(" owner {:?}", chown.text);
+            }
+            if let Some(mode) = chmod {
+                *text += &format!(" mode {mode:04o}");
+            }
+            if *unpack {
+                *text += " unpacking archives";
+            }
+            *text += "\n";
+        }
+        FileAction::Mkdir(mkdir) => {
+            let MkdirAction { path, mode, owner } = mkdir;
+            *text += &format!("    mkdir {path:?} mode {mode:04o} owner {owner:?}\n");
+        }
+    }
+}
+
+pub(crate) fn config(plan: &Plan) -> String {
+    let history: Vec<serde_json::Value> = plan
+        .history
+        .iter()
+        .map(|step| {
+            let mut entry = serde_json::to_value(&step.entry).unwrap();
+            let comment = entry.as_object_mut().unwrap().remove("comment");
+            assert_eq!(comment, Some(json!("buildkit.dockerfile.v0")));
+            if let Some(vertex) = step.vertex {
+                entry["vertex"] = json!(vertex.0);
+            }
+            entry
+        })
+        .collect();
+    let all = json!({
+        "config": plan.config,
+        "base_history": plan.base_history,
+        "history": history,
+    });
+    serde_json::to_string_pretty(&all).unwrap() + "\n"
+}
