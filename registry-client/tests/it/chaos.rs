@@ -82,7 +82,7 @@ async fn broken_lines() {
     let server = RunningServer::start_in_memory().unwrap();
     let direct = Client::new(options()).unwrap();
     let (mut succeeded, mut broken) = (0, 0);
-    for seed in 0..40 {
+    for seed in 0..24 {
         let layers: Vec<Vec<u8>> = (0..3)
             .map(|at| noise(1000 + seed * 3 + at, 150_000))
             .collect();
@@ -151,6 +151,6 @@ async fn broken_lines() {
         broken += line.broken.load(Ordering::SeqCst);
     }
     // The seeds are worth something only if lines broke and work got done nevertheless.
-    assert!(broken > 100, "{broken}");
-    assert!(succeeded > 20, "{succeeded}");
+    assert!(broken > 60, "{broken}");
+    assert!(succeeded > 12, "{succeeded}");
 }
