@@ -60,7 +60,7 @@ impl Default for Options {
     }
 }
 
-/// URLs of proxies, by the scheme of the request.
+/// URLs of proxies, by the scheme of the request; an empty text is none.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     /// For http.
@@ -69,6 +69,14 @@ pub struct Proxies {
     pub https: Option<String>,
     /// Hosts that are reached directly, in `NO_PROXY`'s form.
     pub except: Option<String>,
+}
+
+impl Proxies {
+    /// What is reached directly: what the user says, and this machine, as Go's programs have it.
+    pub(crate) fn exceptions(&self) -> String {
+        let given = self.except.as_deref().unwrap_or_default();
+        format!("{given},localhost,127.0.0.0/8,::1")
+    }
 }
 
 /// How long is waited for a peer.

@@ -295,17 +295,12 @@ impl Transport {
             builder = builder.resolve(host, *address);
         }
         let proxies = &options.proxies;
-        let except = || {
-            proxies
-                .except
-                .as_deref()
-                .and_then(reqwest::NoProxy::from_string)
-        };
-        if let Some(url) = &proxies.http {
+        let except = || reqwest::NoProxy::from_string(&proxies.exceptions());
+        if let Some(url) = proxies.http.as_ref().filter(|url| !url.is_empty()) {
             let proxy = reqwest::Proxy::http(url).map_err(|error| setup("http proxy", &error))?;
             builder = builder.proxy(proxy.no_proxy(except()));
         }
-        if let Some(url) = &proxies.https {
+        if let Some(url) = proxies.https.as_ref().filter(|url| !url.is_empty()) {
             let proxy = reqwest::Proxy::https(url).map_err(|error| setup("https proxy", &error))?;
             builder = builder.proxy(proxy.no_proxy(except()));
         }

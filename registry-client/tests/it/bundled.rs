@@ -278,3 +278,24 @@ async fn plain_http_is_for_listed_hosts_only() {
     options.insecure.push("registry.test".to_owned());
     Client::new(options).unwrap().ping(&host).await.unwrap();
 }
+
+#[tokio::test]
+async fn proxies_are_for_other_machines() {
+    let server = RunningServer::start_in_memory().unwrap();
+    let wire = crate::wire::Wire::bare(|_, line| line.answer(200, &[], b"{}"));
+    let mut options = options();
+    options.proxies.http = Some(format!("http://{}", wire.host));
+    options.proxies.https = Some(String::new());
+    // Nothing listens for https there, so that http is tried, which goes through the proxy.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    options.addresses.insert("registry.test".to_owned(), nobody);
+    options.insecure.push("registry.test".to_owned());
+    let client = Client::new(options).unwrap();
+    client.ping(&server.host()).await.unwrap();
+    assert!(wire.lines().is_empty(), "{:?}", wire.lines());
+    client.ping("registry.test").await.unwrap();
+    assert_eq!(wire.lines()[0], "GET http://registry.test/v2/");
+}
