@@ -152,7 +152,7 @@ impl Cgroups {
     ) -> io::Result<()> {
         let dir = unified.group(name);
         let parent = dir.parent().unwrap_or(&unified.top);
-        if let Some(beyond) = parent.strip_prefix(&unified.top).ok() {
+        if let Ok(beyond) = parent.strip_prefix(&unified.top) {
             // Controllers must be passed on at each level on the way down. Where a level has processes
             // of its own the kernel refuses; the limit then fails below, by name.
             let mut at = unified.top.clone();

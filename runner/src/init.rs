@@ -139,7 +139,7 @@ fn prepare(
 
     // 9. Privileges.
     confine::confine(&spec.confinement, &spec.process.user, &mut |note| {
-        notes.push(note)
+        notes.push(note);
     })?;
     for note in notes {
         tell(Progress::Note(note)).map_err(lost())?;

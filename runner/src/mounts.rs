@@ -18,7 +18,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -150,7 +150,7 @@ pub(crate) fn build(
     builder.proc()?;
     builder.dev(spec.process.terminal)?;
     builder.sys(spec.network)?;
-    builder.from_spec(spec)?;
+    builder.mount_spec(spec)?;
     if spec.confinement.mask_paths {
         builder.mask()?;
     }
@@ -236,10 +236,11 @@ fn overlay<P: AsRef<Path>>(
     // The kernel marks a volatile overlay in its work directory and refuses to mount it again, since
     // after a crash its content may be torn. Whether it is, the caller knows; a mark that only means
     // "was not unmounted by us" must not stand in the way.
-    let mark = work.join("work/incompat");
-    if rustix::fs::unlinkat(CWD, mark.join("volatile"), AtFlags::REMOVEDIR).is_ok() {
-        // Best effort: if the mark stays, the mount says so.
-        let _removed = rustix::fs::unlinkat(CWD, &mark, AtFlags::REMOVEDIR);
+    let mark = work.join("work/incompat/volatile");
+    if rustix::fs::unlink(mark.join("dirty")).is_ok() {
+        // If the rest of the mark stays, the mount says so.
+        let _removed = rustix::fs::rmdir(&mark);
+        let _removed = rustix::fs::rmdir(work.join("work/incompat"));
     }
 
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -371,7 +372,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn from_spec(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
+    fn mount_spec(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
         let etc = [
             ("/etc/hosts", &spec.etc.hosts),
             ("/etc/resolv.conf", &spec.etc.resolv_conf),

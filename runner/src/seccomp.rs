@@ -499,3 +499,128 @@ fn branch(code: u16, value: u32, then: u8, otherwise: u8) -> sock_filter {
         k: value,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the filter answers, by a small interpreter of the instructions that it uses.
+    fn answer(program: &[sock_filter], arch: u32, number: u32, argument: u32) -> u32 {
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let step = program[at];
+            at += 1;
+            let branch = |holds: bool| usize::from(if holds { step.jt } else { step.jf });
+            match step.code {
+                LOAD => {
+                    accumulator = match step.k {
+                        NUMBER_OFFSET => number,
+                        ARCH_OFFSET => arch,
+                        ARGUMENT_OFFSET => argument,
+                        other => panic!("load of {other}"),
+                    }
+                }
+                JUMP => at += usize::try_from(step.k).unwrap(),
+                JUMP_EQUAL => at += branch(accumulator == step.k),
+                JUMP_AT_LEAST => at += branch(accumulator >= step.k),
+                JUMP_ANY_BIT => at += branch(accumulator & step.k != 0),
+                RETURN => return step.k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    fn refused(errno: i32) -> u32 {
+        SECCOMP_RET_ERRNO | errno.unsigned_abs()
+    }
+
+    /// The table read the slow way.
+    fn expected(capabilities: Capabilities, number: u32, argument: u32, i386: bool) -> u32 {
+        if number > LAST {
+            return refused(libc::ENOSYS);
+        }
+        let native = |group: &Group| group.native.iter().any(|n| u32::try_from(*n) == Ok(number));
+        let group = GROUPS.iter().find(|group| {
+            let listed = if i386 {
+                group.i386.contains(&number)
+            } else {
+                native(group)
+            };
+            listed
+                && !group
+                    .unless
+                    .iter()
+                    .any(|needed| capabilities.contains(*needed))
+        });
+        let passes = match group.map(|group| group.verdict) {
+            None | Some(Verdict::Allow) => Ok(()),
+            Some(Verdict::Errno(errno)) => Err(errno),
+            Some(Verdict::UnlessBits(bits)) if argument & bits != 0 => Err(libc::EPERM),
+            Some(Verdict::OnlyValues(values)) if !values.contains(&argument) => Err(libc::EPERM),
+            Some(Verdict::ExceptValues(values)) => values
+                .iter()
+                .find(|(value, _)| *value == argument)
+                .map_or(Ok(()), |v| Err(v.1)),
+            Some(Verdict::UnlessBits(_) | Verdict::OnlyValues(_)) => Ok(()),
+        };
+        passes.map_or_else(refused, |()| SECCOMP_RET_ALLOW)
+    }
+
+    #[test]
+    fn the_program_says_what_the_table_says() {
+        for capabilities in [
+            Capabilities::DOCKER,
+            Capabilities(0),
+            Capabilities::ALL,
+            Capabilities(Capabilities::DOCKER.0 | 1 << SYS_ADMIN),
+        ] {
+            let program = program(capabilities);
+            let arches = if cfg!(target_arch = "x86_64") {
+                &[NATIVE, I386][..]
+            } else {
+                &[NATIVE]
+            };
+            for arch in arches {
+                for number in (0..600).chain([0x4000_0000, 0x4000_0027, u32::MAX]) {
+                    for argument in [0, 1, 8, 0x2_0000, 38, 40, 0x1000_0000, 0x4_0000, u32::MAX] {
+                        assert_eq!(
+                            answer(&program, *arch, number, argument),
+                            expected(capabilities, number, argument, *arch == I386),
+                            "{capabilities:?} {arch:#x} {number} {argument:#x}"
+                        );
+                    }
+                }
+            }
+            // MIPS, ARM, and nothing at all.
+            for arch in [8, 0x4000_0028, 0] {
+                assert_eq!(answer(&program, arch, 39, 0), SECCOMP_RET_KILL_PROCESS);
+            }
+        }
+    }
+
+    #[test]
+    fn no_call_is_listed_twice() {
+        let mut native: Vec<c_long> = GROUPS.iter().flat_map(|g| g.native).copied().collect();
+        let mut i386: Vec<u32> = GROUPS.iter().flat_map(|g| g.i386).copied().collect();
+        let counts = (native.len(), i386.len());
+        native.sort_unstable();
+        native.dedup();
+        i386.sort_unstable();
+        i386.dedup();
+        assert_eq!((native.len(), i386.len()), counts);
+    }
+
+    #[test]
+    fn the_program_stays_small() {
+        let native = search(&ranges(Capabilities::DOCKER, |group| {
+            group
+                .native
+                .iter()
+                .filter_map(|n| u32::try_from(*n).ok())
+                .collect()
+        }));
+        // A longer one costs every exec: the kernel checks and translates it each time.
+        assert!(native.len() <= 160, "{} instructions", native.len());
+        assert!(program(Capabilities::DOCKER).len() <= 360);
+    }
+}

@@ -64,8 +64,8 @@ pub(crate) struct Stub {
     path: Vec<u8>,
     /// Whether it is a directory.
     directory: bool,
-    /// Whether the upper directory held a whiteout in its place.
-    whiteout: bool,
+    /// If the upper directory held a whiteout in its place, the time of that.
+    whiteout: Option<Time>,
     /// The directories above it, deepest first, the root (an empty path) last.
     parents: Vec<Parent>,
 }
@@ -107,6 +107,22 @@ impl Look {
             mode: stat.st_mode,
             uid: stat.st_uid,
             gid: stat.st_gid,
+        }
+    }
+}
+
+impl Time {
+    /// For setting this as modification time, and nothing else.
+    fn as_modified(self) -> Timestamps {
+        Timestamps {
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: rustix::fs::UTIME_OMIT,
+            },
+            last_modification: Timespec {
+                tv_sec: self.0,
+                tv_nsec: self.1,
+            },
         }
     }
 }
@@ -243,7 +259,7 @@ fn make(
     };
 
     let mut parents = Vec::new();
-    let mut whiteout = false;
+    let mut whiteout = None;
     if of_root {
         for depth in (0..=levels.len()).rev() {
             let path = path_of(depth);
@@ -261,7 +277,10 @@ fn make(
         }
         if let Some(upper) = tree.upper {
             let path = join(&path_of(levels.len()), name);
-            whiteout = stat_beneath(upper, &path).is_ok_and(|stat| is_whiteout(&stat));
+            whiteout = stat_beneath(upper, &path)
+                .ok()
+                .filter(is_whiteout)
+                .map(|stat| modified(&stat));
         }
     }
 
@@ -391,8 +410,9 @@ fn remove(top: BorrowedFd<'_>, stub: &Stub) -> Result<(), Errno> {
         }
         _ => return Ok(()),
     }
-    if stub.whiteout {
+    if let Some(time) = stub.whiteout {
         rustix::fs::mknodat(&dir, name, FileType::CharacterDevice, Mode::empty(), 0)?;
+        rustix::fs::utimensat(&dir, name, &time.as_modified(), AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
 }
@@ -410,21 +430,7 @@ fn set_modified(top: BorrowedFd<'_>, path: &[u8], time: Time) -> Result<(), Errn
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error),
     };
-    let omit = Timespec {
-        tv_sec: 0,
-        tv_nsec: rustix::fs::UTIME_OMIT,
-    };
-    let time = Timespec {
-        tv_sec: time.0,
-        tv_nsec: time.1,
-    };
-    rustix::fs::futimens(
-        dir,
-        &Timestamps {
-            last_access: omit,
-            last_modification: time,
-        },
-    )
+    rustix::fs::futimens(dir, &time.as_modified())
 }
 
 fn split(path: &[u8]) -> (&[u8], &[u8]) {

@@ -1,0 +1,116 @@
+//! The test program inside a sandbox: makes one system call at a time and prints what came of it.
+
+/// Calls with arguments that do nothing, or fail, when they are let through.
+pub(crate) fn number(name: &str) -> (libc::c_long, [libc::c_long; 6]) {
+    let none = [0; 6];
+    let bad = [-1; 6];
+    match name {
+        "getpid" => (libc::SYS_getpid, none),
+        "mount" => (libc::SYS_mount, bad),
+        "umount2" => (libc::SYS_umount2, bad),
+        "unshare" => (libc::SYS_unshare, none),
+        "unshare_user" => (
+            libc::SYS_unshare,
+            [libc::CLONE_NEWUSER.into(), 0, 0, 0, 0, 0],
+        ),
+        "setns" => (libc::SYS_setns, bad),
+        "fsopen" => (libc::SYS_fsopen, [-1, 0, 0, 0, 0, 0]),
+        "open_tree" => (libc::SYS_open_tree, bad),
+        "move_mount" => (libc::SYS_move_mount, bad),
+        "mount_setattr" => (libc::SYS_mount_setattr, bad),
+        "pivot_root" => (libc::SYS_pivot_root, bad),
+        "swapon" => (libc::SYS_swapon, bad),
+        "reboot" => (libc::SYS_reboot, none),
+        "kexec_load" => (libc::SYS_kexec_load, bad),
+        "init_module" => (libc::SYS_init_module, bad),
+        "finit_module" => (libc::SYS_finit_module, bad),
+        "bpf" => (libc::SYS_bpf, bad),
+        "perf_event_open" => (libc::SYS_perf_event_open, bad),
+        "userfaultfd" => (libc::SYS_userfaultfd, bad),
+        "io_uring_setup" => (libc::SYS_io_uring_setup, none),
+        // Asks for the id of the session keyring.
+        "keyctl" => (libc::SYS_keyctl, [0, -3, 0, 0, 0, 0]),
+        "add_key" => (libc::SYS_add_key, bad),
+        "request_key" => (libc::SYS_request_key, bad),
+        "open_by_handle_at" => (libc::SYS_open_by_handle_at, bad),
+        "name_to_handle_at" => (libc::SYS_name_to_handle_at, bad),
+        "settimeofday" => (libc::SYS_settimeofday, bad),
+        "clock_settime" => (libc::SYS_clock_settime, bad),
+        "syslog" => (libc::SYS_syslog, [10, 0, 0, 0, 0, 0]),
+        "acct" => (libc::SYS_acct, bad),
+        "vhangup" => (libc::SYS_vhangup, none),
+        "kcmp" => (libc::SYS_kcmp, bad),
+        "pidfd_getfd" => (libc::SYS_pidfd_getfd, bad),
+        "process_vm_readv" => (libc::SYS_process_vm_readv, [1, 0, 0, 0, 0, 0]),
+        "ptrace" => (
+            libc::SYS_ptrace,
+            [libc::PTRACE_PEEKDATA.into(), 1, 0, 0, 0, 0],
+        ),
+        "mbind" => (libc::SYS_mbind, bad),
+        "move_pages" => (libc::SYS_move_pages, bad),
+        "quotactl" => (libc::SYS_quotactl, bad),
+        "sethostname" => (libc::SYS_sethostname, bad),
+        "chroot" => (libc::SYS_chroot, bad),
+        "clone_newuser" => (libc::SYS_clone, [libc::CLONE_NEWUSER.into(), 0, 0, 0, 0, 0]),
+        "clone_newns" => (libc::SYS_clone, [libc::CLONE_NEWNS.into(), 0, 0, 0, 0, 0]),
+        // Refused by the kernel itself: CLONE_SIGHAND without CLONE_VM.
+        "clone_plain" => (libc::SYS_clone, [libc::CLONE_SIGHAND.into(), 0, 0, 0, 0, 0]),
+        "clone3" => (libc::SYS_clone3, bad),
+        "personality_query" => (libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]),
+        // ADDR_NO_RANDOMIZE.
+        "personality_norandom" => (libc::SYS_personality, [0x4_0000, 0, 0, 0, 0, 0]),
+        "socket_inet" => (
+            libc::SYS_socket,
+            [libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0, 0, 0, 0],
+        ),
+        "socket_unix" => (
+            libc::SYS_socket,
+            [libc::AF_UNIX.into(), libc::SOCK_STREAM.into(), 0, 0, 0, 0],
+        ),
+        "socket_netlink" => (
+            libc::SYS_socket,
+            [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0, 0, 0, 0],
+        ),
+        "socket_vsock" => (
+            libc::SYS_socket,
+            [libc::AF_VSOCK.into(), libc::SOCK_STREAM.into(), 0, 0, 0, 0],
+        ),
+        "socket_alg" => (
+            libc::SYS_socket,
+            [libc::AF_ALG.into(), libc::SOCK_SEQPACKET.into(), 0, 0, 0, 0],
+        ),
+        "openat2" => (libc::SYS_openat2, bad),
+        "statx" => (libc::SYS_statx, bad),
+        "landlock_create_ruleset" => (444, bad),
+        "memfd_create" => (libc::SYS_memfd_create, bad),
+        "seccomp" => (libc::SYS_seccomp, bad),
+        "setuid" => (libc::SYS_setuid, [0; 6]),
+        "close_range" => (libc::SYS_close_range, [-1, 0, 0, 0, 0, 0]),
+        "mseal" => (462, bad),
+        "open_tree_attr" => (467, bad),
+        "file_setattr" => (469, bad),
+        "from_the_future" => (470, bad),
+        "from_the_far_future" => (9999, bad),
+        "x32_getpid" => (0x4000_0000 + 39, none),
+        other => panic!("no probe for {other}"),
+    }
+}
+
+/// Prints `name errno` (0 for success) for each name.
+pub(crate) fn main(names: &[String]) {
+    for name in names {
+        let (number, a) = number(name);
+        println!("{name} {}", call(number, a));
+    }
+}
+
+#[allow(unsafe_code, reason = "a system call with arguments that do nothing")]
+fn call(number: libc::c_long, a: [libc::c_long; 6]) -> i32 {
+    // SAFETY: every argument is either an invalid pointer or a number; see `number`.
+    let result = unsafe { libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) };
+    if result == -1 {
+        std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+    } else {
+        0
+    }
+}
