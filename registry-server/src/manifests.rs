@@ -190,6 +190,7 @@ impl Registry {
             .blocking(move |storage| {
                 let missing = missing(storage, &target, &needs, sparse)?;
                 if missing.is_none() {
+                    storage.settle_blobs(&target, &needs.blobs)?;
                     storage.put_manifest(&target, &manifest, needs.subject.as_ref())?;
                     for tag in &set_tags {
                         storage.set_tag(&target, tag, manifest.digest())?;

@@ -200,6 +200,10 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     /// Drops sessions begun longer than `age` ago; returns how many.
     fn purge_uploads(&self, age: Duration) -> StorageResult<u64>;
 
+    /// Makes sure that these blobs of the repository survive a crash of the machine; called before a manifest
+    /// that refers to them is put.
+    fn settle_blobs(&self, repository: &RepositoryName, blobs: &[Digest]) -> StorageResult<()>;
+
     /// Keeps a manifest in the repository, and under its subject if it has one.
     fn put_manifest(
         &self,

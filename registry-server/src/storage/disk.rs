@@ -18,14 +18,18 @@
 //! link, and folders that start with `_`. `docs/formats/registry-layout.md` is the byte-level description.
 //!
 //! Invariant: a name appears only after what it refers to, whole, and by rename. So a process killed anywhere
-//! leaves at worst bytes that nothing names. With [`DiskStorage::durable`], file content is on the disk before
-//! its name is, and tags are on the disk before they are acknowledged.
+//! leaves at worst bytes that nothing names.
+//!
+//! With [`DiskStorage::durable`] a crash of the machine loses no acknowledged manifest or tag, nor anything that
+//! it refers to, and no blob's data is ever half there. Waiting for the disk is what pushes cost, so it is done
+//! where it counts: a blob's data before its name, its names only before a manifest that refers to it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -44,12 +48,28 @@ const TEMPORARY_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longest link that is read: `sha512:` and 128 digits, with room to spare.
 const LINK_BYTES_MAX: u64 = 256;
 
+/// Tries of a rename whose folder vanishes.
+const RENAME_TRIES: usize = 8;
+
+/// Blobs that are remembered as not synced; beyond, everything is synced at once.
+const UNSETTLED_MAX: usize = 100_000;
+
 /// A registry in a folder.
 #[derive(Debug)]
 pub struct DiskStorage {
     /// `<root>/docker/registry/v2`
     base: PathBuf,
     durable: bool,
+    unsettled: Mutex<Unsettled>,
+}
+
+/// Blobs whose names may not be on the disk yet.
+#[derive(Debug)]
+enum Unsettled {
+    /// Any may be: an earlier process left them.
+    Unknown,
+    /// These.
+    Known(BTreeSet<(RepositoryName, Digest)>),
 }
 
 impl DiskStorage {
@@ -59,6 +79,7 @@ impl DiskStorage {
         let storage = DiskStorage {
             base,
             durable: true,
+            unsettled: Mutex::new(Unsettled::Unknown),
         };
         for folder in ["blobs", "repositories", "_tmp"] {
             make_folder(&storage.base.join(folder))?;
@@ -131,11 +152,12 @@ impl DiskStorage {
         read_link(link)
     }
 
-    /// Writes `bytes` aside and renames them to `path`.
+    /// Writes `bytes` aside and renames them to `path`; durably.
     fn publish(&self, path: &Path, bytes: &[u8]) -> StorageResult<()> {
         let temporary = self.temporary();
         self.write_file(&temporary, bytes)?;
-        self.rename_into(&temporary, path)
+        rename_into(&temporary, path)?;
+        self.sync(parent(path))
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> StorageResult<()> {
@@ -150,38 +172,72 @@ impl DiskStorage {
         write().map_err(failed("write", path))
     }
 
-    fn rename_into(&self, from: &Path, to: &Path) -> StorageResult<()> {
-        let parent = to.parent().expect("every path of the layout has a parent");
-        // A concurrent delete may take the empty folder away between the two calls.
-        for attempt in 0.. {
-            make_folder(parent)?;
-            match fs::rename(from, to) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < 8 => {}
-                renamed => {
-                    renamed.map_err(failed("publish", to))?;
-                    break;
-                }
-            }
-        }
-        self.sync_folder(parent)
+    fn unsettled(&self) -> MutexGuard<'_, Unsettled> {
+        self.unsettled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sync_folder(&self, folder: &Path) -> StorageResult<()> {
+    /// Notes that the blob's names are not synced.
+    fn unsettle(&self, name: &RepositoryName, digest: &Digest) {
+        if !self.durable {
+            return;
+        }
+        let mut unsettled = self.unsettled();
+        if let Unsettled::Known(blobs) = &mut *unsettled {
+            blobs.insert((name.clone(), *digest));
+            if blobs.len() > UNSETTLED_MAX {
+                *unsettled = Unsettled::Unknown;
+            }
+        }
+    }
+
+    /// Syncs what leads to a blob: its link, and both folders that were renamed into.
+    fn sync_names(&self, name: &RepositoryName, digest: &Digest) -> StorageResult<()> {
+        let link = self.layer_link(name, digest);
+        // A blob may have been deleted since; then there is nothing to keep.
+        let Some(stored) = read_link(&link)? else {
+            return Ok(());
+        };
+        self.sync(&link)?;
+        self.sync(parent(&link))?;
+        self.sync(parent(&self.blob_data(&stored)))
+    }
+
+    /// Waits until a file or folder is on the disk; one that is gone need not be.
+    fn sync(&self, path: &Path) -> StorageResult<()> {
         if !self.durable {
             return Ok(());
         }
-        match File::open(folder).and_then(|folder| folder.sync_all()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            synced => synced.map_err(failed("sync", folder)),
+        match File::open(path).and_then(|file| file.sync_all()) {
+            Err(error) if is_absent(&error) => Ok(()),
+            synced => synced.map_err(failed("sync", path)),
         }
     }
 
-    /// Writes a link unless it is there.
+    /// Writes a link unless it is there; durably.
     fn publish_link(&self, path: &Path, digest: &Digest) -> StorageResult<()> {
-        if read_link(path)?.as_ref() == Some(digest) {
+        if is_link_to(path, digest) {
             return Ok(());
         }
         self.publish(path, digest.to_string().as_bytes())
+    }
+
+    /// Gives the repository a blob whose data is there; its names are synced when a manifest needs them.
+    fn link_blob(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+        stored: &Digest,
+    ) -> StorageResult<()> {
+        let link = self.layer_link(name, digest);
+        if !is_link_to(&link, stored) {
+            let temporary = self.temporary();
+            fs::write(&temporary, stored.to_string()).map_err(failed("write", &temporary))?;
+            rename_into(&temporary, &link)?;
+        }
+        self.unsettle(name, digest);
+        Ok(())
     }
 
     /// Removes a link and, if nothing else is in it, its folder.
@@ -190,14 +246,14 @@ impl DiskStorage {
             Err(error) if is_absent(&error) => return Ok(false),
             removed => removed.map_err(failed("remove", link))?,
         }
-        let folder = link.parent().expect("a link is in a folder");
+        let folder = parent(link);
         match fs::remove_file(folder.join("mediatype")) {
             Err(error) if !is_absent(&error) => return Err(failed("remove", folder)(error)),
             _ => {}
         }
         // Best effort: a concurrent put may just have filled it again.
         let _ = fs::remove_dir(folder);
-        self.sync_folder(folder.parent().expect("and that folder in another"))?;
+        self.sync(parent(folder))?;
         Ok(true)
     }
 
@@ -209,11 +265,6 @@ impl DiskStorage {
             renamed => renamed.map_err(failed("remove", folder))?,
         }
         remove_tree(&aside)?;
-        self.sync_folder(
-            folder
-                .parent()
-                .expect("every path of the layout has a parent"),
-        )?;
         Ok(true)
     }
 
@@ -227,8 +278,11 @@ impl DiskStorage {
         let text = digest.to_string();
         self.write_file(&index.join("link"), text.as_bytes())?;
         self.write_file(&current.join("link"), text.as_bytes())?;
-        match self.rename_into(&aside, folder) {
-            Ok(()) => Ok(true),
+        match rename_into(&aside, folder) {
+            Ok(()) => {
+                self.sync(parent(folder))?;
+                Ok(true)
+            }
             Err(StorageError::Io { source, .. })
                 if matches!(
                     source.kind(),
@@ -336,7 +390,7 @@ impl RegistryStorage for DiskStorage {
         if !exists(&self.blob_data(&found))? {
             return Ok(false);
         }
-        self.publish_link(&self.layer_link(repository, digest), &found)?;
+        self.link_blob(repository, digest, &found)?;
         Ok(true)
     }
 
@@ -405,12 +459,9 @@ impl RegistryStorage for DiskStorage {
             if self.durable {
                 file.sync_data().map_err(failed("sync", &from))?;
             }
-            self.rename_into(&from, &to)?;
+            rename_into(&from, &to)?;
         }
-        self.publish_link(
-            &self.layer_link(repository, upload.digest()),
-            upload.digest(),
-        )?;
+        self.link_blob(repository, upload.digest(), upload.digest())?;
         self.remove_folder(&folder)?;
         Ok(())
     }
@@ -435,6 +486,32 @@ impl RegistryStorage for DiskStorage {
             Ok(true)
         })?;
         Ok(purged)
+    }
+
+    fn settle_blobs(&self, repository: &RepositoryName, blobs: &[Digest]) -> StorageResult<()> {
+        if !self.durable || blobs.is_empty() {
+            return Ok(());
+        }
+        let mut unsettled = self.unsettled();
+        if matches!(*unsettled, Unsettled::Unknown) {
+            // Once after a start. The lock keeps others from believing it done before it is.
+            File::open(&self.base)
+                .and_then(|base| Ok(rustix::fs::syncfs(base)?))
+                .map_err(failed("sync", &self.base))?;
+            *unsettled = Unsettled::Known(BTreeSet::new());
+            return Ok(());
+        }
+        drop(unsettled);
+        for digest in blobs {
+            let key = (repository.clone(), *digest);
+            if !matches!(&*self.unsettled(), Unsettled::Known(known) if !known.contains(&key)) {
+                self.sync_names(repository, digest)?;
+                if let Unsettled::Known(known) = &mut *self.unsettled() {
+                    known.remove(&key);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn put_manifest(
@@ -535,7 +612,11 @@ impl RegistryStorage for DiskStorage {
     fn remove_tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<bool> {
         let folder = self.tag_folder(repository, tag);
         let was_there = exists(&folder.join("current/link"))?;
-        Ok(self.remove_folder(&folder)? && was_there)
+        let removed = self.remove_folder(&folder)?;
+        if removed {
+            self.sync(parent(&folder))?;
+        }
+        Ok(removed && was_there)
     }
 
     fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {
@@ -584,6 +665,29 @@ impl RegistryStorage for DiskStorage {
         digests.sort_unstable();
         Ok(digests)
     }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent()
+        .expect("every path of the layout has a parent")
+}
+
+/// Renames, making the folder if it is not there.
+fn rename_into(from: &Path, to: &Path) -> StorageResult<()> {
+    // A concurrent delete may take the empty folder away between the two calls.
+    for _ in 0..RENAME_TRIES {
+        make_folder(parent(to))?;
+        match fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => return renamed.map_err(failed("publish", to)),
+        }
+    }
+    Err(failed("publish", to)(io::ErrorKind::NotFound.into()))
+}
+
+/// Whether the link is there and whole. An empty one is what a crash of the machine may leave.
+fn is_link_to(path: &Path, digest: &Digest) -> bool {
+    matches!(read_link(path), Ok(Some(found)) if found == *digest)
 }
 
 /// `folder/<alg>/<hex>`

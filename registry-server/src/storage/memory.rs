@@ -215,6 +215,10 @@ impl RegistryStorage for MemoryStorage {
         Ok(purged)
     }
 
+    fn settle_blobs(&self, _: &RepositoryName, _: &[Digest]) -> StorageResult<()> {
+        Ok(())
+    }
+
     fn put_manifest(
         &self,
         repository: &RepositoryName,
