@@ -3,16 +3,26 @@
 //! | file | what |
 //! |---|---|
 //! | [`local`] | blobs on disk: written aside, hashed on the way, renamed to their digest |
+//! | [`archive`] | saving and loading: what all archives share |
+//! | [`layout`] | OCI image layouts, directories and tars |
+//! | [`docker_archive`] | `docker save` and `docker load` |
 //! | [`gc`] | removing what nothing needs |
 //! | [`usage`] | measuring what there is |
 //!
 //! A [`VerifiedBlob`] is the only proof that a blob's bytes have its digest, and only [`Ingest::commit`] gives one.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use crate::fs::FsError;
 use crate::index::IndexError;
-use crate::oci::Digest;
+use crate::oci::{DiffId, Digest};
+use crate::{Store, StoreError};
 
+pub mod archive;
+pub(crate) mod docker_archive;
 pub mod gc;
+pub(crate) mod layout;
 pub mod local;
 pub mod usage;
 
@@ -62,4 +72,36 @@ pub enum ContentError {
     /// The index failed.
     #[error(transparent)]
     Index(#[from] IndexError),
+}
+
+/// Layers unpacked at once: writing files is what takes the time, and a disk does not write faster for more.
+const UNPACKERS: usize = 4;
+
+/// Checks and unpacks the layers of an image that was loaded, several at once.
+pub(crate) fn add_layers(
+    store: &Store,
+    layers: &BTreeMap<DiffId, Digest>,
+) -> Result<(), StoreError> {
+    let queue = Mutex::new(layers.iter());
+    let next = || {
+        let mut queue = queue
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        queue.next()
+    };
+    let work = || {
+        while let Some((diff_id, blob)) = next() {
+            store.add_layer_blob(diff_id, blob)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..UNPACKERS.min(layers.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("unpacking does not panic"))
+            .collect()
+    })
 }

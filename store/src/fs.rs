@@ -91,6 +91,11 @@ pub fn create_dir(path: &Path) -> Result<(), FsError> {
     })
 }
 
+/// Makes a directory and its missing parents with the mode that the user's mask leaves: for what is not the store's.
+pub fn create_shared_dir(path: &Path) -> Result<(), FsError> {
+    attempt("create", path, || std::fs::create_dir_all(path))
+}
+
 /// Opens a file for reading.
 pub fn open(path: &Path) -> Result<File, FsError> {
     attempt("open", path, || {

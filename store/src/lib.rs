@@ -19,6 +19,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::content::archive::ArchiveError;
 use crate::content::{Blobs, ContentError};
 use crate::fs::{FsError, Lock};
 use crate::images::{ImageError, Images};
@@ -95,6 +96,9 @@ pub enum StoreError {
     /// A layer failed.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// An archive failed.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
 }
 
 /// A store, open. Safe to share between threads; several processes may have the same one open.

@@ -203,7 +203,7 @@ mod tests {
         index.set_diff_id(&built.id, &diff_id).unwrap();
         let named = LayerInfo {
             diff_id: Some(diff_id),
-            ..built.clone()
+            ..built
         };
         assert_eq!(
             index.layer_by_diff_id(&diff_id).unwrap(),
