@@ -101,7 +101,6 @@ pub(crate) fn add_layers(
             .collect();
         workers
             .into_iter()
-            .map(|worker| worker.join().expect("unpacking does not panic"))
-            .collect()
+            .try_for_each(|worker| worker.join().expect("unpacking does not panic"))
     })
 }

@@ -39,6 +39,9 @@ pub mod recover;
 pub mod session;
 pub mod snapshot;
 
+#[cfg(test)]
+mod faults;
+
 /// Largest manifest or index that is read, in bytes: the distribution specification asks for at least 4 MiB.
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -233,6 +236,10 @@ mod tests {
 
     /// Publishes a layer with one file, named by a number.
     pub(crate) fn layer(store: &Store, number: u8) -> LayerInfo {
+        try_layer(store, number).unwrap()
+    }
+
+    pub(crate) fn try_layer(store: &Store, number: u8) -> Result<LayerInfo, StoreError> {
         let info = LayerInfo {
             id: LayerId::Built([number; 32]),
             tree: None,
@@ -240,12 +247,13 @@ mod tests {
             bytes: 1,
             entries: 1,
         };
-        let dir = store.temp_dir().unwrap();
-        std::fs::create_dir(dir.path().join("fs")).unwrap();
-        std::fs::write(dir.path().join("fs/file"), [number]).unwrap();
-        dir.publish(&store.layer_path(&info.id)).unwrap();
-        store.index().put_layer(&info).unwrap();
-        info
+        store.publish_layer(|| {
+            let dir = store.temp_dir()?;
+            std::fs::create_dir(dir.path().join("fs")).unwrap();
+            std::fs::write(dir.path().join("fs/file"), [number]).unwrap();
+            dir.publish(&store.layer_path(&info.id))?;
+            Ok(info)
+        })
     }
 
     /// Keeps an image of these layers.
