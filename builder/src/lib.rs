@@ -139,7 +139,10 @@ fn plan(
             images: &images,
         });
         let needed = match lowered {
-            Ok(Lowered::Done(plan)) => return Ok(*plan),
+            Ok(Lowered::Done(mut plan)) => {
+                plan.warnings.splice(0..0, problems);
+                return Ok(*plan);
+            }
             Ok(Lowered::NeedImages(needed)) => needed,
             Err(problems) => return Err(refused(source, &problems)),
         };

@@ -664,4 +664,32 @@ mod tests {
         check("a`$PWD", "a$PWD");
         check("\"`\"\"", "\"");
     }
+
+    /// Every word of some pieces that mean something, up to a length: none panics, in either escape.
+    #[test]
+    fn odd_words_do_not_panic() {
+        const PIECES: [&str; 14] = [
+            "$", "{", "}", "V", ":", "-", "#", "%", "/", "'", "\"", "\\", "*", "ä",
+        ];
+        let mut state: u64 = 1;
+        for _ in 0..20_000 {
+            let mut word = String::from("${V");
+            for _ in 0..8 {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let index = usize::try_from(state >> 33).unwrap() % PIECES.len();
+                word.push_str(PIECES[index]);
+            }
+            for escape in [Escape('\\'), Escape('`')] {
+                if let Ok(expanded) = expand(&word, escape, &lookup) {
+                    // The words are the text without the blanks between them.
+                    assert!(
+                        expanded.words.concat().len() <= expanded.text.len(),
+                        "{word}"
+                    );
+                }
+            }
+        }
+    }
 }

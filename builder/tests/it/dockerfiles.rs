@@ -250,6 +250,34 @@ fn asks_for_the_images_of_needed_stages_only() {
     );
 }
 
+/// Every case with one line left out, doubled or cut: lowering answers, and what it says lies in the file.
+#[test]
+fn damaged_cases_are_answered() {
+    for folder in fs::read_dir(cases_root()).unwrap() {
+        let text = fs::read_to_string(folder.unwrap().path().join("Dockerfile")).unwrap();
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        for (index, line) in lines.iter().enumerate() {
+            let half = line.char_indices().nth(line.chars().count() / 2);
+            let half = &line[..half.map_or(0, |(at, _)| at)];
+            for changed in [String::new(), line.repeat(2), half.to_owned()] {
+                let damaged = lines[..index].concat() + &changed + &lines[index + 1..].concat();
+                let source = SourceFile::new("Dockerfile", damaged.as_str());
+                let (dockerfile, problems) = parse(&damaged);
+                if problems.iter().any(Diagnostic::is_error) {
+                    continue;
+                }
+                let said = match lower_fully(&dockerfile, &source, &CaseRequest::default()) {
+                    Ok(plan) => plan.warnings,
+                    Err(problems) => problems,
+                };
+                for diagnostic in said {
+                    assert!(damaged.get(diagnostic.span.range()).is_some(), "{damaged}");
+                }
+            }
+        }
+    }
+}
+
 /// A file of 5,000 lines; the time is for people, no machine is held to it.
 #[test]
 fn five_thousand_lines() {
