@@ -144,3 +144,6 @@ struct Plan<'a> {
     upper: Upper<'a>,
     writer: Writer<'a>,
 }
+
+#[cfg(test)]
+mod tests;
