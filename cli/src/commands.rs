@@ -1,11 +1,15 @@
 //! One function per command. Each takes the context and its flags, and returns the exit code.
 
+mod build;
 mod images;
 mod inspect;
+mod interrupt;
 mod login;
 mod registry;
+mod run;
 mod space;
 mod system;
+mod transfer;
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,6 +24,10 @@ use crate::error::{CliError, Kind};
 /// Runs a command.
 pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
     match command {
+        Command::Build(args) => build::build(context, &args),
+        Command::Push(args) => transfer::push(context, &args),
+        Command::Pull(args) => transfer::pull(context, &args),
+        Command::Run(args) => run::run(context, &args),
         Command::Images(args) => images::images(context, &args),
         Command::Inspect(args) => inspect::inspect(context, &args),
         Command::Tag(args) => images::tag(context, &args),

@@ -90,6 +90,12 @@ impl CliError {
         self
     }
 
+    /// The same error, as somebody else's fault.
+    pub fn of_kind(mut self, kind: Kind) -> CliError {
+        self.kind = kind;
+        self
+    }
+
     /// What to do about it.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()

@@ -89,18 +89,13 @@ impl Ui {
 
     /// Tells people what went wrong, why, and what to do.
     pub fn error(&self, error: &CliError) {
-        let mut text = error.rendered_text().unwrap_or_default().to_owned();
-        if !text.is_empty() {
-            text.push('\n');
-        }
-        let told = !text.is_empty();
-        let chain = if told { Vec::new() } else { error.chain() };
-        for (depth, message) in chain.iter().enumerate() {
-            if depth == 0 {
-                text.push_str(&format!("{}: {message}\n", self.paint("31;1", "error")));
-            } else {
-                text.push_str(&format!("  caused by: {message}\n"));
-            }
+        let chain = error.chain();
+        let mut text = match error.rendered_text() {
+            Some(rendered) => format!("{rendered}\n"),
+            None => format!("{}: {}\n", self.paint("31;1", "error"), chain[0]),
+        };
+        for cause in &chain[1..] {
+            text.push_str(&format!("  caused by: {cause}\n"));
         }
         if let Some(hint) = error.hint_text() {
             text.push_str(&format!("{}: {hint}\n", self.paint("36;1", "hint")));

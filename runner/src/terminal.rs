@@ -88,6 +88,24 @@ impl Signals {
     }
 }
 
+impl Signals {
+    /// The number of a signal that has arrived since; `None` if none has. Poll the descriptor to wait for one.
+    ///
+    /// # Errors
+    ///
+    /// When the descriptor cannot be read.
+    pub fn take(&self) -> io::Result<Option<i32>> {
+        Ok(sys::read_signal(self.fd.as_fd())?.map(|arrived| arrived.signal))
+    }
+}
+
+impl AsFd for Signals {
+    /// Readable while a signal waits to be taken.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Drop for Signals {
     fn drop(&mut self) {
         sys::set_signal_mask(&self.before);

@@ -135,8 +135,12 @@ fn run(
     Ok((status, tail.bytes))
 }
 
-/// The directory with mount points that lies below every root, so that making them leaves nothing in a layer.
-fn stubs(store: &Store) -> Result<PathBuf, StepError> {
+/// The directory with mount points that lies below every root, of steps and containers alike, so that making them leaves
+/// nothing in a layer. Made at the first call.
+///
+/// # Errors
+/// The store cannot be written.
+pub fn stubs(store: &Store) -> Result<PathBuf, StepError> {
     let stubs = store.root().join("stubs");
     if stubs.is_dir() {
         return Ok(stubs);

@@ -1,10 +1,14 @@
 //! Of each library's error, whose fault it is and what to do about it: the one table.
 
+use builder::error::{BuildError, ExportError, StepError};
+use builder::remote::RemoteError;
+use builder::transfer::TransferError;
 use registry_client::{ClientError, CredentialError, ErrorKind};
 use runner::UserNsError;
 use store::StoreError;
 use store::images::ImageError;
 use store::oci::ReferenceError;
+use store::snapshot::SnapshotError;
 
 use super::{CliError, Kind};
 
@@ -54,17 +58,108 @@ impl From<CredentialError> for CliError {
 
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> CliError {
-        let (kind, hint) = client(&error);
-        let error = CliError::new(kind, error);
-        match hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        }
+        blamed(client(&error), error)
     }
 }
 
+impl From<SnapshotError> for CliError {
+    fn from(error: SnapshotError) -> CliError {
+        CliError::new(Kind::Environment, error)
+    }
+}
+
+impl From<TransferError> for CliError {
+    fn from(error: TransferError) -> CliError {
+        blamed(transfer(&error), error)
+    }
+}
+
+impl From<StepError> for CliError {
+    fn from(error: StepError) -> CliError {
+        blamed(step(&error), error)
+    }
+}
+
+impl From<BuildError> for CliError {
+    fn from(error: BuildError) -> CliError {
+        blamed(build(&error), error)
+    }
+}
+
+/// Whose fault, and what to do about it.
+type Blamed = (Kind, Option<String>);
+
+fn blamed(blamed: Blamed, error: impl std::error::Error + Send + Sync + 'static) -> CliError {
+    let (kind, hint) = blamed;
+    let error = CliError::new(kind, error);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+fn build(error: &BuildError) -> Blamed {
+    let kind = match error {
+        BuildError::Step { source, .. } | BuildError::Base { source, .. } => return step(source),
+        BuildError::Export(error) => return export(error),
+        BuildError::Cancelled => Kind::Interrupted,
+        BuildError::Store(_) | BuildError::Setup(_) => Kind::Environment,
+        _ => Kind::Input,
+    };
+    (kind, None)
+}
+
+fn step(error: &StepError) -> Blamed {
+    let kind = match error {
+        StepError::Transfer(error) => return transfer(error),
+        StepError::Cancelled => Kind::Interrupted,
+        StepError::Process { .. }
+        | StepError::User(_)
+        | StepError::Digest(_)
+        | StepError::Platform { .. } => Kind::Input,
+        // A command that is not in the image is the Dockerfile's mistake, all else this machine's.
+        StepError::Sandbox(error) if error.exit_code() != 125 => Kind::Input,
+        StepError::File(error) if !is_full(error) => Kind::Input,
+        _ => Kind::Environment,
+    };
+    (kind, None)
+}
+
+fn export(error: &ExportError) -> Blamed {
+    match error {
+        ExportError::Transfer(error) => transfer(error),
+        ExportError::NoTag => (Kind::Usage, None),
+        _ => (Kind::Environment, None),
+    }
+}
+
+fn transfer(error: &TransferError) -> Blamed {
+    match error {
+        TransferError::Remote(RemoteError::Client(error)) => client(error),
+        _ => (Kind::Environment, None),
+    }
+}
+
+/// Whether a full disk is at the bottom of it.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let errno = error.downcast_ref::<rustix::io::Errno>().copied();
+        let io = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::raw_os_error);
+        let raw = errno.map(rustix::io::Errno::raw_os_error).or(io);
+        let full = [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT];
+        if full.iter().any(|full| raw == Some(full.raw_os_error())) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Whose fault a registry's error is, and what to do about it.
-pub fn client(error: &ClientError) -> (Kind, Option<String>) {
+fn client(error: &ClientError) -> Blamed {
     let (kind, hint) = match error.kind() {
         ErrorKind::Unreachable => (
             Kind::Environment,

@@ -1,0 +1,227 @@
+//! `build`.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use builder::BuildEnvironment;
+use builder::dockerfile::ignore::read_patterns;
+use builder::error::BuildError;
+use builder::request::{BuildRequest, Destination, Output};
+use builder::solve::cancel::Cancel;
+use store::oci::{Platform, Reference};
+
+use super::interrupt::Watch;
+use super::transfer::remote;
+use crate::args::{BuildArgs, OutputKind, Progress};
+use crate::context::Context;
+use crate::error::{Blame, CliError, Kind};
+use crate::ui::progress::Display;
+
+/// Largest Dockerfile or ignore file that is read, in bytes: a thousand times what people write.
+const TEXT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// `longshore build`.
+pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> {
+    let request = request(context, args)?;
+    let how = if args.quiet {
+        Progress::Quiet
+    } else {
+        args.progress
+    };
+    let cancel = Cancel::new().blame(Kind::Environment)?;
+    let watch = Watch::start(&cancel)?;
+    let store = Arc::new(context.store()?);
+    let remote = remote(context);
+    let environment = BuildEnvironment {
+        store: &store,
+        remote: &remote,
+        cancel: &cancel,
+    };
+    let display = Display::new(context.ui, how);
+    let built = builder::build(environment, &request, &display.sink());
+    display.finish(built.is_ok());
+    watch.stop();
+    let outcome = built.map_err(explain)?;
+    for warning in &outcome.warnings {
+        context.ui.note(warning);
+    }
+    if let Some(image) = outcome.image {
+        if let Some(file) = &args.iidfile {
+            std::fs::write(file, image.to_string())
+                .map_err(|source| cannot("write", file, source))?;
+        }
+        if how == Progress::Quiet
+            && args
+                .output
+                .as_ref()
+                .is_none_or(|output| output.kind == OutputKind::Image)
+        {
+            context.ui.line(&image.to_string())?;
+        } else if how != Progress::Quiet {
+            context.ui.note(&format!("image {image}"));
+        }
+    }
+    if how != Progress::Quiet {
+        for tag in &request.tags {
+            context.ui.note(&format!("named {}", tag.familiar()));
+        }
+        for (name, digest) in &outcome.pushed {
+            context
+                .ui
+                .note(&format!("pushed {} {digest}", name.familiar()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn request(context: &Context, args: &BuildArgs) -> Result<BuildRequest, CliError> {
+    let folder = &args.context;
+    let is_folder = std::fs::metadata(folder).map_err(|source| cannot("use", folder, source))?;
+    if !is_folder.is_dir() {
+        let message = format!("the build context `{}` is not a folder", folder.display());
+        return Err(CliError::new(Kind::Input, message));
+    }
+    let (dockerfile_name, dockerfile, ignore) = read_dockerfile(args)?;
+    let tags = args
+        .tags
+        .iter()
+        .map(|tag| tag.parse())
+        .collect::<Result<Vec<Reference>, _>>()?;
+    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(BuildRequest {
+        dockerfile_name,
+        dockerfile,
+        context: Some(folder.clone()),
+        ignore,
+        build_args: build_args(context, &args.build_args)?,
+        labels: BTreeMap::new(),
+        target: args.target.clone(),
+        platform: Platform::host(),
+        tags,
+        no_cache: args.no_cache,
+        pull: false,
+        outputs: vec![output(args)?],
+        jobs,
+        epoch: epoch(context)?,
+    })
+}
+
+/// The Dockerfile's name and text, and the patterns of the ignore file that goes with it.
+fn read_dockerfile(args: &BuildArgs) -> Result<(String, String, Vec<String>), CliError> {
+    let beside = args.context.join(".dockerignore");
+    if args.file.as_deref() == Some(Path::new("-")) {
+        let text = read_text(std::io::stdin(), Path::new("-"))?;
+        let ignore = read_optional(&beside)?.unwrap_or_default();
+        return Ok(("Dockerfile".to_owned(), text, read_patterns(&ignore)));
+    }
+    let default = || args.context.join("Dockerfile");
+    let path = args.file.clone().unwrap_or_else(default);
+    let file = std::fs::File::open(&path).map_err(|source| {
+        let error = cannot("read the Dockerfile", &path, source);
+        match args.file {
+            Some(_) => error,
+            None => error.hint("name another file with -f, or another folder"),
+        }
+    })?;
+    let text = read_text(file, &path)?;
+    // An ignore file of the Dockerfile's own goes before the context's.
+    let mut own = path.clone().into_os_string();
+    own.push(".dockerignore");
+    let ignore = match read_optional(&PathBuf::from(own))? {
+        Some(ignore) => ignore,
+        None => read_optional(&beside)?.unwrap_or_default(),
+    };
+    Ok((path.display().to_string(), text, read_patterns(&ignore)))
+}
+
+fn read_optional(path: &Path) -> Result<Option<String>, CliError> {
+    match std::fs::File::open(path) {
+        Ok(file) => read_text(file, path).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(cannot("read", path, error)),
+    }
+}
+
+fn read_text(file: impl Read, path: &Path) -> Result<String, CliError> {
+    let mut text = String::new();
+    file.take(TEXT_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(|source| cannot("read", path, source))?;
+    Ok(text)
+}
+
+fn cannot(what: &str, path: &Path, source: std::io::Error) -> CliError {
+    CliError::new(
+        Kind::Input,
+        format!("cannot {what} `{}`: {source}", path.display()),
+    )
+}
+
+/// `NAME=VALUE`, or `NAME` for what the environment has; one that it does not have is left out, as docker does.
+fn build_args(context: &Context, given: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+    let mut found = BTreeMap::new();
+    for text in given {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (text.as_str(), context.text_variable(text)),
+        };
+        if name.is_empty() {
+            let message = format!("invalid build argument `{text}`: expected NAME=VALUE");
+            return Err(CliError::new(Kind::Usage, message));
+        }
+        if let Some(value) = value {
+            found.insert(name.to_owned(), value);
+        }
+    }
+    Ok(found)
+}
+
+fn output(args: &BuildArgs) -> Result<Output, CliError> {
+    let Some(output) = &args.output else {
+        return Ok(Output::Image { push: args.push });
+    };
+    if args.push && output.kind != OutputKind::Image {
+        let message = "--push needs the image itself: it does not go with this --output";
+        return Err(CliError::new(Kind::Usage, message));
+    }
+    let path = || output.dest.clone().unwrap_or_default();
+    let dest = || match path() {
+        path if path == Path::new("-") => Destination::Stdout,
+        path => Destination::File(path),
+    };
+    Ok(match output.kind {
+        OutputKind::Image => Output::Image { push: args.push },
+        OutputKind::Oci => Output::Oci { dest: dest() },
+        OutputKind::Docker => Output::Docker { dest: dest() },
+        OutputKind::Tar => Output::Tar { dest: dest() },
+        OutputKind::Local => Output::Local { dest: path() },
+    })
+}
+
+/// `SOURCE_DATE_EPOCH`: one time for everything in the image.
+fn epoch(context: &Context) -> Result<Option<i64>, CliError> {
+    let Some(text) = context.text_variable("SOURCE_DATE_EPOCH") else {
+        return Ok(None);
+    };
+    text.parse().map(Some).map_err(|_| {
+        let message = format!("SOURCE_DATE_EPOCH is `{text}`: expected seconds since 1970");
+        CliError::new(Kind::Usage, message)
+    })
+}
+
+/// An error of a build, below the lines of the Dockerfile that it is about.
+fn explain(error: BuildError) -> CliError {
+    let rendered = match &error {
+        BuildError::Dockerfile { rendered } => Some(rendered.join("\n\n")),
+        BuildError::Step { excerpt, .. } if !excerpt.is_empty() => Some(excerpt.clone()),
+        _ => None,
+    };
+    let error = CliError::from(error);
+    match rendered {
+        Some(rendered) => error.rendered(rendered),
+        None => error,
+    }
+}

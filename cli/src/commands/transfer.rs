@@ -1,0 +1,95 @@
+//! `push` and `pull`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use builder::remote::Remote;
+use builder::transfer;
+use store::Store;
+use store::images::ImageId;
+use store::oci::{Platform, Reference};
+
+use super::find_image;
+use crate::args::{Progress, PullArgs, PushArgs};
+use crate::context::Context;
+use crate::error::CliError;
+use crate::ui::progress::Display;
+
+/// `longshore push`.
+pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
+    let reference: Reference = args.name.parse()?;
+    let store = Arc::new(context.store()?);
+    let image = find_image(&store, &args.name)?;
+    let remote = remote(context);
+    let display = display(context, args.quiet);
+    let pushed = transfer::push(&store, &remote, &image.id, &reference, None, display.sink());
+    display.finish(pushed.is_ok());
+    let report = pushed?;
+    if args.quiet {
+        context.ui.line(&reference.familiar())?;
+    } else {
+        let (uploaded, there) = (report.uploaded, report.existed + report.mounted);
+        context
+            .ui
+            .note(&format!("{uploaded} blobs sent, {there} were there"));
+        let tag = reference.tag().unwrap_or_default();
+        context
+            .ui
+            .line(&format!("{tag}: digest: {}", report.digest))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `longshore pull`.
+pub fn pull(context: &Context, args: &PullArgs) -> Result<ExitCode, CliError> {
+    let store = Arc::new(context.store()?);
+    let id = fetch(context, &store, &args.name, args.quiet)?;
+    context.ui.line(&id.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Pulls an image by name.
+pub fn fetch(
+    context: &Context,
+    store: &Arc<Store>,
+    name: &str,
+    quiet: bool,
+) -> Result<ImageId, CliError> {
+    let reference: Reference = name.parse()?;
+    let display = display(context, quiet);
+    let pulled = transfer::pull(
+        store,
+        &remote(context),
+        &reference,
+        &Platform::host(),
+        display.sink(),
+    );
+    display.finish(pulled.is_ok());
+    let pulled = pulled?;
+    if !quiet {
+        context.ui.note(&format!("Digest: {}", pulled.manifest));
+        let status = match pulled.fetched {
+            0 => "Image is up to date for",
+            _ => "Downloaded newer image for",
+        };
+        context
+            .ui
+            .note(&format!("Status: {status} {}", reference.familiar()));
+    }
+    Ok(pulled.id)
+}
+
+/// How this command reaches registries, if it has to.
+pub fn remote(context: &Context) -> Remote {
+    let context = context.clone();
+    Remote::new(Box::new(move || context.client_options()))
+}
+
+fn display(context: &Context, quiet: bool) -> Display {
+    let how = if quiet {
+        Progress::Quiet
+    } else {
+        Progress::Auto
+    };
+    Display::new(context.ui, how)
+}
