@@ -29,16 +29,20 @@ fn main() {
     }
     let lower = PathBuf::from(args.remove(0));
 
-    let mut took = Vec::new();
+    let dir = std::env::temp_dir().join(format!("longshore-example-{}", std::process::id()));
+    let stubs = dir.join("stubs");
+    std::fs::create_dir_all(&stubs).expect("the temporary directory is writable");
+    runner::make_stubs(&stubs).expect("the temporary directory is writable");
+    let (mut started, mut took) = (Vec::new(), Vec::new());
     let mut code = 0;
-    for _ in 0..times {
-        let dir = std::env::temp_dir().join(format!("longshore-example-{}", std::process::id()));
-        let (upper, work) = (dir.join("upper"), dir.join("work"));
+    for n in 0..times {
+        let (upper, work) = (dir.join(format!("upper{n}")), dir.join(format!("work{n}")));
         for dir in [&upper, &work] {
-            std::fs::create_dir_all(dir).expect("the temporary directory is writable");
+            std::fs::create_dir(dir).expect("the temporary directory is writable");
         }
+        let lower = vec![lower.clone(), stubs.clone()];
         let root = Root::Overlay {
-            lower: vec![lower.clone()],
+            lower,
             upper,
             work,
             volatile: true,
@@ -50,7 +54,10 @@ fn main() {
             stderr: Stream::Inherit,
         };
         let start = Instant::now();
-        let result = Sandbox::spawn(&spec, stdio).and_then(|mut sandbox| sandbox.wait());
+        let result = Sandbox::spawn(&spec, stdio).and_then(|mut sandbox| {
+            started.push(start.elapsed());
+            sandbox.wait()
+        });
         took.push(start.elapsed());
         code = match result {
             Ok(status) => status.code(),
@@ -59,11 +66,18 @@ fn main() {
                 error.exit_code()
             }
         };
-        std::fs::remove_dir_all(&dir).expect("nothing is mounted any more");
     }
+    std::fs::remove_dir_all(&dir).expect("nothing is mounted any more");
     if times > 1 {
-        took.sort();
-        println!("median {:?}, least {:?}", took[took.len() / 2], took[0]);
+        for (what, times) in [
+            ("until the process runs", &mut started),
+            ("until it is gone", &mut took),
+        ] {
+            times.sort();
+            if let (Some(median), Some(least)) = (times.get(times.len() / 2), times.first()) {
+                println!("{what}: median {median:?}, least {least:?}");
+            }
+        }
     }
     std::process::exit(code);
 }

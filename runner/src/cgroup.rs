@@ -99,7 +99,17 @@ impl Cgroups {
             .find(|hierarchy| hierarchy.controllers.is_empty());
         let mut left: Vec<&Setting> = settings.iter().collect();
         if let Some(unified) = unified {
-            match self.make_unified(unified, name, &mut left) {
+            let mut result = self.make_unified(unified, name, &mut left);
+            if !left.is_empty() && !named {
+                // Our own group holds processes, and so cannot pass controllers on. Root may use a
+                // group of its own at the top, as Docker does.
+                if let Some((dir, _)) = self.unified.take() {
+                    let _removed = fs::remove_dir(dir);
+                }
+                left = settings.iter().collect();
+                result = self.make_unified(unified, &format!("/longshore/{name}"), &mut left);
+            }
+            match result {
                 Ok(()) => {}
                 Err(error) if named && settings.is_empty() => {
                     return Err(

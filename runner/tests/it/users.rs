@@ -26,12 +26,16 @@ pub(crate) fn run_rootless(filter: &str) -> Count {
     fs::copy("/proc/self/exe", &program).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let program = program.to_str().unwrap();
+    let scratch = dir.path().join("tmp");
+    fs::create_dir(&scratch).unwrap();
+    fs::set_permissions(&scratch, fs::Permissions::from_mode(0o1777)).unwrap();
 
     let made = make_user();
     let mut count = Count::default();
     for user in [USER, SINGLE] {
         let failed_before = count.failed;
         let mut child = as_user(user, program, &["--rootless", filter])
+            .env("TMPDIR", &scratch)
             .stdout(Stdio::piped())
             .spawn()
             .expect("setpriv is installed");
