@@ -355,7 +355,7 @@ impl Images {
         let time = self.index.use_time()?;
         let fresh = self.index.read(|c| {
             c.prepare_cached("SELECT 1 FROM images WHERE id = ?1 AND last_used >= ?2")?
-                .exists((id.to_string(), time.session))
+                .exists((id.to_string(), time.fresh_since))
         })?;
         if fresh {
             return Ok(true);

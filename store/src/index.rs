@@ -247,17 +247,13 @@ impl Index {
         run(&transaction).map_err(|source| self.error(source))
     }
 
-    /// Moves the write-ahead log into the database where nobody is in the way.
-    pub(crate) fn checkpoint(&self) -> Result<(), IndexError> {
-        self.read(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
-    }
-
     /// The time that protects a row from garbage collection as of now.
     pub(crate) fn use_time(&self) -> Result<UseTime, IndexError> {
-        let session = self.sessions.current()?.started();
+        let fresh_since = self.sessions.fresh_since()?;
         Ok(UseTime {
-            session,
-            now: now_micros().max(session),
+            fresh_since,
+            // Also where the clock was set back since.
+            now: now_micros().max(self.sessions.current()?.started()),
         })
     }
 
@@ -289,10 +285,10 @@ impl Index {
     }
 }
 
-/// Now, and the start of this process's session: a row used since then needs no new stamp.
+/// Now, and from when on a row's stamp protects it as well as a new one would.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UseTime {
-    pub(crate) session: i64,
+    pub(crate) fresh_since: i64,
     pub(crate) now: i64,
 }
 

@@ -8,6 +8,7 @@
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
 //!       sessions/        one locked file per process that uses the store             session.rs
 //!       locks/           one locked file per step being built                        fs/lock.rs
+//!       sessions.lock, publishing                    held alone by a collection      content/gc.rs
 //! ```
 //!
 //! Several processes use one store at once, and each may be killed at any instruction: a name appears by rename, after
@@ -18,6 +19,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::content::archive::ArchiveError;
 use crate::content::{Blobs, ContentError};
@@ -115,6 +117,27 @@ pub struct Store {
     sessions: Arc<Sessions>,
 }
 
+/// What a store takes as given.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Identifies the running kernel, so that a crash of the machine is noticed; read from `/proc` where absent.
+    pub boot_id: Option<String>,
+    /// How long before a session's start a use still protects: the same in all processes that use the store.
+    pub grace: Duration,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions {
+            boot_id: None,
+            grace: GRACE,
+        }
+    }
+}
+
+/// Builds follow one another within minutes, and then write no stamps.
+const GRACE: Duration = Duration::from_secs(600);
+
 /// Holds the only right to build one step, among all processes that use the store.
 #[derive(Debug)]
 pub struct KeyLock {
@@ -124,13 +147,17 @@ pub struct KeyLock {
 impl Store {
     /// Opens the store in `root`, creating what is missing with mode 0700.
     pub fn open(root: &Path) -> Result<Store, StoreError> {
-        Store::open_under(root, &recover::boot_id()?)
+        Store::open_with(root, &OpenOptions::default())
     }
 
-    /// Opens a store as under a kernel with this boot id.
-    fn open_under(root: &Path, boot_id: &str) -> Result<Store, StoreError> {
+    /// Opens a store as [`Store::open`] does, with what is otherwise a given.
+    pub fn open_with(root: &Path, options: &OpenOptions) -> Result<Store, StoreError> {
         check_format(root)?;
-        let sessions = Arc::new(Sessions::new(root));
+        let boot_id = match &options.boot_id {
+            Some(boot_id) => boot_id.clone(),
+            None => recover::boot_id()?,
+        };
+        let sessions = Arc::new(Sessions::new(root, options.grace));
         let index = Arc::new(Index::open(root, Arc::clone(&sessions))?);
         let blobs = Blobs::new(root, Arc::clone(&index));
         let images = Images::new(blobs.clone(), Arc::clone(&index));
@@ -142,7 +169,7 @@ impl Store {
             snapshots: Snapshots::open(root)?,
             sessions,
         };
-        store.recover(boot_id)?;
+        store.recover(&boot_id)?;
         Ok(store)
     }
 

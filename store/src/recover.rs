@@ -305,8 +305,16 @@ mod tests {
     use crate::index::RecordRow;
     use crate::tests::{image_of, layer};
 
+    fn open_under(root: &Path, boot_id: &str) -> Store {
+        let options = crate::OpenOptions {
+            boot_id: Some(boot_id.to_owned()),
+            ..crate::OpenOptions::default()
+        };
+        Store::open_with(root, &options).unwrap()
+    }
+
     fn reboot(root: &Path) -> Store {
-        Store::open_under(root, "another boot").unwrap()
+        open_under(root, "another boot")
     }
 
     #[test]
@@ -361,7 +369,7 @@ mod tests {
         assert!(images.resolve("late").unwrap().is_none());
         // What survived one crash without a sync of its own survives the next.
         drop(store);
-        let store = Store::open_under(dir.path(), "a third").unwrap();
+        let store = open_under(dir.path(), "a third");
         assert!(store.images().resolve("fine").unwrap().is_some());
         assert!(store.blobs().has(&fine.digest()).unwrap().is_some());
     }

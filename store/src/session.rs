@@ -1,14 +1,18 @@
 //! Sessions: which processes are using the store, and since when.
 //!
-//! A process that uses anything in the store holds one locked file, `sessions/<start>-<pid>-<n>`, the start in microseconds
-//! since 1970 (16 hex digits). Whatever it looks at afterwards is stamped with a `last_used` not before that start, and garbage
-//! collection removes nothing stamped since the start of the oldest live session. So nothing has to be counted, and a
-//! killed process leaves nothing that has to be put right: its lock is gone with it, and the next collection removes the file.
+//! A process that uses anything in the store holds one locked file, `sessions/<start>-…`, the start in microseconds since
+//! 1970 (16 hex digits). Whatever it looks at afterwards gets a `last_used` stamp, unless it has one from after that start or
+//! from the *grace* before it; and garbage collection removes nothing stamped after the start, less the grace, of the oldest live
+//! session. So nothing is counted, a build that follows another one writes no stamps, and a killed process leaves nothing
+//! to be put right: its lock is gone with it, and the next collection removes the file.
+//!
+//! `sessions.lock` closes the one gap: a session begins either before a collection looks for sessions, or after it is through.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-use crate::fs::{self, FsError, TempFile};
+use crate::fs::{self, FsError, Shared, TempFile};
 use crate::index::now_micros;
 
 /// This process's session and a view of the others'.
@@ -16,6 +20,8 @@ use crate::index::now_micros;
 pub struct Sessions {
     dir: PathBuf,
     tmp: PathBuf,
+    gate: PathBuf,
+    grace: i64,
     current: OnceLock<Session>,
     starting: Mutex<()>,
 }
@@ -45,10 +51,12 @@ impl Drop for Session {
 }
 
 impl Sessions {
-    pub(crate) fn new(root: &Path) -> Sessions {
+    pub(crate) fn new(root: &Path, grace: Duration) -> Sessions {
         Sessions {
             dir: root.join("sessions"),
             tmp: root.join("tmp"),
+            gate: root.join("sessions.lock"),
+            grace: i64::try_from(grace.as_micros()).unwrap_or(i64::MAX),
             current: OnceLock::new(),
             starting: Mutex::new(()),
         }
@@ -68,6 +76,7 @@ impl Sessions {
     }
 
     fn begin(&self) -> Result<Session, FsError> {
+        let _gate = Shared::lock(&self.gate)?;
         // Locked before it has its name, so nobody sees it unlocked.
         let file = TempFile::create(&self.tmp)?;
         let started = now_micros();
@@ -82,19 +91,34 @@ impl Sessions {
         })
     }
 
-    /// Nothing stamped at or after this moment may be removed. Also removes the files of dead sessions.
-    ///
-    /// A session that begins during this call begins after the moment returned.
-    pub(crate) fn oldest(&self) -> Result<i64, FsError> {
+    /// From when on a stamp protects what this process uses.
+    pub(crate) fn fresh_since(&self) -> Result<i64, FsError> {
+        Ok(self.current()?.started().saturating_sub(self.grace))
+    }
+
+    /// Keeps sessions from beginning.
+    pub(crate) fn hold(&self) -> Result<Shared, FsError> {
+        Shared::lock_alone(&self.gate)
+    }
+
+    /// Nothing stamped at or after this moment may be removed, for some other process may be using it. Also removes the files
+    /// of dead sessions.
+    pub(crate) fn unused_since(&self) -> Result<i64, FsError> {
         let mut oldest = now_micros();
+        let own = self.current.get().map(|session| session.path.as_path());
         for name in fs::list(&self.dir)? {
             let path = self.dir.join(&name);
+            if Some(path.as_path()) == own {
+                continue;
+            }
             let started = name
                 .split('-')
                 .next()
                 .and_then(|digits| i64::from_str_radix(digits, 16).ok());
             match started {
-                Some(started) if !fs::temp::is_stale(&path)? => oldest = oldest.min(started),
+                Some(started) if !fs::temp::is_stale(&path)? => {
+                    oldest = oldest.min(started.saturating_sub(self.grace));
+                }
                 _ => {
                     fs::remove_file(&path)?;
                 }
@@ -114,19 +138,20 @@ mod tests {
         for name in ["tmp", "sessions"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let first = Sessions::new(dir.path());
+        let first = Sessions::new(dir.path(), Duration::ZERO);
         let before = now_micros();
         let started = first.current().unwrap().started();
         assert!(started >= before);
-        let second = Sessions::new(dir.path());
+        let second = Sessions::new(dir.path(), Duration::from_micros(5));
         second.current().unwrap();
-        assert_eq!(second.oldest().unwrap(), started);
+        assert_eq!(second.unused_since().unwrap(), started - 5);
         // One that was killed.
         std::fs::write(dir.path().join("sessions/0000000000000001-7-x"), "").unwrap();
-        assert_eq!(second.oldest().unwrap(), started);
+        assert_eq!(second.unused_since().unwrap(), started - 5);
         assert_eq!(fs::list(&dir.path().join("sessions")).unwrap().len(), 2);
         drop(first);
-        assert!(second.oldest().unwrap() > started);
+        // Its own does not count.
+        assert!(second.unused_since().unwrap() > second.current().unwrap().started());
         drop(second);
         assert!(fs::list(&dir.path().join("sessions")).unwrap().is_empty());
     }

@@ -3,7 +3,7 @@
 //! Roots are named images, leases, cache records, and whatever a live session has used ([`crate::session`]). A collection
 //! does, in this order, each step leaving a valid store if it is the last:
 //!
-//! 1. one transaction deletes the rows of what nothing needs and nobody has used since the oldest live session began;
+//! 1. one transaction deletes the rows of what nothing needs and no live session can have used;
 //! 2. a second one moves the directories and files that belonged to them into `tmp/`, but only those that still have no
 //!    row and are not new: whoever needs one meanwhile has put its row back, or has published it again;
 //! 3. `tmp/` is swept of everything that no live process holds.
@@ -119,16 +119,22 @@ struct Victims {
 }
 
 impl Store {
-    /// Removes what nothing needs, or tells what it would remove. Builds may go on meanwhile.
+    /// Removes what nothing needs, or tells what it would remove. Other processes' builds may go on meanwhile; what *this* store
+    /// handle has looked at is not protected, so call it when done with that.
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport, StoreError> {
-        let unused_since = self.sessions.oldest()?;
-        let age = options.until.unwrap_or_default().as_micros();
-        let wanted = now_micros().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX));
-        let before = unused_since.min(wanted);
         if options.dry_run {
-            return self.would_prune(options, before);
+            return self.would_prune(options, self.prune_before(options)?);
         }
-        let victims = self.index.write(|t| delete_rows(t, options, before))?;
+        let mut trash = Vec::new();
+        let victims = {
+            // Whoever publishes a layer holds the first until the layer's row stands; a session needs the second to begin.
+            let _publishing = Shared::lock_alone(&self.publishing_path())?;
+            let _beginning = self.sessions.hold()?;
+            let before = self.prune_before(options)?;
+            let victims = self.index.write(|t| delete_rows(t, options, before))?;
+            self.move_aside(before, &mut trash)?;
+            victims
+        };
         let mut report = PruneReport::default();
         report.items.extend(
             victims
@@ -142,17 +148,17 @@ impl Store {
                 .into_iter()
                 .map(|key| Pruned::Record { key }),
         );
-        let mut trash = Vec::new();
-        {
-            // Whoever publishes a layer holds this until the row stands.
-            let _alone = Shared::lock_alone(&self.publishing_path())?;
-            self.move_aside(before, &mut trash)?;
-        }
         self.sweep(trash, &mut report)?;
         self.remove_free_locks()?;
-        self.index.checkpoint()?;
         report.bytes = report.items.iter().map(Pruned::bytes).sum();
         Ok(report)
+    }
+
+    /// What was last used before this moment may go.
+    fn prune_before(&self, options: &PruneOptions) -> Result<i64, StoreError> {
+        let age = options.until.unwrap_or_default().as_micros();
+        let wanted = now_micros().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX));
+        Ok(self.sessions.unused_since()?.min(wanted))
     }
 
     fn would_prune(&self, options: &PruneOptions, before: i64) -> Result<PruneReport, StoreError> {
@@ -423,7 +429,11 @@ mod tests {
         while now_micros() < start + 2 * STAMP_SLACK {
             std::thread::yield_now();
         }
-        Store::open(root).unwrap()
+        let options = crate::OpenOptions {
+            grace: Duration::ZERO,
+            ..crate::OpenOptions::default()
+        };
+        Store::open_with(root, &options).unwrap()
     }
 
     #[test]
@@ -505,6 +515,27 @@ mod tests {
         assert!(report.items.contains(&Pruned::Record { key: [2; 32] }));
         assert!(user.index().layer(&hit.id).unwrap().is_some());
         assert!(user.index().layer(&missed.id).unwrap().is_none());
+    }
+
+    #[test]
+    fn soon_after_another_use_nothing_is_written_and_nothing_goes() {
+        let (dir, store) = crate::tests::store();
+        store.index().record_put(&[1; 32], &record(&[])).unwrap();
+        drop(store);
+        let user = Store::open(dir.path()).unwrap();
+        let stamp = |store: &Store| -> i64 {
+            let read = |c: &rusqlite::Connection| {
+                c.query_row("SELECT last_used FROM records", [], |row| row.get(0))
+            };
+            store.index().read(read).unwrap()
+        };
+        let before = stamp(&user);
+        assert!(user.index().record_hit(&[1; 32]).unwrap().is_some());
+        assert_eq!(stamp(&user), before);
+        let collector = Store::open(dir.path()).unwrap();
+        assert!(collector.prune(&EVERYTHING).unwrap().items.is_empty());
+        drop(user);
+        assert_eq!(collector.prune(&EVERYTHING).unwrap().items.len(), 1);
     }
 
     #[test]

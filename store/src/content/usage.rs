@@ -86,7 +86,7 @@ struct Counted {
 impl Store {
     /// Measures the store: real bytes on disk, each inode once.
     pub fn du(&self) -> Result<Usage, StoreError> {
-        let live = self.sessions.oldest()?;
+        let live = self.sessions.unused_since()?;
         let mut seen = Inodes::new();
         let mut items = Vec::new();
         let mut layers = self.index.read(|c| counted(c, LAYERS))?;
@@ -245,7 +245,7 @@ mod tests {
         layer(&store, 2);
         let image = image_of(&store, &[in_image.diff_id.unwrap()]);
         let temporary = store.temp_dir().unwrap();
-        let usage = store.du().unwrap();
+        let usage = Store::open(dir.path()).unwrap().du().unwrap();
         let counts: Vec<(u64, u64)> = usage.rows.iter().map(|r| (r.count, r.in_use)).collect();
         assert_eq!(counts, [(1, 1), (1, 1), (1, 1), (1, 1), (0, 0)]);
         assert!(usage.rows.iter().all(|row| row.bytes > 0), "{usage:?}");

@@ -12,7 +12,7 @@ impl Index {
         let name = digest.to_string();
         let fresh = self.read(|c| {
             c.prepare_cached("SELECT 1 FROM blobs WHERE digest = ?1 AND last_used >= ?2")?
-                .exists((&name, time.session))
+                .exists((&name, time.fresh_since))
         })?;
         if fresh {
             return Ok(());

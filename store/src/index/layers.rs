@@ -149,7 +149,7 @@ impl Index {
         let time = self.use_time()?;
         if found
             .iter()
-            .all(|(_, last_used)| *last_used >= time.session)
+            .all(|(_, last_used)| *last_used >= time.fresh_since)
         {
             return Ok(found.into_iter().map(|(info, _)| info).collect());
         }

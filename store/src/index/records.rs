@@ -32,8 +32,8 @@ impl Index {
             t.prepare_cached("DELETE FROM records WHERE key = ?1")?
                 .execute([key])?;
             t.prepare_cached(
-                "INSERT INTO records (key, op, result, ingredients, created, last_used, uses, epoch)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
+                "INSERT INTO records (key, op, result, ingredients, created, last_used, epoch)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute((
                 key,
@@ -54,20 +54,28 @@ impl Index {
         })
     }
 
-    /// Looks a record up and in the same instant marks it used, so that no garbage collection can come between.
+    /// Looks a record up. While this store is open, no garbage collection removes what was found, or its layers: where its
+    /// stamp is not fresh, it gets a new one in the instant in which it is read.
     pub fn record_hit(&self, key: &[u8; 32]) -> Result<Option<RecordRow>, IndexError> {
         let time = self.use_time()?;
-        // A miss is the common case of a first build, and needs no writer's lock.
-        let known = self.read(|c| {
-            c.prepare_cached("SELECT 1 FROM records WHERE key = ?1")?
-                .exists([key])
+        // A miss, and a hit soon after another, need no writer's lock.
+        let found = self.read(|c| {
+            c.prepare_cached(&format!(
+                "SELECT {COLUMNS}, last_used FROM records WHERE key = ?1"
+            ))?
+            .query_row([key], |row| {
+                Ok((record(c, key, row)?, row.get::<_, i64>(4)?))
+            })
+            .optional()
         })?;
-        if !known {
-            return Ok(None);
+        match found {
+            None => return Ok(None),
+            Some((row, last_used)) if last_used >= time.fresh_since => return Ok(Some(row)),
+            Some(_) => {}
         }
         self.write(|t| {
             t.prepare_cached(&format!(
-                "UPDATE records SET last_used = max(last_used, ?2), uses = uses + 1
+                "UPDATE records SET last_used = max(last_used, ?2)
                  WHERE key = ?1 RETURNING {COLUMNS}"
             ))?
             .query_row((key, time.now), |row| record(t, key, row))

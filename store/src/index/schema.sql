@@ -48,7 +48,6 @@ CREATE TABLE records (
   ingredients BLOB NOT NULL,
   created     INTEGER NOT NULL,
   last_used   INTEGER NOT NULL,
-  uses        INTEGER NOT NULL,
   epoch       INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX records_by_op ON records (op, created);
