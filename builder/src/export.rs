@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use store::Store;
+use store::content::archive::{ArchiveFormat, SavedImage};
 use store::images::ImageId;
 use store::layer::LayerId;
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
 use store::layer::compress::Compression;
 use store::layer::tar::write_tar;
-use store::oci::{DiffId, ImageConfig, time};
+use store::oci::{DiffId, Digest, ImageConfig, time};
 use store::snapshot::View;
 
 use crate::BuildEnvironment;
@@ -90,7 +91,12 @@ pub(crate) fn export(
                     push_image(environment, request, &id, operations, outcome).map_err(failed)?;
                 }
             }
-            Output::Oci { .. } | Output::Docker { .. } => return Err(failed(ExportError::NoTag)),
+            Output::Oci { dest } => {
+                archive(store, request, &id, ArchiveFormat::Oci, &dest).map_err(failed)?;
+            }
+            Output::Docker { dest } => {
+                archive(store, request, &id, ArchiveFormat::Docker, &dest).map_err(failed)?;
+            }
             Output::Tar { dest } => tar(store, plan, operations, &dest).map_err(failed)?,
             Output::Local { dest } => local(store, plan, operations, &dest).map_err(failed)?,
         }
@@ -168,6 +174,25 @@ fn push_image(
         outcome.pushed.push((tag.clone(), report.digest));
     }
     Ok(())
+}
+
+fn archive(
+    store: &Store,
+    request: &BuildRequest,
+    id: &ImageId,
+    format: ArchiveFormat,
+    dest: &Destination,
+) -> Result<(), ExportError> {
+    let images = [SavedImage {
+        id: *id,
+        names: request.tags.clone(),
+    }];
+    match dest {
+        Destination::Folder(folder) => Ok(store.save_directory(&images, format, folder)?),
+        Destination::Stdout | Destination::File(_) => {
+            write_to(dest, |out| Ok(store.save(&images, format, out)?))
+        }
+    }
 }
 
 /// The root file system as one tar.

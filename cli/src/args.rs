@@ -121,6 +121,9 @@ pub enum Command {
     Version(VersionArgs),
     /// Show where things are kept, and what this machine can do
     Info(InfoArgs),
+    /// Write the store out to disk; started in the background by commands that publish something
+    #[command(hide = true)]
+    StoreSync,
 }
 
 impl Command {

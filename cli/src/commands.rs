@@ -8,6 +8,7 @@ mod login;
 mod registry;
 mod run;
 mod space;
+mod sync;
 mod system;
 mod transfer;
 
@@ -39,6 +40,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Logout(args) => login::logout(context, &args),
         Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),
         Command::Version(args) => system::version(context, &args),
+        Command::StoreSync => sync::sync(context),
         Command::Info(args) => system::info(context, &args),
         _ => Err(CliError::new(
             crate::error::Kind::Environment,

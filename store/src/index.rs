@@ -186,12 +186,24 @@ impl Index {
     /// Ends an epoch and returns it: what was written until now belongs to it or an earlier one.
     pub(crate) fn next_epoch(&self) -> Result<i64, IndexError> {
         self.write(|t| {
-            let epoch = epoch(t)?;
-            t.execute(
-                "UPDATE meta SET value = ?1 WHERE key = 'epoch'",
-                [epoch + 1],
-            )?;
-            Ok(epoch)
+            t.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'", [])?;
+            t.query_row(
+                "SELECT value - 1 FROM meta WHERE key = 'epoch'",
+                [],
+                |row| row.get(0),
+            )
+        })
+    }
+
+    /// Whether rows were written in an epoch that is not known to be on disk.
+    pub(crate) fn has_unsynced(&self) -> Result<bool, IndexError> {
+        self.read(|c| {
+            c.query_row(
+                "SELECT written.value > synced.value FROM meta written, meta synced
+                 WHERE written.key = 'written_epoch' AND synced.key = 'synced_epoch'",
+                [],
+                |row| row.get(0),
+            )
         })
     }
 
@@ -292,10 +304,14 @@ pub(crate) struct UseTime {
     pub(crate) now: i64,
 }
 
-/// The epoch that rows written now belong to. Read it in the transaction that writes them.
+/// The epoch that rows written now belong to. Read it in the transaction that writes them, which is noted.
 pub(crate) fn epoch(t: &Connection) -> rusqlite::Result<i64> {
-    t.prepare_cached("SELECT value FROM meta WHERE key = 'epoch'")?
-        .query_row([], |row| row.get(0))
+    let epoch: i64 = t
+        .prepare_cached("SELECT value FROM meta WHERE key = 'epoch'")?
+        .query_row([], |row| row.get(0))?;
+    t.prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'written_epoch' AND value < ?1")?
+        .execute([epoch])?;
+    Ok(epoch)
 }
 
 /// The newest epoch known to be on disk.

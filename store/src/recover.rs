@@ -57,8 +57,18 @@ pub enum Problem {
 }
 
 impl Store {
-    /// Writes everything published until now to disk, so that even a crash of the machine loses none of it.
+    /// Whether something was published that a crash of the machine could still take.
+    pub fn needs_sync(&self) -> Result<bool, StoreError> {
+        Ok(self.index.has_unsynced()?)
+    }
+
+    /// Writes everything published until now to disk, so that even a crash of the machine loses none of it. Processes that
+    /// want it at the same time take turns, and those for whom another did it do nothing.
     pub fn sync(&self) -> Result<(), StoreError> {
+        let _turn = self.lock_key(blake3::hash(b"longshore sync").as_bytes())?;
+        if !self.needs_sync()? {
+            return Ok(());
+        }
         let epoch = self.index.next_epoch()?;
         fs::syncfs(&self.root)?;
         self.index.set_synced_epoch(epoch)?;

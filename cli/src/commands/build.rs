@@ -44,6 +44,7 @@ pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> 
     let built = builder::build(environment, &request, &display.sink());
     display.finish(built.is_ok());
     watch.stop();
+    super::sync::soon(&store);
     let outcome = built.map_err(explain)?;
     for warning in &outcome.warnings {
         context.ui.note(warning);

@@ -29,7 +29,7 @@ const FENCES: [(&str, &[&str]); 9] = [
     ("clap", &["cli"]),
     ("tracing-subscriber", &["cli"]),
     ("reqwest", &["registry-client"]),
-    ("hyper", &["registry-server"]),
+    ("hyper", &["registry-client", "registry-server"]),
     ("hyper-util", &["registry-server"]),
     ("rusqlite", &["store"]),
     ("tar-core", &["store"]),

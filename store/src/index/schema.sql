@@ -3,7 +3,7 @@ CREATE TABLE meta (
   key   TEXT PRIMARY KEY,
   value ANY NOT NULL
 ) STRICT, WITHOUT ROWID;
-INSERT INTO meta VALUES ('epoch', 1), ('synced_epoch', 0);
+INSERT INTO meta VALUES ('epoch', 1), ('synced_epoch', 0), ('written_epoch', 0);
 
 CREATE TABLE layers (
   id        TEXT PRIMARY KEY,
