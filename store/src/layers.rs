@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 
 use crate::content::Ingest;
-use crate::fs::{self, Shared, TempFile};
+use crate::fs::{self, TempFile};
 use crate::images::ImageId;
 use crate::layer::compress::{Compression, Packing, compressor, decompressor};
 use crate::layer::tar::{self, TarError, write_tar};
@@ -91,13 +91,14 @@ impl Read for LayerTar {
 }
 
 impl Store {
-    /// Publishes a layer's directory and notes it, so that no garbage collection can come between the two. Every
-    /// `commit` and `unpack` of [`crate::snapshot`] belongs inside.
+    /// Publishes a layer's directory and notes it. Every `commit` and `unpack` of [`crate::snapshot`] belongs inside: only
+    /// so no garbage collection can come between the two. Takes no lock, so `publish` may take its time.
     pub fn publish_layer<E: From<StoreError>>(
         &self,
         publish: impl FnOnce() -> Result<LayerInfo, E>,
     ) -> Result<LayerInfo, E> {
-        let _shared = Shared::lock(&self.publishing_path()).map_err(StoreError::from)?;
+        // Before anything is published: what this process publishes from now on is too new for any collection.
+        self.sessions.current().map_err(StoreError::from)?;
         let info = publish()?;
         self.index.put_layer(&info).map_err(StoreError::from)?;
         Ok(info)

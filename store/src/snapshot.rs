@@ -26,6 +26,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::fs::Shared;
 use crate::layer::apply::{ApplyError, Form, UnpackOptions, Unpacked, unpack_into};
 use crate::layer::compress::decompressor;
 use crate::layer::entry::{Metadata, ROOT_STATED, is_opaque, read_xattrs, stored};
@@ -364,15 +365,33 @@ impl Snapshots {
             .map_err(|error| failed("clean up", &scratch.path)(error.errno))?;
         let path = self.root.join("layers").join(id.to_string());
         let cwd = rustix::fs::CWD;
-        match rustix::fs::renameat_with(cwd, &scratch.path, cwd, &path, RenameFlags::NOREPLACE) {
-            // Its folder is the layer now: there is nothing left to remove.
-            Ok(()) => {
-                scratch.keep();
-                Ok(())
+        // A collection holds this alone, and takes only what is old: so what stands when it is released stays.
+        let lock = self.root.join("publishing");
+        let shared = Shared::lock(&lock).map_err(|error| {
+            let errno = Errno::from_io_error(&error.source).unwrap_or(Errno::IO);
+            failed("lock", &lock)(errno)
+        })?;
+        loop {
+            let from = &scratch.path;
+            match rustix::fs::renameat_with(cwd, from, cwd, &path, RenameFlags::NOREPLACE) {
+                // Its folder is the layer now: there is nothing left to remove.
+                Ok(()) => {
+                    scratch.keep();
+                    return Ok(());
+                }
+                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+                Err(errno) => return Err(failed("publish", &path)(errno)),
             }
-            Err(Errno::EXIST | Errno::NOTEMPTY) => scratch.remove(),
-            Err(errno) => Err(failed("publish", &path)(errno)),
+            // Changes nothing but the time of its last change.
+            match rustix::fs::chmod(&path, Mode::RWXU) {
+                Ok(()) => break,
+                // Removed this instant, so now its name is free.
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed("renew", &path)(errno)),
+            }
         }
+        drop(shared);
+        scratch.remove()
     }
 }
 

@@ -4,8 +4,8 @@
 //! does, in this order, each step leaving a valid store if it is the last:
 //!
 //! 1. one transaction deletes the rows of what nothing needs and no live session can have used;
-//! 2. a second one moves the directories and files that belonged to them into `tmp/`, but only those that still have no
-//!    row and are not new: whoever needs one meanwhile has put its row back, or has published it again;
+//! 2. the directories and files that belonged to them are moved into `tmp/`, but only those that still have no row and are not
+//!    new: whoever needs one meanwhile has put its row back, or has published it again, which makes it new;
 //! 3. `tmp/` is swept of everything that no live process holds.
 //!
 //! What a killed process published without a row, or a killed collection left, is found in step 2 as well, once it is older than
@@ -127,7 +127,7 @@ impl Store {
         }
         let mut trash = Vec::new();
         let victims = {
-            // Whoever publishes a layer holds the first until the layer's row stands; a session needs the second to begin.
+            // A layer is published, and a session begins, before this or after it.
             let _publishing = Shared::lock_alone(&self.publishing_path())?;
             let _beginning = self.sessions.hold()?;
             let before = self.prune_before(options)?;
@@ -515,6 +515,32 @@ mod tests {
         assert!(report.items.contains(&Pruned::Record { key: [2; 32] }));
         assert!(user.index().layer(&hit.id).unwrap().is_some());
         assert!(user.index().layer(&missed.id).unwrap().is_none());
+    }
+
+    #[test]
+    fn publishing_what_is_there_already_saves_it() {
+        let (dir, store) = crate::tests::store();
+        let commit = |store: &Store| {
+            let active = store.snapshots().prepare(&[])?;
+            let file = std::fs::File::create(active.upper().join("file")).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+            active.commit().map_err(StoreError::from)
+        };
+        store.publish_layer(|| commit(&store)).unwrap();
+        drop(store);
+        let user = reopen(dir.path());
+        let info = user
+            .publish_layer(|| {
+                let info = commit(&user)?;
+                // A collection in the worst moment: the row is old, and goes.
+                let report = reopen(dir.path()).prune(&EVERYTHING)?;
+                assert!(report.items.is_empty(), "{report:?}");
+                assert!(!user.index().has_layer_row(&info.id)?);
+                Ok::<_, StoreError>(info)
+            })
+            .unwrap();
+        assert!(user.snapshots().has(&info.id));
+        assert!(user.check().unwrap().is_empty());
     }
 
     #[test]
