@@ -793,7 +793,7 @@ mod tests {
         check(b"9 path=a\n", Some(&[("path", "a")]));
         check(b"9 path=a\n12 path=a=b\n\n", None);
         check(
-            b"9 path=a\n11 path=a=b\n",
+            b"9 path=a\n12 path=a=b\n",
             Some(&[("path", "a"), ("path", "a=b")]),
         );
         check(b"10 path=a\n", None);
