@@ -1,5 +1,6 @@
 //! One function per command. Each takes the context and its flags, and returns the exit code.
 
+mod archive;
 mod build;
 mod images;
 mod inspect;
@@ -26,6 +27,8 @@ use crate::error::{CliError, Kind};
 pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Build(args) => build::build(context, &args),
+        Command::Save(args) => archive::save(context, &args),
+        Command::Load(args) => archive::load(context, &args),
         Command::Push(args) => transfer::push(context, &args),
         Command::Pull(args) => transfer::pull(context, &args),
         Command::Run(args) => run::run(context, &args),
@@ -42,10 +45,6 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Version(args) => system::version(context, &args),
         Command::StoreSync => sync::sync(context),
         Command::Info(args) => system::info(context, &args),
-        _ => Err(CliError::new(
-            crate::error::Kind::Environment,
-            "this command has not landed yet",
-        )),
     }
 }
 

@@ -54,6 +54,29 @@ impl Ui {
         }
     }
 
+    /// Whether somebody would see data on a terminal.
+    pub fn stdout_is_a_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Lets `write` write data to stdout as it comes.
+    pub fn stream<E: Into<CliError>>(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), CliError> {
+        let mut stdout = Watched {
+            out: io::stdout().lock(),
+            closed: false,
+        };
+        let written = write(&mut stdout);
+        if stdout.closed {
+            let message = "nobody reads stdout any more";
+            return Err(CliError::new(Kind::OutputClosed, message));
+        }
+        written.map_err(Into::into)?;
+        stdout.flush().blame(Kind::Environment)
+    }
+
     /// Writes one line of data.
     pub fn line(&self, text: &str) -> Result<(), CliError> {
         self.data(format!("{text}\n"))
@@ -109,6 +132,24 @@ impl Ui {
         } else {
             text.to_owned()
         }
+    }
+}
+
+/// Stdout, remembering whether its reader has gone away: whoever writes through it may hide why it failed.
+struct Watched<W> {
+    out: W,
+    closed: bool,
+}
+
+impl<W: Write> Write for Watched<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes);
+        self.closed |= matches!(&written, Err(error) if error.kind() == io::ErrorKind::BrokenPipe);
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

@@ -36,7 +36,12 @@ fn run_image(context: &Context, args: &RunArgs, signals: &Signals) -> Result<u8,
     let store = Arc::new(context.store()?);
     let id = match store.images().resolve(&args.image)? {
         Some(image) => image.id,
-        None => fetch(context, &store, &args.image, false)?,
+        None => {
+            context
+                .ui
+                .note(&format!("no image `{}` here: pulling it", args.image));
+            fetch(context, &store, &args.image, false)?
+        }
     };
     let config = store.images().config(&id)?;
     let layers = layers(&store, &id, &config)?;

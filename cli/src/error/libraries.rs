@@ -6,6 +6,7 @@ use builder::transfer::TransferError;
 use registry_client::{ClientError, CredentialError, ErrorKind};
 use runner::UserNsError;
 use store::StoreError;
+use store::content::archive::ArchiveError;
 use store::images::ImageError;
 use store::oci::ReferenceError;
 use store::snapshot::SnapshotError;
@@ -37,6 +38,14 @@ impl From<StoreError> for CliError {
     fn from(error: StoreError) -> CliError {
         match error {
             StoreError::Image(error) => error.into(),
+            StoreError::Archive(error) => {
+                let ours = matches!(
+                    error,
+                    ArchiveError::Write { .. } | ArchiveError::Read { .. }
+                );
+                let kind = if ours { Kind::Environment } else { Kind::Input };
+                CliError::new(kind, error)
+            }
             error => CliError::new(Kind::Environment, error),
         }
     }

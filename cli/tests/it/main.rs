@@ -2,9 +2,27 @@
 //!
 //! | module | asserts |
 //! |---|---|
+//! | [`build`] | what instructions, flags and outputs give |
+//! | [`cache`] | what runs, and what does not have to |
+//! | [`transfer`] | registries, archives, credentials, listings |
+//! | [`run`] | what goes into a container, and what comes out |
+//! | [`bad_input`] | clear errors, and nothing left behind |
+//! | [`interop`] | skopeo, umoci, podman, buildah |
+//! | [`rootless`] | an ordinary user |
+//! | [`examples`] | real software on Debian |
 //! | [`help`] | the text of every `--help` |
 //! | [`tidy`] | the house rules: layering, unsafe code, printing, names of this machine |
+//!
+//! Most need root, as `../../test` runs them, and the other tools which that installs.
 
+mod bad_input;
+mod build;
+mod cache;
+mod examples;
 mod help;
+mod interop;
+mod rootless;
+mod run;
 mod support;
 mod tidy;
+mod transfer;

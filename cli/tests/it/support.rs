@@ -1,7 +1,9 @@
-//! Running the binary.
+//! Running the binary: stores, contexts and registries that vanish with the test.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 
 /// The binary under test.
 pub const LONGSHORE: &str = env!("CARGO_BIN_EXE_longshore");
@@ -25,4 +27,361 @@ pub fn longshore(arguments: &[&str]) -> Output {
 /// What a process wrote to stdout.
 pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("our output is UTF-8")
+}
+
+/// A folder with a store in it, and whatever else a test needs. On disk, as real stores are: not in memory.
+pub struct Place {
+    folder: PathBuf,
+    /// Removes it at the end.
+    _removed: Option<tempfile::TempDir>,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Place {
+            folder: folder.path().to_owned(),
+            _removed: Some(folder),
+        }
+    }
+
+    /// A place with a name of its own, for a test binary's whole life: emptied at the start, for nothing is at the end.
+    pub fn at(name: &str) -> Place {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+        std::fs::create_dir_all(&folder).unwrap();
+        Place {
+            folder,
+            _removed: None,
+        }
+    }
+
+    /// A place whose store has the image `busybox`.
+    pub fn with_busybox() -> Place {
+        let place = Place::new();
+        place.add_busybox("busybox");
+        place
+    }
+
+    /// Builds the busybox image under a name.
+    pub fn add_busybox(&self, name: &str) {
+        let rootfs = busybox_rootfs();
+        let dockerfile = workspace().join("testdata/images/busybox/Dockerfile");
+        let context = rootfs.parent().unwrap();
+        self.ok(["build", "-q", "-t", name, "-f"], [&dockerfile, context]);
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// A build context of these files.
+    pub fn context(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let folder = self.path(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        for (path, text) in files {
+            let path = folder.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        folder
+    }
+
+    /// The binary on this place's store, knowing nothing of the user's own settings.
+    pub fn command<I, A>(&self, arguments: I) -> Command
+    where
+        I: IntoIterator<Item = A>,
+        A: AsRef<std::ffi::OsStr>,
+    {
+        let mut command = Command::new(LONGSHORE);
+        command
+            .args(arguments)
+            .env("LONGSHORE_ROOT", self.store())
+            .env("DOCKER_CONFIG", self.path("docker"))
+            .env_remove("SOURCE_DATE_EPOCH")
+            .env_remove("RUST_BACKTRACE")
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn run<I, A>(&self, arguments: I) -> Ran
+    where
+        I: IntoIterator<Item = A>,
+        A: AsRef<std::ffi::OsStr>,
+    {
+        Ran::of(&mut self.command(arguments))
+    }
+
+    /// Runs words, then paths; expects success and returns stdout.
+    pub fn ok<'a, P: AsRef<Path>>(
+        &self,
+        words: impl IntoIterator<Item = &'a str>,
+        paths: impl IntoIterator<Item = P>,
+    ) -> String {
+        self.words(words, paths).ok()
+    }
+
+    pub fn words<'a, P: AsRef<Path>>(
+        &self,
+        words: impl IntoIterator<Item = &'a str>,
+        paths: impl IntoIterator<Item = P>,
+    ) -> Ran {
+        let mut command = self.command(words);
+        for path in paths {
+            command.arg(path.as_ref());
+        }
+        Ran::of(&mut command)
+    }
+
+    /// Builds `context`, telling what ran.
+    pub fn build(&self, tag: &str, context: &Path) -> Built {
+        let ran = self.words(["build", "--progress", "plain", "-t", tag], [context]);
+        ran.ok();
+        Built::of(&ran)
+    }
+
+    /// Runs a shell line in a new container of an image; expects success.
+    pub fn sh(&self, image: &str, line: &str) -> String {
+        self.run(["run", "--rm", "--entrypoint", "sh", image, "-c", line])
+            .ok()
+    }
+}
+
+/// A command that has ended.
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+    command: String,
+}
+
+impl Ran {
+    pub fn of(command: &mut Command) -> Ran {
+        let text = format!("{command:?}");
+        let output = command.output().unwrap_or_else(|error| {
+            panic!("{text}: {error}: `./test` installs what the tests need")
+        });
+        Ran::from_output(text, &output)
+    }
+
+    pub fn from_output(command: String, output: &Output) -> Ran {
+        Ran {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            command,
+        }
+    }
+
+    /// Expects success; returns stdout without its last newline.
+    #[track_caller]
+    pub fn ok(&self) -> String {
+        self.expect_code(0);
+        self.stdout.trim_end().to_owned()
+    }
+
+    /// Expects an exit code and, on stderr, a text.
+    #[track_caller]
+    pub fn fails(&self, code: i32, text: &str) {
+        self.expect_code(code);
+        assert!(self.stderr.contains(text), "no `{text}` in: {self}");
+    }
+
+    #[track_caller]
+    fn expect_code(&self, code: i32) {
+        assert_eq!(self.code, Some(code), "{self}");
+    }
+}
+
+impl std::fmt::Display for Ran {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Ran {
+            code,
+            stdout,
+            stderr,
+            command,
+        } = self;
+        write!(f, "{command}: {code:?}\n{stdout}\n{stderr}")
+    }
+}
+
+/// What a build said of its steps.
+#[derive(Debug)]
+pub struct Built {
+    /// Names of the steps that ran, in order of their ends.
+    pub ran: Vec<String>,
+    /// Names of the steps that the cache had.
+    pub cached: Vec<String>,
+}
+
+impl Built {
+    pub fn of(ran: &Ran) -> Built {
+        let mut names = std::collections::BTreeMap::new();
+        let mut built = Built {
+            ran: Vec::new(),
+            cached: Vec::new(),
+        };
+        for line in ran.stderr.lines() {
+            let Some((number, rest)) = line.strip_prefix('#').and_then(|l| l.split_once(' '))
+            else {
+                continue;
+            };
+            if rest.starts_with('[') {
+                names.entry(number).or_insert(rest);
+            } else if rest.starts_with("DONE ") {
+                built.ran.push(names[number].to_owned());
+            } else if rest == "CACHED" {
+                built.cached.push(names[number].to_owned());
+            }
+        }
+        built
+    }
+
+    /// The commands of the RUN steps that ran.
+    pub fn runs(&self) -> Vec<&str> {
+        let runs = self.ran.iter().filter_map(|name| name.split_once("] RUN "));
+        runs.map(|(_, command)| command).collect()
+    }
+}
+
+/// A server on loopback that ends with the test.
+pub struct Server {
+    child: Child,
+    /// `host:port`
+    pub host: String,
+}
+
+impl Server {
+    /// The bundled registry on a folder.
+    pub fn registry(folder: &Path) -> Server {
+        Server::registry_with(folder, &[])
+    }
+
+    /// The bundled registry with further flags.
+    pub fn registry_with(folder: &Path, flags: &[&str]) -> Server {
+        let mut command = Command::new(LONGSHORE);
+        command
+            .args(["registry", "serve", "--addr", "127.0.0.1:0", "--root"])
+            .arg(folder)
+            .args(flags)
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let host = line.trim().rsplit('/').next().unwrap().to_owned();
+        assert!(host.contains(':'), "the registry did not start: {line:?}");
+        Server { child, host }
+    }
+
+    /// Debian's docker-registry on a folder.
+    pub fn docker_registry(folder: &Path) -> Server {
+        // It cannot say which port the kernel chose, so one is chosen for it.
+        let host = format!("127.0.0.1:{}", free_port());
+        let config = folder.with_extension("yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: {host}}}\n",
+            folder.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry is installed: `./test` installs it");
+        let server = Server { child, host };
+        server.wait_until_it_answers();
+        server
+    }
+
+    fn wait_until_it_answers(&self) {
+        for _ in 0..200 {
+            if std::net::TcpStream::connect(&self.host).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("nothing answers at {}", self.host);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that was free a moment ago, for servers that cannot say which one the kernel chose for them.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Runs another tool; expects success and returns its stdout.
+#[track_caller]
+pub fn tool(program: &str, arguments: &[&str]) -> String {
+    Ran::of(Command::new(program).args(arguments)).ok()
+}
+
+/// The root file system of busybox, made once for all tests.
+pub fn busybox_rootfs() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox");
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("rootfs.tar");
+        let recipe = workspace().join("testdata/images/busybox/make-rootfs");
+        Ran::of(Command::new(recipe).arg(&file)).ok();
+        file
+    })
+}
+
+/// Fetches a page from a server on loopback, waiting until it answers; for as long as `alive` is.
+pub fn fetch(port: u16, alive: &mut Child) -> String {
+    for _ in 0..400 {
+        if let Some(status) = alive.try_wait().unwrap() {
+            panic!("the server ended: {status}");
+        }
+        if let Ok(page) = get(port) {
+            return page;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("nothing answers on port {port}");
+}
+
+fn get(port: u16) -> std::io::Result<String> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer)?;
+    if !answer.starts_with("HTTP/1.") || !answer.contains(" 200 ") {
+        return Err(std::io::Error::other(answer));
+    }
+    Ok(answer)
+}
+
+/// Sends a signal, by its name without `SIG`.
+pub fn signal(child: &Child, name: &str) {
+    tool("kill", &["-s", name, &child.id().to_string()]);
+}
+
+/// What is mounted below a folder, in any namespace that this process sees.
+pub fn mounts_below(folder: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let folder = folder.to_str().unwrap();
+    text.lines()
+        .filter(|line| line.contains(folder))
+        .map(str::to_owned)
+        .collect()
 }

@@ -76,10 +76,16 @@ fn the_stores_and_the_runner_know_no_async() {
 }
 
 #[test]
-fn builder_reaches_the_runner_and_the_registries_at_one_place_each() {
+fn builder_reaches_the_runner_and_the_registries_at_few_places() {
     for (krate, allowed) in [
-        ("runner", "builder/src/ops/exec.rs"),
-        ("registry_client", "builder/src/ops/image.rs"),
+        (
+            "runner",
+            &["builder/src/ops/exec.rs", "builder/src/error.rs"][..],
+        ),
+        (
+            "registry_client",
+            &["builder/src/remote.rs", "builder/src/transfer.rs"][..],
+        ),
     ] {
         let users: BTreeSet<String> = sources()
             .into_iter()
@@ -87,10 +93,13 @@ fn builder_reaches_the_runner_and_the_registries_at_one_place_each() {
             .filter(|source| source.code().any(|(_, line)| imports(line, krate)))
             .map(|source| source.name)
             .collect();
-        let others: Vec<&String> = users.iter().filter(|name| *name != allowed).collect();
+        let others: Vec<&String> = users
+            .iter()
+            .filter(|name| !allowed.contains(&name.as_str()))
+            .collect();
         assert!(
             others.is_empty(),
-            "{krate} is used outside {allowed}: {others:?}"
+            "{krate} is used outside {allowed:?}: {others:?}"
         );
     }
 }
@@ -150,17 +159,20 @@ fn only_cli_prints_and_reads_the_environment() {
         let below = !source.name.starts_with("cli/") && !source.name.contains("/tests/");
         let printer = source.name == "cli/src/main.rs" || source.name.starts_with("cli/src/ui");
         let reader = source.name == "cli/src/context.rs";
+        // Writes an archive to stdout where the request says so: data, no words.
+        let exports = source.name == "builder/src/export.rs";
         for (number, line) in source.code() {
-            let found = forbidden.iter().find(|word| line.contains(**word));
+            let found = forbidden.iter().find(|word| is_called(line, word));
             let Some(word) = found else { continue };
             // Constants of the target, not of the environment; and who we are, which the kernel says.
             if line.contains("env::consts") || line.contains("env::current_exe") {
                 continue;
             }
-            let fine = !below
-                && (source.name.starts_with("cli/tests/")
-                    || printer && !word.contains("env")
-                    || reader && word.contains("env"));
+            let fine = exports && *word == "io::stdout()"
+                || !below
+                    && (source.name.starts_with("cli/tests/")
+                        || printer && !word.contains("env")
+                        || reader && word.contains("env"));
             assert!(
                 fine,
                 "{}:{number}: `{word}` is not for this file",
@@ -263,6 +275,12 @@ impl Source {
             .zip(code.lines())
             .filter(|(_, line)| !line.trim_start().starts_with("//"))
     }
+}
+
+/// Whether a line has `word`, and not as the end of a longer one (`stdio::stdout()`).
+fn is_called(line: &str, word: &str) -> bool {
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
 fn imports(line: &str, krate: &str) -> bool {

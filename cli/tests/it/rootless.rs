@@ -1,0 +1,147 @@
+//! An ordinary user: one made for the test, with subordinate ids of its own.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use crate::support::{LONGSHORE, Place, Ran, Server, busybox_rootfs, tool, workspace};
+
+/// A user of this machine who is gone after the test.
+struct User {
+    name: String,
+    home: tempfile::TempDir,
+}
+
+impl User {
+    fn new(name: &str) -> User {
+        let name = format!("{name}{}", std::process::id());
+        // Neither the tests' folder nor the binary in it need be within the user's reach.
+        let home = tempfile::tempdir_in("/var/tmp").unwrap();
+        tool(
+            "useradd",
+            &[
+                "--no-create-home",
+                "--home-dir",
+                home.path().to_str().unwrap(),
+                &name,
+            ],
+        );
+        let user = User { name, home };
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            let text = std::fs::read_to_string(file).unwrap();
+            let prefix = format!("{}:", user.name);
+            assert!(
+                text.lines().any(|line| line.starts_with(&prefix)),
+                "no ids in {file}"
+            );
+        }
+        user.give("longshore", LONGSHORE.as_ref());
+        user
+    }
+
+    /// Copies a file into the user's home.
+    fn give(&self, name: &str, file: &std::path::Path) {
+        let copy = self.home.path().join(name);
+        std::fs::copy(file, &copy).unwrap();
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
+        self.own();
+    }
+
+    fn own(&self) {
+        let owner = format!("{0}:{0}", self.name);
+        tool("chown", &["-R", &owner, self.home.path().to_str().unwrap()]);
+    }
+
+    /// Runs a shell line as the user, at home, with `longshore` on PATH.
+    fn sh(&self, line: &str) -> Ran {
+        let home = self.home.path().to_str().unwrap();
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--reuid",
+                &self.name,
+                "--regid",
+                &self.name,
+                "--init-groups",
+            ])
+            .args([
+                "--reset-env",
+                "sh",
+                "-ec",
+                &format!("cd {home}; PATH={home}:$PATH; {line}"),
+            ])
+            .current_dir("/");
+        Ran::of(&mut command)
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        // Files of subordinate ids are not the user's to remove.
+        let _ = Command::new("userdel").arg(&self.name).output();
+    }
+}
+
+#[test]
+fn an_ordinary_user_builds_pushes_pulls_and_runs() {
+    let user = User::new("lsa");
+    let place = Place::new();
+    let registry = Server::registry(&place.path("registry"));
+    user.give("rootfs.tar", busybox_rootfs());
+    user.give(
+        "Base",
+        &workspace().join("testdata/images/busybox/Dockerfile"),
+    );
+    let dockerfile = "FROM base\nCOPY --chown=daemon f /f\nRUN id -u > /who && chown 1234:2345 /who && echo gone > /gone\nRUN rm /gone && mkdir /d && chmod 1777 /d\nUSER daemon\nRUN touch /d/mine\n";
+    std::fs::create_dir(user.home.path().join("ctx")).unwrap();
+    std::fs::write(user.home.path().join("ctx/Dockerfile"), dockerfile).unwrap();
+    std::fs::write(user.home.path().join("ctx/f"), "1\n").unwrap();
+    user.own();
+
+    assert!(
+        user.sh("longshore info")
+            .ok()
+            .contains("rootless with subordinate ids")
+    );
+    user.sh("longshore build -q -t base -f Base .").ok();
+    let name = format!("{}/app:1", registry.host);
+    user.sh(&format!("longshore build -t {name} --push ctx"))
+        .ok();
+    let again = user.sh(&format!("longshore build --progress plain -t {name} ctx"));
+    again.ok();
+    assert!(!again.stderr.contains("DONE"), "{again}");
+
+    let look = "stat -c '%u:%g' /f /who /d/mine; cat /who; ls /";
+    let shell = format!("longshore run --rm --entrypoint sh {name} -c \"{look}\"");
+    let seen = user.sh(&shell).ok();
+    assert!(seen.starts_with("1:1\n1234:2345\n1:1\n0\n"), "{seen}");
+    assert!(!seen.contains("gone"), "{seen}");
+    user.sh(&format!("longshore rmi {name}; longshore pull {name}"))
+        .ok();
+    assert_eq!(user.sh(&shell).ok(), seen);
+
+    // The same image, seen by root.
+    let by_root = place.run(["run", "--rm", "--entrypoint", "sh", &name, "-c", look]);
+    assert_eq!(by_root.ok(), seen);
+    let code = user.sh(&format!(
+        "longshore run --rm --entrypoint sh {name} -c 'exit 5'"
+    ));
+    assert_eq!(code.code, Some(5));
+}
+
+#[test]
+fn a_file_that_its_user_cannot_read_is_named() {
+    let user = User::new("lsb");
+    user.give("rootfs.tar", busybox_rootfs());
+    let context = user.home.path().join("ctx");
+    std::fs::create_dir(&context).unwrap();
+    std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY . /\n").unwrap();
+    user.own();
+    let locked = context.join("locked");
+    std::fs::write(&locked, "root's").unwrap();
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let ran = user.sh("longshore build ctx");
+    ran.fails(1, "locked");
+    assert!(ran.stderr.contains("ermission denied"), "{ran}");
+    std::fs::write(context.join(".dockerignore"), "locked\n").unwrap();
+    user.sh("longshore build ctx").ok();
+}

@@ -1,0 +1,220 @@
+//! Images on their way: registries of both kinds, archives, credentials.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::support::{Place, Ran, Server, tool};
+
+/// An image of two layers, one of them its own.
+fn small_image(place: &Place, name: &str) {
+    place.add_busybox("busybox");
+    let context = place.context(
+        "ctx",
+        &[("f", "1"), ("Dockerfile", "FROM busybox\nCOPY f /f\n")],
+    );
+    place.build(name, &context);
+}
+
+#[test]
+fn what_is_pushed_is_pulled() {
+    let place = Place::new();
+    let registry = Server::registry(&place.path("registry"));
+    let name = format!("{}/team/app:1", registry.host);
+    small_image(&place, &name);
+    let id = place.run(["images", "-q", "--no-trunc", &name]).ok();
+    let pushed = place.run(["push", &name]).ok();
+    assert!(pushed.starts_with("1: digest: sha256:"), "{pushed}");
+    // A second push has nothing to send.
+    let again = place.run(["push", &name]);
+    assert_eq!(again.ok(), pushed);
+    assert!(again.stderr.contains("0 blobs sent"), "{again}");
+
+    place.run(["rmi", &name]).ok();
+    place
+        .run(["run", "--rm", "no-such-image"])
+        .fails(125, "no-such-image");
+    assert_eq!(place.run(["pull", &name]).ok(), id);
+    assert_eq!(place.sh(&name, "cat /f"), "1");
+
+    let other = Place::new();
+    assert_eq!(other.run(["pull", "-q", &name]).ok(), id);
+    assert_eq!(other.sh(&name, "cat /f"), "1");
+    let digest = pushed.rsplit(' ').next().unwrap();
+    let by_digest = format!("{}/team/app@{digest}", registry.host);
+    assert_eq!(Place::new().run(["pull", &by_digest]).ok(), id);
+    // What is not in the store is pulled by `run`, and by FROM.
+    assert_eq!(Place::new().sh(&name, "cat /f"), "1");
+    let context = other.context(
+        "from",
+        &[("Dockerfile", &format!("FROM {name}\nRUN cat /f > /g\n"))],
+    );
+    let fresh = Place::new();
+    fresh.build("built", &context);
+    assert_eq!(fresh.sh("built", "cat /g"), "1");
+}
+
+#[test]
+fn build_pushes() {
+    let place = Place::with_busybox();
+    let registry = Server::registry(&place.path("registry"));
+    let name = format!("{}/direct", registry.host);
+    let context = place.context(
+        "ctx",
+        &[("f", "1"), ("Dockerfile", "FROM busybox\nCOPY f /f\n")],
+    );
+    place.ok(["build", "--push", "-t", &name], [&context]);
+    assert_eq!(Place::new().sh(&name, "cat /f"), "1");
+}
+
+#[test]
+fn docker_registry_and_ours_share_a_folder() {
+    let place = Place::new();
+    let folder = place.path("registry");
+    let (ours, theirs);
+    {
+        let registry = Server::registry(&folder);
+        ours = format!("{}/app:ours", registry.host);
+        small_image(&place, &ours);
+        place.run(["push", &ours]).ok();
+    }
+    {
+        let registry = Server::docker_registry(&folder);
+        theirs = format!("{}/app:theirs", registry.host);
+        let there = ours.replace(ours.split('/').next().unwrap(), &registry.host);
+        let fresh = Place::new();
+        fresh.run(["pull", &there]).ok();
+        assert_eq!(fresh.sh(&there, "cat /f"), "1");
+        place.run(["tag", &ours, &theirs]).ok();
+        place.run(["push", &theirs]).ok();
+    }
+    let registry = Server::registry(&folder);
+    for name in [&ours, &theirs] {
+        let here = name.replace(name.split('/').next().unwrap(), &registry.host);
+        let fresh = Place::new();
+        fresh.run(["pull", &here]).ok();
+        assert_eq!(fresh.sh(&here, "cat /f"), "1");
+    }
+}
+
+#[test]
+fn archives_of_both_kinds_are_read_back() {
+    let place = Place::new();
+    small_image(&place, "app:1");
+    let id = place.run(["images", "-q", "--no-trunc", "app:1"]).ok();
+    for format in ["oci", "docker"] {
+        let archive = place.path(format);
+        place.ok(
+            ["save", "--format", format, "app:1", "busybox", "-o"],
+            [&archive],
+        );
+        let other = Place::new();
+        let loaded = other.ok(["load", "-i"], [&archive]);
+        assert!(loaded.contains("app:1"), "{loaded}");
+        assert_eq!(other.run(["images", "-q", "--no-trunc", "app:1"]).ok(), id);
+        assert_eq!(other.sh("app:1", "cat /f"), "1");
+        // And through pipes.
+        let mut save = place.command(["save", "--format", format, "app:1"]);
+        let mut save = save.stdout(Stdio::piped()).spawn().unwrap();
+        let third = Place::new();
+        let mut load = third.command(["load", "-q"]);
+        load.stdin(save.stdout.take().unwrap());
+        let loaded = Ran::of(&mut load).ok();
+        assert!(save.wait().unwrap().success());
+        assert_eq!(loaded, id);
+    }
+}
+
+#[test]
+fn credentials_are_checked_kept_and_forgotten() {
+    let place = Place::new();
+    let users = place.path("users");
+    // bcrypt of `secret`, as `htpasswd -nbB user secret` prints it.
+    let line = tool(
+        "sh",
+        &[
+            "-c",
+            "command -v htpasswd >/dev/null && htpasswd -nbB user secret || \
+         printf 'user:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC'",
+        ],
+    );
+    std::fs::write(&users, format!("{}\n", line.trim())).unwrap();
+    let registry = Server::registry_with(
+        &place.path("registry"),
+        &["--htpasswd", users.to_str().unwrap()],
+    );
+    let name = format!("{}/private", registry.host);
+    small_image(&place, &name);
+    let refused = place.run(["push", &name]);
+    refused.fails(4, "longshore login");
+
+    let login = |password: &str| {
+        let mut command =
+            place.command(["login", "-u", "user", "--password-stdin", &registry.host]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writeln!(child.stdin.take().unwrap(), "{password}").unwrap();
+        Ran::from_output("login".to_owned(), &child.wait_with_output().unwrap())
+    };
+    assert_eq!(login("wrong").code, Some(4));
+    assert!(!place.path("docker/config.json").exists());
+    if login("secret").code != Some(0) {
+        panic!("{}", login("secret"));
+    }
+    place.run(["push", &name]).ok();
+    // The form that docker and podman read.
+    let config = std::fs::read_to_string(place.path("docker/config.json")).unwrap();
+    assert!(config.contains("\"auths\""), "{config}");
+    place.run(["logout", &registry.host]).ok();
+    place.run(["push", &name]).fails(4, "longshore login");
+}
+
+#[test]
+fn listings_have_dockers_columns() {
+    let place = Place::new();
+    small_image(&place, "localhost:1/app:1");
+    place.run(["tag", "localhost:1/app:1", "other"]).ok();
+    let table = place.run(["images"]).ok();
+    assert!(
+        table.starts_with("REPOSITORY        TAG       IMAGE ID       CREATED"),
+        "{table}"
+    );
+    assert!(table.contains("localhost:1/app   1 "), "{table}");
+    let lines = place.run(["images", "--format", "json", "other"]).ok();
+    let row: serde_json::Value = serde_json::from_str(&lines).unwrap();
+    assert_eq!(
+        (&row["Repository"], &row["Tag"]),
+        (&"other".into(), &"latest".into())
+    );
+    let history = place.run(["history", "other"]).ok();
+    assert!(history.starts_with("IMAGE          CREATED"), "{history}");
+    assert!(history.contains("COPY f /f"), "{history}");
+    let removed = place.run(["rmi", "other", "localhost:1/app:1"]).ok();
+    assert!(
+        removed
+            .starts_with("Untagged: other:latest\nUntagged: localhost:1/app:1\nDeleted: sha256:"),
+        "{removed}"
+    );
+    place
+        .run(["rmi", "other"])
+        .fails(1, "no such image: `other`");
+    place.run(["inspect", "other"]).fails(1, "no such image");
+}
+
+#[test]
+fn nobody_reading_is_no_error() {
+    let place = Place::with_busybox();
+    let mut list = place
+        .command(["images"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(list.stdout.take());
+    let output = list.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
