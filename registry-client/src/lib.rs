@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use reqwest::StatusCode;
 
 pub mod auth;
+mod blocking;
 mod download;
 pub mod error;
 mod headers;

@@ -24,6 +24,7 @@ use reqwest::header::{
 use reqwest::{Method, Request, Response, StatusCode, Url};
 use rustls::RootCertStore;
 
+use crate::blocking::blocking;
 use crate::error::{ClientError, Refusal, RequestLine, causes, printable, redacted};
 use crate::headers;
 use crate::options::Options;
@@ -256,7 +257,7 @@ impl Transport {
         }
         let tls = if secure {
             let (options, roots) = (Arc::clone(&self.options), Arc::clone(&self.roots));
-            let reading = tokio::task::spawn_blocking(move || {
+            let reading = blocking(move || {
                 let extra = tls::certs_d(&options.certs_dirs, &authority)?;
                 let roots = roots
                     .get_or_init(|| load_roots(&options))
@@ -267,7 +268,7 @@ impl Transport {
                     })?;
                 tls::config(roots, extra, options.is_unverified(&authority))
             });
-            reading.await.expect("it does not panic")?
+            reading.await?
         } else {
             tls::unused()
         };

@@ -52,7 +52,7 @@ pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> 
     if let Some(image) = outcome.image {
         if let Some(file) = &args.iidfile {
             std::fs::write(file, image.to_string())
-                .map_err(|source| cannot("write", file, source))?;
+                .map_err(|source| cannot("write", file, &source))?;
         }
         if how == Progress::Quiet
             && args
@@ -80,7 +80,7 @@ pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> 
 
 fn request(context: &Context, args: &BuildArgs) -> Result<BuildRequest, CliError> {
     let folder = &args.context;
-    let is_folder = std::fs::metadata(folder).map_err(|source| cannot("use", folder, source))?;
+    let is_folder = std::fs::metadata(folder).map_err(|source| cannot("use", folder, &source))?;
     if !is_folder.is_dir() {
         let message = format!("the build context `{}` is not a folder", folder.display());
         return Err(CliError::new(Kind::Input, message));
@@ -121,7 +121,7 @@ fn read_dockerfile(args: &BuildArgs) -> Result<(String, String, Vec<String>), Cl
     let default = || args.context.join("Dockerfile");
     let path = args.file.clone().unwrap_or_else(default);
     let file = std::fs::File::open(&path).map_err(|source| {
-        let error = cannot("read the Dockerfile", &path, source);
+        let error = cannot("read the Dockerfile", &path, &source);
         match args.file {
             Some(_) => error,
             None => error.hint("name another file with -f, or another folder"),
@@ -142,7 +142,7 @@ fn read_optional(path: &Path) -> Result<Option<String>, CliError> {
     match std::fs::File::open(path) {
         Ok(file) => read_text(file, path).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(cannot("read", path, error)),
+        Err(error) => Err(cannot("read", path, &error)),
     }
 }
 
@@ -150,11 +150,11 @@ fn read_text(file: impl Read, path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     file.take(TEXT_BYTES_MAX)
         .read_to_string(&mut text)
-        .map_err(|source| cannot("read", path, source))?;
+        .map_err(|source| cannot("read", path, &source))?;
     Ok(text)
 }
 
-fn cannot(what: &str, path: &Path, source: std::io::Error) -> CliError {
+fn cannot(what: &str, path: &Path, source: &std::io::Error) -> CliError {
     CliError::new(
         Kind::Input,
         format!("cannot {what} `{}`: {source}", path.display()),

@@ -54,14 +54,14 @@ fn run_image(context: &Context, args: &RunArgs, signals: &Signals) -> Result<u8,
     let mount = active.mount();
     let mut lower = mount.lower;
     lower.push(builder::ops::exec::stubs(&store)?);
-    let stdin = std::io::stdin();
+    let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
     let process = ProcessSpec {
         env: environment(context, args, &config.config, &user.home),
         cwd: working_dir(args, &config.config),
         make_cwd: true,
         user,
         terminal: args.tty,
-        terminal_size: terminal::size(stdin.as_fd()),
+        terminal_size: terminal::size(stdin),
         ..ProcessSpec::new(command(args, &config.config)?)
     };
     let root = Root::Overlay {
@@ -99,8 +99,7 @@ fn run_image(context: &Context, args: &RunArgs, signals: &Signals) -> Result<u8,
         stderr: Stream::Inherit,
     };
     let mut sandbox = Sandbox::spawn(&spec, stdio)?;
-    let stdout = std::io::stdout();
-    let status = terminal::attend(&mut sandbox, signals, stdin.as_fd(), stdout.as_fd())?;
+    let status = terminal::attend(&mut sandbox, signals, stdin, stdout)?;
     active.discard()?;
     // The kernel gives no more than eight bits of a code.
     Ok(u8::try_from(status.code() & 0xff).expect("eight bits"))

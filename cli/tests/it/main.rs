@@ -15,6 +15,9 @@
 //!
 //! Most need root, as `../../test` runs them, and the other tools which that installs.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(unreachable_pub, reason = "a test binary exports nothing")]
+
 mod bad_input;
 mod build;
 mod cache;

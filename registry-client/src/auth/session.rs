@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::bearer::{self, Challenge, Scope};
 use super::{Credential, Keychain};
+use crate::blocking::blocking;
 use crate::error::{ClientError, redacted};
 use crate::transport::{Answer, Call, Payload, Transport, target};
 
@@ -211,8 +212,7 @@ impl Session {
         // With several scopes the last is the one that is written to.
         let repository = scopes.last().map(Scope::repository).unwrap_or_default();
         let repository = repository.to_owned();
-        let looking = tokio::task::spawn_blocking(move || keychain.lookup(&registry, &repository));
-        Ok(looking.await.expect("it does not panic")?)
+        Ok(blocking(move || keychain.lookup(&registry, &repository)).await?)
     }
 
     fn realm(&self, transport: &Transport, base: &Url, realm: &str) -> Result<Url, ClientError> {
