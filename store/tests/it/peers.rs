@@ -53,7 +53,8 @@ fn saved(dir: &Path, format: ArchiveFormat) -> (PathBuf, ImageId) {
     let (store, image) = store(&dir.join("store"));
     let path = dir.join("image.tar");
     let mut file = std::fs::File::create(&path).unwrap();
-    store.save(&[image.clone()], format, &mut file).unwrap();
+    let images = std::slice::from_ref(&image);
+    store.save(images, format, &mut file).unwrap();
     (path, image.id)
 }
 

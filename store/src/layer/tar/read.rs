@@ -796,7 +796,7 @@ mod tests {
             b"9 path=a\n12 path=a=b\n",
             Some(&[("path", "a"), ("path", "a=b")]),
         );
-        check(b"10 path=a\n", None);
+        check(b"11 path=a\n", None);
         check(b"8 path=a\n", None);
         check(b"99999999999999999999 a=b\n", None);
         check(b"-9 path=a\n", None);
