@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use store::Store;
 use store::content::archive::{ArchiveFormat, SavedImage};
 use store::images::ImageId;
 use store::layer::LayerId;
@@ -15,6 +14,7 @@ use store::layer::compress::Compression;
 use store::layer::tar::write_tar;
 use store::oci::{DiffId, Digest, ImageConfig, time};
 use store::snapshot::View;
+use store::{Store, StoreError};
 
 use crate::BuildEnvironment;
 use crate::error::{BuildError, ExportError};
@@ -70,10 +70,15 @@ pub(crate) fn export(
     let store = environment.store;
     let config = config(store, request, plan, operations).map_err(failed)?;
     let bytes = serde_json::to_vec(&config).expect("a configuration has only text keys");
-    let id = store
-        .images()
-        .put_image(&bytes, None)
-        .map_err(store::StoreError::from)?;
+    let id = ImageId(Digest::of(&bytes));
+    // An image that is here already is not written again: a build in which nothing changed changes nothing.
+    let known = store.images().image(&id).map_err(StoreError::from)?;
+    if known.is_none() {
+        store
+            .images()
+            .put_image(&bytes, None)
+            .map_err(StoreError::from)?;
+    }
     outcome.image = Some(id.0);
     for output in outputs(request) {
         if environment.cancel.is_cancelled() {
@@ -82,10 +87,12 @@ pub(crate) fn export(
         match output {
             Output::Image { push } => {
                 for tag in &request.tags {
-                    store
-                        .images()
-                        .tag(tag, &id)
-                        .map_err(store::StoreError::from)?;
+                    let known = known
+                        .as_ref()
+                        .is_some_and(|image| image.names.contains(tag));
+                    if !known {
+                        store.images().tag(tag, &id).map_err(StoreError::from)?;
+                    }
                 }
                 if push {
                     push_image(environment, request, &id, operations, outcome).map_err(failed)?;

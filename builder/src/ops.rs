@@ -6,11 +6,15 @@
 //! | [`context`] | local folders, digested in place |
 //! | [`file`] | copies and new directories, straight into a layer |
 //! | [`exec`] | processes (the only file that sees the runner) |
+//!
+//! `results` holds what is known of each vertex, `recall` what the cache knows.
 
 pub mod context;
 pub mod exec;
 pub mod file;
 pub mod image;
+mod recall;
+mod results;
 pub mod select;
 pub mod tree;
 
@@ -22,17 +26,15 @@ pub use tree::Tree;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Instant;
 
-use store::index::RecordRow;
+use store::Store;
 use store::layer::{LayerId, LayerInfo};
-use store::oci::DiffId;
 use store::snapshot::View;
-use store::{KeyLock, Store, StoreError};
 
+use crate::cache::Identity;
 use crate::cache::content_hash::content_digest;
-use crate::cache::{self, CacheKey, CacheRecord, Identity, RecordedLayer};
 use crate::dockerfile::{Diagnostic, SourceFile, Span};
 use crate::error::{BuildError, StepError};
 use crate::graph::{Definition, FileAction, FileOp, Op, Vertex, VertexIndex};
@@ -41,36 +43,7 @@ use crate::solve::cancel::Cancel;
 use crate::solve::driver::Work;
 use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{ProgressEvent, ProgressSink};
-
-/// How long to wait between two looks at a lock that another process holds.
-const LOCK_POLL: Duration = Duration::from_millis(20);
-
-/// A layer in a stack.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StackLayer {
-    /// What it is, for keys.
-    identity: Identity,
-    /// Its directory; not known for a layer of an image until that was fetched.
-    pub(crate) id: Option<LayerId>,
-}
-
-/// What is known of a vertex's result.
-#[derive(Clone, Debug, Default)]
-struct Outcome {
-    /// The layers that this vertex adds to its base's: an image's all, a step's one or none.
-    own: Vec<StackLayer>,
-    /// When it ran, in seconds since 1970.
-    created: Option<i64>,
-}
-
-#[derive(Debug, Default)]
-struct VertexState {
-    outcome: Option<Outcome>,
-    /// The digests of what its copies select, once they were computed.
-    selected: Option<Vec<[u8; 32]>>,
-    /// Whether people were told of it already.
-    told: bool,
-}
+use results::{Outcome, StackLayer, VertexState, base_of};
 
 /// Everything that operations work with.
 pub(crate) struct Operations<'a> {
@@ -145,119 +118,8 @@ impl<'a> Operations<'a> {
         self.cancel.is_cancelled() || self.abort.is_cancelled()
     }
 
-    /// The layer that a step added, once it is known; none for a step that changed nothing.
-    pub(crate) fn layer(&self, vertex: VertexIndex) -> Option<LayerId> {
-        match self.definition.vertex(vertex).op {
-            Op::Exec(_) | Op::File(_) => self
-                .state(vertex.0)
-                .outcome
-                .as_ref()?
-                .own
-                .first()
-                .and_then(|layer| layer.id),
-            Op::Image(_) | Op::Context(_) => None,
-        }
-    }
-
-    /// When a step ran, in seconds since 1970.
-    pub(crate) fn created(&self, vertex: VertexIndex) -> Option<i64> {
-        self.state(vertex.0).outcome.as_ref()?.created
-    }
-
-    /// The directories of a vertex's whole result, oldest first. The vertex is complete.
-    pub(crate) fn layers(&self, vertex: usize) -> Vec<LayerId> {
-        self.stack(vertex)
-            .iter()
-            .filter_map(|layer| layer.id)
-            .collect()
-    }
-
-    fn state(&self, vertex: usize) -> MutexGuard<'_, VertexState> {
-        self.states[vertex]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn vertex(&self, vertex: usize) -> &'a Vertex {
         self.definition.vertex(VertexIndex(vertex))
-    }
-
-    /// The vertex's result as a stack, oldest layer first.
-    fn stack(&self, vertex: usize) -> Vec<StackLayer> {
-        let mut parts = Vec::new();
-        let mut next = Some(vertex);
-        while let Some(vertex) = next {
-            if let Some(outcome) = &self.state(vertex).outcome {
-                parts.push(outcome.own.clone());
-            }
-            next = base_of(self.vertex(vertex));
-        }
-        parts.into_iter().rev().flatten().collect()
-    }
-
-    /// What a vertex's result is; none for a folder.
-    fn identity(&self, vertex: usize) -> Option<Identity> {
-        if matches!(self.vertex(vertex).op, Op::Context(_)) {
-            return None;
-        }
-        Some(Identity::of_layers(
-            self.stack(vertex).iter().map(|layer| layer.identity),
-        ))
-    }
-
-    fn base_identity(&self, vertex: usize) -> Option<Identity> {
-        base_of(self.vertex(vertex)).and_then(|base| self.identity(base))
-    }
-
-    fn fast_key(&self, vertex: usize) -> Option<CacheKey> {
-        let step = self.vertex(vertex);
-        let inputs: Vec<_> = step
-            .inputs
-            .iter()
-            .map(|input| self.identity(input.0))
-            .collect();
-        cache::fast_key(&step.op, &inputs)
-    }
-
-    /// The slow key, once the digests are known.
-    fn slow_key(&self, vertex: usize) -> Option<CacheKey> {
-        let selected = self.state(vertex).selected.clone()?;
-        Some(cache::slow_key(
-            &self.vertex(vertex).op,
-            self.base_identity(vertex),
-            &selected,
-        ))
-    }
-
-    /// The keys that a result is found by, the one that says most first.
-    fn keys(&self, vertex: usize) -> Vec<CacheKey> {
-        self.slow_key(vertex)
-            .into_iter()
-            .chain(self.fast_key(vertex))
-            .collect()
-    }
-
-    fn look_up(&self, vertex: usize, key: CacheKey) -> Result<bool, StepError> {
-        let Some(row) = self
-            .store
-            .index()
-            .record_hit(&key.0)
-            .map_err(StoreError::from)?
-        else {
-            return Ok(false);
-        };
-        let Some(record) = CacheRecord::decode(&row.result) else {
-            self.store
-                .index()
-                .record_remove(&key.0)
-                .map_err(StoreError::from)?;
-            return Ok(false);
-        };
-        self.state(vertex).outcome = Some(Outcome {
-            own: record.layer.iter().map(stack_layer).collect(),
-            created: Some(record.created),
-        });
-        Ok(true)
     }
 
     fn tell_cached(&self, vertex: usize) {
@@ -365,28 +227,6 @@ impl<'a> Operations<'a> {
         Ok(selected)
     }
 
-    /// Takes the lock of `key`, so that of all processes one runs the step; tells people if that means waiting.
-    fn lock(&self, vertex: usize, key: CacheKey) -> Result<KeyLock, StepError> {
-        let mut told = false;
-        loop {
-            if let Some(lock) = self.store.try_lock_key(&key.0)? {
-                return Ok(lock);
-            }
-            if self.is_cancelled() {
-                return Err(StepError::Cancelled);
-            }
-            if !told {
-                told = true;
-                let name = &self.vertex(vertex).meta.name;
-                self.progress.event(ProgressEvent::Note {
-                    vertex: Some(VertexIndex(vertex)),
-                    text: format!("waiting for another longshore that runs {name}"),
-                });
-            }
-            std::thread::sleep(LOCK_POLL);
-        }
-    }
-
     fn run_step(&self, vertex: usize) -> Result<(), StepError> {
         let step = self.vertex(vertex);
         // The record is kept under keys of the inputs as they are now: one of them may have had to run again.
@@ -436,75 +276,6 @@ impl<'a> Operations<'a> {
         })?;
         self.store
             .publish_layer(|| Ok(active.commit_scanned(scan)?))
-    }
-
-    fn record(&self, vertex: usize, keys: &[CacheKey], info: &LayerInfo) -> Result<(), StepError> {
-        let step = self.vertex(vertex);
-        let op = cache::op_digest(&step.op);
-        let created = self.epoch.unwrap_or(self.now);
-        let mut record = CacheRecord {
-            layer: None,
-            created,
-        };
-        if info.entries > 0 {
-            let tree = info.tree.ok_or(StepError::NoKey)?;
-            record.layer = Some(RecordedLayer { id: info.id, tree });
-            // Early cutoff: the step did what it did before, so the layer that everybody knows stays.
-            let history = self
-                .store
-                .index()
-                .records_by_op(&op)
-                .map_err(StoreError::from)?;
-            for (_, row) in history {
-                let same = CacheRecord::decode(&row.result)
-                    .filter(|known| known.layer.is_some_and(|layer| layer.tree == tree));
-                if let Some(known) = same
-                    && known
-                        .layer
-                        .is_some_and(|layer| self.store.snapshots().has(&layer.id))
-                {
-                    record = known;
-                    break;
-                }
-            }
-        }
-        let selected = self.state(vertex).selected.clone().unwrap_or_default();
-        let selected: Vec<_> = copy_patterns(&step.op).into_iter().zip(selected).collect();
-        let ingredients = cache::ingredients(&step.op, self.base_identity(vertex), &selected);
-        let row = RecordRow {
-            op,
-            result: record.encode(),
-            layers: record.layer.iter().map(|layer| layer.id).collect(),
-            ingredients: serde_json::to_vec(&ingredients).unwrap_or_default(),
-            created: record.created,
-        };
-        for key in keys {
-            self.store
-                .index()
-                .record_put(&key.0, &row)
-                .map_err(StoreError::from)?;
-        }
-        if let (Some(layer), Some(finished)) = (record.layer, &self.finished) {
-            // Nobody listening only means that the layer is prepared later.
-            let _sent = finished.send(layer.id);
-        }
-        self.state(vertex).outcome = Some(Outcome {
-            own: record.layer.iter().map(stack_layer).collect(),
-            created: Some(record.created),
-        });
-        Ok(())
-    }
-
-    /// Whether the vertex's own layer stands on this disk.
-    fn is_here(&self, vertex: usize) -> bool {
-        let state = self.state(vertex);
-        let own = state
-            .outcome
-            .as_ref()
-            .map(|outcome| outcome.own.as_slice())
-            .unwrap_or_default();
-        own.iter()
-            .all(|layer| layer.id.is_some_and(|id| self.store.snapshots().has(&id)))
     }
 
     /// The scheduler's view of the graph.
@@ -617,27 +388,6 @@ impl Work for Operations<'_> {
 }
 
 impl Operations<'_> {
-    fn set_image_layers(&self, vertex: usize, ids: &[LayerId]) {
-        let mut state = self.state(vertex);
-        if let Some(outcome) = &mut state.outcome {
-            for (layer, id) in outcome.own.iter_mut().zip(ids) {
-                layer.id = Some(*id);
-            }
-        }
-    }
-
-    /// The DiffIDs of the image that a result stands on, oldest first.
-    pub(crate) fn base_diff_ids(&self, vertex: VertexIndex) -> Vec<DiffId> {
-        let mut next = Some(vertex.0);
-        while let Some(vertex) = next {
-            if let Op::Image(image) = &self.vertex(vertex).op {
-                return image.diff_ids.clone();
-            }
-            next = base_of(self.vertex(vertex));
-        }
-        Vec::new()
-    }
-
     /// The error of a vertex, with the place in the Dockerfile that it comes from.
     pub(crate) fn step_failed(
         &self,
@@ -664,15 +414,6 @@ impl Operations<'_> {
     }
 }
 
-/// The input that a vertex's result is stacked on.
-fn base_of(vertex: &Vertex) -> Option<usize> {
-    match &vertex.op {
-        Op::Exec(_) => vertex.inputs.first().map(|input| input.0),
-        Op::File(file) if file.on_base => vertex.inputs.first().map(|input| input.0),
-        Op::File(_) | Op::Image(_) | Op::Context(_) => None,
-    }
-}
-
 /// The inputs that a file operation copies from, in order, once each.
 fn copied_inputs(file: &FileOp) -> Vec<usize> {
     let mut inputs: Vec<usize> = file
@@ -689,29 +430,9 @@ fn copied_inputs(file: &FileOp) -> Vec<usize> {
     inputs
 }
 
-fn copy_patterns(op: &Op) -> Vec<String> {
-    let Op::File(file) = op else {
-        return Vec::new();
-    };
-    let mut patterns = Vec::new();
-    for action in &file.actions {
-        if let FileAction::Copy(copy) = action {
-            patterns.extend(copy.sources.iter().map(|source| source.pattern.clone()));
-        }
-    }
-    patterns
-}
-
 fn has_context(definition: &Definition, vertex: &Vertex) -> bool {
     vertex
         .inputs
         .iter()
         .any(|&input| matches!(definition.vertex(input).op, Op::Context(_)))
-}
-
-fn stack_layer(layer: &RecordedLayer) -> StackLayer {
-    StackLayer {
-        identity: Identity::of_tree(layer.tree),
-        id: Some(layer.id),
-    }
 }

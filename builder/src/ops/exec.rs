@@ -12,7 +12,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use store::Store;
 use store::layer::LayerInfo;
 
-use super::{Operations, base_of};
+use super::Operations;
+use super::results::base_of;
 use crate::error::StepError;
 use crate::graph::{ExecOp, VertexIndex};
 use crate::solve::{OutputStream, ProgressEvent};

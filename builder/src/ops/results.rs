@@ -1,0 +1,148 @@
+//! What is known of each vertex's result: its layers, and the identity that keys are made of.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use store::layer::LayerId;
+use store::oci::DiffId;
+
+use super::Operations;
+use crate::cache::{Identity, RecordedLayer};
+use crate::graph::{Op, Vertex, VertexIndex};
+
+/// A layer in a stack.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StackLayer {
+    /// What it is, for keys.
+    pub(super) identity: Identity,
+    /// Its directory; not known for a layer of an image until that was fetched.
+    pub(crate) id: Option<LayerId>,
+}
+
+/// What is known of a vertex's result.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outcome {
+    /// The layers that this vertex adds to its base's: an image's all, a step's one or none.
+    pub(super) own: Vec<StackLayer>,
+    /// When it ran, in seconds since 1970.
+    pub(super) created: Option<i64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct VertexState {
+    pub(super) outcome: Option<Outcome>,
+    /// The digests of what its copies select, once they were computed.
+    pub(super) selected: Option<Vec<[u8; 32]>>,
+    /// Whether people were told of it already.
+    pub(super) told: bool,
+}
+
+impl Operations<'_> {
+    /// The layer that a step added, once it is known; none for a step that changed nothing.
+    pub(crate) fn layer(&self, vertex: VertexIndex) -> Option<LayerId> {
+        match self.definition.vertex(vertex).op {
+            Op::Exec(_) | Op::File(_) => self
+                .state(vertex.0)
+                .outcome
+                .as_ref()?
+                .own
+                .first()
+                .and_then(|layer| layer.id),
+            Op::Image(_) | Op::Context(_) => None,
+        }
+    }
+
+    /// When a step ran, in seconds since 1970.
+    pub(crate) fn created(&self, vertex: VertexIndex) -> Option<i64> {
+        self.state(vertex.0).outcome.as_ref()?.created
+    }
+
+    /// The directories of a vertex's whole result, oldest first. The vertex is complete.
+    pub(crate) fn layers(&self, vertex: usize) -> Vec<LayerId> {
+        self.stack(vertex)
+            .iter()
+            .filter_map(|layer| layer.id)
+            .collect()
+    }
+
+    pub(super) fn state(&self, vertex: usize) -> MutexGuard<'_, VertexState> {
+        self.states[vertex]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The vertex's result as a stack, oldest layer first.
+    pub(super) fn stack(&self, vertex: usize) -> Vec<StackLayer> {
+        let mut parts = Vec::new();
+        let mut next = Some(vertex);
+        while let Some(vertex) = next {
+            if let Some(outcome) = &self.state(vertex).outcome {
+                parts.push(outcome.own.clone());
+            }
+            next = base_of(self.vertex(vertex));
+        }
+        parts.into_iter().rev().flatten().collect()
+    }
+
+    /// What a vertex's result is; none for a folder.
+    pub(super) fn identity(&self, vertex: usize) -> Option<Identity> {
+        if matches!(self.vertex(vertex).op, Op::Context(_)) {
+            return None;
+        }
+        Some(Identity::of_layers(
+            self.stack(vertex).iter().map(|layer| layer.identity),
+        ))
+    }
+
+    pub(super) fn base_identity(&self, vertex: usize) -> Option<Identity> {
+        base_of(self.vertex(vertex)).and_then(|base| self.identity(base))
+    }
+
+    /// Whether the vertex's own layer stands on this disk.
+    pub(super) fn is_here(&self, vertex: usize) -> bool {
+        let state = self.state(vertex);
+        let own = state
+            .outcome
+            .as_ref()
+            .map(|outcome| outcome.own.as_slice())
+            .unwrap_or_default();
+        own.iter()
+            .all(|layer| layer.id.is_some_and(|id| self.store.snapshots().has(&id)))
+    }
+
+    pub(super) fn set_image_layers(&self, vertex: usize, ids: &[LayerId]) {
+        let mut state = self.state(vertex);
+        if let Some(outcome) = &mut state.outcome {
+            for (layer, id) in outcome.own.iter_mut().zip(ids) {
+                layer.id = Some(*id);
+            }
+        }
+    }
+
+    /// The DiffIDs of the image that a result stands on, oldest first.
+    pub(crate) fn base_diff_ids(&self, vertex: VertexIndex) -> Vec<DiffId> {
+        let mut next = Some(vertex.0);
+        while let Some(vertex) = next {
+            if let Op::Image(image) = &self.vertex(vertex).op {
+                return image.diff_ids.clone();
+            }
+            next = base_of(self.vertex(vertex));
+        }
+        Vec::new()
+    }
+}
+
+/// The input that a vertex's result is stacked on.
+pub(super) fn base_of(vertex: &Vertex) -> Option<usize> {
+    match &vertex.op {
+        Op::Exec(_) => vertex.inputs.first().map(|input| input.0),
+        Op::File(file) if file.on_base => vertex.inputs.first().map(|input| input.0),
+        Op::File(_) | Op::Image(_) | Op::Context(_) => None,
+    }
+}
+
+pub(super) fn stack_layer(layer: &RecordedLayer) -> StackLayer {
+    StackLayer {
+        identity: Identity::of_tree(layer.tree),
+        id: Some(layer.id),
+    }
+}
