@@ -353,18 +353,18 @@ mod tests {
     #[test]
     fn what_a_copy_of_it_would_show_changes_it() {
         check("dir", true, |root| {
-            fs::write(root.join("dir/a.txt"), "X").unwrap()
+            fs::write(root.join("dir/a.txt"), "X").unwrap();
         });
         check("dir", true, |root| {
-            fs::write(root.join("dir/sub/new"), "").unwrap()
+            fs::write(root.join("dir/sub/new"), "").unwrap();
         });
         check("dir", true, |root| {
-            fs::remove_file(root.join("dir/sub/c")).unwrap()
+            fs::remove_file(root.join("dir/sub/c")).unwrap();
         });
         check("dir", true, |root| chmod(&root.join("dir/a.txt"), 0o755));
         check("dir", true, |root| chmod(&root.join("dir/sub"), 0o700));
         check("dir", true, |root| {
-            fs::create_dir(root.join("dir/empty")).unwrap()
+            fs::create_dir(root.join("dir/empty")).unwrap();
         });
         check("dir", true, |root| {
             fs::rename(root.join("dir/a.txt"), root.join("dir/c.txt")).unwrap();
@@ -382,7 +382,7 @@ mod tests {
             fs::hard_link(root.join("dir/a.txt"), root.join("dir/b.txt")).unwrap();
         });
         check("dir/link", true, |root| {
-            fs::write(root.join("dir/a.txt"), "X").unwrap()
+            fs::write(root.join("dir/a.txt"), "X").unwrap();
         });
     }
 
@@ -390,10 +390,10 @@ mod tests {
     fn what_a_copy_of_it_would_not_show_does_not() {
         check("dir", false, |root| touch(&root.join("dir/a.txt")));
         check("dir", false, |root| {
-            fs::write(root.join("other"), "X").unwrap()
+            fs::write(root.join("other"), "X").unwrap();
         });
         check("dir", false, |root| {
-            fs::write(root.join("dir/log"), "X").unwrap()
+            fs::write(root.join("dir/log"), "X").unwrap();
         });
         check("dir", false, |root| chmod(&root.join("dir"), 0o700));
         // Another name outside of what is selected.
@@ -401,7 +401,7 @@ mod tests {
             fs::hard_link(root.join("dir/a.txt"), root.join("far")).unwrap();
         });
         check("dir/a.txt", false, |root| {
-            fs::write(root.join("dir/b.txt"), "X").unwrap()
+            fs::write(root.join("dir/b.txt"), "X").unwrap();
         });
         check("dir", false, |root| {
             let again = root.join("dir/a.txt");
@@ -418,19 +418,19 @@ mod tests {
         check("dir/*.txt", true, |root| rename(root, "z.txt"));
         check("dir/*.txt", true, |root| rename(root, "a.md"));
         check("dir/*.txt", true, |root| {
-            fs::write(root.join("dir/n.txt"), "").unwrap()
+            fs::write(root.join("dir/n.txt"), "").unwrap();
         });
         check("dir/*.txt", false, |root| {
-            fs::write(root.join("dir/n.md"), "").unwrap()
+            fs::write(root.join("dir/n.md"), "").unwrap();
         });
         check("dir/*.txt", false, |root| {
-            fs::remove_file(root.join("dir/sub/c")).unwrap()
+            fs::remove_file(root.join("dir/sub/c")).unwrap();
         });
         check("none*", false, |root| {
-            fs::write(root.join("other"), "X").unwrap()
+            fs::write(root.join("other"), "X").unwrap();
         });
         check("none*", true, |root| {
-            fs::write(root.join("nonesuch"), "").unwrap()
+            fs::write(root.join("nonesuch"), "").unwrap();
         });
     }
 

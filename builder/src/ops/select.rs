@@ -178,7 +178,7 @@ impl Selector<'_> {
             Place::Entry(listing, index) => listing.path_of(*index),
         };
         let ignored = !canonical.is_empty() && self.ignore.matches(&canonical);
-        if found.is_dir() && !(ignored && self.ignore.can_skip_dir(&canonical)) {
+        if found.is_dir() && (!ignored || !self.ignore.can_skip_dir(&canonical)) {
             self.collect(&canonical, b"", &mut found.items)?;
         }
         if ignored && found.items.is_empty() {
@@ -198,7 +198,7 @@ impl Selector<'_> {
             let is_dir = entry.meta.kind == Kind::Dir;
             let path = join(dir, &entry.name);
             let ignored = !self.ignore.is_empty() && self.ignore.matches(&path);
-            if ignored && !(is_dir && !self.ignore.can_skip_dir(&path)) {
+            if ignored && (!is_dir || self.ignore.can_skip_dir(&path)) {
                 continue;
             }
             let below = join(prefix, &entry.name);

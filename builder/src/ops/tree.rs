@@ -342,11 +342,7 @@ impl<'a> Tree<'a> {
 
     /// The extended attributes of `listing[index]` that a copy keeps: none in a context, and none of what is neither
     /// a file nor a directory.
-    pub(crate) fn xattrs<'l>(
-        self,
-        listing: &'l Listing,
-        index: usize,
-    ) -> Result<&'l Xattrs, TreeError> {
+    pub(crate) fn xattrs(self, listing: &Listing, index: usize) -> Result<&Xattrs, TreeError> {
         static NONE: Xattrs = Vec::new();
         let entry = &listing.entries[index];
         if self.is_context() || !matches!(entry.meta.kind, Kind::File | Kind::Dir) {

@@ -170,6 +170,9 @@ struct Unpacking<'p, 'a> {
 
 type Tar = Reader<Decompressor<Hashing>>;
 
+/// A directory, as names without links, and a name in it.
+type Place = (Vec<Vec<u8>>, Vec<u8>);
+
 impl Unpacking<'_, '_> {
     fn entry(&mut self, tar: &mut Tar, entry: &Entry) -> Result<(), FileOpError> {
         let Some((parents, name)) = self.place(&entry.path)? else {
@@ -208,7 +211,7 @@ impl Unpacking<'_, '_> {
 
     /// The directory and the name that a path of the archive stands for, links on the way followed; `None` for the
     /// destination itself.
-    fn place(&self, path: &[u8]) -> Result<Option<(Vec<Vec<u8>>, Vec<u8>)>, FileOpError> {
+    fn place(&self, path: &[u8]) -> Result<Option<Place>, FileOpError> {
         let mut names: Vec<&[u8]> = Vec::new();
         for name in components(path) {
             if name != b".." {
