@@ -27,6 +27,7 @@ pub mod tree;
 
 pub use lock::{Lock, Shared};
 pub use temp::{TempDir, TempFile};
+pub(crate) use tree::remove_tree_at;
 pub use tree::{Inodes, disk_usage, remove_tree};
 
 /// A file-system operation that failed.

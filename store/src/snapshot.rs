@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! layers/<LayerId>/fs   a layer, complete and never changed again
-//! tmp/<pid>-<n>/        one step or one unpacking under way, locked by who does it
+//! tmp/dir-…/            one step or one unpacking under way, locked by who does it
 //!   fs/  work/          overlayfs's upper and work directory
 //! empty/                a lower directory with nothing in it
 //! ```
@@ -20,18 +20,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Uid, XattrFlags};
+use rustix::fs::{Gid, Mode, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use crate::fs::Shared;
+use crate::fs::{self, FsError, Shared, TempDir};
 use crate::layer::apply::{ApplyError, Form, UnpackOptions, Unpacked, unpack_into};
 use crate::layer::compress::decompressor;
 use crate::layer::entry::{Metadata, ROOT_STATED, is_opaque, read_xattrs, stored};
 use crate::layer::scan::{Scan, ScanError, scan, stated_root};
-use crate::layer::walk::{names, open_directory, remove_tree};
+use crate::layer::walk::open_directory;
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::{DiffId, Hasher};
 
@@ -86,6 +85,9 @@ pub enum SnapshotError {
         /// What it is.
         actual: DiffId,
     },
+    /// A folder of the store fails.
+    #[error(transparent)]
+    Fs(#[from] FsError),
     /// A step's result cannot be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
@@ -110,36 +112,19 @@ pub struct SnapshotMount {
     pub work: PathBuf,
 }
 
-/// A folder in `tmp/`, ours while this lives and removed when it is dropped.
-struct Scratch {
-    path: PathBuf,
-    /// Holds the lock.
-    directory: OwnedFd,
-}
-
 impl Snapshots {
     /// Opens the layers below `root`, making what is missing.
     ///
     /// # Errors
     /// A folder cannot be made.
     pub fn open(root: &Path) -> Result<Snapshots, SnapshotError> {
-        for path in [
-            root.to_owned(),
-            root.join("layers"),
-            root.join("tmp"),
-            root.join("empty"),
-        ] {
-            // Only the owner of the store may look in: layers hold setuid files.
-            let mode = if path.ends_with("empty") {
-                Mode::from_raw_mode(0o755)
-            } else {
-                Mode::RWXU
-            };
-            match rustix::fs::mkdir(&path, mode) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(failed("make", &path)(errno)),
-            }
+        for folder in ["layers", "tmp", "empty"] {
+            fs::create_dir(&root.join(folder))?;
         }
+        // It is what an image without layers shows as its root.
+        let empty = root.join("empty");
+        rustix::fs::chmod(&empty, Mode::from_raw_mode(0o755))
+            .map_err(failed("set the mode of", &empty))?;
         // The mount needs a path that works from every directory.
         let root = root.canonicalize().map_err(|error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
@@ -166,12 +151,8 @@ impl Snapshots {
     /// # Errors
     /// The folder cannot be read.
     pub fn list(&self) -> Result<Vec<LayerId>, SnapshotError> {
-        let path = self.root.join("layers");
-        let mut layers: Vec<LayerId> = self
-            .names_in(&path)?
-            .iter()
-            .filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok())
-            .collect();
+        let names = fs::list(&self.root.join("layers"))?;
+        let mut layers: Vec<LayerId> = names.iter().filter_map(|name| name.parse().ok()).collect();
         layers.sort_unstable();
         Ok(layers)
     }
@@ -183,11 +164,9 @@ impl Snapshots {
     pub fn remove(&self, layer: &LayerId) -> Result<(), SnapshotError> {
         let path = self.root.join("layers").join(layer.to_string());
         let scratch = self.scratch()?;
-        match rustix::fs::rename(&path, scratch.path.join("removed")) {
-            Ok(()) => scratch.remove(),
-            Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(failed("remove", &path)(errno)),
-        }
+        // Dropping the scratch directory removes what was moved into it.
+        fs::optional(fs::rename(&path, &scratch.path().join("removed")))?;
+        Ok(())
     }
 
     /// A directory for a step to write to, on top of `parents` (oldest first).
@@ -197,7 +176,7 @@ impl Snapshots {
     pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveSnapshot, SnapshotError> {
         let lower = self.stack(parents)?;
         let scratch = self.scratch()?;
-        let (upper, work) = (scratch.path.join("fs"), scratch.path.join("work"));
+        let (upper, work) = (scratch.path().join("fs"), scratch.path().join("work"));
         for path in [&upper, &work] {
             rustix::fs::mkdir(path, Mode::RWXU).map_err(failed("make", path))?;
         }
@@ -248,7 +227,7 @@ impl Snapshots {
     /// The stream fails, is a hostile or broken archive, has another DiffID, or cannot be written.
     pub fn unpack(&self, expected: DiffId, tar: &mut dyn Read) -> Result<LayerInfo, SnapshotError> {
         let scratch = self.scratch()?;
-        let layer = scratch.path.join("fs");
+        let layer = scratch.path().join("fs");
         rustix::fs::mkdir(&layer, Mode::RWXU).map_err(failed("make", &layer))?;
         let directory = open(&layer)?;
         set_root(directory.as_fd(), &default_root())
@@ -275,23 +254,11 @@ impl Snapshots {
     /// # Errors
     /// A folder cannot be read or removed.
     pub fn sweep(&self) -> Result<usize, SnapshotError> {
-        let path = self.root.join("tmp");
-        let mut removed = 0;
-        for name in self.names_in(&path)? {
-            let path = path.join(std::ffi::OsStr::from_bytes(&name));
-            let Ok(directory) = open(&path) else {
-                continue;
-            };
-            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                Scratch { path, directory }.remove()?;
-                removed += 1;
-            }
+        let stale = fs::temp::stale(&self.root.join("tmp"))?;
+        for path in &stale {
+            fs::temp::sweep(path)?;
         }
-        Ok(removed)
-    }
-
-    fn names_in(&self, path: &Path) -> Result<Vec<Vec<u8>>, SnapshotError> {
-        names(open(path)?).map_err(failed("list", path))
+        Ok(stale.len())
     }
 
     /// The directories of `layers` (oldest first), topmost first. Below a layer whose root is opaque nothing is seen.
@@ -328,77 +295,37 @@ impl Snapshots {
         Ok(default_root())
     }
 
-    /// A folder of our own in `tmp/`.
-    fn scratch(&self) -> Result<Scratch, SnapshotError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let pid = rustix::process::getpid().as_raw_pid();
-        loop {
-            let n = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = self.root.join("tmp").join(format!("{pid}-{n}"));
-            match rustix::fs::mkdir(&path, Mode::RWXU) {
-                Ok(()) => {}
-                // Another process, in another pid namespace or long dead, had the same number.
-                Err(Errno::EXIST) => continue,
-                Err(errno) => return Err(failed("make", &path)(errno)),
-            }
-            let Ok(directory) = open(&path) else {
-                continue;
-            };
-            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
-                // A sweep got in between and is about to remove it.
-                continue;
-            }
-            // Or it has done so already.
-            let (Ok(ours), Ok(there)) = (rustix::fs::fstat(&directory), rustix::fs::stat(&path))
-            else {
-                continue;
-            };
-            if ours.st_ino == there.st_ino {
-                return Ok(Scratch { path, directory });
-            }
-        }
+    fn scratch(&self) -> Result<TempDir, SnapshotError> {
+        Ok(TempDir::create(&self.root.join("tmp"))?)
     }
 
     /// Gives `scratch/fs` its name, unless that is taken: then the one there is the same, and ours goes.
-    fn publish(&self, scratch: Scratch, id: &LayerId) -> Result<(), SnapshotError> {
-        remove_tree(scratch.directory.as_fd(), b"work")
-            .map_err(|error| failed("clean up", &scratch.path)(error.errno))?;
+    fn publish(&self, scratch: TempDir, id: &LayerId) -> Result<(), SnapshotError> {
+        fs::remove_tree(&scratch.path().join("work"))?;
         let path = self.root.join("layers").join(id.to_string());
-        let cwd = rustix::fs::CWD;
         // A collection holds this alone, and takes only what is old: so what stands when it is released stays.
-        let lock = self.root.join("publishing");
-        let shared = Shared::lock(&lock).map_err(|error| {
-            let errno = Errno::from_io_error(&error.source).unwrap_or(Errno::IO);
-            failed("lock", &lock)(errno)
-        })?;
-        loop {
-            let from = &scratch.path;
-            match rustix::fs::renameat_with(cwd, from, cwd, &path, RenameFlags::NOREPLACE) {
-                // Its folder is the layer now: there is nothing left to remove.
-                Ok(()) => {
-                    scratch.keep();
-                    return Ok(());
-                }
-                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
-                Err(errno) => return Err(failed("publish", &path)(errno)),
+        let shared = Shared::lock(&self.root.join("publishing"))?;
+        // Changes nothing but the time of its last change: to a collection it is new again.
+        match rustix::fs::chmod(&path, Mode::RWXU) {
+            Ok(()) => {}
+            // If somebody else publishes it this instant, it is new as well.
+            Err(Errno::NOENT) => {
+                scratch.publish(&path)?;
+                return Ok(());
             }
-            // Changes nothing but the time of its last change.
-            match rustix::fs::chmod(&path, Mode::RWXU) {
-                Ok(()) => break,
-                // Removed this instant, so now its name is free.
-                Err(Errno::NOENT) => {}
-                Err(errno) => return Err(failed("renew", &path)(errno)),
-            }
+            Err(errno) => return Err(failed("renew", &path)(errno)),
         }
+        // Removing ours can take a while, and concerns nobody.
         drop(shared);
-        scratch.remove()
+        drop(scratch);
+        Ok(())
     }
 }
 
 /// A directory that a step writes to, and what lies below it. Dropped without [`commit`](ActiveSnapshot::commit), it is gone.
 pub struct ActiveSnapshot {
     snapshots: Snapshots,
-    scratch: Scratch,
+    scratch: TempDir,
     mount: SnapshotMount,
     /// The root's metadata as they were at the start.
     root: Metadata,
@@ -453,14 +380,6 @@ impl ActiveSnapshot {
         })
     }
 
-    /// Drops what was written.
-    ///
-    /// # Errors
-    /// It cannot be removed.
-    pub fn discard(self) -> Result<(), SnapshotError> {
-        self.scratch.remove()
-    }
-
     /// Marks the root as part of the layer if the step changed more of it than its time.
     fn state_root(&self, upper: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut now = Metadata::of(&rustix::fs::fstat(upper)?);
@@ -491,38 +410,6 @@ impl AsFd for View {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
-}
-
-impl Scratch {
-    fn remove(mut self) -> Result<(), SnapshotError> {
-        let path = std::mem::take(&mut self.path);
-        remove_scratch(&path).map_err(failed("remove", &path))
-    }
-
-    /// Lets it live on: it has been renamed.
-    fn keep(mut self) {
-        self.path = PathBuf::new();
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if self.path.as_os_str().is_empty() {
-            return;
-        }
-        if let Err(errno) = remove_scratch(&self.path) {
-            // The next sweep finds it unlocked.
-            tracing::debug!(path = %self.path.display(), %errno, "left behind");
-        }
-    }
-}
-
-fn remove_scratch(path: &Path) -> Result<(), Errno> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(());
-    };
-    let parent = open_directory(rustix::fs::CWD, parent.as_os_str().as_bytes())?;
-    remove_tree(parent.as_fd(), name.as_bytes()).map_err(|error| error.errno)
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> SnapshotError {

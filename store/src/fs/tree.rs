@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags};
@@ -19,32 +20,37 @@ const DEPTH_MAX: u32 = 128;
 /// Removes a file or a whole tree; nothing to remove is fine.
 pub fn remove_tree(path: &Path) -> Result<(), FsError> {
     attempt("remove", path, || {
-        let name = c_string(path)?;
-        match rustix::fs::unlink(path) {
+        remove_tree_at(CWD, path.as_os_str().as_bytes())
+    })
+}
+
+/// The same for `name` in an open directory; links on the way to it are the caller's business.
+pub(crate) fn remove_tree_at(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM | Errno::ACCESS) => {}
+        Err(errno) => return Err(errno),
+    }
+    let c_name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    let mut removal = Removal {
+        top: match open_child(parent, &c_name) {
+            Err(Errno::NOENT) => return Ok(()),
+            opened => opened?,
+        },
+        moved: 0,
+        progress: 0,
+    };
+    loop {
+        let before = removal.progress;
+        let top = rustix::io::fcntl_dupfd_cloexec(&removal.top, 0)?;
+        removal.clear(&top, 1)?;
+        match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::ISDIR | Errno::PERM | Errno::ACCESS) => {}
+            // Deep subtrees were moved up and are left for another pass.
+            Err(Errno::NOTEMPTY | Errno::EXIST) if removal.progress > before => {}
             Err(errno) => return Err(errno),
         }
-        let mut removal = Removal {
-            top: match open_child(CWD, &name) {
-                Err(Errno::NOENT) => return Ok(()),
-                opened => opened?,
-            },
-            moved: 0,
-            progress: 0,
-        };
-        loop {
-            let before = removal.progress;
-            let top = rustix::io::fcntl_dupfd_cloexec(&removal.top, 0)?;
-            removal.clear(&top, 1)?;
-            match rustix::fs::rmdir(path) {
-                Ok(()) | Err(Errno::NOENT) => return Ok(()),
-                // Deep subtrees were moved up and are left for another pass.
-                Err(Errno::NOTEMPTY | Errno::EXIST) if removal.progress > before => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-    })
+    }
 }
 
 struct Removal {

@@ -20,7 +20,8 @@ use rustix::io::Errno;
 
 use super::entry::{Metadata, Mtime, OPAQUE, ROOT_STATED, read_xattrs, shown, stored};
 use super::tar::read::{Entry, Kind, ReadError, Reader};
-use super::walk::{is_whiteout, join, open_directory, remove_tree, split};
+use super::walk::{is_whiteout, join, open_directory, split};
+use crate::fs::remove_tree_at;
 
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
@@ -678,8 +679,8 @@ impl Unpacker<'_> {
 
     fn remove(&mut self, place: &Place<'_>) -> Result<(), ApplyError> {
         self.parent = None;
-        remove_tree(place.parent.as_fd(), place.name)
-            .map_err(|error| place.failed("replace what came before it")(error.errno))
+        remove_tree_at(place.parent.as_fd(), place.name)
+            .map_err(place.failed("replace what came before it"))
     }
 
     /// Owner, then mode, then attributes: each clears what the next one sets.

@@ -1,6 +1,6 @@
-//! Walking a directory that nobody else changes: in the order of layers, and for removal.
+//! Walking a directory that nobody else changes, in the order of layers.
 //!
-//! Both hold one directory open at a time, so depth costs no file handles and no stack.
+//! One directory is open at a time, so depth costs no file handles and no stack.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -123,66 +123,6 @@ pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Removes `name` in `parent` and all below it, whatever its depth. Nothing there is no error.
-pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), WalkError> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        // Directories: the kernel says EISDIR, some file systems EPERM.
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(errno) => {
-            return Err(WalkError {
-                path: name.to_vec(),
-                errno,
-            });
-        }
-    }
-    let mut pending: Vec<Vec<u8>> = vec![name.to_vec()];
-    let mut moved: u64 = 0;
-    while let Some(path) = pending.last() {
-        let failed = |errno| WalkError {
-            path: path.clone(),
-            errno,
-        };
-        let directory = open_directory(parent, path).map_err(failed)?;
-        let mut below = Vec::new();
-        for name in names(&directory).map_err(failed)? {
-            match rustix::fs::unlinkat(&directory, &name[..], AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR | Errno::PERM) => below.push(join(path, &name)),
-                Err(errno) => return Err(failed(errno)),
-            }
-        }
-        if below.is_empty() {
-            rustix::fs::unlinkat(parent, &path[..], AtFlags::REMOVEDIR).map_err(failed)?;
-            pending.pop();
-            continue;
-        }
-        for path in below {
-            if path.len() <= PATH_BYTES_MAX - 300 {
-                pending.push(path);
-                continue;
-            }
-            // A process can nest directories deeper than any path reaches: bring such a one up beside the top.
-            let failed = |errno| WalkError {
-                path: path.clone(),
-                errno,
-            };
-            let higher = loop {
-                let higher = [name, format!(".{moved}").as_bytes()].concat();
-                moved += 1;
-                let flags = rustix::fs::RenameFlags::NOREPLACE;
-                match rustix::fs::renameat_with(parent, &path[..], parent, &higher[..], flags) {
-                    Ok(()) => break higher,
-                    Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(failed(errno)),
-                }
-            };
-            pending.push(higher);
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,25 +146,5 @@ mod tests {
             paths,
             ["B", "a", "a/x", "a-b", "a.d", "a.d/é", "b", "b/c", "b/c/d"]
         );
-    }
-
-    #[test]
-    fn removes_trees_deeper_than_any_path() {
-        let root = tempfile::tempdir().unwrap();
-        let root =
-            open_directory(rustix::fs::CWD, root.path().as_os_str().as_encoded_bytes()).unwrap();
-        let name = [b'd'; 200];
-        rustix::fs::mkdirat(&root, "top", Mode::RWXU).unwrap();
-        let mut here = open_directory(root.as_fd(), b"top").unwrap();
-        for depth in 0..100 {
-            for name in [&name[..], b"beside"] {
-                rustix::fs::mkdirat(&here, name, Mode::RWXU).unwrap();
-            }
-            here = open_directory(here.as_fd(), &name)
-                .unwrap_or_else(|errno| panic!("{depth}: {errno}"));
-        }
-        remove_tree(root.as_fd(), b"top").unwrap();
-        assert_eq!(names(&root).unwrap(), Vec::<Vec<u8>>::new());
-        remove_tree(root.as_fd(), b"top").unwrap();
     }
 }

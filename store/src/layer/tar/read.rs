@@ -206,8 +206,8 @@ impl<R: Read> Reader<R> {
         if count == 0 {
             return Err(ReadError::Truncated {
                 place: format!(
-                    "{} bytes before the end of an entry's content",
-                    self.content
+                    "{} bytes before the end of an entry",
+                    self.content + self.padding
                 ),
             });
         }
@@ -241,15 +241,9 @@ impl<R: Read> Reader<R> {
             .map_err(|source| ReadError::Stream { source })?;
         self.offset += skipped;
         if skipped < left {
-            // Missing padding at the very end is what some tars written by hand look like; missing content is not.
-            if skipped < self.content {
-                return Err(ReadError::Truncated {
-                    place: format!(
-                        "{} bytes before the end of an entry's content",
-                        self.content - skipped
-                    ),
-                });
-            }
+            return Err(ReadError::Truncated {
+                place: format!("{} bytes before the end of an entry", left - skipped),
+            });
         }
         self.content = 0;
         self.padding = 0;

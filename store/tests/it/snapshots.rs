@@ -1,0 +1,433 @@
+//! Snapshots on overlayfs, as steps use them.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use store::layer::compress::{Compression, compressor};
+use store::layer::scan::{ScanBuilder, scan};
+use store::layer::tar::write_tar;
+use store::layer::{LayerId, LayerInfo};
+use store::oci::{DiffId, Digest};
+use store::snapshot::{SnapshotError, SnapshotMount, Snapshots, View};
+
+use crate::support::{OPAQUE, Raw, Tree, archive, listing, script, unpack};
+
+struct Fixture {
+    folder: Tree,
+    snapshots: Snapshots,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let folder = Tree::new();
+        let snapshots = Snapshots::open(&folder.at("store")).unwrap();
+        Fixture { folder, snapshots }
+    }
+
+    fn unpack(&self, tar: &[u8]) -> Result<LayerInfo, SnapshotError> {
+        self.snapshots
+            .unpack(DiffId(Digest::of(tar)), &mut &tar[..])
+    }
+
+    fn in_tmp(&self) -> usize {
+        std::fs::read_dir(self.folder.at("store/tmp"))
+            .unwrap()
+            .count()
+    }
+
+    fn in_layers(&self) -> usize {
+        std::fs::read_dir(self.folder.at("store/layers"))
+            .unwrap()
+            .count()
+    }
+
+    /// Runs shell commands in a step's root; returns the layer, and the root as it was at the end.
+    fn step(&self, parents: &[LayerId], commands: &str) -> (LayerInfo, Tree) {
+        let active = self.snapshots.prepare(parents).unwrap();
+        let after = Tree::new();
+        mounted(
+            &active.mount(),
+            &format!("cd \"$ROOT\"; {commands}\ncp -a \"$ROOT/.\" \"$AFTER\""),
+            after.path(),
+        );
+        (active.commit().unwrap(), after)
+    }
+}
+
+fn mounted(mount: &SnapshotMount, commands: &str, after: &Path) {
+    let lower: Vec<&str> = mount
+        .lower
+        .iter()
+        .map(|path| path.to_str().unwrap())
+        .collect();
+    let options = format!(
+        "userxattr,lowerdir={},upperdir={},workdir={}",
+        lower.join(":"),
+        mount.upper.display(),
+        mount.work.display()
+    );
+    let root = Tree::new();
+    script(
+        &format!("mount -t overlay -o \"$OPTIONS\" overlay \"$ROOT\"; {commands}"),
+        &[
+            ("OPTIONS", Path::new(&options)),
+            ("ROOT", root.path()),
+            ("AFTER", after),
+        ],
+    );
+}
+
+fn view_path(view: &View) -> PathBuf {
+    PathBuf::from(format!(
+        "/proc/{}/fd/{}/.",
+        std::process::id(),
+        view.as_fd().as_raw_fd()
+    ))
+}
+
+/// What the layers show merged is what the step saw at its end, byte for byte.
+fn shows(fixture: &Fixture, layers: &[LayerId], after: &Tree) {
+    let view = fixture.snapshots.view(layers).unwrap();
+    let path = view_path(&view);
+    assert_eq!(scan(&path).unwrap(), after.scan());
+}
+
+fn base() -> Tree {
+    let tree = Tree::new();
+    tree.file("etc/passwd", "root")
+        .file("etc/deep/a/b", "1")
+        .file("usr/bin/x", "binary")
+        .mode("usr/bin/x", 0o755);
+    tree.file("var/cache/one", "1")
+        .file("var/cache/two", "2")
+        .symlink("bin", "usr/bin")
+        .file("same", "same");
+    tree.file("data/large", vec![b'x'; 100_000])
+        .link("data/link", "data/large")
+        .dir("tmp")
+        .mode("tmp", 0o1777);
+    tree
+}
+
+#[test]
+fn a_step_becomes_an_exact_diff() {
+    let fixture = Fixture::new();
+    let base_tar = base().tar();
+    let base = fixture.unpack(&base_tar).unwrap();
+    let (step, after) = fixture.step(
+        &[base.id],
+        "rm -r etc/deep; mkdir etc/deep; echo new > etc/deep/new
+         rm usr/bin/x; mkdir usr/bin/x; rm bin; echo file > bin
+         mv var/cache/one var/cache/moved; rm -r data; echo l > etc/first; ln etc/first etc/link
+         setfattr -n user.note -v hi etc; chown 5:6 var/cache/two; mkfifo pipe",
+    );
+    shows(&fixture, &[base.id, step.id], &after);
+    let layer = fixture.snapshots.layer_dir(&step.id);
+    let mut tar = Vec::new();
+    write_tar(&layer, &mut tar).unwrap();
+    let names: Vec<String> = tar::Archive::new(&tar[..])
+        .entries()
+        .unwrap()
+        .map(|entry| String::from_utf8(entry.unwrap().path_bytes().into_owned()).unwrap())
+        .collect();
+    expect_test::expect![[r#"
+        bin
+        .wh.data
+        etc/
+        etc/deep/
+        etc/deep/.wh..wh..opq
+        etc/deep/new
+        etc/first
+        etc/link
+        pipe
+        usr/
+        usr/bin/
+        usr/bin/x/
+        usr/bin/x/.wh..wh..opq
+        var/
+        var/cache/
+        var/cache/moved
+        var/cache/.wh.one
+        var/cache/two"#]]
+    .assert_eq(&names.join("\n"));
+    // Its tar brings the same layer elsewhere.
+    let other = Fixture::new();
+    let (base, step) = (
+        other.unpack(&base_tar).unwrap(),
+        other.unpack(&tar).unwrap(),
+    );
+    assert_eq!(step.diff_id, Some(DiffId(Digest::of(&tar))));
+    shows(&other, &[base.id, step.id], &after);
+}
+
+#[test]
+fn what_was_only_touched_is_no_change() {
+    let fixture = Fixture::new();
+    let base = fixture.unpack(&base().tar()).unwrap();
+    let (nothing, _) = fixture.step(&[base.id], "true");
+    assert_eq!((nothing.entries, nothing.bytes), (0, 0));
+    // An owner that it has, and a file opened for writing: overlayfs copies both up.
+    let (same, _) = fixture.step(&[base.id], "chown 0:0 etc/deep/a same; : >> usr/bin/x");
+    assert_eq!(same.id, nothing.id);
+    // The same bytes written again are another time.
+    let (written, _) = fixture.step(
+        &[base.id],
+        "cat same > same.new; cat same.new > same; rm same.new",
+    );
+    assert_eq!(written.entries, 1);
+    assert_ne!(written.tree, nothing.tree);
+    let (both, after) = fixture.step(&[base.id], "chown 0:0 usr/bin/x; echo y > usr/bin/y");
+    assert_eq!(both.entries, 3);
+    shows(&fixture, &[base.id, both.id], &after);
+}
+
+#[test]
+fn equal_steps_make_one_layer() {
+    let fixture = Fixture::new();
+    let base = fixture.unpack(&base().tar()).unwrap();
+    let make = |time: &str| {
+        fixture.step(
+            &[base.id],
+            &format!("mkdir new; echo 1 > new/f; touch -d @{time} new/f new . "),
+        )
+    };
+    let (first, second, third) = (make("5").0, make("5").0, make("6").0);
+    assert_eq!(first, second);
+    assert_eq!(first.tree, third.tree);
+    assert_ne!(first.id, third.id);
+    assert_eq!((fixture.in_layers(), fixture.in_tmp()), (3, 0));
+    assert_eq!(fixture.snapshots.list().unwrap().len(), 3);
+    assert!(fixture.snapshots.has(&third.id));
+    fixture.snapshots.remove(&third.id).unwrap();
+    fixture.snapshots.remove(&third.id).unwrap();
+    assert!(!fixture.snapshots.has(&third.id));
+    assert_eq!((fixture.in_layers(), fixture.in_tmp()), (2, 0));
+}
+
+#[test]
+fn a_copy_can_state_its_own_identity() {
+    let fixture = Fixture::new();
+    let tree = Tree::with_everything();
+    let active = fixture.snapshots.prepare(&[]).unwrap();
+    let mut tar = Vec::new();
+    write_tar(tree.path(), &mut tar).unwrap();
+    let upper = File::open(active.upper()).unwrap();
+    let options = store::layer::apply::UnpackOptions::new(store::layer::apply::Form::Layer);
+    store::layer::apply::unpack_into(&upper, &tar[..], &options).unwrap();
+    let stated = active.commit_scanned(tree.scan()).unwrap();
+    assert_eq!(
+        scan(&fixture.snapshots.layer_dir(&stated.id)).unwrap(),
+        tree.scan()
+    );
+    assert_eq!(ScanBuilder::new().finish(), Tree::new().scan());
+}
+
+#[test]
+fn the_roots_own_metadata_travel() {
+    let fixture = Fixture::new();
+    let base = fixture.unpack(&base().tar()).unwrap();
+    let (changed, after) = fixture.step(&[base.id], "chmod 1711 .; chown 3:4 .");
+    assert_eq!(changed.entries, 1);
+    let (later, _) = fixture.step(
+        &[base.id, changed.id],
+        "echo x > x; stat -c '%a %u %g' . > seen",
+    );
+    let view = fixture
+        .snapshots
+        .view(&[base.id, changed.id, later.id])
+        .unwrap();
+    let seen = std::fs::read_to_string(view_path(&view).join("seen")).unwrap();
+    assert_eq!(seen, "1711 3 4\n");
+    let view = fixture.snapshots.view(&[base.id, changed.id]).unwrap();
+    let stat = rustix::fs::fstat(&view).unwrap();
+    assert_eq!(
+        (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid),
+        (0o1711, 3, 4)
+    );
+    assert_eq!(after.listing(), listing(&view_path(&view)));
+}
+
+#[test]
+fn views_of_none_one_and_many_layers() {
+    let fixture = Fixture::new();
+    let view = fixture.snapshots.view(&[]).unwrap();
+    assert_eq!(listing(&view_path(&view)), "");
+    let one = fixture
+        .unpack(&archive(&[
+            Raw::file("a", "1"),
+            Raw::file(".wh.gone", ""),
+            Raw::file("d/.wh..wh..opq", ""),
+        ]))
+        .unwrap();
+    let view = fixture.snapshots.view(&[one.id]).unwrap();
+    assert_eq!(listing(&view_path(&view)), "f 644 0:0 1 a\nd 755 0:0 d");
+    let refused = File::options()
+        .write(true)
+        .open(view_path(&view).join("a"))
+        .unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+
+    let layers: Vec<LayerId> = (0..150)
+        .map(|n: u32| {
+            fixture
+                .unpack(&archive(&[
+                    Raw::file("top", n.to_string()),
+                    Raw::file(&format!("f{n}"), "x"),
+                ]))
+                .unwrap()
+                .id
+        })
+        .collect();
+    let view = fixture.snapshots.view(&layers).unwrap();
+    assert_eq!(
+        std::fs::read_to_string(view_path(&view).join("top")).unwrap(),
+        "149"
+    );
+    assert_eq!(std::fs::read_dir(view_path(&view)).unwrap().count(), 151);
+    let mount = fixture.snapshots.prepare(&layers).unwrap().mount();
+    assert_eq!(mount.lower.len(), 150);
+    assert_eq!(mount.lower[0], fixture.snapshots.layer_dir(&layers[149]));
+    // A layer whose root is opaque starts anew.
+    let fresh = fixture
+        .unpack(&archive(&[
+            Raw::file(".wh..wh..opq", ""),
+            Raw::file("only", "x"),
+        ]))
+        .unwrap();
+    let view = fixture.snapshots.view(&[layers[0], fresh.id]).unwrap();
+    assert_eq!(listing(&view_path(&view)), "f 644 0:0 1 only");
+    let missing = LayerId::Built([1; 32]);
+    let error = fixture.snapshots.view(&[missing]).unwrap_err();
+    assert!(error.to_string().contains("is not in the store"), "{error}");
+}
+
+#[test]
+fn layers_come_in_every_compression() {
+    let tree = Tree::with_everything();
+    let tar = tree.tar();
+    let expected = DiffId(Digest::of(&tar));
+    for compression in [Compression::None, Compression::GZIP, Compression::ZSTD] {
+        let fixture = Fixture::new();
+        let mut writer = compressor(Vec::new(), compression, 2).unwrap();
+        writer.write_all(&tar).unwrap();
+        let packed = writer.finish().unwrap();
+        let info = fixture
+            .snapshots
+            .unpack(expected, &mut &packed[..])
+            .unwrap();
+        assert_eq!(info.id, LayerId::Unpacked(expected));
+        let layer = fixture.snapshots.layer_dir(&info.id);
+        assert_eq!(scan(&layer).unwrap(), tree.scan());
+        // Once more: ours is dropped.
+        assert_eq!(
+            fixture
+                .snapshots
+                .unpack(expected, &mut &packed[..])
+                .unwrap(),
+            info
+        );
+        assert_eq!((fixture.in_layers(), fixture.in_tmp()), (1, 0));
+    }
+}
+
+#[test]
+fn wrong_layers_never_appear() {
+    let fixture = Fixture::new();
+    let tar = archive(&[Raw::file("a", "x")]);
+    let wrong = DiffId(Digest::of(b"something else"));
+    let error = fixture.snapshots.unpack(wrong, &mut &tar[..]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "layer has the DiffID `{}`, expected `{wrong}`",
+            Digest::of(&tar)
+        )
+    );
+    let hostile = archive(&[Raw::file("../a", "x")]);
+    assert!(matches!(
+        fixture.unpack(&hostile),
+        Err(SnapshotError::Apply(_))
+    ));
+    let mut gzip = compressor(Vec::new(), Compression::GZIP, 1).unwrap();
+    gzip.write_all(&tar).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let error = fixture
+        .snapshots
+        .unpack(DiffId(Digest::of(&tar)), &mut &gzip[..gzip.len() - 5])
+        .unwrap_err();
+    assert!(matches!(error, SnapshotError::Stream { .. }), "{error:?}");
+    // A hostile start must not make us read, or wait for, the rest.
+    let endless = hostile.chain(std::io::repeat(b'x'));
+    let error = fixture
+        .snapshots
+        .unpack(wrong, &mut { endless })
+        .unwrap_err();
+    assert!(matches!(error, SnapshotError::Apply(_)), "{error:?}");
+    assert_eq!((fixture.in_layers(), fixture.in_tmp()), (0, 0));
+}
+
+#[test]
+fn dropped_steps_leave_nothing() {
+    let fixture = Fixture::new();
+    let active = fixture.snapshots.prepare(&[]).unwrap();
+    std::fs::write(active.upper().join("x"), "1").unwrap();
+    assert_eq!(fixture.snapshots.sweep().unwrap(), 0);
+    drop(active);
+    assert_eq!((fixture.in_layers(), fixture.in_tmp()), (0, 0));
+}
+
+/// Names the store to a second run of this very test, which then unpacks its stdin there.
+const CHILD: &str = "STORE_TEST_UNPACK_INTO";
+
+#[test]
+fn a_killed_unpacking_is_swept() {
+    if let Some(root) = std::env::var_os(CHILD) {
+        let snapshots = Snapshots::open(Path::new(&root)).unwrap();
+        let outcome = snapshots.unpack(DiffId(Digest::of(b"")), &mut std::io::stdin());
+        panic!("the parent kills this process before its input ends: {outcome:?}");
+    }
+    let fixture = Fixture::new();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "snapshots::a_killed_unpacking_is_swept",
+            "--nocapture",
+        ])
+        .env(CHILD, fixture.folder.at("store"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Input is taken only by an unpacking under way: once all of this is written, most of it has been read.
+    let mut input = child.stdin.take().unwrap();
+    for n in 0..4000 {
+        input
+            .write_all(&Raw::file(&format!("file{n}"), [b'x'; 2000]).bytes())
+            .unwrap();
+    }
+    assert_eq!(fixture.snapshots.sweep().unwrap(), 0);
+    assert_eq!(fixture.in_tmp(), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((fixture.in_layers(), fixture.in_tmp()), (0, 1));
+    assert_eq!(fixture.snapshots.sweep().unwrap(), 1);
+    assert_eq!((fixture.in_layers(), fixture.in_tmp()), (0, 0));
+}
+
+#[test]
+fn an_unpacked_image_can_be_built_on_and_packed_again() {
+    let fixture = Fixture::new();
+    let random = Tree::random(77);
+    let base = fixture.unpack(&random.tar()).unwrap();
+    let (step, after) = fixture.step(&[base.id], "find . -depth -mindepth 1 | head -n 5 | while read -r x; do rm -rf \"$x\"; done; mkdir z; cp -a . ../ 2>/dev/null || true");
+    shows(&fixture, &[base.id, step.id], &after);
+    let mut tar = Vec::new();
+    write_tar(&fixture.snapshots.layer_dir(&step.id), &mut tar).unwrap();
+    let (copy, _) = unpack(&tar).unwrap();
+    assert_eq!(copy.scan().tree, step.tree.unwrap());
+    assert!(!rustix::fs::getxattr(copy.path(), OPAQUE, &mut [0u8; 4]).is_ok());
+}
