@@ -364,7 +364,10 @@ pub(crate) fn stated_root(root: BorrowedFd<'_>) -> Result<Option<Metadata>, Errn
     Ok(Some(metadata))
 }
 
-type Contents = HashMap<usize, ([u8; 32], Xattrs)>;
+/// What is inside a file and not in its inode: digest of its bytes, and attributes.
+type Content = ([u8; 32], Xattrs);
+
+type Contents = HashMap<usize, Content>;
 
 /// Digests and attributes of the files at `indexes` in `found`.
 fn read_files(
@@ -374,7 +377,7 @@ fn read_files(
     bytes: u64,
 ) -> Result<Contents, ScanError> {
     let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<(usize, ([u8; 32], Xattrs))>, ScanError> {
+    let work = || -> Result<Vec<(usize, Content)>, ScanError> {
         let mut read = Vec::new();
         let mut buffer = vec![0; 256 * 1024];
         loop {
@@ -452,7 +455,6 @@ fn failed(path: &[u8], action: &'static str) -> impl FnOnce(Errno) -> ScanError 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::entry::Mtime;
 
     fn file(content: &[u8]) -> ScanKind {
         ScanKind::File {
@@ -546,25 +548,33 @@ mod tests {
                 ..base.clone()
             },
         ));
-        let xattrs = Xattrs::from([(b"user.a".to_vec(), b"b".to_vec())]);
-        check(one(
-            b"a",
-            file(b"x"),
-            &Metadata {
-                xattrs,
-                ..base.clone()
-            },
-        ));
+        let mut marked = base.clone();
+        marked.xattrs.insert(b"user.a".to_vec(), b"b".to_vec());
+        check(one(b"a", file(b"x"), &marked));
 
-        let later = Metadata {
-            mtime: Mtime {
-                seconds: 0,
-                nanos: 1,
-            },
-            ..base.clone()
-        };
+        let mut later = base.clone();
+        later.mtime.nanos = 1;
         let (now, then) = (one(b"a", file(b"x"), &base), one(b"a", file(b"x"), &later));
         assert_eq!(now.tree, then.tree);
         assert_ne!(now.id, then.id);
+    }
+
+    #[test]
+    fn the_format_is_pinned() {
+        let mut metadata = Metadata {
+            mode: 0o755,
+            uid: 1,
+            gid: 2,
+            ..Metadata::default()
+        };
+        metadata.mtime.seconds = 3;
+        metadata.mtime.nanos = 4;
+        metadata.xattrs.insert(b"user.a".to_vec(), b"b".to_vec());
+        let mut builder = ScanBuilder::new();
+        builder.add(b"d", ScanKind::Directory { opaque: true }, metadata.clone());
+        builder.add(b"d/f", file(b"hello"), metadata);
+        let scan = builder.finish();
+        let text = format!("{} {}", scan.tree, blake3::Hash::from_bytes(scan.id));
+        expect_test::expect!["b3:82ac17988c30e960e15fd6865376ad1304224e93259c9ed2b9d26a70bea9f8e5 a030d34e536673af5e5ce884c3035a69335f38e1c4c4dac15b87d26a6a958780"].assert_eq(&text);
     }
 }

@@ -555,7 +555,7 @@ mod tests {
     #[test]
     fn times_print_as_pax_has_them() {
         let check = |seconds, nanos, expected: &str| {
-            assert_eq!(pax_time(Mtime { seconds, nanos }), expected)
+            assert_eq!(pax_time(Mtime { seconds, nanos }), expected);
         };
         check(0, 0, "0");
         check(5, 500_000_000, "5.5");

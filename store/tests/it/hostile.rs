@@ -262,7 +262,7 @@ fn large_claims_cost_nothing() {
     );
     let claims = Raw::new(b'x', "p").with(|raw| raw.size = b"77777777777".to_vec());
     refused(
-        &[claims.clone()],
+        std::slice::from_ref(&claims),
         "bad tar entry at byte 512: an extension header exceeds the limit of 1048576",
     );
     refused(

@@ -33,8 +33,7 @@ pub(crate) type Block = [u8; BLOCK];
 
 /// Bytes of padding after `size` bytes of content.
 pub(crate) fn padding(size: u64) -> usize {
-    // Below 512, so it fits.
-    (size.wrapping_neg() % BLOCK as u64) as usize
+    usize::try_from(size.wrapping_neg() % BLOCK as u64).expect("below 512")
 }
 
 /// The bytes of a text field up to its first NUL.

@@ -609,7 +609,7 @@ impl Extensions {
             if self.sparse_pairs.len() >= EXTENTS_MAX * 2 {
                 return Err("a sparse file has too many pieces");
             }
-            let expects_offset = self.sparse_pairs.len() % 2 == 0;
+            let expects_offset = self.sparse_pairs.len().is_multiple_of(2);
             if expects_offset != (key == b"GNU.sparse.offset") {
                 return Err("the map of a sparse file is out of order");
             }
