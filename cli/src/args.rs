@@ -487,7 +487,7 @@ pub struct ServeArgs {
 Exit code: the command's own; 128 + N after signal N; 125 if longshore failed, 126 if the command
 cannot be run, 127 if it is not there.")]
 pub struct RunArgs {
-    /// Remove what the container wrote when it ends; longshore keeps no ended containers yet, so without it, too
+    /// Remove the container when it ends; longshore keeps none that has ended, so it does so without this, too
     #[arg(long)]
     pub rm: bool,
     /// Keep stdin open

@@ -23,16 +23,14 @@ use crate::error::{Blame, CliError, Kind};
 
 /// `longshore run`: exits as the command does.
 pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, CliError> {
-    // Before any thread: a signal that comes while an image is pulled is for the container, too.
-    let signals = Signals::collect().blame(Kind::Run)?;
-    let code = run_image(context, args, &signals).map_err(|error| match error.kind {
+    let code = run_image(context, args).map_err(|error| match error.kind {
         Kind::RunNotFound | Kind::RunNotExecutable => error,
         _ => error.of_kind(Kind::Run),
     })?;
     Ok(ExitCode::from(code))
 }
 
-fn run_image(context: &Context, args: &RunArgs, signals: &Signals) -> Result<u8, CliError> {
+fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
     let store = Arc::new(context.store()?);
     let id = match store.images().resolve(&args.image)? {
         Some(image) => image.id,
@@ -98,8 +96,10 @@ fn run_image(context: &Context, args: &RunArgs, signals: &Signals) -> Result<u8,
         stdout: Stream::Inherit,
         stderr: Stream::Inherit,
     };
+    // From here on signals are the container's. Until now they ended a pull, whose threads are gone.
+    let signals = Signals::collect().blame(Kind::Run)?;
     let mut sandbox = Sandbox::spawn(&spec, stdio)?;
-    let status = terminal::attend(&mut sandbox, signals, stdin, stdout)?;
+    let status = terminal::attend(&mut sandbox, &signals, stdin, stdout)?;
     active.discard()?;
     // The kernel gives no more than eight bits of a code.
     Ok(u8::try_from(status.code() & 0xff).expect("eight bits"))

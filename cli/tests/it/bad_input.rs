@@ -324,7 +324,8 @@ impl<'a> Mounted<'a> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        tool("umount", &[self.0.to_str().unwrap()]);
+        // Lazily: the process that writes the store out may still have it open.
+        tool("umount", &["-l", self.0.to_str().unwrap()]);
     }
 }
 
