@@ -380,6 +380,15 @@ impl ActiveSnapshot {
         })
     }
 
+    /// Drops what was written, and says if it cannot be removed, as a mere drop does not.
+    ///
+    /// # Errors
+    /// It cannot be removed: a mount of it is still there, or the disk fails.
+    pub fn discard(self) -> Result<(), SnapshotError> {
+        fs::remove_tree(self.scratch.path())?;
+        Ok(())
+    }
+
     /// Marks the root as part of the layer if the step changed more of it than its time.
     fn state_root(&self, upper: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut now = Metadata::of(&rustix::fs::fstat(upper)?);

@@ -376,6 +376,7 @@ fn dropped_steps_leave_nothing() {
     std::fs::write(active.upper().join("x"), "1").unwrap();
     assert_eq!(fixture.snapshots.sweep().unwrap(), 0);
     drop(active);
+    fixture.snapshots.prepare(&[]).unwrap().discard().unwrap();
     assert_eq!((fixture.in_layers(), fixture.in_tmp()), (0, 0));
 }
 
