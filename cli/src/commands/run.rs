@@ -100,7 +100,7 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
     let signals = Signals::collect().blame(Kind::Run)?;
     let mut sandbox = Sandbox::spawn(&spec, stdio)?;
     let status = terminal::attend(&mut sandbox, &signals, stdin, stdout)?;
-    active.discard()?;
+    drop(active);
     // The kernel gives no more than eight bits of a code.
     Ok(u8::try_from(status.code() & 0xff).expect("eight bits"))
 }
