@@ -13,6 +13,7 @@
 
 mod overlay;
 mod prune;
+mod reaper;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -33,6 +34,7 @@ use crate::layer::scan::{Scan, ScanError, scan, stated_root};
 use crate::layer::walk::open_directory;
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::{DiffId, Hasher};
+use reaper::{Reaper, Remains};
 
 /// Bytes handed between the threads of an unpacking at a time, and how many such pieces may wait.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -97,6 +99,7 @@ pub enum SnapshotError {
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     root: Arc<PathBuf>,
+    reaper: Arc<Reaper>,
     /// The user namespace has one id, so owners cannot be kept.
     has_single_id: bool,
 }
@@ -132,6 +135,7 @@ impl Snapshots {
         })?;
         Ok(Snapshots {
             root: Arc::new(root),
+            reaper: Arc::default(),
             has_single_id: has_single_id(),
         })
     }
@@ -176,10 +180,8 @@ impl Snapshots {
     pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveSnapshot, SnapshotError> {
         let lower = self.stack(parents)?;
         let scratch = self.scratch()?;
-        let (upper, work) = (scratch.path().join("fs"), scratch.path().join("work"));
-        for path in [&upper, &work] {
-            rustix::fs::mkdir(path, Mode::RWXU).map_err(failed("make", path))?;
-        }
+        let upper = scratch.path().join("fs");
+        rustix::fs::mkdir(&upper, Mode::RWXU).map_err(failed("make", &upper))?;
         // overlayfs shows the upper directory's own metadata as those of the root.
         let root = self.root_below(&lower)?;
         let directory = open(&upper)?;
@@ -187,7 +189,9 @@ impl Snapshots {
         Ok(ActiveSnapshot {
             snapshots: self.clone(),
             scratch,
-            mount: SnapshotMount { lower, upper, work },
+            work: None,
+            upper,
+            lower,
             root,
         })
     }
@@ -201,9 +205,7 @@ impl Snapshots {
         let lower = self.stack(layers)?;
         let empty = self.root.join("empty");
         if lower == [empty.clone()] {
-            return Ok(View {
-                root: open(&empty)?,
-            });
+            return Ok(self.viewing(open(&empty)?));
         }
         let source = |source| SnapshotError::Overlay {
             layers: layers.len(),
@@ -215,7 +217,14 @@ impl Snapshots {
             lower.push(empty);
         }
         let root = overlay::mount_read_only(&lower).map_err(source)?;
-        Ok(View { root })
+        Ok(self.viewing(root))
+    }
+
+    fn viewing(&self, root: OwnedFd) -> View {
+        View {
+            root: Some(root),
+            reaper: Arc::clone(&self.reaper),
+        }
     }
 
     /// Unpacks a layer's tar (gzip, zstd, bzip2, xz or plain, told by its first bytes) under the name of its DiffID.
@@ -301,7 +310,6 @@ impl Snapshots {
 
     /// Gives `scratch/fs` its name, unless that is taken: then the one there is the same, and ours goes.
     fn publish(&self, scratch: TempDir, id: &LayerId) -> Result<(), SnapshotError> {
-        fs::remove_tree(&scratch.path().join("work"))?;
         let path = self.root.join("layers").join(id.to_string());
         // A collection holds this alone, and takes only what is old: so what stands when it is released stays.
         let shared = Shared::lock(&self.root.join("publishing"))?;
@@ -315,9 +323,8 @@ impl Snapshots {
             }
             Err(errno) => return Err(failed("renew", &path)(errno)),
         }
-        // Removing ours can take a while, and concerns nobody.
         drop(shared);
-        drop(scratch);
+        self.reaper.take(Remains::Folder(scratch));
         Ok(())
     }
 }
@@ -326,7 +333,11 @@ impl Snapshots {
 pub struct ActiveSnapshot {
     snapshots: Snapshots,
     scratch: TempDir,
-    mount: SnapshotMount,
+    /// overlayfs's scratch directory, once it was asked for.
+    work: Option<TempDir>,
+    upper: PathBuf,
+    /// Layers below, topmost first.
+    lower: Vec<PathBuf>,
     /// The root's metadata as they were at the start.
     root: Metadata,
 }
@@ -334,12 +345,23 @@ pub struct ActiveSnapshot {
 impl ActiveSnapshot {
     /// The directory that becomes the layer. Who writes here directly does so in overlayfs's form.
     pub fn upper(&self) -> &Path {
-        &self.mount.upper
+        &self.upper
     }
 
     /// What overlayfs needs to show the step its root, with the option `userxattr`.
-    pub fn mount(&self) -> SnapshotMount {
-        self.mount.clone()
+    ///
+    /// # Errors
+    /// overlayfs's scratch directory cannot be made.
+    pub fn mount(&mut self) -> Result<SnapshotMount, SnapshotError> {
+        let work = match &self.work {
+            Some(work) => work,
+            None => self.work.insert(self.snapshots.scratch()?),
+        };
+        Ok(SnapshotMount {
+            lower: self.lower.clone(),
+            upper: self.upper.clone(),
+            work: work.path().to_owned(),
+        })
     }
 
     /// Makes a layer of what was written. Every mount of it must have ended.
@@ -352,7 +374,7 @@ impl ActiveSnapshot {
         let upper = open(self.upper())?;
         self.state_root(upper.as_fd())
             .map_err(failed("read", self.upper()))?;
-        prune::prune(upper.as_fd(), &self.mount.lower).map_err(|error| {
+        prune::prune(upper.as_fd(), &self.lower).map_err(|error| {
             failed(
                 "compare with the layers below",
                 &self.upper().join(std::ffi::OsStr::from_bytes(&error.path)),
@@ -370,6 +392,9 @@ impl ActiveSnapshot {
     /// It cannot be published.
     pub fn commit_scanned(self, scan: Scan) -> Result<LayerInfo, SnapshotError> {
         let id = LayerId::Built(scan.id);
+        if let Some(work) = self.work {
+            self.snapshots.reaper.take(Remains::Folder(work));
+        }
         self.snapshots.publish(self.scratch, &id)?;
         Ok(LayerInfo {
             id,
@@ -385,7 +410,9 @@ impl ActiveSnapshot {
     /// # Errors
     /// It cannot be removed: a mount of it is still there, or the disk fails.
     pub fn discard(self) -> Result<(), SnapshotError> {
-        fs::remove_tree(self.scratch.path())?;
+        for folder in self.work.iter().chain([&self.scratch]) {
+            fs::remove_tree(folder.path())?;
+        }
         Ok(())
     }
 
@@ -404,7 +431,8 @@ impl ActiveSnapshot {
 impl fmt::Debug for ActiveSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ActiveSnapshot")
-            .field("mount", &self.mount)
+            .field("upper", &self.upper)
+            .field("lower", &self.lower)
             .finish_non_exhaustive()
     }
 }
@@ -412,12 +440,22 @@ impl fmt::Debug for ActiveSnapshot {
 /// A merged tree to read, as a handle on its root directory.
 #[derive(Debug)]
 pub struct View {
-    root: OwnedFd,
+    /// Only absent while it is dropped.
+    root: Option<OwnedFd>,
+    reaper: Arc<Reaper>,
 }
 
 impl AsFd for View {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+        self.root.as_ref().expect("only drop takes it").as_fd()
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Some(root) = self.root.take() {
+            self.reaper.take(Remains::Mount(root));
+        }
     }
 }
 

@@ -40,8 +40,8 @@ pub(crate) fn execute(
         let view = store.snapshots().view(&parents)?;
         runner::resolve_user(view.as_fd(), &exec.user)?
     };
-    let active = store.snapshots().prepare(&parents)?;
-    let mount = active.mount();
+    let mut active = store.snapshots().prepare(&parents)?;
+    let mount = active.mount()?;
     let mut env: Vec<String> = exec.env.clone();
     env.extend(exec.proxy_env.iter().cloned());
     if !env.iter().any(|variable| variable.starts_with("HOME=")) {

@@ -48,8 +48,8 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
         let view = store.snapshots().view(&layers)?;
         runner::resolve_user(view.as_fd(), text).blame(Kind::Run)?
     };
-    let active = store.snapshots().prepare(&layers)?;
-    let mount = active.mount();
+    let mut active = store.snapshots().prepare(&layers)?;
+    let mount = active.mount()?;
     let mut lower = mount.lower;
     lower.push(builder::ops::exec::stubs(&store)?);
     let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());

@@ -13,7 +13,10 @@ use crate::error::CliError;
 
 /// `longshore store-sync`.
 pub fn sync(context: &Context) -> Result<ExitCode, CliError> {
-    context.store()?.sync()?;
+    let store = context.store()?;
+    // What the command was still removing when it ended.
+    store.snapshots().sweep().map_err(store::StoreError::from)?;
+    store.sync()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -46,10 +46,10 @@ impl Fixture {
 
     /// Runs shell commands in a step's root; returns the layer, and the root as it was at the end.
     fn step(&self, parents: &[LayerId], commands: &str) -> (LayerInfo, Tree) {
-        let active = self.snapshots.prepare(parents).unwrap();
+        let mut active = self.snapshots.prepare(parents).unwrap();
         let after = Tree::new();
         mounted(
-            &active.mount(),
+            &active.mount().unwrap(),
             &format!("cd \"$ROOT\"; {commands}\ncp -a \"$ROOT/.\" \"$AFTER\""),
             after.path(),
         );
@@ -287,7 +287,7 @@ fn views_of_none_one_and_many_layers() {
         "149"
     );
     assert_eq!(std::fs::read_dir(view_path(&view)).unwrap().count(), 151);
-    let mount = fixture.snapshots.prepare(&layers).unwrap().mount();
+    let mount = fixture.snapshots.prepare(&layers).unwrap().mount().unwrap();
     assert_eq!(mount.lower.len(), 150);
     assert_eq!(mount.lower[0], fixture.snapshots.layer_dir(&layers[149]));
     // A layer whose root is opaque starts anew.
