@@ -258,6 +258,11 @@ impl Snapshots {
         })
     }
 
+    /// Waits until what this process's finished snapshots and views left behind is gone: it ends beside other work.
+    pub fn settle(&self) {
+        self.reaper.settle();
+    }
+
     /// Removes what killed processes left in `tmp/`; what is in use stays. Returns how many folders went.
     ///
     /// # Errors

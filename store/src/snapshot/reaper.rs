@@ -18,6 +18,8 @@ pub(super) enum Remains {
     Mount(OwnedFd),
     /// A folder: it is removed when this is dropped.
     Folder(TempDir),
+    /// Nothing: answers once all before it has ended.
+    Question(Sender<()>),
 }
 
 /// Hands remains to the thread.
@@ -37,6 +39,8 @@ impl Reaper {
                     match remains {
                         Remains::Mount(root) => drop(root),
                         Remains::Folder(folder) => drop(folder),
+                        // Who asked may have gone.
+                        Remains::Question(asker) => drop(asker.send(())),
                     }
                 }
             };
@@ -46,6 +50,16 @@ impl Reaper {
             // A thread that is gone gives the remains back, and dropping them ends them here.
             drop(sender.send(remains));
         }
+    }
+}
+
+impl Reaper {
+    /// Waits until everything taken so far has ended.
+    pub(super) fn settle(&self) {
+        let (asker, answer) = channel();
+        self.take(Remains::Question(asker));
+        // Without a thread the question is dropped, and everything ended at once.
+        drop(answer.recv());
     }
 }
 

@@ -33,6 +33,7 @@ impl Fixture {
     }
 
     fn in_tmp(&self) -> usize {
+        self.snapshots.settle();
         std::fs::read_dir(self.folder.at("store/tmp"))
             .unwrap()
             .count()
