@@ -495,8 +495,9 @@ impl Unpacker<'_> {
     ) -> Result<(), ApplyError> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let create =
-            || rustix::fs::openat(&*place.parent, place.name, flags, Mode::RUSR | Mode::WUSR);
+        // Mostly its mode already, and never more than that before its owner is known.
+        let mode = Mode::from_raw_mode(place.entry.metadata.mode & 0o777);
+        let create = || rustix::fs::openat(&*place.parent, place.name, flags, mode);
         let file = self.replacing(place, "create it", create)?;
         let mut file = File::from(file);
         let written = |error: std::io::Error| {
@@ -698,14 +699,18 @@ impl Unpacker<'_> {
             }
         };
         let (uid, gid) = self.options.owner.unwrap_or((metadata.uid, metadata.gid));
-        self.owned(
-            path,
-            uid,
-            gid,
-            rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))),
-        )?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(metadata.mode))
-            .map_err(failed("set its mode"))?;
+        // Looking costs less than setting, which a journal has to record, and mostly nothing has to be set.
+        let now = rustix::fs::fstat(&file).map_err(failed("look it up"))?;
+        let is_owned = (now.st_uid, now.st_gid) == (uid, gid);
+        if !is_owned {
+            let (user, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            self.owned(path, uid, gid, rustix::fs::fchown(&file, user, group))?;
+        }
+        // A new owner may have cleared setuid bits.
+        if !is_owned || now.st_mode & 0o7777 != metadata.mode {
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(metadata.mode))
+                .map_err(failed("set its mode"))?;
+        }
         for (name, value) in &metadata.xattrs {
             let Some(name) = stored(name) else {
                 continue;

@@ -316,6 +316,10 @@ fn headers_of_every_dialect_are_read() {
         ]),
         "f 644 3000000:4 5 a\nf 644 0:0 1 b"
     );
+    let numbers = Raw::pax(&[("SCHILY.devmajor", "1"), ("SCHILY.devminor", "3")]);
+    let (tree, _) = unpack(&archive(&[numbers, Raw::new(b'3', "null")])).unwrap();
+    let null = rustix::fs::stat(tree.at("null")).unwrap();
+    assert_eq!(null.st_rdev, rustix::fs::makedev(1, 3));
     let old = |kind: u8, name: &str| Raw::new(kind, name).with(|raw| raw.magic = [0; 8]);
     assert_eq!(
         listing(&[old(0, "old/"), old(0, "old/f")]),

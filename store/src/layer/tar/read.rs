@@ -401,8 +401,8 @@ impl<R: Read> Reader<R> {
                 _ => Err(limit(offset, what, u64::from(u32::MAX - 1))),
             }
         };
-        let small = |field, what| {
-            u32::try_from(whole(field, b"", what)?)
+        let small = |field, key: &[u8], what| {
+            u32::try_from(whole(field, key, what)?)
                 .map_err(|_| limit(offset, what, u64::from(u32::MAX)))
         };
         let mtime = match pax.get(&b"mtime"[..]) {
@@ -426,8 +426,8 @@ impl<R: Read> Reader<R> {
         };
         let device = if is_device {
             (
-                small(header::MAJOR, "major number")?,
-                small(header::MINOR, "minor number")?,
+                small(header::MAJOR, b"SCHILY.devmajor", "major number")?,
+                small(header::MINOR, b"SCHILY.devminor", "minor number")?,
             )
         } else {
             (0, 0)
