@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use crate::support::{Tree, run};
+use crate::support::{Raw, Tree, archive, run, unpack};
 
 /// Says that we are the second run.
 const INSIDE: &str = "STORE_TEST_IN_USER_NAMESPACE";
@@ -48,6 +48,7 @@ fn layers_and_snapshots_work_in_a_user_namespace() {
             "layers::what",
             "layers::paths",
             "layers::whiteouts",
+            "namespaces::what",
             "hostile::",
         ])
         .args([
@@ -69,4 +70,34 @@ fn layers_and_snapshots_work_in_a_user_namespace() {
     assert!(!printed.contains(" 0 passed"), "{printed}");
     holder.stdin.take().unwrap().write_all(b"\n").unwrap();
     holder.wait().unwrap();
+}
+
+/// Runs twice: as the machine's root, and in the namespace that the test above makes.
+#[test]
+fn what_a_namespace_cannot_hold_is_named() {
+    let is_inside = std::env::var_os(INSIDE).is_some();
+    let device = |path: &str| {
+        let mut raw = Raw::new(b'3', path);
+        raw.device = (b"0000001".to_vec(), b"0000003".to_vec());
+        archive(&[raw])
+    };
+    // Every sandbox has a /dev of its own, so nothing is missed there.
+    let (tree, _) = unpack(&device("dev/null")).unwrap();
+    assert_eq!(tree.at("dev/null").exists(), !is_inside);
+    let owned = archive(&[Raw::file("far", "x").with(|raw| raw.uid = b"0300000".to_vec())]);
+    let outcomes = [device("null"), owned]
+        .map(|tar| unpack(&tar).map(|_| ()).map_err(|error| error.to_string()));
+    if !is_inside {
+        assert_eq!(outcomes, [Ok(()), Ok(())]);
+        return;
+    }
+    let [device, owner] = outcomes.map(Result::unwrap_err);
+    assert_eq!(
+        device,
+        "cannot make the device `null` (1:3) in a user namespace; run as root to unpack it"
+    );
+    assert!(
+        owner.starts_with("cannot give `far` to 98304:0: no such id in this user namespace"),
+        "{owner}"
+    );
 }
