@@ -69,11 +69,9 @@ impl Renderer for Plain {
                 label,
                 done,
                 total,
-            } if done == total => {
                 // One line per blob: a log has no use for a moving number.
-                if self.transferred.insert(id.clone()) {
-                    self.line(&format!("{label} {} done", human::size(*total)));
-                }
+            } if done == total && self.transferred.insert(id.clone()) => {
+                self.line(&format!("{label} {} done", human::size(*total)));
             }
             _ => {}
         }

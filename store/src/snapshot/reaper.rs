@@ -59,7 +59,7 @@ impl Reaper {
         let (asker, answer) = channel();
         self.take(Remains::Question(asker));
         // Without a thread the question is dropped, and everything ended at once.
-        drop(answer.recv());
+        let _answered = answer.recv();
     }
 }
 
