@@ -31,16 +31,22 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, CliError> {
 }
 
 fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
-    let store = Arc::new(context.store()?);
+    let mut store = Arc::new(context.store()?);
     let id = match store.images().resolve(&args.image)? {
         Some(image) => image.id,
         None => {
             context
                 .ui
                 .note(&format!("no image `{}` here: pulling it", args.image));
-            fetch(context, &store, &args.image, false)?
+            let id = fetch(context, &store, &args.image, false)?;
+            // The pull's threads end with what they worked for.
+            store = Arc::new(context.store()?);
+            id
         }
     };
+    // From here on signals are the container's; until now they ended a pull. No thread may be there yet: it would take
+    // them as its own.
+    let signals = Signals::collect().blame(Kind::Run)?;
     let config = store.images().config(&id)?;
     let layers = layers(&store, &id, &config)?;
     let user = {
@@ -96,8 +102,6 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
         stdout: Stream::Inherit,
         stderr: Stream::Inherit,
     };
-    // From here on signals are the container's. Until now they ended a pull, whose threads are gone.
-    let signals = Signals::collect().blame(Kind::Run)?;
     let mut sandbox = Sandbox::spawn(&spec, stdio)?;
     let status = terminal::attend(&mut sandbox, &signals, stdin, stdout)?;
     drop(active);
