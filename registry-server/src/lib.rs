@@ -25,7 +25,6 @@ pub mod fixture;
 mod manifests;
 pub mod range;
 mod registry;
-mod rfc3339;
 pub mod routes;
 pub mod sendfile;
 pub mod serve;

@@ -245,8 +245,27 @@ fn overlay<P: AsRef<Path>>(
 
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "overlay")?;
-    for layer in lower {
-        fsconfig_set_string(&context, "lowerdir+", layer.as_ref())?;
+    // They only have to live until the mount is made.
+    let mut handles = Vec::new();
+    for (position, layer) in lower.iter().enumerate() {
+        match fsconfig_set_string(&context, "lowerdir+", layer.as_ref()) {
+            Ok(()) => {}
+            // Before 6.8 there is one string for all, of at most 255 bytes. Handles are shorter than
+            // paths and hold no colon, so about a dozen layers fit.
+            Err(Errno::INVAL) if position == 0 => {
+                for layer in lower {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    handles.push(rustix::fs::open(layer.as_ref(), flags, Mode::empty())?);
+                }
+                let names: Vec<String> = handles
+                    .iter()
+                    .map(|handle| format!("/proc/self/fd/{}", handle.as_raw_fd()))
+                    .collect();
+                fsconfig_set_string(&context, "lowerdir", names.join(":"))?;
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
     fsconfig_set_string(&context, "upperdir", upper)?;
     fsconfig_set_string(&context, "workdir", work)?;

@@ -30,16 +30,15 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use store::oci::{Digest, DigestAlgorithm};
+use store::oci::{Digest, DigestAlgorithm, time};
 
 use super::{
     Blob, BlobSource, RegistryStorage, StorageError, StorageResult, UploadData, VerifiedManifest,
     VerifiedUpload, media_type_of,
 };
-use crate::rfc3339;
 use crate::routes::{RepositoryName, UploadId};
 
 /// Temporary files older than this belong to no living process.
@@ -402,7 +401,9 @@ impl RegistryStorage for DiskStorage {
         let id = UploadId::random();
         let aside = self.temporary();
         make_folder(&aside)?;
-        let started = rfc3339::format(SystemTime::now());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seconds = now.map_or(0, |since| since.as_secs());
+        let started = time::rfc3339(i64::try_from(seconds).unwrap_or(i64::MAX));
         for (name, text) in [("startedat", started.as_str()), ("data", "")] {
             let path = aside.join(name);
             fs::write(&path, text).map_err(failed("write", &path))?;
