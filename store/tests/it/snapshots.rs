@@ -425,7 +425,10 @@ fn an_unpacked_image_can_be_built_on_and_packed_again() {
     let fixture = Fixture::new();
     let random = Tree::random(77);
     let base = fixture.unpack(&random.tar()).unwrap();
-    let (step, after) = fixture.step(&[base.id], "find . -depth -mindepth 1 | head -n 5 | while read -r x; do rm -rf \"$x\"; done; mkdir z; cp -a . ../ 2>/dev/null || true");
+    let (step, after) = fixture.step(
+        &[base.id],
+        "find . -depth -mindepth 1 | head -n 5 | while read -r x; do rm -rf \"$x\"; done; mkdir z",
+    );
     shows(&fixture, &[base.id, step.id], &after);
     let mut tar = Vec::new();
     write_tar(&fixture.snapshots.layer_dir(&step.id), &mut tar).unwrap();
