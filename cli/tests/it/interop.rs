@@ -119,14 +119,21 @@ fn podman_and_buildah_pull_and_run() {
 pub struct Podman {
     root: String,
     runroot: String,
+    /// Keeps the folder of `runroot`, which podman refuses when its path has more than 50 characters: the test's own
+    /// folder lies below the checkout, however deep that is.
+    _state: tempfile::TempDir,
 }
 
 impl Podman {
     pub fn new(place: &Place) -> Podman {
-        let text = |name: &str| place.path(name).to_str().unwrap().to_owned();
+        let state = tempfile::Builder::new()
+            .prefix("ls-")
+            .tempdir_in("/tmp")
+            .unwrap();
         Podman {
-            root: text("containers"),
-            runroot: text("containers-run"),
+            root: place.path("containers").to_str().unwrap().to_owned(),
+            runroot: state.path().to_str().unwrap().to_owned(),
+            _state: state,
         }
     }
 
