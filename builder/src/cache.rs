@@ -213,7 +213,7 @@ pub fn ingredients(
                 named.insert(format!("action {number}"), text);
             }
         }
-        Op::Image(_) | Op::Context(_) => {}
+        Op::Image(_) | Op::Context(_) | Op::Tree(_) | Op::Http(_) | Op::Git(_) => {}
     }
     if let Some(base) = base {
         named.insert(

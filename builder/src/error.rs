@@ -131,6 +131,9 @@ pub enum StepError {
         /// The image.
         reference: Box<Reference>,
     },
+    /// The tree of a context was removed while the build ran.
+    #[error("the fetched build context is no longer in the store: build again")]
+    TreeLost,
     /// Another step failed, or the build was cancelled.
     #[error("cancelled")]
     Cancelled,

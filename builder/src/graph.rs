@@ -7,8 +7,8 @@
 pub mod op;
 
 pub use op::{
-    ChownSpec, ContextOp, CopyAction, CopySource, ExecOp, FileAction, FileOp, ImageOp, MkdirAction,
-    Op,
+    ChownSpec, ContextOp, CopyAction, CopySource, ExecOp, FileAction, FileOp, GitOp, HttpOp,
+    ImageOp, MkdirAction, Op,
 };
 
 use std::fmt;

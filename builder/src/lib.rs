@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod contexts;
 pub mod dockerfile;
 pub mod error;
 pub mod export;
@@ -21,11 +22,13 @@ pub mod solve;
 pub mod transfer;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use store::Store;
 
+use contexts::{MainContext, NamedContext};
 use dockerfile::{Diagnostic, SourceFile};
 use error::BuildError;
 use graph::{Definition, Op};
@@ -136,6 +139,11 @@ fn plan(
             no_cache: request.no_cache,
             labels: request.labels.clone(),
             ignore: request.ignore.clone(),
+            fetched: match &request.context {
+                Some(MainContext::Tree(tree)) => Some(tree.clone()),
+                Some(MainContext::Folder(_)) | None => None,
+            },
+            contexts: request.contexts.clone(),
             images: &images,
         });
         let needed = match lowered {
@@ -153,8 +161,7 @@ fn plan(
             let resolved = ops::image::resolve(
                 environment.store,
                 environment.remote,
-                &image.request.reference,
-                &image.request.platform,
+                &image.request,
                 request.pull,
             )
             .map_err(|error| BuildError::Base {
@@ -184,7 +191,7 @@ fn open_contexts(
     let mut contexts = BTreeMap::new();
     for vertex in definition.vertices() {
         if let Op::Context(op) = &vertex.op {
-            let path = request.context.as_ref().ok_or(BuildError::NoContext)?;
+            let path = folder(request, &op.name).ok_or(BuildError::NoContext)?;
             let context =
                 Context::open(path, &store.root().join("contexts")).map_err(|source| {
                     BuildError::Context {
@@ -196,6 +203,17 @@ fn open_contexts(
         }
     }
     Ok(contexts)
+}
+
+/// The folder of a context: the main one, or one that was given a name.
+fn folder<'r>(request: &'r BuildRequest, name: &str) -> Option<&'r PathBuf> {
+    if let Some(NamedContext::Folder { path, .. }) = request.contexts.get(name) {
+        return Some(path);
+    }
+    match &request.context {
+        Some(MainContext::Folder(path)) => Some(path),
+        Some(MainContext::Tree(_)) | None => None,
+    }
 }
 
 fn solve_plan(

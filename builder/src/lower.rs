@@ -4,6 +4,7 @@
 //! Dockerfile ─ stages ─► the stages that the target needs, and the images that those need
 //!            ─ scope ──► variables: ARG, ENV, build arguments
 //!            ─ run, copy, config ─► vertices, configuration, history
+//!            ─ sources ─► contexts and remote files as vertices
 //! ```
 //!
 //! Lowering does no I/O. Where it needs an image that it was not given it asks for it, and is called again with the
@@ -16,12 +17,14 @@ mod ports;
 mod run;
 mod scope;
 mod signals;
+mod sources;
 mod stages;
 
 use std::collections::BTreeMap;
 
 use store::oci::{Descriptor, DiffId, Digest, History, ImageConfig, Platform, Reference};
 
+use crate::contexts::{FetchedTree, LayoutImage, NamedContexts};
 use crate::dockerfile::ast::InstructionKind;
 use crate::dockerfile::source::Label;
 use crate::dockerfile::words::{self, Expanded};
@@ -57,6 +60,10 @@ pub struct LowerRequest<'a> {
     pub labels: BTreeMap<String, String>,
     /// The patterns of the main context's `.dockerignore`, in order.
     pub ignore: Vec<String>,
+    /// The main context, if it was fetched to be looked into; a folder otherwise.
+    pub fetched: Option<FetchedTree>,
+    /// `--build-context`.
+    pub contexts: NamedContexts,
     /// The images that earlier calls asked for.
     pub images: &'a BTreeMap<ImageRequest, ResolvedImage>,
 }
@@ -68,6 +75,8 @@ pub struct ImageRequest {
     pub reference: Reference,
     /// For which platform.
     pub platform: Platform,
+    /// Where it lies, if that is an OCI layout on this disk.
+    pub layout: Option<LayoutImage>,
 }
 
 /// An image that lowering has to know, and where the Dockerfile asks for it.
@@ -145,7 +154,6 @@ pub fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Vec<Diagnostic>> {
         stages: &stages,
         definition: Definition::new(),
         diagnostics: stages.warnings.clone(),
-        context: None,
         done: BTreeMap::new(),
     };
     for (&index, plan) in &stages.plans {
@@ -182,8 +190,6 @@ struct Lowering<'a> {
     stages: &'a Stages<'a>,
     definition: Definition,
     diagnostics: Vec<Diagnostic>,
-    /// The main context, once something is copied from it.
-    context: Option<VertexIndex>,
     /// Stages that are lowered.
     done: BTreeMap<usize, StageState>,
 }
@@ -237,20 +243,8 @@ impl Lowering<'_> {
                 state.config.config.on_build = None;
                 state
             }
-            Base::Scratch => {
-                let mut config = ImageConfig::scratch(&plan.platform);
-                config.config.env = vec![DEFAULT_PATH.to_owned()];
-                config.config.working_dir = "/".to_owned();
-                StageState {
-                    root: None,
-                    scope: Scope::new(&config.config.env),
-                    config,
-                    base_history: Vec::new(),
-                    history: Vec::new(),
-                    cmd_set: false,
-                    step: 0,
-                }
-            }
+            Base::Scratch => StageState::scratch(&plan.platform),
+            Base::Context(key) => self.context_base(plan, key),
             Base::Image(request) => {
                 let image = &self.request.images[request.as_ref()];
                 let mut config = image.config.clone();
@@ -445,6 +439,21 @@ impl Lowering<'_> {
 }
 
 impl StageState {
+    fn scratch(platform: &Platform) -> StageState {
+        let mut config = ImageConfig::scratch(platform);
+        config.config.env = vec![DEFAULT_PATH.to_owned()];
+        config.config.working_dir = "/".to_owned();
+        StageState {
+            root: None,
+            scope: Scope::new(&config.config.env),
+            config,
+            base_history: Vec::new(),
+            history: Vec::new(),
+            cmd_set: false,
+            step: 0,
+        }
+    }
+
     /// Adds a history entry; with a vertex, one that has a layer.
     fn record(&mut self, created_by: String, vertex: Option<VertexIndex>) {
         self.history.push(HistoryStep {

@@ -249,7 +249,7 @@ impl<'a> Operations<'a> {
         let info = self.telling(vertex, || match &step.op {
             Op::Exec(exec) => exec::execute(self, vertex, exec),
             Op::File(file) => self.run_file(vertex, file),
-            Op::Image(_) | Op::Context(_) => Err(StepError::NoKey),
+            _ => Err(StepError::NoKey),
         })?;
         self.ran.fetch_add(1, Ordering::Relaxed);
         self.record(vertex, &keys, &info)
@@ -321,6 +321,11 @@ impl Work for Operations<'_> {
                 Ok(true)
             }
             Op::Context(_) => Ok(true),
+            Op::Tree(tree) => {
+                self.set_tree(vertex, tree);
+                Ok(true)
+            }
+            Op::Http(_) | Op::Git(_) => Ok(false),
             Op::Exec(_) | Op::File(_) if step.meta.no_cache => Ok(false),
             Op::Exec(_) | Op::File(_) => match self.fast_key(vertex) {
                 Some(key) => self.look_up(vertex, key),
@@ -358,7 +363,11 @@ impl Work for Operations<'_> {
                 self.set_image_layers(vertex, &ids);
                 Ok(true)
             }
-            Op::Exec(_) | Op::File(_) => {
+            Op::Tree(_) => match self.is_here(vertex) {
+                true => Ok(true),
+                false => Err(StepError::TreeLost),
+            },
+            Op::Http(_) | Op::Git(_) | Op::Exec(_) | Op::File(_) => {
                 let here = self.is_here(vertex);
                 if here {
                     self.tell_cached(vertex);

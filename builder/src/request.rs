@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use store::oci::{Digest, Platform, Reference};
 
+use crate::contexts::{MainContext, NamedContexts};
+
 /// One build.
 #[derive(Clone, Debug)]
 pub struct BuildRequest {
@@ -12,10 +14,12 @@ pub struct BuildRequest {
     pub dockerfile_name: String,
     /// The Dockerfile.
     pub dockerfile: String,
-    /// The context folder; none when the Dockerfile came alone, on standard input.
-    pub context: Option<PathBuf>,
-    /// Patterns of the ignore file, in order.
+    /// The main context; none when the Dockerfile came alone, on standard input or from a URL.
+    pub context: Option<MainContext>,
+    /// Patterns of the main context's ignore file, in order.
     pub ignore: Vec<String>,
+    /// `--build-context`, by [`context_key`](crate::contexts::context_key).
+    pub contexts: NamedContexts,
     /// `--build-arg`.
     pub build_args: BTreeMap<String, String>,
     /// `--label`.

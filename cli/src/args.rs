@@ -158,6 +158,12 @@ pub struct BuildArgs {
     /// The Dockerfile [default: CONTEXT/Dockerfile]; `-` reads it from stdin
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Let NAME stand for other files than a stage's or an image's; may be repeated
+    ///
+    /// SOURCE is a folder, docker-image://IMAGE, oci-layout://PATH[:TAG|@DIGEST], target:STAGE, or
+    /// the URL of a file or git repository. FROM, COPY --from and RUN --mount=from= take it by NAME.
+    #[arg(long = "build-context", value_name = "NAME=SOURCE")]
+    pub build_contexts: Vec<String>,
     /// Give an ARG its value; without `=VALUE` it is taken from the environment; may be repeated
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub build_args: Vec<String>,

@@ -8,6 +8,7 @@ mod interrupt;
 mod login;
 mod registry;
 mod run;
+mod sources;
 mod space;
 mod sync;
 mod system;

@@ -2,6 +2,9 @@
 
 use store::oci::{Descriptor, DiffId, Digest, ImageConfig, Reference};
 
+use crate::contexts::FetchedTree;
+use crate::contexts::git_url::{GitTime, GitUrl};
+
 /// What a vertex does. Every operation but [`Op::Context`] results in a root file system: a stack of layers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -9,6 +12,12 @@ pub enum Op {
     Image(ImageOp),
     /// A local folder, read in place. No inputs; can only be copied from.
     Context(ContextOp),
+    /// A tree that is in the store already: a main context that is no folder. No inputs.
+    Tree(FetchedTree),
+    /// A file behind a URL, alone in its layer. No inputs.
+    Http(HttpOp),
+    /// The files of a git commit, in one layer. No inputs.
+    Git(GitOp),
     /// A process in a sandbox, adding one layer. Input 0, if there is any, is the root file system.
     Exec(ExecOp),
     /// Changes to files, adding one layer. See [`FileOp`] for the inputs.
@@ -35,6 +44,28 @@ pub struct ImageOp {
 pub struct ContextOp {
     /// `context` for the main one, else the name given with `--build-context`.
     pub name: String,
+}
+
+/// A file to download. Its layer has it as `/NAME`, mode 0600, with the server's time of modification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpOp {
+    /// Where it is.
+    pub url: String,
+    /// Its name.
+    pub name: String,
+    /// What its bytes have to be; its result is then the same whatever the server says.
+    pub checksum: Option<Digest>,
+}
+
+/// A commit to check out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GitOp {
+    /// Where it is, and which commit and folder of it.
+    pub url: GitUrl,
+    /// Whether `.git` stays.
+    pub keep_git_dir: bool,
+    /// Whether submodules are checked out too.
+    pub submodules: bool,
 }
 
 /// A process to run (`RUN`).
@@ -173,6 +204,21 @@ impl Op {
                 sink.text("context");
                 sink.text(&context.name);
             }
+            Op::Tree(tree) => {
+                sink.text("tree");
+                sink.bytes(tree.layer.as_ref().map_or(&[], |layer| &layer.tree.0));
+            }
+            Op::Http(http) => {
+                sink.text("http");
+                sink.text(&http.url);
+                sink.text(&http.name);
+                let checksum = http.checksum.map(|digest| digest.to_string());
+                sink.text(&checksum.unwrap_or_default());
+            }
+            Op::Git(git) => {
+                sink.text("git");
+                git.encode(sink);
+            }
             Op::Exec(exec) => {
                 sink.text("exec");
                 sink.texts(&exec.argv);
@@ -189,6 +235,30 @@ impl Op {
                 }
             }
         }
+    }
+}
+
+impl GitOp {
+    fn encode(&self, sink: &mut Encoder<'_>) {
+        let GitUrl {
+            remote,
+            reference,
+            subdir,
+            checksum,
+            mtime,
+            fetch_by_commit,
+            // What the Dockerfile and the URL say together stands in the operation.
+            keep_git_dir: _,
+            submodules: _,
+        } = &self.url;
+        sink.text(remote);
+        for text in [reference, subdir, checksum] {
+            sink.text(text.as_deref().unwrap_or_default());
+        }
+        sink.number(u64::from(*mtime == GitTime::Commit));
+        sink.number(u64::from(*fetch_by_commit));
+        sink.number(u64::from(self.keep_git_dir));
+        sink.number(u64::from(self.submodules));
     }
 }
 

@@ -1,13 +1,12 @@
 //! `COPY`, `ADD` and `WORKDIR`: changes to files.
 
-use super::stages::{Base, StagePlan, Step};
-use super::{Lowering, Outcome, StageState, full_name};
+use super::stages::{StagePlan, Step};
+use super::{Lowering, Outcome, StageState};
 use crate::dockerfile::ast::{Copy, Flag};
 use crate::dockerfile::ignore::clean;
 use crate::dockerfile::{Diagnostic, Word};
 use crate::graph::{
-    ChownSpec, ContextOp, CopyAction, CopySource, FileAction, FileOp, MkdirAction, Op, OpMetadata,
-    VertexIndex,
+    ChownSpec, CopyAction, CopySource, FileAction, FileOp, MkdirAction, Op, VertexIndex,
 };
 
 /// Mode of a directory that `WORKDIR` makes.
@@ -34,7 +33,7 @@ impl Lowering<'_> {
             self.check_source(step, source, &path, is_add)?;
             paths.push(path);
         }
-        let (input, ignore) = self.copy_input(plan, step)?;
+        let (input, ignore) = self.source_vertex(plan, step, step.from.as_ref())?;
         let on_base = state.root.is_some();
         let action = CopyAction {
             sources: paths
@@ -125,62 +124,6 @@ impl Lowering<'_> {
             }
         };
         self.refuse(diagnostic)
-    }
-
-    /// The vertex that a copy reads, and what it may not see of it.
-    fn copy_input(
-        &mut self,
-        plan: &StagePlan<'_>,
-        step: &Step<'_>,
-    ) -> Outcome<(VertexIndex, Vec<String>)> {
-        match &step.from {
-            None => Ok((self.main_context(), self.request.ignore.clone())),
-            Some(Base::Stage(index)) => match self.done[index].root {
-                Some(root) => Ok((root, Vec::new())),
-                None => {
-                    let span = step.instruction.flag("from").map(|flag| flag.span);
-                    let span = step.at(span.unwrap_or(step.instruction.head));
-                    let message = "there is nothing to copy: that stage has no files";
-                    self.refuse(
-                        Diagnostic::error(span, message).label(plan.from, "copied to this stage"),
-                    )
-                }
-            },
-            Some(Base::Image(request)) => {
-                let image = &self.request.images[request.as_ref()];
-                let span = step.at(step.instruction.head);
-                let meta = OpMetadata {
-                    name: format!("FROM {}", full_name(image)),
-                    line: self.request.source.line(span.start),
-                    span: span.range(),
-                    no_cache: false,
-                };
-                Ok((self.image(image, meta), Vec::new()))
-            }
-            Some(Base::Scratch) => {
-                let span = step.at(step.instruction.head);
-                self.refuse(Diagnostic::error(
-                    span,
-                    "there is nothing to copy in `scratch`",
-                ))
-            }
-        }
-    }
-
-    fn main_context(&mut self) -> VertexIndex {
-        if let Some(context) = self.context {
-            return context;
-        }
-        let name = "context".to_owned();
-        let meta = OpMetadata {
-            name: "[internal] load build context".to_owned(),
-            ..OpMetadata::default()
-        };
-        let context = self
-            .definition
-            .add(Op::Context(ContextOp { name }), Vec::new(), meta);
-        self.context = Some(context);
-        context
     }
 
     pub(super) fn workdir(

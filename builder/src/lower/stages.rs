@@ -7,6 +7,7 @@ use store::oci::{Platform, Reference};
 
 use super::scope::{self, Globals};
 use super::{ImageRequest, LowerRequest, NeededImage};
+use crate::contexts::{self, LayoutImage, NamedContext};
 use crate::dockerfile::ast::{From, InstructionKind};
 use crate::dockerfile::suggest::nearest;
 use crate::dockerfile::{Diagnostic, Escape, Instruction, Span, Word, parse_trigger, words};
@@ -36,11 +37,32 @@ pub(super) struct StagePlan<'a> {
     pub(super) total: usize,
 }
 
-/// What a stage, or a copy, takes its files from.
+/// What a stage, a copy or a mount takes its files from.
 pub(super) enum Base {
     Scratch,
     Stage(usize),
     Image(Box<ImageRequest>),
+    /// A folder, repository or URL given with `--build-context`: its key in [`LowerRequest::contexts`].
+    Context(String),
+}
+
+/// Who names a source of files: only its errors differ, and that a copy may count stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SourceUser {
+    /// `COPY --from`.
+    Copy,
+    /// `RUN --mount=from=`.
+    #[allow(dead_code, reason = "`RUN --mount` is written beside this")]
+    Mount,
+}
+
+impl SourceUser {
+    fn verb(self) -> &'static str {
+        match self {
+            SourceUser::Copy => "copy",
+            SourceUser::Mount => "mount",
+        }
+    }
 }
 
 /// An instruction and the text that its spans are of.
@@ -185,9 +207,20 @@ impl<'a> Resolver<'_, 'a> {
             return None;
         };
         let platform = self.platform(instruction)?;
-        let base = self.base(index, from, &platform)?;
-        let mut steps = self.triggers(&base, instruction.head);
-        for instruction in &dockerfile.instructions[stage.body.clone()] {
+        // A context of the stage's name stands in for all that it does.
+        let name = from.name.as_ref().map(|name| name.text.as_str());
+        let replaced =
+            name.and_then(|name| self.replaced(index, name, instruction.head, &platform));
+        let is_replaced = replaced.is_some();
+        let base = match replaced {
+            Some(base) => base?,
+            None => self.base(index, from, &platform)?,
+        };
+        let (body, mut steps) = match is_replaced {
+            true => (0..0, Vec::new()),
+            false => (stage.body.clone(), self.triggers(&base, instruction.head)),
+        };
+        for instruction in &dockerfile.instructions[body] {
             steps.push(Step {
                 instruction: Cow::Borrowed(instruction),
                 text: Cow::Borrowed(self.request.source.text()),
@@ -208,8 +241,8 @@ impl<'a> Resolver<'_, 'a> {
                     | InstructionKind::Workdir(_)
             )
         };
-        let total =
-            steps.iter().filter(counted).count() + usize::from(matches!(base, Base::Image(_)));
+        let total = steps.iter().filter(counted).count()
+            + usize::from(matches!(base, Base::Image(_) | Base::Context(_)));
         Some(StagePlan {
             label: match &self.names[index] {
                 Some(name) => name.clone(),
@@ -285,6 +318,9 @@ impl<'a> Resolver<'_, 'a> {
         if image == "scratch" {
             return Some(Base::Scratch);
         }
+        if let Some(replaced) = self.replaced(index, &image, *span, platform) {
+            return replaced;
+        }
         // As it is written: names are in lower case, so one with capitals is an image.
         let earlier = self.names[..index]
             .iter()
@@ -310,9 +346,20 @@ impl<'a> Resolver<'_, 'a> {
                 });
             }
         };
+        Some(self.known_image(reference, None, span, platform))
+    }
+
+    fn known_image(
+        &mut self,
+        reference: Reference,
+        layout: Option<LayoutImage>,
+        span: Span,
+        platform: &Platform,
+    ) -> Base {
         let request = ImageRequest {
             reference,
             platform: platform.clone(),
+            layout,
         };
         let known = self.request.images.contains_key(&request)
             || self.needed.iter().any(|needed| needed.request == request);
@@ -322,14 +369,58 @@ impl<'a> Resolver<'_, 'a> {
                 span,
             });
         }
-        Some(Base::Image(Box::new(request)))
+        Base::Image(Box::new(request))
+    }
+
+    /// What a named context puts in the place of `name`; the outer `None` if there is no such context.
+    fn replaced(
+        &mut self,
+        index: usize,
+        name: &str,
+        span: Span,
+        platform: &Platform,
+    ) -> Option<Option<Base>> {
+        let (key, context) = contexts::find(&self.request.contexts, name, platform)?;
+        Some(match context {
+            NamedContext::Folder { .. } | NamedContext::Git(_) | NamedContext::Http(_) => {
+                Some(Base::Context(key.to_owned()))
+            }
+            NamedContext::Scratch => Some(Base::Scratch),
+            NamedContext::Image(reference) => {
+                Some(self.known_image(reference.clone(), None, span, platform))
+            }
+            NamedContext::Layout(layout) => {
+                let name = key.split_once("::").map_or(key, |(name, _)| name);
+                let reference = name.parse().expect("a context's key is an image's name");
+                Some(self.known_image(reference, Some(layout.clone()), span, platform))
+            }
+            NamedContext::Stage(stage) => match find_name(&self.names, stage) {
+                Some(found) if found < index => {
+                    self.wanted.insert(found);
+                    Some(Base::Stage(found))
+                }
+                found => {
+                    let message = match found {
+                        Some(_) => format!(
+                            "the stage `{stage}`, which the build context `{name}` stands for, is not above this one"
+                        ),
+                        None => format!(
+                            "there is no stage `{stage}`, which the build context `{name}` stands for"
+                        ),
+                    };
+                    let stages = self.names.iter().flatten().map(String::as_str);
+                    let near = nearest(stage, stages);
+                    self.error(Diagnostic::error(span, message).suggest(near))
+                }
+            },
+        })
     }
 
     /// The instructions that the base left for whoever builds upon it.
     fn triggers(&mut self, base: &Base, from: Span) -> Vec<Step<'a>> {
         let dockerfile = self.request.dockerfile;
         match base {
-            Base::Scratch => Vec::new(),
+            Base::Scratch | Base::Context(_) => Vec::new(),
             Base::Stage(stage) => dockerfile.instructions[dockerfile.stages[*stage].body.clone()]
                 .iter()
                 .filter_map(|instruction| match &instruction.kind {
@@ -391,50 +482,75 @@ impl<'a> Resolver<'_, 'a> {
             return None;
         }
         let flag = step.instruction.flag("from")?;
-        let span = step.at(flag.span);
         let name = flag.value.as_deref().unwrap_or_default();
+        self.source(SourceUser::Copy, index, name, step.at(flag.span), platform)
+    }
+
+    /// What `name` stands for where the stage `index` takes files from it: a named context, a stage above, else an image.
+    pub(super) fn source(
+        &mut self,
+        user: SourceUser,
+        index: usize,
+        name: &str,
+        span: Span,
+        platform: &Platform,
+    ) -> Option<Base> {
+        let (verb, written) = match user {
+            SourceUser::Copy => (user.verb(), format!("--from={name}")),
+            SourceUser::Mount => (user.verb(), format!("from={name}")),
+        };
         if name.contains('$') {
-            let message = format!("variables are not expanded in `--from={name}`");
+            let message = format!("variables are not expanded in `{written}`");
             return self.error(Diagnostic::error(span, message).help(format!(
-                "name a stage: `FROM {name} AS source` and `COPY --from=source`"
+                "name a stage: `FROM {name} AS source` and `{}`",
+                written.replace(name, "source")
             )));
         }
+        if name.is_empty() {
+            let message = format!("`{written}` needs a stage or an image");
+            return self.error(Diagnostic::error(span, message.replace("=`", "`")));
+        }
         let stage = match name.parse::<usize>() {
-            Ok(number) if number >= self.names.len() => {
+            Ok(number) if user == SourceUser::Copy && number >= self.names.len() => {
                 let message = format!("there is no stage {number}");
                 let last = self.names.len() - 1;
                 return self.error(
                     Diagnostic::error(span, message).help(format!("the last one is {last}")),
                 );
             }
-            Ok(number) => Some(number),
-            Err(_) => {
-                find_name(&self.names[..index], name).or_else(|| find_name(&self.names, name))
-            }
+            Ok(number) if user == SourceUser::Copy => Some(number),
+            _ => find_name(&self.names[..index], name).or_else(|| find_name(&self.names, name)),
         };
+        // Of a stage that a context replaces, nothing is built: what is read is read from the context.
+        let stage_name = stage.and_then(|stage| self.names[stage].clone());
+        let replaceable = stage_name.as_deref().unwrap_or(name);
+        if let Some(replaced) = self.replaced(index, replaceable, span, platform) {
+            return replaced;
+        }
         match stage {
             Some(stage) if stage == index => {
-                let message = format!("a stage cannot copy from itself: `--from={name}`");
+                let message = format!("a stage cannot {verb} from itself: `{written}`");
                 self.error(Diagnostic::error(span, message))
             }
             Some(stage) if stage > index => {
                 let dockerfile = self.request.dockerfile;
                 let from = &dockerfile.instructions[dockerfile.stages[stage].from];
-                let message =
-                    format!("the stage `{name}` stands after the one that copies from it");
-                self.error(
-                    Diagnostic::error(span, message)
-                        .label(from.head, "a stage can copy only from stages above it"),
-                )
+                let message = format!(
+                    "the stage `{name}` stands after the one that {} from it",
+                    match user {
+                        SourceUser::Copy => "copies",
+                        SourceUser::Mount => "mounts",
+                    }
+                );
+                self.error(Diagnostic::error(span, message).label(
+                    from.head,
+                    format!("a stage can {verb} only from stages above it"),
+                ))
             }
             Some(stage) => {
                 self.wanted.insert(stage);
                 Some(Base::Stage(stage))
             }
-            None if name.is_empty() => self.error(Diagnostic::error(
-                span,
-                "`--from` needs a stage or an image",
-            )),
             None => self.image(name, span, platform),
         }
     }

@@ -10,18 +10,22 @@ use store::{Store, StoreError};
 use super::Operations;
 use crate::error::StepError;
 use crate::graph::ImageOp;
-use crate::lower::ResolvedImage;
+use crate::lower::{ImageRequest, ResolvedImage};
 use crate::remote::Remote;
 use crate::transfer;
 
-/// Finds an image by name: in the store, unless `pull` asks for the registry's word.
+/// Finds an image: in its layout, or by name in the store, unless `pull` asks for the registry's word.
 pub(crate) fn resolve(
     store: &Store,
     remote: &Remote,
-    reference: &Reference,
-    platform: &Platform,
+    image: &ImageRequest,
     pull: bool,
 ) -> Result<ResolvedImage, StepError> {
+    let (reference, platform) = (&image.reference, &image.platform);
+    if let Some(layout) = &image.layout {
+        let id = store.load_layout_image(&layout.path, layout.selector.as_ref(), platform)?;
+        return local(store, reference, platform, &id);
+    }
     if !pull
         && let Some(row) = store
             .images()

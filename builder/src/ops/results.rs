@@ -7,6 +7,7 @@ use store::oci::DiffId;
 
 use super::Operations;
 use crate::cache::{Identity, RecordedLayer};
+use crate::contexts::FetchedTree;
 use crate::graph::{Op, Vertex, VertexIndex};
 
 /// A layer in a stack.
@@ -40,7 +41,7 @@ impl Operations<'_> {
     /// The layer that a step added, once it is known; none for a step that changed nothing.
     pub(crate) fn layer(&self, vertex: VertexIndex) -> Option<LayerId> {
         match self.definition.vertex(vertex).op {
-            Op::Exec(_) | Op::File(_) => self
+            Op::Exec(_) | Op::File(_) | Op::Tree(_) | Op::Http(_) | Op::Git(_) => self
                 .state(vertex.0)
                 .outcome
                 .as_ref()?
@@ -109,6 +110,17 @@ impl Operations<'_> {
             .all(|layer| layer.id.is_some_and(|id| self.store.snapshots().has(&id)))
     }
 
+    pub(super) fn set_tree(&self, vertex: usize, tree: &FetchedTree) {
+        let layer = tree.layer.as_ref().map(|layer| StackLayer {
+            identity: Identity::of_tree(layer.tree),
+            id: Some(layer.id),
+        });
+        self.state(vertex).outcome = Some(Outcome {
+            own: layer.into_iter().collect(),
+            created: None,
+        });
+    }
+
     pub(super) fn set_image_layers(&self, vertex: usize, ids: &[LayerId]) {
         let mut state = self.state(vertex);
         if let Some(outcome) = &mut state.outcome {
@@ -136,7 +148,7 @@ pub(super) fn base_of(vertex: &Vertex) -> Option<usize> {
     match &vertex.op {
         Op::Exec(_) => vertex.inputs.first().map(|input| input.0),
         Op::File(file) if file.on_base => vertex.inputs.first().map(|input| input.0),
-        Op::File(_) | Op::Image(_) | Op::Context(_) => None,
+        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use builder::contexts::MainContext;
 use builder::error::BuildError;
 use builder::remote::Remote;
 use builder::request::{BuildOutcome, BuildRequest, Destination, Output};
@@ -60,7 +61,8 @@ impl Bench {
         BuildRequest {
             dockerfile_name: "Dockerfile".to_owned(),
             dockerfile,
-            context: Some(self.context.path().to_path_buf()),
+            context: Some(MainContext::Folder(self.context.path().to_path_buf())),
+            contexts: [].into(),
             ignore: Vec::new(),
             build_args: [].into(),
             labels: [].into(),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Dockerfile        what is parsed and lowered
-//! request.json      optional: build_args, target, labels, ignore, no_cache, images (configurations by reference)
+//! request.json      optional: build_args, target, labels, ignore, no_cache, images (configurations by reference),
+//!                   contexts
 //! ast.txt           the tree
 //! diagnostics.txt   everything that is said, as people see it
 //! graph.txt         the vertices
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use builder::contexts::{NamedContext, NamedContexts, context_key};
 use builder::dockerfile::{Diagnostic, Dockerfile, SourceFile, parse};
 use builder::lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage, lower};
 use serde::Deserialize;
@@ -31,6 +33,21 @@ struct CaseRequest {
     ignore: Vec<String>,
     no_cache: bool,
     images: BTreeMap<String, serde_json::Value>,
+    /// As `--build-context` has them; a folder's ignore file says `ignored`.
+    contexts: BTreeMap<String, String>,
+}
+
+impl CaseRequest {
+    fn contexts(&self) -> NamedContexts {
+        let parse = |(name, value): (&String, &String)| {
+            let mut context = NamedContext::parse(value).unwrap();
+            if let NamedContext::Folder { ignore, .. } = &mut context {
+                ignore.push("ignored".to_owned());
+            }
+            (context_key(name).unwrap(), context)
+        };
+        self.contexts.iter().map(parse).collect()
+    }
 }
 
 fn cases_root() -> PathBuf {
@@ -85,6 +102,8 @@ fn lower_fully(
             no_cache: case.no_cache,
             labels: case.labels.clone(),
             ignore: case.ignore.clone(),
+            fetched: None,
+            contexts: case.contexts(),
             images: &images,
         };
         match lower(&request)? {
@@ -218,6 +237,8 @@ fn asks_for_the_images_of_needed_stages_only() {
             no_cache: false,
             labels: BTreeMap::new(),
             ignore: Vec::new(),
+            fetched: None,
+            contexts: NamedContexts::new(),
             images: &images,
         };
         let Ok(Lowered::NeedImages(needed)) = lower(&request) else {

@@ -36,6 +36,27 @@ fn operation(text: &mut String, vertex: &Vertex) {
             *text += &format!("    image {}\n", image.reference);
         }
         Op::Context(context) => *text += &format!("    context {}\n", context.name),
+        Op::Tree(tree) => *text += &format!("    tree {}\n", tree.name),
+        Op::Http(http) => {
+            *text += &format!("    http {} as {:?}", http.url, http.name);
+            if let Some(checksum) = http.checksum {
+                *text += &format!(" with {checksum}");
+            }
+            *text += "\n";
+        }
+        Op::Git(git) => {
+            *text += &format!("    git {}", git.url);
+            if let Some(checksum) = &git.url.checksum {
+                *text += &format!(" at {checksum}");
+            }
+            if git.keep_git_dir {
+                *text += " with .git";
+            }
+            if !git.submodules {
+                *text += " without submodules";
+            }
+            *text += "\n";
+        }
         Op::Exec(exec) => {
             let ExecOp {
                 argv,

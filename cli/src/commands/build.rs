@@ -1,12 +1,12 @@
 //! `build`.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder::BuildEnvironment;
+use builder::contexts::MainContext;
 use builder::dockerfile::ignore::read_patterns;
 use builder::error::BuildError;
 use builder::request::{BuildRequest, Destination, Output};
@@ -14,14 +14,12 @@ use builder::solve::cancel::Cancel;
 use store::oci::{Platform, Reference};
 
 use super::interrupt::Watch;
+use super::sources::{read_optional, read_text};
 use super::transfer::remote;
 use crate::args::{BuildArgs, OutputKind, Progress};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::ui::progress::Display;
-
-/// Largest Dockerfile or ignore file that is read, in bytes: a thousand times what people write.
-const TEXT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// `longshore build`.
 pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> {
@@ -95,8 +93,9 @@ fn request(context: &Context, args: &BuildArgs) -> Result<BuildRequest, CliError
     Ok(BuildRequest {
         dockerfile_name,
         dockerfile,
-        context: Some(folder.clone()),
+        context: Some(MainContext::Folder(folder.clone())),
         ignore,
+        contexts: super::sources::named_contexts(&args.build_contexts)?,
         build_args: build_args(context, &args.build_args)?,
         labels: BTreeMap::new(),
         target: args.target.clone(),
@@ -136,22 +135,6 @@ fn read_dockerfile(args: &BuildArgs) -> Result<(String, String, Vec<String>), Cl
         None => read_optional(&beside)?.unwrap_or_default(),
     };
     Ok((path.display().to_string(), text, read_patterns(&ignore)))
-}
-
-fn read_optional(path: &Path) -> Result<Option<String>, CliError> {
-    match std::fs::File::open(path) {
-        Ok(file) => read_text(file, path).map(Some),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(cannot("read", path, &error)),
-    }
-}
-
-fn read_text(file: impl Read, path: &Path) -> Result<String, CliError> {
-    let mut text = String::new();
-    file.take(TEXT_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(|source| cannot("read", path, &source))?;
-    Ok(text)
 }
 
 fn cannot(what: &str, path: &Path, source: &std::io::Error) -> CliError {

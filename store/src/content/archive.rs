@@ -140,6 +140,16 @@ pub enum ArchiveError {
         /// Its version, clipped.
         found: String,
     },
+    /// A layout without the image that is asked for.
+    #[error("the layout `{}` has no image `{wanted}`: {}", path.display(), known_images(known))]
+    NotInLayout {
+        /// The layout.
+        path: PathBuf,
+        /// `:tag` or `@digest`.
+        wanted: String,
+        /// What it has, in the same form.
+        known: Vec<String>,
+    },
     /// A document contradicts itself or another.
     #[error("`{path}` in the archive: {reason}")]
     Inconsistent {
@@ -252,6 +262,22 @@ impl Store {
         }
         Ok(found)
     }
+}
+
+fn known_images(known: &[String]) -> String {
+    match known {
+        [] => "it has none".to_owned(),
+        known => format!("it has `{}`", known.join("`, `")),
+    }
+}
+
+/// Which image of a layout is meant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LayoutSelector {
+    /// The one with this tag.
+    Tag(String),
+    /// The one whose manifest or index has this digest.
+    Digest(crate::oci::Digest),
 }
 
 /// Where the parts of an archive come from.

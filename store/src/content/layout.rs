@@ -19,15 +19,17 @@ use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 
 use super::archive::{
-    ArchiveError, DOCUMENT_BYTES_MAX, LoadedImage, Output, SavedImage, Source, parse_document,
-    write_document,
+    ArchiveError, DOCUMENT_BYTES_MAX, LayoutSelector, LoadedImage, Output, SavedImage, Source,
+    parse_document, write_document,
 };
 use super::local::{Blobs, VerifiedBlob};
 use crate::fs::{self, FsError};
+use crate::images::ImageId;
+use crate::layers::LayerError;
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{
-    Annotations, Descriptor, DiffId, Digest, Index, Manifest, MediaType, Platform, RawManifest,
-    Reference,
+    Annotations, Descriptor, DiffId, Digest, Hasher, Index, Manifest, MediaType, Platform,
+    RawManifest, Reference,
 };
 use crate::{Store, StoreError};
 
@@ -309,6 +311,170 @@ fn take(source: &mut dyn Source, listed: &Descriptor, by: &str) -> Result<(), St
         .into());
     }
     Ok(())
+}
+
+impl Store {
+    /// Takes one image of an OCI layout that is a folder, for a platform, and gives it no name. What the store has
+    /// already is not read again.
+    ///
+    /// # Errors
+    /// There is no such image, or the layout is not what it says.
+    pub fn load_layout_image(
+        &self,
+        folder: &Path,
+        selector: Option<&LayoutSelector>,
+        platform: &Platform,
+    ) -> Result<ImageId, StoreError> {
+        let mut source = Directory::open(self.blobs(), folder)?;
+        let bytes = source
+            .document("index.json")?
+            .ok_or(ArchiveError::NotAnArchive)?;
+        let index: Index = parse_document("index.json", &bytes)?;
+        let mut listed = select(&index, selector, folder)?.clone();
+        for _ in 0..=NESTING_MAX {
+            let path = blob_path(&listed.digest);
+            let by = listed.digest.to_string();
+            let bytes = source
+                .document(&path)?
+                .ok_or_else(|| ArchiveError::MissingEntry {
+                    wanted: by.clone(),
+                    by: "index.json".to_owned(),
+                })?;
+            let mut hasher = Hasher::new(listed.digest.algorithm());
+            hasher.update(&bytes);
+            if hasher.finish() != listed.digest {
+                return Err(ArchiveError::Inconsistent {
+                    path,
+                    reason: "its content has another digest".to_owned(),
+                }
+                .into());
+            }
+            let manifest =
+                RawManifest::parse(bytes, Some(listed.media_type.as_str())).map_err(|source| {
+                    ArchiveError::BadManifest {
+                        digest: listed.digest,
+                        source,
+                    }
+                })?;
+            match manifest.parsed() {
+                ParsedManifest::Image(parsed) => {
+                    return self.take_layout_image(&mut source, &manifest, parsed, &by);
+                }
+                ParsedManifest::Index(index) => {
+                    listed = for_platform(index, platform, &by)?.clone();
+                }
+            }
+        }
+        Err(ArchiveError::Inconsistent {
+            path: "index.json".to_owned(),
+            reason: "its indexes are nested too deeply".to_owned(),
+        }
+        .into())
+    }
+
+    fn take_layout_image(
+        &self,
+        source: &mut Directory<'_>,
+        manifest: &RawManifest,
+        parsed: &Manifest,
+        by: &str,
+    ) -> Result<ImageId, StoreError> {
+        let id = ImageId(parsed.config.digest);
+        if self.images().image(&id)?.is_some() && self.has_layers(&id)? {
+            return Ok(id);
+        }
+        match load_image(self, source, manifest, parsed, by)? {
+            Some((id, _)) => Ok(id),
+            None => Err(ArchiveError::Inconsistent {
+                path: by.to_owned(),
+                reason: "it is an artifact, not an image".to_owned(),
+            }
+            .into()),
+        }
+    }
+
+    /// Whether every layer of an image is here, unpacked or as a blob.
+    fn has_layers(&self, id: &ImageId) -> Result<bool, StoreError> {
+        for diff_id in &self.images().config(id)?.rootfs.diff_ids {
+            match self.ensure_unpacked(diff_id) {
+                Ok(_) => {}
+                Err(StoreError::Layer(LayerError::Missing { .. })) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The image of an index that a selector means.
+fn select<'i>(
+    index: &'i Index,
+    selector: Option<&LayoutSelector>,
+    folder: &Path,
+) -> Result<&'i Descriptor, ArchiveError> {
+    let with_tag = |tag: &str| {
+        let mut manifests = index.manifests.iter();
+        manifests.find(|listed| tag_of(listed).as_deref() == Some(tag))
+    };
+    let found = match selector {
+        Some(LayoutSelector::Digest(digest)) => {
+            let mut manifests = index.manifests.iter();
+            manifests.find(|listed| listed.digest == *digest)
+        }
+        Some(LayoutSelector::Tag(tag)) => with_tag(tag),
+        None => with_tag("latest").or(match index.manifests.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        }),
+    };
+    found.ok_or_else(|| ArchiveError::NotInLayout {
+        path: folder.to_owned(),
+        wanted: match selector {
+            Some(LayoutSelector::Digest(digest)) => format!("@{digest}"),
+            Some(LayoutSelector::Tag(tag)) => format!(":{tag}"),
+            None => ":latest".to_owned(),
+        },
+        known: index
+            .manifests
+            .iter()
+            .map(|listed| match tag_of(listed) {
+                Some(tag) => format!(":{tag}"),
+                None => format!("@{}", listed.digest),
+            })
+            .collect(),
+    })
+}
+
+/// The tag that a layout gives an image, alone or at the end of its whole name.
+fn tag_of(listed: &Descriptor) -> Option<String> {
+    if let Some(name) = name_of(listed) {
+        return name.tag().map(str::to_owned);
+    }
+    listed.annotations.as_ref()?.get(REF_NAME).cloned()
+}
+
+/// The manifest of an index for a platform, or one that says nothing of its platform.
+fn for_platform<'i>(
+    index: &'i Index,
+    platform: &Platform,
+    by: &str,
+) -> Result<&'i Descriptor, ArchiveError> {
+    let is_image = |listed: &&Descriptor| {
+        let annotations = listed.annotations.as_ref();
+        !annotations.is_some_and(|annotations| annotations.contains_key(REFERENCE_TYPE))
+    };
+    let fits = |listed: &&Descriptor| {
+        let own = listed.platform.as_ref();
+        own.is_some_and(|own| own.satisfies(platform))
+    };
+    let manifests = || index.manifests.iter().filter(is_image);
+    manifests()
+        .find(fits)
+        .or_else(|| manifests().find(|listed| listed.platform.is_none()))
+        .ok_or_else(|| ArchiveError::Inconsistent {
+            path: by.to_owned(),
+            reason: format!("it has no image for {platform}"),
+        })
 }
 
 /// A layout that is a directory.
