@@ -304,6 +304,14 @@ pub enum ClientError {
         /// Why not.
         reason: String,
     },
+    /// A file that was downloaded could not be written.
+    #[error("{request}: cannot write what came")]
+    Download {
+        /// The request.
+        request: RequestLine,
+        /// Why not.
+        source: io::Error,
+    },
     /// What was received could not be kept.
     #[error("cannot store {digest}: {reason}")]
     Store {
@@ -381,6 +389,7 @@ impl ClientError {
             ClientError::Credentials(_)
             | ClientError::Source { .. }
             | ClientError::Setup { .. }
+            | ClientError::Download { .. }
             | ClientError::Store { .. } => ErrorKind::Local,
         }
     }

@@ -9,6 +9,7 @@
 //! | `transport` | HTTP, the only place that sends |
 //! | `manifest`, `download`, `upload`, `list` | the endpoints |
 //! | [`pull`], [`push`] | whole images |
+//! | [`fetch`] | plain files behind URLs |
 //! | [`progress`] | who is told how far transfers are |
 //! | [`error`] | what can go wrong |
 //!
@@ -26,6 +27,7 @@ pub mod auth;
 mod blocking;
 mod download;
 pub mod error;
+pub mod fetch;
 mod headers;
 mod list;
 mod manifest;
@@ -42,6 +44,7 @@ mod upload;
 pub use auth::{Credential, CredentialError, DockerConfig, Keychain};
 pub use download::{BlobReader, BlobStream};
 pub use error::{ClientError, ErrorKind};
+pub use fetch::{Downloaded, RemoteFile, Validators};
 pub use manifest::RemoteImage;
 pub use options::{Options, Proxies, Timeouts};
 pub use progress::{Progress, Silent};

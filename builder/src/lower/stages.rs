@@ -495,15 +495,15 @@ impl<'a> Resolver<'_, 'a> {
         span: Span,
         platform: &Platform,
     ) -> Option<Base> {
-        let (verb, written) = match user {
-            SourceUser::Copy => (user.verb(), format!("--from={name}")),
-            SourceUser::Mount => (user.verb(), format!("from={name}")),
+        let verb = user.verb();
+        let (written, example) = match user {
+            SourceUser::Copy => (format!("--from={name}"), "COPY --from=source"),
+            SourceUser::Mount => (format!("from={name}"), "RUN --mount=from=source"),
         };
         if name.contains('$') {
             let message = format!("variables are not expanded in `{written}`");
             return self.error(Diagnostic::error(span, message).help(format!(
-                "name a stage: `FROM {name} AS source` and `{}`",
-                written.replace(name, "source")
+                "name a stage: `FROM {name} AS source` and `{example}`"
             )));
         }
         if name.is_empty() {
