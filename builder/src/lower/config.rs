@@ -94,7 +94,11 @@ impl Lowering<'_> {
     pub(super) fn cmd(&mut self, state: &mut StageState, command: &Command) {
         let argv = configured(state, command);
         state.record(format!("CMD {}", go_format::quoted_list(&argv)), None);
-        state.config.config.cmd = Some(argv);
+        let config = &mut state.config.config;
+        config.cmd = Some(argv);
+        // As BuildKit has it on every platform, whatever the command's form.
+        let escaped = ("ArgsEscaped".to_owned(), true.into());
+        config.extra.extend([escaped]);
         state.cmd_set = true;
     }
 

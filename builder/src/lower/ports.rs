@@ -26,7 +26,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<String>, PortError> {
 
 fn read(text: &str) -> Result<Vec<String>, String> {
     let (address, protocol) = match text.split_once('/') {
-        Some((address, protocol)) => (address, protocol.to_lowercase()),
+        // Nothing behind the slash is what nothing at all is, to docker.
+        Some((address, protocol)) if !protocol.is_empty() => (address, protocol.to_lowercase()),
+        Some((address, _)) => (address, "tcp".to_owned()),
         None => (text, "tcp".to_owned()),
     };
     if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {

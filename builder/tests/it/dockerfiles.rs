@@ -10,7 +10,8 @@
 //! config.json       configuration, history and the history of the base
 //! ```
 //!
-//! A file that would be empty is absent. `UPDATE_EXPECT=1 cargo test -p builder --test it` writes what is found.
+//! A file that would be empty is absent. Cases with an `image.txt` or an `error.txt` are built by `cli/tests/it/cases.rs`;
+//! without an `ast.txt` that is all that is asked of them, and they are passed over here. `UPDATE_EXPECT=1 cargo test -p builder --test it` writes what is found.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,6 +36,12 @@ struct CaseRequest {
     images: BTreeMap<String, serde_json::Value>,
     /// As `--build-context` has them; a folder's ignore file says `ignored`.
     contexts: BTreeMap<String, String>,
+    /// For those who build.
+    #[serde(rename = "flags")]
+    _flags: Vec<String>,
+    /// For those who build.
+    #[serde(rename = "dockerfile")]
+    _dockerfile: Option<String>,
 }
 
 impl CaseRequest {
@@ -48,6 +55,23 @@ impl CaseRequest {
         };
         self.contexts.iter().map(parse).collect()
     }
+}
+
+/// Whether a case is about what is built, and not about how the Dockerfile is read.
+fn is_only_built(folder: &Path) -> bool {
+    let has = |name: &str| folder.join(name).exists();
+    !has("ast.txt") && (has("image.txt") || has("error.txt"))
+}
+
+/// The folders of the cases, in order.
+fn case_folders() -> Vec<PathBuf> {
+    let entries = fs::read_dir(cases_root()).unwrap();
+    let mut folders: Vec<PathBuf> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .collect();
+    folders.sort();
+    folders
 }
 
 fn cases_root() -> PathBuf {
@@ -161,11 +185,8 @@ fn results(folder: &Path) -> BTreeMap<&'static str, String> {
 #[test]
 fn golden_cases() {
     let update = std::env::var_os("UPDATE_EXPECT").is_some();
-    let mut folders: Vec<PathBuf> = fs::read_dir(cases_root())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    folders.sort();
+    let mut folders = case_folders();
+    folders.retain(|folder| !is_only_built(folder));
     assert!(folders.len() > 50, "the cases are missing");
     let mut differences = Vec::new();
     for folder in &folders {
@@ -196,17 +217,25 @@ fn golden_cases() {
 
 #[test]
 fn every_case_has_known_files_only() {
-    const KNOWN: [&str; 6] = [
+    const KNOWN: [&str; 11] = [
         "Dockerfile",
         "request.json",
         "ast.txt",
         "diagnostics.txt",
         "graph.txt",
         "config.json",
+        "setup.txt",
+        "image.txt",
+        "error.txt",
+        "buildkit.txt",
+        "difference.txt",
     ];
-    for folder in fs::read_dir(cases_root()).unwrap() {
-        let folder = folder.unwrap().path();
+    for folder in case_folders() {
         assert!(folder.join("Dockerfile").exists(), "{}", folder.display());
+        if let Ok(request) = fs::read_to_string(folder.join("request.json")) {
+            serde_json::from_str::<CaseRequest>(&request)
+                .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        }
         for file in fs::read_dir(&folder).unwrap() {
             let name = file.unwrap().file_name().into_string().unwrap();
             assert!(
@@ -274,8 +303,8 @@ fn asks_for_the_images_of_needed_stages_only() {
 /// Every case with one line left out, doubled or cut: lowering answers, and what it says lies in the file.
 #[test]
 fn damaged_cases_are_answered() {
-    for folder in fs::read_dir(cases_root()).unwrap() {
-        let text = fs::read_to_string(folder.unwrap().path().join("Dockerfile")).unwrap();
+    for folder in case_folders() {
+        let text = fs::read_to_string(folder.join("Dockerfile")).unwrap();
         let lines: Vec<&str> = text.split_inclusive('\n').collect();
         for (index, line) in lines.iter().enumerate() {
             let half = line.char_indices().nth(line.chars().count() / 2);

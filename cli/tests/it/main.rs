@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`build`] | what instructions, flags and outputs give |
 //! | [`cache`] | what runs, and what does not have to |
+//! | [`cases`] | every construct of the language, built and compared with other builders |
 //! | [`transfer`] | registries, archives, credentials, listings |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`bad_input`] | clear errors, and nothing left behind |
@@ -21,6 +22,7 @@
 mod bad_input;
 mod build;
 mod cache;
+mod cases;
 mod examples;
 mod help;
 mod interop;
