@@ -89,10 +89,11 @@ pub fn slow_key(op: &Op, base: Option<Identity>, selected: &[[u8; 32]]) -> Cache
                 FileAction::Copy(copy) => {
                     sink.text("copy");
                     sink.list(copy.sources.len());
-                    sink.text(&copy.dest);
-                    sink.text(copy.chown.as_ref().map_or("", |chown| &chown.text));
-                    sink.number(copy.chmod.map_or(0, |mode| u64::from(mode) + 1));
-                    sink.number(u64::from(copy.unpack));
+                    for source in &copy.sources {
+                        sink.number(u64::from(source.parents));
+                        sink.number(u64::from(source.unpack));
+                    }
+                    copy.encode_target(&mut sink);
                 }
                 FileAction::Mkdir(_) => {
                     sink.text("other");
@@ -213,7 +214,7 @@ pub fn ingredients(
                 named.insert(format!("action {number}"), text);
             }
         }
-        Op::Image(_) | Op::Context(_) | Op::Tree(_) | Op::Http(_) | Op::Git(_) => {}
+        Op::Image(_) | Op::Context(_) | Op::Tree(_) | Op::Http(_) | Op::Git(_) | Op::Merge => {}
     }
     if let Some(base) = base {
         named.insert(
@@ -246,6 +247,7 @@ mod tests {
             input: 1,
             pattern: pattern.to_owned(),
             ignore: ignore.iter().map(|&pattern| pattern.to_owned()).collect(),
+            ..CopySource::default()
         };
         Op::File(FileOp {
             on_base: true,

@@ -281,8 +281,11 @@ impl<'a> Operations<'a> {
     /// The scheduler's view of the graph.
     pub(crate) fn shapes(&self) -> Vec<VertexShape> {
         let shape = |step: &Vertex| {
-            let inputs = step.inputs.iter().map(|input| input.0).collect();
-            let bases = base_of(step).into_iter().collect();
+            let inputs: Vec<_> = step.inputs.iter().map(|input| input.0).collect();
+            let bases = match step.op {
+                Op::Merge => inputs.clone(),
+                _ => base_of(step).into_iter().collect(),
+            };
             let digest_inputs = match &step.op {
                 Op::File(file) => {
                     let copied = copied_inputs(file);
@@ -326,6 +329,10 @@ impl Work for Operations<'_> {
                 Ok(true)
             }
             Op::Http(_) | Op::Git(_) => Ok(false),
+            Op::Merge => {
+                self.merge(vertex);
+                Ok(true)
+            }
             Op::Exec(_) | Op::File(_) if step.meta.no_cache => Ok(false),
             Op::Exec(_) | Op::File(_) => match self.fast_key(vertex) {
                 Some(key) => self.look_up(vertex, key),
@@ -353,6 +360,11 @@ impl Work for Operations<'_> {
     fn fetch(&self, vertex: usize) -> Result<bool, StepError> {
         match &self.vertex(vertex).op {
             Op::Context(_) => Ok(true),
+            // Both are here by now, and one of them may have run again since.
+            Op::Merge => {
+                self.merge(vertex);
+                Ok(true)
+            }
             Op::Image(op) => {
                 if let Some(ids) = image::present(self.store, op)? {
                     self.tell_cached(vertex);

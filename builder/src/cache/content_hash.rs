@@ -312,6 +312,7 @@ mod tests {
             input: 0,
             pattern: pattern.to_owned(),
             ignore: vec!["**/log".to_owned()],
+            ..CopySource::default()
         }
     }
 

@@ -41,22 +41,26 @@ pub fn read_patterns(text: &str) -> Vec<String> {
         .filter(|line| !line.starts_with('#'))
         .map(str::trim)
         .filter(|line| !line.is_empty())
-        .map(|line| {
-            let (bang, path) = match line.strip_prefix('!') {
-                Some(path) => ("!", path.trim()),
-                None => ("", line),
-            };
-            if path.is_empty() {
-                return bang.to_owned();
-            }
-            let path = clean(path);
-            let path = match path.strip_prefix('/') {
-                Some(relative) if !relative.is_empty() => relative,
-                _ => &path,
-            };
-            format!("{bang}{path}")
-        })
+        .map(read_pattern)
         .collect()
+}
+
+/// One pattern as it is compiled: blanks around it gone, the path cleaned, a leading `/` removed, `!` kept in front.
+pub fn read_pattern(line: &str) -> String {
+    let line = line.trim();
+    let (bang, path) = match line.strip_prefix('!') {
+        Some(path) => ("!", path.trim()),
+        None => ("", line),
+    };
+    if path.is_empty() {
+        return bang.to_owned();
+    }
+    let path = clean(path);
+    let path = match path.strip_prefix('/') {
+        Some(relative) if !relative.is_empty() => relative,
+        _ => &path,
+    };
+    format!("{bang}{path}")
 }
 
 /// The patterns of one `.dockerignore`, compiled.
@@ -69,6 +73,7 @@ pub struct IgnoreMatcher {
 
 #[derive(Clone, Debug)]
 struct IgnorePattern {
+    written: String,
     glob: Glob,
     /// Begins with `!`: takes back what earlier patterns excluded.
     exception: bool,
@@ -101,7 +106,11 @@ impl IgnoreMatcher {
                 ..error
             })?;
             matcher.states_max = matcher.states_max.max(glob.tokens.len() + 1);
-            matcher.patterns.push(IgnorePattern { glob, exception });
+            matcher.patterns.push(IgnorePattern {
+                written: pattern.to_owned(),
+                glob,
+                exception,
+            });
         }
         Ok(matcher)
     }
@@ -115,6 +124,12 @@ impl IgnoreMatcher {
     /// parents decides.
     pub fn matches(&self, path: &[u8]) -> bool {
         self.verdict(path).is_some()
+    }
+
+    /// The pattern that excludes `path`, as it was written, if one does.
+    pub fn excluded_by(&self, path: &[u8]) -> Option<&str> {
+        let decisive = self.verdict(path)?;
+        Some(&self.patterns[decisive].written)
     }
 
     /// Whether the directory `path` is excluded and no later `!` pattern can match anything below it, so that a walk
@@ -184,7 +199,10 @@ impl Glob {
     }
 
     /// Compiles a pattern of an ignore file, where `**` crosses directories.
-    fn recursive(pattern: &str) -> Result<Glob, PatternError> {
+    ///
+    /// # Errors
+    /// If it is malformed.
+    pub fn recursive(pattern: &str) -> Result<Glob, PatternError> {
         Compiler::new(pattern).run(true)
     }
 
@@ -203,6 +221,16 @@ impl Glob {
             }
         }
         self.accepts(&scratch)
+    }
+
+    /// Whether `path` or a directory above it matches.
+    pub fn covers(&self, path: &[u8]) -> bool {
+        self.matches_path_or_parent(path, &mut Scratch::new(self.tokens.len() + 1))
+    }
+
+    /// Whether something below `directory` can match.
+    pub fn reaches_below(&self, directory: &[u8]) -> bool {
+        self.can_match_below(directory, &mut Scratch::new(self.tokens.len() + 1))
     }
 
     fn matches_path_or_parent(&self, path: &[u8], scratch: &mut Scratch) -> bool {

@@ -94,6 +94,7 @@ pub fn expand<'w, 'v>(
     let mut expander = Expander {
         rest: word,
         escape: escape.0,
+        quotes: true,
         lookup,
         unset: BTreeSet::new(),
         depth: 0,
@@ -104,6 +105,32 @@ pub fn expand<'w, 'v>(
     Ok(Expanded {
         text,
         words,
+        unset: expander.unset,
+    })
+}
+
+/// Expands the body of a here-document that becomes a file: quotes mean nothing in it, and whatever the Dockerfile's own
+/// escape character is, `\` makes the next character literal and goes away. There are no words.
+///
+/// # Errors
+/// See [`WordError`]; the whole body is refused.
+pub fn expand_document<'w, 'v>(
+    body: &'w str,
+    lookup: &'w dyn Fn(&str) -> Option<&'v str>,
+) -> Result<Expanded, WordError> {
+    let mut expander = Expander {
+        rest: body,
+        escape: '\\',
+        quotes: false,
+        lookup,
+        unset: BTreeSet::new(),
+        depth: 0,
+    };
+    let mut sink = Sink::default();
+    expander.run(None, false, &mut sink)?;
+    Ok(Expanded {
+        text: sink.text,
+        words: Vec::new(),
         unset: expander.unset,
     })
 }
@@ -151,6 +178,8 @@ impl Sink {
 struct Expander<'w, 'v> {
     rest: &'w str,
     escape: char,
+    /// Whether quotes are more than characters.
+    quotes: bool,
     lookup: &'w dyn Fn(&str) -> Option<&'v str>,
     unset: BTreeSet<String>,
     depth: usize,
@@ -185,8 +214,8 @@ impl Expander<'_, '_> {
         while let Some(char) = self.next() {
             match char {
                 _ if Some(char) == stop => return Ok(()),
-                '\'' => self.single_quoted(sink)?,
-                '"' => self.double_quoted(keep_escapes, sink)?,
+                '\'' if self.quotes => self.single_quoted(sink)?,
+                '"' if self.quotes => self.double_quoted(keep_escapes, sink)?,
                 '$' => {
                     for char in self.dollar()?.chars() {
                         sink.push(char);

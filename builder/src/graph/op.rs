@@ -2,6 +2,7 @@
 
 use store::oci::{Descriptor, DiffId, Digest, ImageConfig, Reference};
 
+use super::mode::ModeChange;
 use crate::contexts::FetchedTree;
 use crate::contexts::git_url::{GitTime, GitUrl};
 
@@ -22,6 +23,8 @@ pub enum Op {
     Exec(ExecOp),
     /// Changes to files, adding one layer. See [`FileOp`] for the inputs.
     File(FileOp),
+    /// The layers of input 1 upon those of input 0 (`COPY --link`): neither reads the other.
+    Merge,
 }
 
 /// An image that has been resolved: manifest and configuration are known, its layers need not be here.
@@ -108,18 +111,18 @@ pub enum FileAction {
 pub struct CopyAction {
     /// What to copy, in the order written.
     pub sources: Vec<CopySource>,
+    /// Here-documents, copied after the sources, in the order written.
+    pub documents: Vec<Document>,
     /// Absolute destination; a trailing `/` (or `/.`) is kept, for it means a directory.
     pub dest: String,
     /// New owner of everything copied; absent keeps the source's (0:0 from a context).
     pub chown: Option<ChownSpec>,
-    /// New mode bits of everything copied.
-    pub chmod: Option<u32>,
-    /// Whether archives are unpacked (`ADD`).
-    pub unpack: bool,
+    /// What becomes of the mode of everything copied.
+    pub chmod: Option<ModeChange>,
 }
 
 /// Paths of one input.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CopySource {
     /// Which input of the vertex, counted from 0.
     pub input: usize,
@@ -127,6 +130,21 @@ pub struct CopySource {
     pub pattern: String,
     /// What may not be copied: patterns of `.dockerignore`, in order. Empty for anything but a context.
     pub ignore: Vec<String>,
+    /// `--exclude`: the same kind of patterns, relative to each directory that is copied, or to a file's own directory.
+    pub exclude: Vec<String>,
+    /// `--parents`: the directories above what is selected are copied too, from the root or from `/./` in the pattern on.
+    pub parents: bool,
+    /// Whether an archive is unpacked (`ADD`).
+    pub unpack: bool,
+}
+
+/// A file whose content stands in the Dockerfile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Its name below a destination that is a directory; no slash in it.
+    pub name: String,
+    /// Its content.
+    pub content: String,
 }
 
 /// `--chown`, resolved against the changed root file system's own `/etc/passwd` and `/etc/group` when done.
@@ -234,6 +252,7 @@ impl Op {
                     action.encode(sink);
                 }
             }
+            Op::Merge => sink.text("merge"),
         }
     }
 }
@@ -272,11 +291,11 @@ impl FileAction {
                     sink.number(source.input as u64);
                     sink.text(&source.pattern);
                     sink.texts(&source.ignore);
+                    sink.texts(&source.exclude);
+                    sink.number(u64::from(source.parents));
+                    sink.number(u64::from(source.unpack));
                 }
-                sink.text(&copy.dest);
-                sink.text(copy.chown.as_ref().map_or("", |chown| &chown.text));
-                sink.number(copy.chmod.map_or(0, |mode| u64::from(mode) + 1));
-                sink.number(u64::from(copy.unpack));
+                copy.encode_target(sink);
             }
             FileAction::Mkdir(mkdir) => {
                 sink.text("mkdir");
@@ -285,5 +304,24 @@ impl FileAction {
                 sink.text(&mkdir.owner);
             }
         }
+    }
+}
+
+impl CopyAction {
+    /// Encodes what is done with whatever the sources select.
+    pub(crate) fn encode_target(&self, sink: &mut Encoder<'_>) {
+        sink.list(self.documents.len());
+        for document in &self.documents {
+            sink.text(&document.name);
+            sink.text(&document.content);
+        }
+        sink.text(&self.dest);
+        sink.text(self.chown.as_ref().map_or("", |chown| &chown.text));
+        sink.text(
+            &self
+                .chmod
+                .as_ref()
+                .map_or(String::new(), ModeChange::to_string),
+        );
     }
 }

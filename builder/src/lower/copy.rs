@@ -1,16 +1,32 @@
 //! `COPY`, `ADD` and `WORKDIR`: changes to files.
 
+use super::run::strip_tabs;
 use super::stages::{StagePlan, Step};
-use super::{Lowering, Outcome, StageState};
-use crate::dockerfile::ast::{Copy, Flag};
-use crate::dockerfile::ignore::clean;
-use crate::dockerfile::{Diagnostic, Word};
+use super::{Lowering, Outcome, StageState, scope};
+use crate::dockerfile::ast::{Copy, Heredoc};
+use crate::dockerfile::ignore::{IgnoreMatcher, clean, read_pattern};
+use crate::dockerfile::{Diagnostic, Span, Word, words};
+use crate::graph::mode::{ModeChange, ModeError};
 use crate::graph::{
-    ChownSpec, CopyAction, CopySource, FileAction, FileOp, MkdirAction, Op, VertexIndex,
+    ChownSpec, CopyAction, CopySource, Document, FileAction, FileOp, MkdirAction, Op, OpMetadata,
+    VertexIndex,
 };
+use crate::ops::file::names_accounts;
 
 /// Mode of a directory that `WORKDIR` makes.
 const WORKDIR_MODE: u32 = 0o755;
+
+/// What the flags of a copy say, expanded.
+struct Flags {
+    chown: Option<String>,
+    chmod: Option<String>,
+    checksum: Option<String>,
+    exclude: Vec<String>,
+    link: bool,
+    parents: bool,
+    /// `--unpack`, if it is given.
+    unpack: Option<bool>,
+}
 
 impl Lowering<'_> {
     pub(super) fn copy(
@@ -22,108 +38,206 @@ impl Lowering<'_> {
         is_add: bool,
     ) -> Outcome {
         let keyword = if is_add { "ADD" } else { "COPY" };
-        self.check_copy_flags(step, keyword)?;
-        let chown = self.expand_flag(state, step, "chown")?;
-        let chmod = self.expand_flag(state, step, "chmod")?;
-        let mode = self.mode(step, chmod.as_deref())?;
+        let flags = self.copy_flags(state, step)?;
+        let chmod = self.mode(step, flags.chmod.as_deref())?;
         let dest = self.expand(state, step, &copy.dest)?.text;
-        let mut paths = Vec::new();
-        for source in &copy.sources {
-            let path = self.expand(state, step, source)?.text;
-            self.check_source(step, source, &path, is_add)?;
-            paths.push(path);
-        }
-        let (input, ignore) = self.source_vertex(plan, step, step.from.as_ref())?;
-        let on_base = state.root.is_some();
-        let action = CopyAction {
-            sources: paths
-                .iter()
-                .map(|pattern| CopySource {
-                    input: usize::from(on_base),
-                    pattern: pattern.clone(),
-                    ignore: ignore.clone(),
-                })
-                .collect(),
-            dest: destination(state.cwd(), &dest),
-            chown: chown.clone().map(|text| ChownSpec { text }),
-            chmod: mode,
-            unpack: is_add && !step.instruction.flag("unpack").is_some_and(is_false),
+        let on_base = state.root.is_some() && !flags.link;
+        let mut inputs = Inputs {
+            below: usize::from(on_base),
+            vertices: Vec::new(),
         };
+        let mut shown = Vec::new();
+        let mut sources = Vec::new();
+        for word in &copy.sources {
+            let path = self.expand(state, step, word)?.text;
+            sources.push(self.source(plan, step, word, &path, is_add, &flags, &mut inputs)?);
+            shown.push(path);
+        }
+        let documents = self.documents(state, step)?;
+        shown.extend(
+            documents
+                .iter()
+                .map(|document| format!("<<{}", document.name)),
+        );
         let mut created_by = keyword.to_owned();
-        if let Some(chown) = &chown {
-            created_by += &format!(" --chown={chown}");
+        if flags.parents {
+            created_by += " --parents";
         }
-        if let Some(chmod) = &chmod {
-            created_by += &format!(" --chmod={chmod}");
+        for (name, value) in [("chown", &flags.chown), ("chmod", &flags.chmod)] {
+            if let Some(value) = value {
+                created_by += &format!(" --{name}={value}");
+            }
         }
-        created_by += &format!(" {} {dest} # buildkit", paths.join(" "));
-        let vertex = self.file(state, plan, step, FileAction::Copy(action), vec![input]);
+        created_by += &format!(" {} {dest} # buildkit", shown.join(" "));
+        let action = FileAction::Copy(CopyAction {
+            sources,
+            documents,
+            dest: destination(state.cwd(), &dest),
+            chown: flags.chown.map(|text| ChownSpec { text }),
+            chmod,
+        });
+        let vertex = match flags.link {
+            false => self.file(state, plan, step, action, inputs.vertices),
+            true => self.link(state, plan, step, action, inputs.vertices),
+        };
         state.record(created_by, Some(vertex));
         Ok(())
     }
 
-    fn check_copy_flags(&mut self, step: &Step<'_>, keyword: &str) -> Outcome {
-        if let Some(heredoc) = step.instruction.heredocs.first() {
-            let message = format!("a here-document in `{keyword}` is not supported yet");
-            return self.refuse(Diagnostic::error(step.at(heredoc.word), message));
+    fn copy_flags(&mut self, state: &StageState, step: &Step<'_>) -> Outcome<Flags> {
+        let link = is_set(step, "link") == Some(true);
+        let chown = self.expand_flag(state, step, "chown")?;
+        let chown = chown.filter(|text| !text.is_empty());
+        if let Some(chown) = &chown
+            && link
+            && names_accounts(chown)
+        {
+            let message = format!(
+                "`--link` cannot look up `{chown}`: its layer is made without the base image"
+            );
+            return self.refuse(
+                Diagnostic::error(self.flag_span(step, "chown"), message)
+                    .help("numbers need no looking up, as in `--chown=1000:1000`"),
+            );
         }
-        for flag in &step.instruction.flags {
-            let supported = match flag.name.as_str() {
-                "from" | "chown" | "chmod" | "unpack" => true,
-                "link" | "parents" | "keep-git-dir" => is_false(flag),
-                _ => false,
-            };
-            if !supported {
-                let message = format!("`{keyword} --{}` is not supported yet", flag.name);
+        let mut exclude = Vec::new();
+        for flag in step
+            .instruction
+            .flags
+            .iter()
+            .filter(|flag| flag.name == "exclude")
+        {
+            let pattern = flag.value.as_deref().unwrap_or_default();
+            if let Err(error) = IgnoreMatcher::new(&[pattern]) {
+                let message = format!("`--exclude`: {error}");
                 return self.refuse(Diagnostic::error(step.at(flag.span), message));
             }
+            exclude.push(read_pattern(pattern));
         }
-        Ok(())
+        let chmod = self.expand_flag(state, step, "chmod")?;
+        Ok(Flags {
+            chown,
+            chmod: chmod.filter(|text| !text.is_empty()),
+            checksum: self.expand_flag(state, step, "checksum")?,
+            exclude,
+            link,
+            parents: is_set(step, "parents") == Some(true),
+            unpack: is_set(step, "unpack"),
+        })
     }
 
-    fn mode(&mut self, step: &Step<'_>, chmod: Option<&str>) -> Outcome<Option<u32>> {
-        let Some(text) = chmod else {
-            return Ok(None);
-        };
-        let digits =
-            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let mode = u32::from_str_radix(text, 8)
-            .ok()
-            .filter(|&mode| mode <= 0o7777);
-        let span = step.instruction.flag("chmod").map(|flag| flag.span);
-        let span = step.at(span.unwrap_or(step.instruction.head));
-        match mode {
-            Some(mode) if digits(text) => Ok(Some(mode)),
-            None if digits(text) => {
-                let message = format!("the mode `{text}` is not an octal number from 0 to 07777");
-                self.refuse(Diagnostic::error(span, message))
-            }
-            _ => {
-                let message = format!(
-                    "the mode `{text}` is not a number: symbolic modes are not supported yet"
-                );
-                self.refuse(
-                    Diagnostic::error(span, message).help("an octal number, as in `--chmod=755`"),
-                )
+    fn flag_span(&self, step: &Step<'_>, name: &str) -> Span {
+        let span = step.instruction.flag(name).map(|flag| flag.span);
+        step.at(span.unwrap_or(step.instruction.head))
+    }
+
+    fn mode(&mut self, step: &Step<'_>, chmod: Option<&str>) -> Outcome<Option<ModeChange>> {
+        match chmod.map(str::parse).transpose() {
+            Ok(mode) => Ok(mode),
+            Err(error) => {
+                let error: ModeError = error;
+                let diagnostic =
+                    Diagnostic::error(self.flag_span(step, "chmod"), error.to_string());
+                self.refuse(diagnostic.help("as in `--chmod=755` or `--chmod=u=rwX,go=rX`"))
             }
         }
     }
 
-    fn check_source(&mut self, step: &Step<'_>, word: &Word, path: &str, is_add: bool) -> Outcome {
-        let Some(kind) = remote_kind(path) else {
-            return Ok(());
-        };
-        let diagnostic = match is_add {
-            true => {
-                let message = format!("`ADD` of {kind} is not supported yet: `{path}`");
-                Diagnostic::error(step.at(word.span), message)
+    /// What one source word stands for; the vertex that it is read from joins `inputs`.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one instruction")]
+    fn source(
+        &mut self,
+        plan: &StagePlan<'_>,
+        step: &Step<'_>,
+        word: &Word,
+        path: &str,
+        is_add: bool,
+        flags: &Flags,
+        inputs: &mut Inputs,
+    ) -> Outcome<CopySource> {
+        if let Some(kind) = remote_kind(path) {
+            let diagnostic = match is_add {
+                true => {
+                    let message = format!("`ADD` of {kind} is not supported yet: `{path}`");
+                    Diagnostic::error(step.at(word.span), message)
+                }
+                false => {
+                    let message = format!("`COPY` cannot copy {kind}: `{path}`");
+                    Diagnostic::error(step.at(word.span), message).help("`ADD` can")
+                }
+            };
+            return self.refuse(diagnostic);
+        }
+        if flags.checksum.is_some() {
+            let message =
+                format!("`--checksum` is for a URL or a git repository, not for `{path}`");
+            let diagnostic = Diagnostic::error(self.flag_span(step, "checksum"), message);
+            return self
+                .refuse(diagnostic.label(step.at(word.span), "a path of the build context"));
+        }
+        let (vertex, ignore) = self.source_vertex(plan, step, step.from.as_ref())?;
+        Ok(CopySource {
+            input: inputs.number(vertex),
+            pattern: path.to_owned(),
+            ignore,
+            exclude: flags.exclude.clone(),
+            parents: flags.parents,
+            unpack: is_add && flags.unpack != Some(false),
+        })
+    }
+
+    /// The here-documents of a copy.
+    fn documents(&mut self, state: &StageState, step: &Step<'_>) -> Outcome<Vec<Document>> {
+        let mut documents = Vec::new();
+        for heredoc in &step.instruction.heredocs {
+            let name = heredoc.name.strip_prefix('/').unwrap_or(&heredoc.name);
+            if name.contains('/') || matches!(name, "" | "." | "..") {
+                let message = format!("`{}` names a file, so it cannot be a path", heredoc.name);
+                return self.refuse(Diagnostic::error(step.at(heredoc.word), message).help(
+                    "a here-document is a file of the name that ends it; put folders into the destination",
+                ));
             }
-            false => {
-                let message = format!("`COPY` cannot copy {kind}: `{path}`");
-                Diagnostic::error(step.at(word.span), message).help("`ADD` can")
+            let body = &step.text[heredoc.body.range()];
+            let body = match heredoc.strip_tabs {
+                true => strip_tabs(body),
+                false => body.to_owned(),
+            };
+            let content = match heredoc.expand {
+                true => self.expand_document(state, step, &body, heredoc)?,
+                false => body,
+            };
+            documents.push(Document {
+                name: name.to_owned(),
+                content,
+            });
+        }
+        Ok(documents)
+    }
+
+    fn expand_document(
+        &mut self,
+        state: &StageState,
+        step: &Step<'_>,
+        body: &str,
+        heredoc: &Heredoc,
+    ) -> Outcome<String> {
+        let span = step.at(heredoc.word);
+        match words::expand_document(body, &|name| state.scope.value(name)) {
+            Ok(expanded) => {
+                let undefined = expanded.unset.iter().filter(|name| scope::is_name(name));
+                for name in undefined {
+                    self.diagnostics
+                        .push(scope::undefined(name, span, state.scope.names()));
+                }
+                Ok(expanded.text)
             }
-        };
-        self.refuse(diagnostic)
+            Err(error) => {
+                let name = &heredoc.name;
+                let message = format!("cannot expand the here-document `{name}`: {error}");
+                let quoted = format!("`<<'{name}'` leaves the text as it stands");
+                self.refuse(Diagnostic::error(span, message).help(quoted))
+            }
+        }
     }
 
     pub(super) fn workdir(
@@ -179,12 +293,59 @@ impl Lowering<'_> {
         state.root = Some(vertex);
         vertex
     }
+
+    /// Adds a vertex that knows nothing of the stage's files (`--link`), and puts its layer upon them.
+    fn link(
+        &mut self,
+        state: &mut StageState,
+        plan: &StagePlan<'_>,
+        step: &Step<'_>,
+        action: FileAction,
+        sources: Vec<VertexIndex>,
+    ) -> VertexIndex {
+        let op = Op::File(FileOp {
+            on_base: false,
+            actions: vec![action],
+        });
+        let meta = self.step_metadata(state, plan, step);
+        let keyword = step.instruction.keyword.text.to_uppercase();
+        let merged = OpMetadata {
+            name: meta.name.replacen(&keyword, &format!("LINK {keyword}"), 1),
+            no_cache: false,
+            ..meta.clone()
+        };
+        let layer = self.definition.add(op, sources, meta);
+        state.root = Some(match state.root {
+            Some(below) => self.definition.add(Op::Merge, vec![below, layer], merged),
+            None => layer,
+        });
+        layer
+    }
 }
 
-fn is_false(flag: &Flag) -> bool {
-    flag.value
-        .as_deref()
-        .is_some_and(|value| value.eq_ignore_ascii_case("false"))
+/// The vertices that a copy reads, each once, behind the root file system that it changes.
+struct Inputs {
+    /// How many inputs stand before them.
+    below: usize,
+    vertices: Vec<VertexIndex>,
+}
+
+impl Inputs {
+    /// The number of `vertex` among the inputs.
+    fn number(&mut self, vertex: VertexIndex) -> usize {
+        let known = self.vertices.iter().position(|known| *known == vertex);
+        self.below
+            + known.unwrap_or_else(|| {
+                self.vertices.push(vertex);
+                self.vertices.len() - 1
+            })
+    }
+}
+
+/// What a flag that is on or off says, if it is given.
+fn is_set(step: &Step<'_>, name: &str) -> Option<bool> {
+    let value = step.instruction.flag(name)?.value.as_deref();
+    Some(!value.is_some_and(|value| value.eq_ignore_ascii_case("false")))
 }
 
 /// What a source is, if it is not a path.

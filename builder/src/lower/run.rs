@@ -140,7 +140,8 @@ pub(super) fn configured(state: &StageState, command: &Command) -> Vec<String> {
     }
 }
 
-fn strip_tabs(text: &str) -> String {
+/// A here-document opened with `<<-`: without the tabs at the start of its lines.
+pub(super) fn strip_tabs(text: &str) -> String {
     text.split_inclusive('\n')
         .map(|line| line.trim_start_matches('\t'))
         .collect()

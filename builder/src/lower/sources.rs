@@ -88,6 +88,7 @@ impl Lowering<'_> {
                     input: 0,
                     pattern: "/".to_owned(),
                     ignore,
+                    ..CopySource::default()
                 }],
                 dest: "/".to_owned(),
                 ..CopyAction::default()

@@ -238,7 +238,7 @@ mod tests {
         let source = CopySource {
             input: 0,
             pattern: pattern.to_owned(),
-            ignore: Vec::new(),
+            ..CopySource::default()
         };
         content_digest(Tree::Context(context), &source, &NOT_CANCELLED).unwrap()
     }

@@ -48,7 +48,7 @@ impl Operations<'_> {
                 .own
                 .first()
                 .and_then(|layer| layer.id),
-            Op::Image(_) | Op::Context(_) => None,
+            Op::Image(_) | Op::Context(_) | Op::Merge => None,
         }
     }
 
@@ -121,6 +121,14 @@ impl Operations<'_> {
         });
     }
 
+    /// What a merge adds to its base: all that its upper input is.
+    pub(super) fn merge(&self, vertex: usize) {
+        if let [_, upper] = self.vertex(vertex).inputs[..] {
+            let own = self.stack(upper.0);
+            self.state(vertex).outcome = Some(Outcome { own, created: None });
+        }
+    }
+
     pub(super) fn set_image_layers(&self, vertex: usize, ids: &[LayerId]) {
         let mut state = self.state(vertex);
         if let Some(outcome) = &mut state.outcome {
@@ -146,7 +154,7 @@ impl Operations<'_> {
 /// The input that a vertex's result is stacked on.
 pub(super) fn base_of(vertex: &Vertex) -> Option<usize> {
     match &vertex.op {
-        Op::Exec(_) => vertex.inputs.first().map(|input| input.0),
+        Op::Exec(_) | Op::Merge => vertex.inputs.first().map(|input| input.0),
         Op::File(file) if file.on_base => vertex.inputs.first().map(|input| input.0),
         _ => None,
     }

@@ -4,15 +4,22 @@
 //! first component with a wildcard: what stands before is followed like a path, the rest is matched component by
 //! component with Go's `filepath.Match`, never entering a directory through a link; what matches is then followed. A
 //! directory stands for its contents. No match at all is no error: so `COPY package-lock.json* .` works without one.
+//!
+//! With `--parents` what is selected is a directory, the root or what stands before `/./`, and of its contents what the
+//! pattern covers, as `.dockerignore` would, with the directories above. No link in the pattern is followed then.
 
+use std::fmt;
 use std::sync::Arc;
 
-use super::tree::{Kind, Listing, Place, Tree, TreeError, components, join, show};
+use super::tree::{Entry, Kind, Listing, Place, Tree, TreeError, components, join, show};
 use crate::dockerfile::ignore::{Glob, IgnoreMatcher, PatternError};
 use crate::graph::CopySource;
 
 /// Names offered for one that is missing, at most.
 const NEAR_MAX: usize = 3;
+
+/// Names listed in place of one that nothing is near to, at most.
+const LISTED_MAX: usize = 5;
 
 /// Names compared with a missing one, at most: beyond it the hint is not worth the time.
 const NEAR_CANDIDATES_MAX: usize = 10_000;
@@ -51,15 +58,30 @@ pub enum SelectError {
     #[error(transparent)]
     Tree(#[from] TreeError),
     /// A path without wildcards leads nowhere.
-    #[error("`{path}`: not found{}", hint(*.ignored, .near))]
+    #[error("`{path}`: not found{hint}")]
     NotFound {
         /// The path, with a leading `/`.
         path: String,
-        /// Whether it exists but `.dockerignore` excludes it.
-        ignored: bool,
-        /// Names beside it that are nearly the same.
-        near: Vec<String>,
+        /// What there is instead.
+        hint: Hint,
     },
+    /// `--parents` came upon a link where the path goes on.
+    #[error("`{path}`: `--parents` does not follow the symbolic link `{link}`")]
+    LinkedParent {
+        /// The path.
+        path: String,
+        /// The link.
+        link: String,
+    },
+    /// `--parents` with `/./` behind something that is no directory.
+    #[error("`{path}`: not a directory, so it cannot be what `--parents` keeps the paths below")]
+    PivotNotADirectory {
+        /// What stands before `/./`.
+        path: String,
+    },
+    /// The pattern of a copy with `--parents` is malformed.
+    #[error(transparent)]
+    Pattern(PatternError),
     /// What was named or matched is a symbolic link to nowhere.
     #[error("`{path}`: a symbolic link whose target `{target}` does not exist")]
     Dangling {
@@ -73,15 +95,57 @@ pub enum SelectError {
     Ignore(#[from] PatternError),
 }
 
-fn hint(ignored: bool, near: &[String]) -> String {
-    if ignored {
-        return ": it exists, but `.dockerignore` excludes it".to_owned();
+/// What is said about a path that is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Hint {
+    /// There is nothing to say.
+    None,
+    /// It exists, but this pattern of `.dockerignore` excludes it.
+    Ignored(String),
+    /// Paths that are nearly the same.
+    Near(Vec<String>),
+    /// What the directory that should hold it has instead.
+    Has {
+        /// The directory.
+        directory: String,
+        /// The first of its names.
+        names: Vec<String>,
+        /// How many more it has.
+        more: usize,
+    },
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |names: &[String]| -> Vec<String> {
+            names.iter().map(|name| format!("`{name}`")).collect()
+        };
+        match self {
+            Hint::None => Ok(()),
+            Hint::Ignored(pattern) => {
+                write!(
+                    f,
+                    ": it exists, but `{pattern}` in `.dockerignore` excludes it"
+                )
+            }
+            Hint::Near(names) => write!(f, ", did you mean {}?", quoted(names).join(" or ")),
+            Hint::Has {
+                directory, names, ..
+            } if names.is_empty() => write!(f, ": `{directory}` is empty"),
+            Hint::Has {
+                directory,
+                names,
+                more,
+            } => {
+                write!(f, ": `{directory}` has {}", quoted(names).join(", "))?;
+                match more {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
+        }
     }
-    if near.is_empty() {
-        return String::new();
-    }
-    let names: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
-    format!(", did you mean {}?", names.join(" or "))
 }
 
 impl Selected {
@@ -130,15 +194,19 @@ pub fn select(tree: Tree<'_>, source: &CopySource) -> Result<Selected, SelectErr
     let selector = Selector {
         tree,
         ignore: IgnoreMatcher::new(&source.ignore)?,
+        exclude: IgnoreMatcher::new(&source.exclude).map_err(SelectError::Pattern)?,
     };
-    let names = clean(source.pattern.as_bytes());
-    let literal = names.iter().take_while(|name| !has_wildcards(name)).count();
+    let pattern = source.pattern.as_bytes();
     let mut matches = Vec::new();
-    if literal == names.len() {
-        matches.push(selector.literal(&names)?);
+    if source.parents {
+        let (pivot, wanted) = split_at_pivot(pattern);
+        let wanted = Wanted::new(&clean(wanted))?;
+        for path in selector.paths(&clean(pivot))? {
+            matches.extend(selector.below(&path, &wanted)?);
+        }
     } else {
-        for path in selector.expand(&names[..literal], &names[literal..])? {
-            matches.push(selector.follow(&path)?);
+        for path in selector.paths(&clean(pattern))? {
+            matches.extend(selector.follow(&path, None)?);
         }
     }
     Ok(Selected { matches })
@@ -147,24 +215,72 @@ pub fn select(tree: Tree<'_>, source: &CopySource) -> Result<Selected, SelectErr
 struct Selector<'a> {
     tree: Tree<'a>,
     ignore: IgnoreMatcher,
+    exclude: IgnoreMatcher,
+}
+
+/// What `--parents` selects below a directory.
+struct Wanted {
+    names: Vec<Vec<u8>>,
+    /// None for everything.
+    glob: Option<Glob>,
+    /// Without wildcards: it must exist.
+    required: bool,
+}
+
+impl Wanted {
+    fn new(names: &[&[u8]]) -> Result<Wanted, SelectError> {
+        let glob = match names {
+            [] => None,
+            names => {
+                let pattern = names.join(&b'/');
+                let glob = Glob::recursive(&String::from_utf8_lossy(&pattern));
+                Some(glob.map_err(SelectError::Pattern)?)
+            }
+        };
+        Ok(Wanted {
+            names: names.iter().map(|name| unescape(name)).collect(),
+            glob,
+            required: !names.iter().any(|name| has_wildcards(name)),
+        })
+    }
+}
+
+/// Whether an entry below a directory is copied.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    /// Yes.
+    Copied,
+    /// A directory that is only copied if something below it is.
+    IfParent,
+    /// No, nor anything below it.
+    Left,
 }
 
 impl Selector<'_> {
-    fn literal(&self, names: &[&[u8]]) -> Result<Match, SelectError> {
+    /// The path that `names` is, or those that it matches.
+    fn paths(&self, names: &[&[u8]]) -> Result<Vec<Vec<u8>>, SelectError> {
+        let literal = names.iter().take_while(|name| !has_wildcards(name)).count();
+        if literal == names.len() {
+            return Ok(vec![self.literal(names)?]);
+        }
+        Ok(self.expand(&names[..literal], &names[literal..])?)
+    }
+
+    fn literal(&self, names: &[&[u8]]) -> Result<Vec<u8>, SelectError> {
         let path = names.join(&b'/');
         if self.tree.resolve(&path)?.is_some() {
-            return self.follow(&path);
+            return Ok(path);
         }
         // `a\*b` has no wildcard: it may also be meant as `a*b`.
         let unescaped = unescape(&path);
         if unescaped != path && self.tree.resolve(&unescaped)?.is_some() {
-            return self.follow(&unescaped);
+            return Ok(unescaped);
         }
         Err(self.not_found(&path)?)
     }
 
-    /// Follows the links of `path`, and lists what is below it if it is a directory.
-    fn follow(&self, path: &[u8]) -> Result<Match, SelectError> {
+    /// Follows the links of `path`, and lists what is below it if it is a directory; `None` for a file that is excluded.
+    fn follow(&self, path: &[u8], wanted: Option<&Glob>) -> Result<Option<Match>, SelectError> {
         let Some(place) = self.tree.resolve(path)? else {
             return Err(self.not_found(path)?);
         };
@@ -177,31 +293,94 @@ impl Selector<'_> {
             Place::Root => Vec::new(),
             Place::Entry(listing, index) => listing.path_of(*index),
         };
-        let ignored = !canonical.is_empty() && self.ignore.matches(&canonical);
-        if found.is_dir() && (!ignored || !self.ignore.can_skip_dir(&canonical)) {
-            self.collect(&canonical, b"", &mut found.items)?;
+        let ignored = match canonical.as_slice() {
+            b"" => None,
+            path => self.ignore.excluded_by(path),
+        };
+        if found.is_dir() && (ignored.is_none() || !self.ignore.can_skip_dir(&canonical)) {
+            self.collect(&canonical, b"", wanted, &mut found.items)?;
         }
-        if ignored && found.items.is_empty() {
-            return Err(SelectError::NotFound {
-                path: show(path),
-                ignored: true,
-                near: Vec::new(),
-            });
+        if let Some(pattern) = ignored
+            && found.items.is_empty()
+        {
+            return Err(missing(path, Hint::Ignored(pattern.to_owned())));
+        }
+        let excluded = !found.is_dir() && self.exclude.matches(&found.name);
+        Ok((!excluded).then_some(found))
+    }
+
+    /// What `--parents` selects below the directory at `path`.
+    fn below(&self, path: &[u8], wanted: &Wanted) -> Result<Option<Match>, SelectError> {
+        let found = self.follow(path, wanted.glob.as_ref())?;
+        let dir = match found.as_ref().map(|found| &found.place) {
+            Some(Place::Root) => Vec::new(),
+            Some(Place::Entry(listing, index))
+                if listing.entries[*index].meta.kind == Kind::Dir =>
+            {
+                listing.path_of(*index)
+            }
+            _ => return Err(SelectError::PivotNotADirectory { path: show(path) }),
+        };
+        if wanted.required {
+            self.require(&dir, &wanted.names)?;
         }
         Ok(found)
     }
 
+    /// Sees to it that there is something at `names` below the directory `dir`.
+    fn require(&self, dir: &[u8], names: &[Vec<u8>]) -> Result<(), SelectError> {
+        let mut at = dir.to_vec();
+        for (depth, name) in names.iter().enumerate() {
+            let whole = || join(dir, &names.join(&b'/'));
+            let listing = self.tree.list(&at)?;
+            let kind = listing
+                .find(name)
+                .map(|index| listing.entries[index].meta.kind);
+            at = join(&at, name);
+            match kind {
+                Some(Kind::Dir) => {}
+                Some(_) if depth + 1 == names.len() => {}
+                Some(Kind::Symlink) => {
+                    return Err(SelectError::LinkedParent {
+                        path: show(&whole()),
+                        link: show(&at),
+                    });
+                }
+                _ => return Err(self.not_found(&whole())?),
+            }
+        }
+        let Some(pattern) = self.ignore.excluded_by(&at) else {
+            return Ok(());
+        };
+        let is_dir = self.tree.resolve(&at)?.is_some_and(|place| match place {
+            Place::Root => true,
+            Place::Entry(listing, index) => listing.entries[index].meta.kind == Kind::Dir,
+        });
+        match self.hidden(&at, is_dir)? {
+            true => Err(missing(&at, Hint::Ignored(pattern.to_owned()))),
+            false => Ok(()),
+        }
+    }
+
     /// Adds what is below the directory `dir`; `prefix` is its path below the directory that was selected.
-    fn collect(&self, dir: &[u8], prefix: &[u8], items: &mut Vec<Item>) -> Result<(), TreeError> {
+    fn collect(
+        &self,
+        dir: &[u8],
+        prefix: &[u8],
+        wanted: Option<&Glob>,
+        items: &mut Vec<Item>,
+    ) -> Result<(), TreeError> {
         let listing = self.tree.list(dir)?;
         for (index, entry) in listing.entries.iter().enumerate() {
             let is_dir = entry.meta.kind == Kind::Dir;
             let path = join(dir, &entry.name);
-            let ignored = !self.ignore.is_empty() && self.ignore.matches(&path);
-            if ignored && (!is_dir || self.ignore.can_skip_dir(&path)) {
+            let below = join(prefix, &entry.name);
+            let verdict = verdict(&self.ignore, &path, is_dir)
+                .max(verdict(&self.exclude, &below, is_dir))
+                .max(wanted.map_or(Verdict::Copied, |wanted| covered(wanted, &below, is_dir)));
+            if verdict == Verdict::Left {
                 continue;
             }
-            let below = join(prefix, &entry.name);
             let before = items.len();
             items.push(Item {
                 path: below.clone(),
@@ -209,10 +388,9 @@ impl Selector<'_> {
                 index,
             });
             if is_dir {
-                self.collect(&path, &below, items)?;
+                self.collect(&path, &below, wanted, items)?;
             }
-            // An excluded directory counts only as the parent of what an exception brings back.
-            if ignored && items.len() == before + 1 {
+            if verdict == Verdict::IfParent && items.len() == before + 1 {
                 items.pop();
             }
         }
@@ -278,7 +456,7 @@ impl Selector<'_> {
             return Ok(true);
         }
         let mut items = Vec::new();
-        self.collect(path, b"", &mut items)?;
+        self.collect(path, b"", None, &mut items)?;
         Ok(items.is_empty())
     }
 
@@ -286,18 +464,18 @@ impl Selector<'_> {
     fn not_found(&self, path: &[u8]) -> Result<SelectError, TreeError> {
         let names: Vec<_> = components(path).collect();
         let Some((name, parents)) = names.split_last() else {
-            return Ok(missing(path, Vec::new()));
+            return Ok(missing(path, Hint::None));
         };
         let dir = match self.tree.resolve(&parents.join(&b'/'))? {
             Some(Place::Root) => Vec::new(),
             Some(Place::Entry(listing, index)) if listing.entries[index].meta.kind == Kind::Dir => {
                 listing.path_of(index)
             }
-            Some(Place::Entry(..)) => return Ok(missing(path, Vec::new())),
+            Some(Place::Entry(..)) => return Ok(missing(path, Hint::None)),
             // The parent is missing too: what is near it says more.
             None => {
                 return Ok(match self.not_found(&parents.join(&b'/'))? {
-                    SelectError::NotFound { near, .. } => missing(path, near),
+                    SelectError::NotFound { hint, .. } => missing(path, hint),
                     other => other,
                 });
             }
@@ -312,25 +490,73 @@ impl Selector<'_> {
                 target: String::from_utf8_lossy(&target).into_owned(),
             });
         }
-        let mut near: Vec<_> = listing
+        Ok(missing(path, self.hint(&dir, &listing, name)))
+    }
+
+    /// What the directory `dir` has instead of `name`.
+    fn hint(&self, dir: &[u8], listing: &Listing, name: &[u8]) -> Hint {
+        let shown = |entry: &&Entry| !self.ignore.matches(&join(dir, &entry.name));
+        let candidates = listing.entries.iter().take(NEAR_CANDIDATES_MAX);
+        let mut near: Vec<_> = candidates
+            .filter_map(|entry| Some((distance(name, &entry.name)?, entry)))
+            .filter(|(_, entry)| shown(entry))
+            .collect();
+        near.sort_by_key(|(distance, _)| *distance);
+        if !near.is_empty() {
+            let near = near.iter().take(NEAR_MAX);
+            let near = near.map(|(_, entry)| show(&join(dir, &entry.name)));
+            return Hint::Near(near.collect());
+        }
+        let entries = listing
             .entries
             .iter()
             .take(NEAR_CANDIDATES_MAX)
-            .filter_map(|entry| Some((distance(name, &entry.name)?, entry)))
-            .filter(|(_, entry)| !self.ignore.matches(&join(&dir, &entry.name)))
+            .filter(shown);
+        let names: Vec<_> = entries
+            .map(|entry| String::from_utf8_lossy(&entry.name).into_owned())
             .collect();
-        near.sort_by_key(|(distance, _)| *distance);
-        let near = near.iter().take(NEAR_MAX);
-        let near = near.map(|(_, entry)| show(&join(&dir, &entry.name)));
-        Ok(missing(path, near.collect()))
+        Hint::Has {
+            directory: show(dir),
+            more: names.len().saturating_sub(LISTED_MAX),
+            names: names.into_iter().take(LISTED_MAX).collect(),
+        }
     }
 }
 
-fn missing(path: &[u8], near: Vec<String>) -> SelectError {
+fn missing(path: &[u8], hint: Hint) -> SelectError {
     SelectError::NotFound {
         path: show(path),
-        ignored: false,
-        near,
+        hint,
+    }
+}
+
+/// What ignore patterns say of a path.
+fn verdict(ignore: &IgnoreMatcher, path: &[u8], is_dir: bool) -> Verdict {
+    if ignore.is_empty() || !ignore.matches(path) {
+        return Verdict::Copied;
+    }
+    match is_dir && !ignore.can_skip_dir(path) {
+        true => Verdict::IfParent,
+        false => Verdict::Left,
+    }
+}
+
+/// What a pattern of `--parents` says of a path.
+fn covered(wanted: &Glob, path: &[u8], is_dir: bool) -> Verdict {
+    if wanted.covers(path) {
+        return Verdict::Copied;
+    }
+    match is_dir && wanted.reaches_below(path) {
+        true => Verdict::IfParent,
+        false => Verdict::Left,
+    }
+}
+
+/// What stands before the first `/./`, and the rest.
+fn split_at_pivot(pattern: &[u8]) -> (&[u8], &[u8]) {
+    match pattern.windows(3).position(|window| window == b"/./") {
+        Some(at) => (&pattern[..at], &pattern[at + 3..]),
+        None => (b"", pattern),
     }
 }
 

@@ -1,6 +1,8 @@
 //! A plan as text: its vertices, and its configuration.
 
-use builder::graph::{CopyAction, ExecOp, FileAction, MkdirAction, Op, Vertex};
+use builder::graph::{
+    CopyAction, CopySource, Document, ExecOp, FileAction, MkdirAction, Op, Vertex,
+};
 use builder::lower::Plan;
 use serde_json::json;
 
@@ -74,6 +76,7 @@ fn operation(text: &mut String, vertex: &Vertex) {
             }
             *text += &format!("    cwd {cwd:?} user {user:?}\n");
         }
+        Op::Merge => *text += "    merge\n",
         Op::File(file) => {
             *text += &format!("    file, on base: {}\n", file.on_base);
             for action in &file.actions {
@@ -88,26 +91,42 @@ fn file_action(text: &mut String, action: &FileAction) {
         FileAction::Copy(copy) => {
             let CopyAction {
                 sources,
+                documents,
                 dest,
                 chown,
                 chmod,
-                unpack,
             } = copy;
             for source in sources {
-                *text += &format!("    copy {:?} of input {}", source.pattern, source.input);
-                if !source.ignore.is_empty() {
-                    *text += &format!(" but {:?}", source.ignore);
+                let CopySource {
+                    input,
+                    pattern,
+                    ignore,
+                    exclude,
+                    parents,
+                    unpack: _,
+                } = source;
+                *text += &format!("    copy {pattern:?} of input {input}");
+                if *parents {
+                    *text += " with its parents";
+                }
+                for patterns in [ignore, exclude] {
+                    if !patterns.is_empty() {
+                        *text += &format!(" but {patterns:?}");
+                    }
                 }
                 *text += "\n";
+            }
+            for Document { name, content } in documents {
+                *text += &format!("    document {name:?} {content:?}\n");
             }
             *text += &format!("    to {dest:?}");
             if let Some(chown) = chown {
                 *text += &format!(" owner {:?}", chown.text);
             }
             if let Some(mode) = chmod {
-                *text += &format!(" mode {mode:04o}");
+                *text += &format!(" mode {mode}");
             }
-            if *unpack {
+            if sources.iter().any(|source| source.unpack) {
                 *text += " unpacking archives";
             }
             *text += "\n";

@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use crate::cache::content_hash::read_accounts;
+use crate::dockerfile::suggest::nearest;
 use crate::ops::tree::TreeError;
 
 /// A numeric owner and group.
@@ -23,32 +24,48 @@ pub enum OwnerError {
         text: String,
     },
     /// No such user.
-    #[error("unknown user `{name}`: {}", missing(*.has_file, "/etc/passwd"))]
+    #[error("unknown user `{name}`: {}", missing(*.has_file, "/etc/passwd", .near))]
     UnknownUser {
         /// The name.
         name: String,
         /// Whether the root file system has an `/etc/passwd`.
         has_file: bool,
+        /// The name in it that is nearest, if one is near.
+        near: Option<String>,
     },
     /// No such group.
-    #[error("unknown group `{name}`: {}", missing(*.has_file, "/etc/group"))]
+    #[error("unknown group `{name}`: {}", missing(*.has_file, "/etc/group", .near))]
     UnknownGroup {
         /// The name.
         name: String,
         /// Whether the root file system has an `/etc/group`.
         has_file: bool,
+        /// The name in it that is nearest, if one is near.
+        near: Option<String>,
     },
     /// The files could not be read.
     #[error(transparent)]
     Tree(#[from] TreeError),
 }
 
-fn missing(has_file: bool, file: &str) -> String {
-    if has_file {
-        format!("not in the image's `{file}`, expected a name from it or a number")
-    } else {
-        format!("the image has no `{file}`, expected a number")
+fn missing(has_file: bool, file: &str, near: &Option<String>) -> String {
+    match (has_file, near) {
+        (false, _) => format!("the image has no `{file}`, expected a number"),
+        (true, Some(near)) => format!("not in the image's `{file}`, did you mean `{near}`?"),
+        (true, None) => {
+            format!("not in the image's `{file}`, expected a name from it or a number")
+        }
     }
+}
+
+/// The name in an account file that `name` may have been meant for.
+fn near(file: Option<&[u8]>, name: &str) -> Option<String> {
+    let lines = file?.split(|&byte| byte == b'\n');
+    let names = lines.filter_map(|line| {
+        let (name, _) = std::str::from_utf8(line).ok()?.split_once(':')?;
+        (!name.is_empty()).then_some(name)
+    });
+    nearest(name, names).map(str::to_owned)
 }
 
 /// Whether `text` (`user[:group]`) needs the base's account files to be understood; if so they belong to the key.
@@ -77,6 +94,7 @@ pub(super) fn resolve(text: &str, base: Option<BorrowedFd<'_>>) -> Result<Owner,
             found.ok_or_else(|| OwnerError::UnknownUser {
                 name: user.to_owned(),
                 has_file: file.is_some(),
+                near: near(file.as_deref(), user),
             })?
         }
     };
@@ -89,6 +107,7 @@ pub(super) fn resolve(text: &str, base: Option<BorrowedFd<'_>>) -> Result<Owner,
                 found.ok_or_else(|| OwnerError::UnknownGroup {
                     name: group.to_owned(),
                     has_file: file.is_some(),
+                    near: near(file.as_deref(), group),
                 })?
             }
         };
@@ -162,6 +181,14 @@ mod tests {
         let user = "not in the image's `/etc/passwd`, expected a name from it or a number";
         check("bob", &format!("unknown user `bob`: {user}"));
         check("bad", &format!("unknown user `bad`: {user}"));
+        check(
+            "rooot",
+            "unknown user `rooot`: not in the image's `/etc/passwd`, did you mean `root`?",
+        );
+        check(
+            "5:stuff",
+            "unknown group `stuff`: not in the image's `/etc/group`, did you mean `staff`?",
+        );
         check("short", &format!("unknown user `short`: {user}"));
         check("4294967296", &format!("unknown user `4294967296`: {user}"));
         check(

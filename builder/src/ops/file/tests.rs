@@ -2,6 +2,8 @@
 //!
 //! Every case runs twice and must give the same; the identity that the operation returns must be that of a scan.
 
+mod flags;
+
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
@@ -18,7 +20,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags}
 
 use super::*;
 use crate::cache::content_hash::content_digest;
-use crate::graph::{ChownSpec, CopyAction, CopySource, MkdirAction};
+use crate::graph::{ChownSpec, CopyAction, CopySource, Document, MkdirAction};
 use crate::ops::Context;
 use store::layer::compress::{Compression, compressor};
 
@@ -156,7 +158,7 @@ fn set_time(path: &Path, seconds: i64) {
     rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// `COPY|ADD [--from] [--chown=…] [--chmod=…] source… dest` or `WORKDIR path [user]`, one per line.
+/// `COPY|ADD [--from] [--chown=…] [--chmod=…] [--exclude=…] [--parents] source… [<<NAME=content] dest` or `WORKDIR path [user]`, one per line.
 fn parse(ops: &str, ignore: &[&str]) -> Vec<FileAction> {
     let one = |line: &str| {
         let mut words: Vec<_> = line.split_whitespace().collect();
@@ -169,11 +171,12 @@ fn parse(ops: &str, ignore: &[&str]) -> Vec<FileAction> {
             });
         }
         let mut action = CopyAction {
-            unpack: name == "ADD",
             dest: words.pop().unwrap().to_owned(),
             ..CopyAction::default()
         };
         let mut input = 1;
+        let mut exclude = Vec::new();
+        let mut parents = false;
         for word in words {
             if word == "--from" {
                 input = 2;
@@ -181,13 +184,28 @@ fn parse(ops: &str, ignore: &[&str]) -> Vec<FileAction> {
                 let text = text.to_owned();
                 action.chown = Some(ChownSpec { text });
             } else if let Some(mode) = word.strip_prefix("--chmod=") {
-                action.chmod = Some(u32::from_str_radix(mode, 8).unwrap());
+                action.chmod = Some(mode.parse().unwrap());
+            } else if let Some(pattern) = word.strip_prefix("--exclude=") {
+                exclude.push(pattern.to_owned());
+            } else if word == "--parents" {
+                parents = true;
+            } else if let Some((name, content)) = word
+                .strip_prefix("<<")
+                .and_then(|word| word.split_once('='))
+            {
+                action.documents.push(Document {
+                    name: name.to_owned(),
+                    content: content.to_owned(),
+                });
             } else {
                 let ignore = if input == 1 { ignore } else { &[] };
                 action.sources.push(CopySource {
                     input,
                     pattern: word.to_owned(),
                     ignore: ignore.iter().map(|&line| line.to_owned()).collect(),
+                    exclude: exclude.clone(),
+                    parents,
+                    unpack: name == "ADD",
                 });
             }
         }
@@ -786,20 +804,20 @@ fn ignored_paths_are_not_there() {
     check(
         &case(&["d"], "COPY d /"),
         &expect![[r#"
-        error: `/d`: not found: it exists, but `.dockerignore` excludes it
-    "#]],
+            error: `/d`: not found: it exists, but `d` in `.dockerignore` excludes it
+        "#]],
     );
     check(
         &case(&["b"], "COPY b /"),
         &expect![[r#"
-        error: `/b`: not found: it exists, but `.dockerignore` excludes it
-    "#]],
+            error: `/b`: not found: it exists, but `b` in `.dockerignore` excludes it
+        "#]],
     );
     check(
         &case(&["b"], "COPY to-b /"),
         &expect![[r#"
-        error: `/to-b`: not found: it exists, but `.dockerignore` excludes it
-    "#]],
+            error: `/to-b`: not found: it exists, but `b` in `.dockerignore` excludes it
+        "#]],
     );
     check(
         &case(&["[a"], "COPY a /"),
@@ -1050,8 +1068,8 @@ fn missing_sources() {
     check(
         &case("COPY quite/else /"),
         &expect![[r#"
-        error: `/quite/else`: not found
-    "#]],
+            error: `/quite/else`: not found: `/` has `package.json`, `src`
+        "#]],
     );
     check(
         &case("COPY package.json/x /"),
@@ -1062,8 +1080,8 @@ fn missing_sources() {
     check(
         &case("COPY --from bin /"),
         &expect![[r#"
-        error: `/bin`: not found
-    "#]],
+            error: `/bin`: not found: `/` is empty
+        "#]],
     );
 }
 

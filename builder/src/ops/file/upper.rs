@@ -74,8 +74,8 @@ pub(super) enum Origin {
         listing: Arc<Listing>,
         index: usize,
     },
-    /// Nothing (a socket's stand-in).
-    Empty,
+    /// These bytes: a here-document, or nothing in place of a socket.
+    Inline(Vec<u8>),
     /// Written by whoever planned it.
     Direct,
 }

@@ -345,7 +345,7 @@ fn identity(
 fn is_shared(body: &Body) -> bool {
     match &body.origin {
         Origin::Copy { listing, index, .. } => listing.entries[*index].meta.nlink > 1,
-        Origin::Empty | Origin::Direct => false,
+        Origin::Inline(_) | Origin::Direct => false,
     }
 }
 
@@ -393,12 +393,13 @@ impl Worker<'_, '_> {
                 listing,
                 index,
             } => self.copy(*input, listing, *index, node, &job.name, &path)?,
-            Origin::Empty => {
+            Origin::Inline(content) => {
                 let file = self.open_new(&job.name, &path)?;
+                write_all(&file, content).map_err(|errno| write_error("write", &path(), errno))?;
                 self.writer.finish_file(&path(), &file, &node.attrs)?;
                 Written {
-                    size: 0,
-                    hash: *blake3::hash(b"").as_bytes(),
+                    size: content.len() as u64,
+                    hash: *blake3::hash(content).as_bytes(),
                     xattrs: Xattrs::new(),
                 }
             }
