@@ -17,6 +17,14 @@ pub enum BuildError {
         /// One rendered diagnostic each, in the order of the file.
         rendered: Vec<String>,
     },
+    /// Rules are violated, and the Dockerfile wants that to be an error.
+    #[error("lint violation found for rules: {rules}")]
+    Checks {
+        /// The rules' names, each once, with commas between them.
+        rules: String,
+        /// Every violation, rendered.
+        rendered: Vec<String>,
+    },
     /// A step failed.
     #[error("{name} failed")]
     Step {

@@ -10,6 +10,7 @@
 
 pub mod cache;
 pub mod contexts;
+pub mod checks;
 pub mod dockerfile;
 pub mod error;
 pub mod export;
@@ -29,7 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use store::Store;
 
 use contexts::{MainContext, NamedContext};
-use dockerfile::{Diagnostic, SourceFile};
+use dockerfile::{Diagnostic, Dockerfile, SourceFile};
 use error::BuildError;
 use graph::{Definition, Op};
 use lower::{LowerRequest, Lowered, Plan};
@@ -62,7 +63,7 @@ pub fn build(
     progress: &Arc<dyn ProgressSink>,
 ) -> Result<BuildOutcome, BuildError> {
     let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
-    let plan = plan(environment, request, &source)?;
+    let (plan, warnings) = plan(environment, request, &source)?;
     let contexts = open_contexts(environment.store, request, &plan.definition)?;
     let abort = Cancel::new().map_err(BuildError::Setup)?;
     let prepare = export::wants_layers(request);
@@ -102,11 +103,6 @@ pub fn build(
     })?;
     operations.save_contexts();
     let (ran, cached) = operations.counts();
-    let warnings = plan
-        .warnings
-        .iter()
-        .map(|warning| warning.render(&source, false))
-        .collect();
     let mut outcome = BuildOutcome {
         warnings,
         ran,
@@ -117,12 +113,38 @@ pub fn build(
     Ok(outcome)
 }
 
-/// Parses and lowers, resolving the base images that lowering asks for.
+/// Looks at the plan as the build checks do. What they find is left in its warnings.
+fn check(
+    request: &BuildRequest,
+    source: &SourceFile,
+    parsed: &Dockerfile,
+    plan: &mut Plan,
+) -> Result<Vec<String>, BuildError> {
+    let subject = checks::Subject {
+        dockerfile: parsed,
+        source,
+        stages: &plan.stages,
+        build_args: &request.build_args,
+    };
+    let said = std::mem::take(&mut plan.warnings);
+    let report = checks::report(&subject, said)
+        .map_err(|rendered| BuildError::Dockerfile { rendered })?;
+    let rendered = report.rendered(source);
+    match report.error {
+        true => Err(BuildError::Checks {
+            rules: report.rules().join(", "),
+            rendered,
+        }),
+        false => Ok(rendered),
+    }
+}
+
+/// Parses and lowers, resolving the base images that lowering asks for; with what is doubtful, rendered.
 fn plan(
     environment: BuildEnvironment<'_>,
     request: &BuildRequest,
     source: &SourceFile,
-) -> Result<Plan, BuildError> {
+) -> Result<(Plan, Vec<String>), BuildError> {
     let (parsed, problems) = dockerfile::parse(source.text());
     if problems.iter().any(Diagnostic::is_error) {
         return Err(refused(source, &problems));
@@ -145,11 +167,13 @@ fn plan(
             },
             contexts: request.contexts.clone(),
             images: &images,
+            survey: None,
         });
         let needed = match lowered {
             Ok(Lowered::Done(mut plan)) => {
                 plan.warnings.splice(0..0, problems);
-                return Ok(*plan);
+                let warnings = check(request, source, &parsed, &mut plan)?;
+                return Ok((*plan, warnings));
             }
             Ok(Lowered::NeedImages(needed)) => needed,
             Err(problems) => return Err(refused(source, &problems)),

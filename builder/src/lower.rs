@@ -20,17 +20,21 @@ mod signals;
 mod sources;
 mod stages;
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use store::oci::{Descriptor, DiffId, Digest, History, ImageConfig, Platform, Reference};
 
 use crate::contexts::{FetchedTree, LayoutImage, NamedContexts};
+use crate::checks::values;
 use crate::dockerfile::ast::InstructionKind;
 use crate::dockerfile::source::Label;
 use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span, Word};
 use crate::graph::{Definition, ImageOp, Op, OpMetadata, VertexIndex};
+pub(crate) use scope::FromDefaults;
 use scope::Scope;
+pub(crate) use stages::platform;
 use stages::{Base, StagePlan, Stages, Step};
 
 /// What the history says made an entry; docker's own builder writes the same, and tools look for it.
@@ -66,6 +70,8 @@ pub struct LowerRequest<'a> {
     pub contexts: NamedContexts,
     /// The images that earlier calls asked for.
     pub images: &'a BTreeMap<ImageRequest, ResolvedImage>,
+    /// Nothing is going to be built: every stage is looked at, and these images could not be had.
+    pub survey: Option<&'a BTreeSet<ImageRequest>>,
 }
 
 /// An image for a platform.
@@ -103,6 +109,19 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
 }
 
+impl ResolvedImage {
+    /// Stands in for an image that could not be had.
+    fn unknown(request: &ImageRequest) -> ResolvedImage {
+        ResolvedImage {
+            reference: request.reference.clone(),
+            manifest: None,
+            diff_ids: Vec::new(),
+            layers: Vec::new(),
+            config: ImageConfig::scratch(&request.platform),
+        }
+    }
+}
+
 /// What lowering came to.
 #[derive(Clone, Debug)]
 pub enum Lowered {
@@ -127,6 +146,8 @@ pub struct Plan {
     pub base_history: Vec<History>,
     /// What is doubtful about the Dockerfile.
     pub warnings: Vec<Diagnostic>,
+    /// The stages that the target needs, itself among them, by index.
+    pub stages: BTreeSet<usize>,
     /// How many steps people are told of: the sum of the stages' `n` in `[stage m/n]`.
     pub steps: usize,
 }
@@ -181,6 +202,7 @@ pub fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Vec<Diagnostic>> {
         history: target.history,
         base_history: target.base_history,
         warnings: diagnostics,
+        stages: stages.plans.keys().copied().collect(),
         steps: stages.plans.values().map(|plan| plan.total).sum(),
     })))
 }
@@ -204,8 +226,19 @@ struct StageState {
     history: Vec<HistoryStep>,
     /// `CMD` was set in this stage, so `ENTRYPOINT` leaves it.
     cmd_set: bool,
+    /// `WORKDIR` was set in this stage or one that it stands on.
+    workdir_set: bool,
     /// Steps named so far.
     step: usize,
+}
+
+/// Drops the findings of build checks from a position on.
+fn drop_findings(diagnostics: &mut Vec<Diagnostic>, from: usize) {
+    let mut position = 0;
+    diagnostics.retain(|diagnostic| {
+        position += 1;
+        position <= from || diagnostic.rule.is_none()
+    });
 }
 
 /// The instruction was reported as wrong.
@@ -221,6 +254,8 @@ impl Lowering<'_> {
             // What was refused is reported; the rest is looked at for more.
             let _: Outcome = self.instruction(&mut state, plan, step);
             if let Some(from) = step.origin {
+                // Whoever builds upon an image cannot change its triggers.
+                drop_findings(&mut self.diagnostics, said);
                 let trigger = format!("this image triggers `{}`", step.instruction.line);
                 for diagnostic in &mut self.diagnostics[said..] {
                     diagnostic.labels.push(Label {
@@ -246,8 +281,12 @@ impl Lowering<'_> {
             Base::Scratch => StageState::scratch(&plan.platform),
             Base::Context(key) => self.context_base(plan, key),
             Base::Image(request) => {
-                let image = &self.request.images[request.as_ref()];
-                let mut config = image.config.clone();
+                let known = self.request.images.get(request.as_ref());
+                let image = &known.map_or_else(|| Cow::Owned(ResolvedImage::unknown(request)), Cow::Borrowed);
+                let (found, wanted) = (image.config.platform(), &plan.platform);
+                let name = image.reference.familiar();
+                self.diagnostics.extend(values::base_platform(&name, &found, wanted, plan.from));
+                let mut config = ImageConfig::clone(&image.config);
                 let base_history = std::mem::take(&mut config.history);
                 config.rootfs.diff_ids.clear();
                 config.created = None;
@@ -267,8 +306,12 @@ impl Lowering<'_> {
                     base_history,
                     history: Vec::new(),
                     cmd_set: false,
+                    workdir_set: false,
                     step: 0,
                 };
+                if known.is_none() {
+                    state.scope.leave_open();
+                }
                 let name = format!("FROM {}", full_name(image));
                 let mut meta = self.metadata(plan.from, name, &mut state, Some(plan));
                 // An image is what it is: there is nothing to run again.
@@ -306,11 +349,11 @@ impl Lowering<'_> {
             InstructionKind::Workdir(path) => self.workdir(state, plan, step, path),
             InstructionKind::User(user) => self.user(state, step, user),
             InstructionKind::Cmd(command) => {
-                self.cmd(state, command);
+                self.cmd(state, step, command);
                 Ok(())
             }
             InstructionKind::Entrypoint(command) => {
-                self.entrypoint(state, command);
+                self.entrypoint(state, step, command);
                 Ok(())
             }
             InstructionKind::Expose(words) => self.expose(state, step, words),
@@ -325,7 +368,7 @@ impl Lowering<'_> {
                 Ok(())
             }
             InstructionKind::Maintainer(name) => {
-                self.maintainer(state, step, name);
+                self.maintainer(state, name);
                 Ok(())
             }
             InstructionKind::Onbuild(trigger) => {
@@ -360,17 +403,21 @@ impl Lowering<'_> {
         let span = step.at(span);
         match words::expand(text, step.escape, &|name| state.scope.value(name)) {
             Ok(expanded) => {
-                let undefined = expanded.unset.iter().filter(|name| scope::is_name(name));
-                for name in undefined {
-                    self.diagnostics
-                        .push(scope::undefined(name, span, state.scope.names()));
-                }
+                self.check_unset(&state.scope, &expanded, span);
                 Ok(expanded)
             }
             Err(error) => {
                 let message = format!("cannot expand `{text}`: {error}");
                 self.refuse(Diagnostic::error(span, message))
             }
+        }
+    }
+
+    /// Warns of variables that a text uses and that are not set.
+    fn check_unset(&mut self, scope: &Scope, expanded: &Expanded, span: Span) {
+        for name in expanded.unset.iter().filter(|name| scope.misses(name)) {
+            self.diagnostics
+                .push(values::undefined(name, span, scope.names()));
         }
     }
 
@@ -450,6 +497,7 @@ impl StageState {
             base_history: Vec::new(),
             history: Vec::new(),
             cmd_set: false,
+            workdir_set: false,
             step: 0,
         }
     }

@@ -14,6 +14,7 @@ use super::ast::{
 use super::lexer::{self, Lexer, LogicalLine, PhysicalLine};
 use super::source::{Diagnostic, Span};
 use super::suggest::nearest;
+use crate::checks::Rule;
 
 /// The instructions that there are.
 pub const KEYWORDS: [&str; 18] = [
@@ -170,7 +171,7 @@ impl<'a> Parser<'a> {
 
     fn instruction(&mut self, logical: &LogicalLine) -> Instruction {
         for &blank in &logical.blank_lines {
-            let warning = Diagnostic::warning(blank, "a blank line inside a continued instruction");
+            let warning = Rule::NoEmptyContinuation.at(blank, "a blank line inside a continued instruction");
             self.diagnostics
                 .push(warning.label(logical.span, "the instruction").help(
                 "it will become an error: remove the line, or end the line above without an escape",

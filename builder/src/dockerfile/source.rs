@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
+use crate::checks::Rule;
+
 /// A range of bytes of a source file, on character boundaries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
@@ -112,6 +114,8 @@ pub struct Label {
 pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
+    /// The rule of the build checks that is broken, if it is one.
+    pub rule: Option<Rule>,
     /// One sentence: lower case, no full stop, values in backticks.
     pub message: String,
     /// What it is about.
@@ -127,6 +131,7 @@ impl Diagnostic {
     pub fn error(span: Span, message: impl Into<String>) -> Diagnostic {
         Diagnostic {
             severity: Severity::Error,
+            rule: None,
             message: message.into(),
             span,
             labels: Vec::new(),
@@ -188,9 +193,17 @@ impl Diagnostic {
                     .span(label.span.range())
                     .label(label.text.as_str())
             }));
-        let mut group = level.primary_title(self.message.as_str()).element(snippet);
+        let title = level.primary_title(self.message.as_str());
+        let title = match self.rule {
+            Some(rule) => title.id(rule.name()),
+            None => title,
+        };
+        let mut group = title.element(snippet);
         if let Some(help) = &self.help {
             group = group.element(Level::HELP.message(help.as_str()));
+        }
+        if let Some(rule) = self.rule {
+            group = group.element(Level::NOTE.message(format!("see {}", rule.page())));
         }
         let renderer = if color {
             Renderer::styled()

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::run::configured;
 use super::stages::Step;
 use super::{Lowering, Outcome, StageState, go_format, ports, signals};
+use crate::checks::values;
 use crate::dockerfile::ast::{
     ArgDeclaration, Command, Healthcheck, Instruction, KeyValue, KeyValues,
 };
@@ -91,7 +92,17 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    pub(super) fn cmd(&mut self, state: &mut StageState, command: &Command) {
+    /// Warns of a command that a shell will run, unless the shell was chosen.
+    fn check_form(&mut self, state: &StageState, step: &Step<'_>, keyword: &str, command: &Command) {
+        if let Command::Shell(_) = command {
+            let span = step.at(step.instruction.head);
+            let chosen = state.config.config.shell.is_some();
+            self.diagnostics.extend(values::shell_form(keyword, span, chosen));
+        }
+    }
+
+    pub(super) fn cmd(&mut self, state: &mut StageState, step: &Step<'_>, command: &Command) {
+        self.check_form(state, step, "CMD", command);
         let argv = configured(state, command);
         state.record(format!("CMD {}", go_format::quoted_list(&argv)), None);
         let config = &mut state.config.config;
@@ -102,7 +113,13 @@ impl Lowering<'_> {
         state.cmd_set = true;
     }
 
-    pub(super) fn entrypoint(&mut self, state: &mut StageState, command: &Command) {
+    pub(super) fn entrypoint(
+        &mut self,
+        state: &mut StageState,
+        step: &Step<'_>,
+        command: &Command,
+    ) {
+        self.check_form(state, step, "ENTRYPOINT", command);
         let argv = configured(state, command);
         let list = go_format::quoted_list(&argv);
         state.record(format!("ENTRYPOINT {list}"), None);
@@ -121,6 +138,7 @@ impl Lowering<'_> {
         let mut exposed = Vec::new();
         for word in words {
             for text in self.expand(state, step, word)?.words {
+                self.diagnostics.extend(values::port(&text, step.at(word.span)));
                 match ports::parse(&text) {
                     Ok(ports) => exposed.extend(ports),
                     Err(error) => {
@@ -230,11 +248,7 @@ impl Lowering<'_> {
         state.config.config.healthcheck = Some(Value::Object(value));
     }
 
-    pub(super) fn maintainer(&mut self, state: &mut StageState, step: &Step<'_>, name: &Word) {
-        let warning =
-            Diagnostic::warning(step.at(step.instruction.head), "`MAINTAINER` is deprecated");
-        let help = "`LABEL org.opencontainers.image.authors=…`";
-        self.diagnostics.push(warning.help(help));
+    pub(super) fn maintainer(&mut self, state: &mut StageState, name: &Word) {
         state.record(format!("MAINTAINER {}", name.text), None);
         state.config.author = Some(name.text.clone());
     }

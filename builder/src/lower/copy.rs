@@ -2,7 +2,8 @@
 
 use super::run::strip_tabs;
 use super::stages::{StagePlan, Step};
-use super::{Lowering, Outcome, StageState, scope};
+use super::{Lowering, Outcome, StageState};
+use crate::checks::values;
 use crate::dockerfile::ast::{Copy, Heredoc};
 use crate::dockerfile::ignore::{IgnoreMatcher, clean, read_pattern};
 use crate::dockerfile::{Diagnostic, Span, Word, words};
@@ -176,6 +177,11 @@ impl Lowering<'_> {
                 .refuse(diagnostic.label(step.at(word.span), "a path of the build context"));
         }
         let (vertex, ignore) = self.source_vertex(plan, step, step.from.as_ref())?;
+        if step.from.is_none() {
+            let keyword = if is_add { "ADD" } else { "COPY" };
+            let finding = values::ignored_source(keyword, path, &ignore, step.at(word.span));
+            self.diagnostics.extend(finding);
+        }
         Ok(CopySource {
             input: inputs.number(vertex),
             pattern: path.to_owned(),
@@ -224,11 +230,7 @@ impl Lowering<'_> {
         let span = step.at(heredoc.word);
         match words::expand_document(body, &|name| state.scope.value(name)) {
             Ok(expanded) => {
-                let undefined = expanded.unset.iter().filter(|name| scope::is_name(name));
-                for name in undefined {
-                    self.diagnostics
-                        .push(scope::undefined(name, span, state.scope.names()));
-                }
+                self.check_unset(&state.scope, &expanded, span);
                 Ok(expanded.text)
             }
             Err(error) => {
@@ -254,6 +256,10 @@ impl Lowering<'_> {
                 path.text
             );
             return self.refuse(Diagnostic::error(step.at(path.span), message));
+        }
+        if !std::mem::replace(&mut state.workdir_set, true) {
+            let span = step.at(path.span);
+            self.diagnostics.extend(values::relative_workdir(&written, span));
         }
         let path = absolute(state.cwd(), &written);
         state.config.config.working_dir.clone_from(&path);

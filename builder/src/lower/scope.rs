@@ -6,13 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use store::oci::Platform;
+use store::oci::{Platform, Reference};
 
 use super::LowerRequest;
 use crate::dockerfile::ast::{ArgDeclaration, InstructionKind};
-use crate::dockerfile::suggest::nearest;
 use crate::dockerfile::words;
-use crate::dockerfile::{Diagnostic, Span};
+use crate::dockerfile::{Diagnostic, Dockerfile};
 
 /// Build arguments that need no declaration, reach `RUN` and are no part of any cache key.
 const PROXY_NAMES: [&str; 5] = [
@@ -31,6 +30,8 @@ pub(super) struct Scope {
     positions: BTreeMap<String, usize>,
     /// Names that `ARG` declared, in order of first appearance.
     declared: Vec<String>,
+    /// The base image is not known, and may set anything.
+    open: bool,
 }
 
 impl Scope {
@@ -42,6 +43,17 @@ impl Scope {
             scope.set(name, value);
         }
         scope
+    }
+
+    /// Notes that there may be more variables than are known.
+    pub(super) fn leave_open(&mut self) {
+        self.open = true;
+    }
+
+    /// Whether a variable without a value is surely not set, and should be.
+    pub(super) fn misses(&self, name: &str) -> bool {
+        let declared = || self.declared.iter().any(|known| known == name);
+        !self.open && is_name(name) && !is_proxy(name) && !is_automatic(name) && !declared()
     }
 
     pub(super) fn value(&self, name: &str) -> Option<&str> {
@@ -121,21 +133,21 @@ fn is_proxy(name: &str) -> bool {
         .any(|proxy| name == *proxy || name == proxy.to_lowercase())
 }
 
+/// The arguments that say what is built, for what and on what.
+fn is_automatic(name: &str) -> bool {
+    let platform = |name: &str| {
+        matches!(name, "PLATFORM" | "OS" | "OSVERSION" | "ARCH" | "VARIANT")
+    };
+    name == "TARGETSTAGE"
+        || name.strip_prefix("TARGET").is_some_and(platform)
+        || name.strip_prefix("BUILD").is_some_and(platform)
+}
+
 /// Whether a variable has a name that can be set, unlike `$1` and `$@`.
 pub(super) fn is_name(name: &str) -> bool {
     name.chars()
         .next()
         .is_some_and(|first| first.is_alphabetic() || first == '_')
-}
-
-/// The warning about a variable that is not set.
-pub(super) fn undefined<'n>(
-    name: &str,
-    span: Span,
-    known: impl Iterator<Item = &'n str>,
-) -> Diagnostic {
-    let warning = Diagnostic::warning(span, format!("the variable `{name}` is not set"));
-    warning.suggest(nearest(name, known))
 }
 
 /// The variables that `FROM` sees.
@@ -168,7 +180,9 @@ impl Globals {
                 continue;
             };
             for declaration in declarations {
-                if let Err(diagnostic) = globals.declare(request, declaration) {
+                let declared =
+                    globals.declare(&request.build_args, request.dockerfile, declaration);
+                if let Err(diagnostic) = declared {
                     diagnostics.push(*diagnostic);
                 }
             }
@@ -193,19 +207,20 @@ impl Globals {
 
     fn declare(
         &mut self,
-        request: &LowerRequest<'_>,
+        build_args: &BTreeMap<String, String>,
+        dockerfile: &Dockerfile,
         declaration: &ArgDeclaration,
     ) -> Result<(), Box<Diagnostic>> {
         let expand = |word: &crate::dockerfile::Word| {
             let lookup = |name: &str| self.value(name);
-            words::expand(&word.text, request.dockerfile.escape, &lookup).map_err(|error| {
+            words::expand(&word.text, dockerfile.escape, &lookup).map_err(|error| {
                 let message = format!("cannot expand `{}`: {error}", word.text);
                 Box::new(Diagnostic::error(word.span, message))
             })
         };
         let name = expand(&declaration.name)?.text;
         let default = declaration.default.as_ref().map(expand).transpose()?;
-        let value = match request.build_args.get(&name) {
+        let value = match build_args.get(&name) {
             Some(value) => Some(value.clone()),
             None => default.map(|expanded| expanded.text),
         };
@@ -226,5 +241,46 @@ impl Globals {
 
     pub(super) fn is_declared(&self, name: &str) -> bool {
         self.declared.contains(name) || is_proxy(name)
+    }
+}
+
+/// The variables of `FROM` if nobody gives any: the defaults, and nothing of the platform.
+pub(crate) struct FromDefaults<'a> {
+    dockerfile: &'a Dockerfile,
+    globals: Globals,
+}
+
+impl FromDefaults<'_> {
+    pub(crate) fn new(dockerfile: &Dockerfile) -> FromDefaults<'_> {
+        let host = Platform::host();
+        let mut globals = Globals::default();
+        globals.set_platform("BUILD", &host);
+        globals.set_platform("TARGET", &host);
+        for instruction in dockerfile.globals() {
+            let InstructionKind::Arg(declarations) = &instruction.kind else {
+                continue;
+            };
+            for declaration in declarations {
+                // What cannot be expanded is an error of lowering's.
+                let _ = globals.declare(&BTreeMap::new(), dockerfile, declaration);
+            }
+        }
+        FromDefaults { dockerfile, globals }
+    }
+
+    /// Why a name of an image names none: `is …`. Nothing where that has another reason than a default.
+    pub(crate) fn refuses(&self, image: &str) -> Option<String> {
+        if !image.contains('$') {
+            return None;
+        }
+        let lookup = |name: &str| self.globals.value(name);
+        let expanded = words::expand(image, self.dockerfile.escape, &lookup).ok()?;
+        let name = expanded.text;
+        if name.is_empty() {
+            return Some("is empty".to_owned());
+        }
+        name.parse::<Reference>()
+            .is_err()
+            .then(|| format!("is `{name}`, which names no image"))
     }
 }

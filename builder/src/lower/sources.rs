@@ -43,7 +43,10 @@ impl Lowering<'_> {
                 }
             },
             Some(Base::Image(request)) => {
-                let image = &self.request.images[request.as_ref()];
+                let Some(image) = self.request.images.get(request.as_ref()) else {
+                    // Only a survey comes here: nothing is going to be copied.
+                    return Ok((self.main_context(), Vec::new()));
+                };
                 let span = step.at(step.instruction.head);
                 let meta = OpMetadata {
                     name: format!("FROM {}", full_name(image)),

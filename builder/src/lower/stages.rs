@@ -8,6 +8,7 @@ use store::oci::{Platform, Reference};
 use super::scope::{self, Globals};
 use super::{ImageRequest, LowerRequest, NeededImage};
 use crate::contexts::{self, LayoutImage, NamedContext};
+use crate::checks::values;
 use crate::dockerfile::ast::{From, InstructionKind};
 use crate::dockerfile::suggest::nearest;
 use crate::dockerfile::{Diagnostic, Escape, Instruction, Span, Word, parse_trigger, words};
@@ -113,11 +114,14 @@ pub(super) fn resolve<'a>(request: &LowerRequest<'a>) -> Result<Resolved<'a>, Ve
         globals,
         diagnostics,
         needed: Vec::new(),
-        wanted: BTreeSet::from([target]),
+        wanted: match request.survey {
+            Some(_) => (0..request.dockerfile.stages.len()).collect(),
+            None => BTreeSet::from([target]),
+        },
     };
     let mut plans = BTreeMap::new();
     // A stage needs only stages before it, so one pass backwards finds all.
-    for index in (0..=target).rev() {
+    for index in (0..request.dockerfile.stages.len()).rev() {
         if resolver.wanted.contains(&index)
             && let Some(plan) = resolver.stage(index)
         {
@@ -269,13 +273,9 @@ impl<'a> Resolver<'_, 'a> {
             Ok(expanded) => {
                 for name in &expanded.unset {
                     if scope::is_name(name) && !self.globals.is_declared(name) {
-                        let warning = scope::undefined(name, span, self.globals.names());
-                        self.diagnostics.push(match &warning.help {
-                            Some(_) => warning,
-                            None => {
-                                warning.help("`FROM` sees only an `ARG` before the first `FROM`")
-                            }
-                        });
+                        let names = self.globals.names();
+                        self.diagnostics
+                            .push(values::undefined_in_from(name, span, names));
                     }
                 }
                 Some(expanded.text)
@@ -298,7 +298,8 @@ impl<'a> Resolver<'_, 'a> {
             return self
                 .error(Diagnostic::error(flag.span, message).help("`linux/amd64`, `linux/arm64`"));
         };
-        if !platform.satisfies(&self.request.build_platform) {
+        let is_run = self.request.survey.is_none();
+        if is_run && !platform.satisfies(&self.request.build_platform) {
             let message = format!(
                 "building for `{platform}` on `{}` is not supported yet",
                 self.request.build_platform
@@ -362,6 +363,7 @@ impl<'a> Resolver<'_, 'a> {
             layout,
         };
         let known = self.request.images.contains_key(&request)
+            || self.request.survey.is_some_and(|unknown| unknown.contains(&request))
             || self.needed.iter().any(|needed| needed.request == request);
         if !known {
             self.needed.push(NeededImage {
@@ -554,6 +556,11 @@ impl<'a> Resolver<'_, 'a> {
             None => self.image(name, span, platform),
         }
     }
+}
+
+/// A platform as it is written, on a machine like this one.
+pub(crate) fn platform(text: &str) -> Option<Platform> {
+    parse_platform(text, &Platform::host())
 }
 
 /// `os/architecture[/variant]`, or one of the two with the other one as in `default`.

@@ -18,6 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use builder::contexts::{NamedContext, NamedContexts, context_key};
+use builder::checks::{self, Subject};
 use builder::dockerfile::{Diagnostic, Dockerfile, SourceFile, parse};
 use builder::lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage, lower};
 use serde::Deserialize;
@@ -129,6 +130,7 @@ fn lower_fully(
             fetched: None,
             contexts: case.contexts(),
             images: &images,
+            survey: None,
         };
         match lower(&request)? {
             Lowered::Done(plan) => return Ok(plan),
@@ -163,7 +165,16 @@ fn results(folder: &Path) -> BTreeMap<&'static str, String> {
             Ok(plan) => {
                 results.insert("graph.txt", graph_dump::graph(&plan));
                 results.insert("config.json", graph_dump::config(&plan));
-                diagnostics.extend(plan.warnings);
+                diagnostics.extend(plan.warnings.clone());
+                let subject = Subject {
+                    dockerfile: &dockerfile,
+                    source: &source,
+                    stages: &plan.stages,
+                    build_args: &case.build_args,
+                };
+                let report = checks::report(&subject, std::mem::take(&mut diagnostics)).unwrap();
+                assert_eq!(report.remarks, Vec::<String>::new());
+                diagnostics = [report.warnings, report.findings].concat();
             }
             Err(problems) => {
                 assert!(
@@ -269,6 +280,7 @@ fn asks_for_the_images_of_needed_stages_only() {
             fetched: None,
             contexts: NamedContexts::new(),
             images: &images,
+            survey: None,
         };
         let Ok(Lowered::NeedImages(needed)) = lower(&request) else {
             panic!("{target} needs no images");
