@@ -12,6 +12,7 @@
 //! | [`settings`] | `# check=`, and comments that silence a rule |
 //! | [`casing`], [`stages`], [`commands`], [`secrets`], [`images`] | rules that the tree alone decides |
 //! | [`values`] | rules that lowering asks while it expands: variables, ports, sources |
+//! | [`survey`] | `--check`: all stages, nothing built |
 //! | [`descriptions`] | comments that describe stages and arguments |
 //! | [`shell`], [`experimental`] | a reader of scripts, and the rules of longshore's own |
 
@@ -23,6 +24,7 @@ pub mod rules;
 mod secrets;
 pub mod settings;
 mod stages;
+pub mod survey;
 pub(crate) mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,7 +93,11 @@ impl Report {
     /// The names of the violated rules, each once, in alphabetical order.
     pub fn rules(&self) -> Vec<&'static str> {
         let rules = self.findings.iter().filter_map(|finding| finding.rule);
-        rules.map(Rule::name).collect::<BTreeSet<_>>().into_iter().collect()
+        rules
+            .map(Rule::name)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect()
     }
 
     /// Everything as people see it: warnings first, then violations.
@@ -110,7 +116,12 @@ impl Report {
 /// # Errors
 /// Settings that cannot be read, rendered.
 pub fn report(subject: &Subject<'_>, said: Vec<Diagnostic>) -> Result<Report, Vec<String>> {
-    let Subject { dockerfile, source, build_args, .. } = *subject;
+    let Subject {
+        dockerfile,
+        source,
+        build_args,
+        ..
+    } = *subject;
     let (settings, remarks) = settings::of_file(dockerfile, source, build_args)?;
     let (inline, mut warnings) = settings::inline(dockerfile, source);
     let mut findings = examine(subject);
@@ -131,7 +142,12 @@ pub fn report(subject: &Subject<'_>, said: Vec<Diagnostic>) -> Result<Report, Ve
         diagnostics.dedup();
     }
     let error = settings.error && !findings.is_empty();
-    Ok(Report { findings, warnings, remarks, error })
+    Ok(Report {
+        findings,
+        warnings,
+        remarks,
+        error,
+    })
 }
 
 fn wanted(

@@ -9,8 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
-pub mod contexts;
 pub mod checks;
+pub mod contexts;
 pub mod dockerfile;
 pub mod error;
 pub mod export;
@@ -20,6 +20,7 @@ pub mod ops;
 pub mod remote;
 pub mod request;
 pub mod solve;
+pub mod subrequests;
 pub mod transfer;
 
 use std::collections::BTreeMap;
@@ -33,7 +34,7 @@ use contexts::{MainContext, NamedContext};
 use dockerfile::{Diagnostic, Dockerfile, SourceFile};
 use error::BuildError;
 use graph::{Definition, Op};
-use lower::{LowerRequest, Lowered, Plan};
+use lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage};
 use ops::Operations;
 use ops::context::Context;
 use remote::Remote;
@@ -127,8 +128,8 @@ fn check(
         build_args: &request.build_args,
     };
     let said = std::mem::take(&mut plan.warnings);
-    let report = checks::report(&subject, said)
-        .map_err(|rendered| BuildError::Dockerfile { rendered })?;
+    let report =
+        checks::report(&subject, said).map_err(|rendered| BuildError::Dockerfile { rendered })?;
     let rendered = report.rendered(source);
     match report.error {
         true => Err(BuildError::Checks {
@@ -151,24 +152,7 @@ fn plan(
     }
     let mut images = BTreeMap::new();
     loop {
-        let lowered = lower::lower(&LowerRequest {
-            dockerfile: &parsed,
-            source,
-            build_args: request.build_args.clone(),
-            target: request.target.clone(),
-            platform: request.platform.clone(),
-            build_platform: store::oci::Platform::host(),
-            no_cache: request.no_cache,
-            labels: request.labels.clone(),
-            ignore: request.ignore.clone(),
-            fetched: match &request.context {
-                Some(MainContext::Tree(tree)) => Some(tree.clone()),
-                Some(MainContext::Folder(_)) | None => None,
-            },
-            contexts: request.contexts.clone(),
-            images: &images,
-            survey: None,
-        });
+        let lowered = lower::lower(&lower_request(request, source, &parsed, &images));
         let needed = match lowered {
             Ok(Lowered::Done(mut plan)) => {
                 plan.warnings.splice(0..0, problems);
@@ -195,6 +179,33 @@ fn plan(
             })?;
             images.insert(image.request, resolved);
         }
+    }
+}
+
+/// What lowering is asked for.
+fn lower_request<'a>(
+    request: &BuildRequest,
+    source: &'a SourceFile,
+    dockerfile: &'a Dockerfile,
+    images: &'a BTreeMap<ImageRequest, ResolvedImage>,
+) -> LowerRequest<'a> {
+    LowerRequest {
+        dockerfile,
+        source,
+        build_args: request.build_args.clone(),
+        target: request.target.clone(),
+        platform: request.platform.clone(),
+        build_platform: store::oci::Platform::host(),
+        no_cache: request.no_cache,
+        labels: request.labels.clone(),
+        ignore: request.ignore.clone(),
+        fetched: match &request.context {
+            Some(MainContext::Tree(tree)) => Some(tree.clone()),
+            Some(MainContext::Folder(_)) | None => None,
+        },
+        contexts: request.contexts.clone(),
+        images,
+        survey: None,
     }
 }
 

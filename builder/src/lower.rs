@@ -25,17 +25,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use store::oci::{Descriptor, DiffId, Digest, History, ImageConfig, Platform, Reference};
 
-use crate::contexts::{FetchedTree, LayoutImage, NamedContexts};
 use crate::checks::values;
+use crate::contexts::{FetchedTree, LayoutImage, NamedContexts};
 use crate::dockerfile::ast::InstructionKind;
 use crate::dockerfile::source::Label;
 use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span, Word};
 use crate::graph::{Definition, ImageOp, Op, OpMetadata, VertexIndex};
-pub(crate) use scope::FromDefaults;
+pub(crate) use scope::GlobalArgs;
 use scope::Scope;
-pub(crate) use stages::platform;
+pub(crate) use sources::is_true;
 use stages::{Base, StagePlan, Stages, Step};
+pub(crate) use stages::{platform, reachable};
 
 /// What the history says made an entry; docker's own builder writes the same, and tools look for it.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
@@ -282,10 +283,14 @@ impl Lowering<'_> {
             Base::Context(key) => self.context_base(plan, key),
             Base::Image(request) => {
                 let known = self.request.images.get(request.as_ref());
-                let image = &known.map_or_else(|| Cow::Owned(ResolvedImage::unknown(request)), Cow::Borrowed);
+                let image = &known.map_or_else(
+                    || Cow::Owned(ResolvedImage::unknown(request)),
+                    Cow::Borrowed,
+                );
                 let (found, wanted) = (image.config.platform(), &plan.platform);
                 let name = image.reference.familiar();
-                self.diagnostics.extend(values::base_platform(&name, &found, wanted, plan.from));
+                self.diagnostics
+                    .extend(values::base_platform(&name, &found, wanted, plan.from));
                 let mut config = ImageConfig::clone(&image.config);
                 let base_history = std::mem::take(&mut config.history);
                 config.rootfs.diff_ids.clear();

@@ -9,7 +9,11 @@ pub(super) fn check(subject: &Subject<'_>, found: &mut Vec<Diagnostic>) {
         if name.text.chars().any(char::is_uppercase) {
             let message = format!("the name of the stage `{}` is not in lower case", name.text);
             let lower = name.text.to_lowercase();
-            found.push(Rule::StageNameCasing.at(name.span, message).help(format!("`{lower}`")));
+            found.push(
+                Rule::StageNameCasing
+                    .at(name.span, message)
+                    .help(format!("`{lower}`")),
+            );
         }
         found.extend(from_as(subject, instruction));
     }
@@ -31,7 +35,9 @@ fn from_as(subject: &Subject<'_>, instruction: &Instruction) -> Option<Diagnosti
     let span = crate::dockerfile::Span::new(start, start + 2);
     (case_of(word) != Some(keyword)).then(|| {
         let message = format!("`{word}` and `{}` differ in case", instruction.keyword.text);
-        Rule::FromAsCasing.at(span, message).label(instruction.keyword.span, "as written here")
+        Rule::FromAsCasing
+            .at(span, message)
+            .label(instruction.keyword.span, "as written here")
     })
 }
 

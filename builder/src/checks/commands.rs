@@ -23,11 +23,18 @@ fn outdated(instruction: &Instruction, found: &mut Vec<Diagnostic>) {
                 "`LABEL org.opencontainers.image.authors=\"{}\"`",
                 name.text.trim_matches('"')
             );
-            let finding = Rule::MaintainerDeprecated.at(instruction.head, "`MAINTAINER` is deprecated");
+            let finding =
+                Rule::MaintainerDeprecated.at(instruction.head, "`MAINTAINER` is deprecated");
             found.push(finding.help(help));
         }
-        InstructionKind::Env(KeyValues { legacy: true, pairs })
-        | InstructionKind::Label(KeyValues { legacy: true, pairs }) => {
+        InstructionKind::Env(KeyValues {
+            legacy: true,
+            pairs,
+        })
+        | InstructionKind::Label(KeyValues {
+            legacy: true,
+            pairs,
+        }) => {
             let keyword = instruction.keyword.text.to_uppercase();
             let message = format!("`{keyword} key value` is outdated, and takes one pair only");
             let finding = Rule::LegacyKeyValueFormat.at(instruction.head, message);
@@ -50,17 +57,24 @@ fn assignment(keyword: &str, key: &str, value: &str) -> String {
     }
 }
 
+type IsKind = fn(&InstructionKind) -> bool;
+
 /// Instructions of which a stage has only the last; the earlier ones are reported, since they are without effect.
 fn overruled(body: &[Instruction], found: &mut Vec<Diagnostic>) {
-    let kinds: [(&str, fn(&InstructionKind) -> bool); 3] = [
+    let kinds: [(&str, IsKind); 3] = [
         ("CMD", |kind| matches!(kind, InstructionKind::Cmd(_))),
-        ("ENTRYPOINT", |kind| matches!(kind, InstructionKind::Entrypoint(_))),
-        ("HEALTHCHECK", |kind| matches!(kind, InstructionKind::Healthcheck(_))),
+        ("ENTRYPOINT", |kind| {
+            matches!(kind, InstructionKind::Entrypoint(_))
+        }),
+        ("HEALTHCHECK", |kind| {
+            matches!(kind, InstructionKind::Healthcheck(_))
+        }),
     ];
     for (name, is_kind) in kinds {
         let all: Vec<&Instruction> = body.iter().filter(|other| is_kind(&other.kind)).collect();
         for pair in all.windows(2) {
-            let message = format!("this `{name}` has no effect: only the last one of a stage counts");
+            let message =
+                format!("this `{name}` has no effect: only the last one of a stage counts");
             let finding = Rule::MultipleInstructionsDisallowed.at(pair[0].head, message);
             found.push(finding.label(pair[1].keyword.span, "overruled here"));
         }

@@ -67,7 +67,11 @@ fn strip_name<'t>(text: &'t str, name: &str) -> Option<&'t str> {
 
 pub(super) fn check(subject: &Subject<'_>, found: &mut Vec<Diagnostic>) {
     let reachable = |index: usize| {
-        let stage = subject.dockerfile.stages.iter().rposition(|stage| stage.from <= index);
+        let stage = subject
+            .dockerfile
+            .stages
+            .iter()
+            .rposition(|stage| stage.from <= index);
         stage.is_none_or(|stage| subject.stages.contains(&stage))
     };
     for (&index, comment) in &Comments::new(subject.dockerfile, subject.source).0 {

@@ -1,11 +1,13 @@
 //! Rules about the images and platforms that `FROM` names.
 
+use std::collections::BTreeMap;
+
 use super::{Rule, Subject};
 use crate::dockerfile::Diagnostic;
-use crate::lower::FromDefaults;
+use crate::lower::GlobalArgs;
 
 pub(super) fn check(subject: &Subject<'_>, found: &mut Vec<Diagnostic>) {
-    let defaults = FromDefaults::new(subject.dockerfile);
+    let defaults = GlobalArgs::new(subject.dockerfile, &BTreeMap::new());
     for (_, instruction, from) in subject.froms() {
         let image = &from.image;
         if let Some(why) = defaults.refuses(&image.text) {
@@ -22,7 +24,9 @@ pub(super) fn check(subject: &Subject<'_>, found: &mut Vec<Diagnostic>) {
             let message = format!("`--platform={value}` is what holds without it");
             found.push(Rule::RedundantTargetPlatform.at(flag.span, message));
         } else if !value.contains('$') && !mentions(name.as_deref(), value) {
-            let message = format!("`--platform={value}` is a constant: the stage is the same for every platform");
+            let message = format!(
+                "`--platform={value}` is a constant: the stage is the same for every platform"
+            );
             let finding = Rule::FromPlatformFlagConstDisallowed.at(flag.span, message);
             found.push(finding.help(
                 "`--platform=$BUILDPLATFORM`, or name the stage by its platform, as in `build-amd64`",

@@ -37,7 +37,10 @@ fn instruction_names(instruction: &Instruction, found: &mut Vec<Diagnostic>) {
     };
     let keyword = instruction.keyword.text.to_uppercase();
     for name in names.into_iter().filter(|name| is_secret(&name.text)) {
-        let message = format!("`{keyword} {}` puts a secret into the image, to judge by its name", name.text);
+        let message = format!(
+            "`{keyword} {}` puts a secret into the image, to judge by its name",
+            name.text
+        );
         let finding = Rule::SecretsUsedInArgOrEnv.at(name.span, message);
         found.push(finding.help(format!("`RUN --mount=type=secret,id={}`", name.text)));
     }

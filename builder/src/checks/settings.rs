@@ -103,7 +103,8 @@ impl Settings {
 }
 
 /// What is right, for those who wrote something else.
-const FORM: &str = "`skip=RULE,RULE`, `error=true` and `experimental=RULE,RULE`, with `;` between them";
+const FORM: &str =
+    "`skip=RULE,RULE`, `error=true` and `experimental=RULE,RULE`, with `;` between them";
 
 impl Names {
     fn parse((text, origin): (&str, usize), unknown: &mut impl FnMut(Span, &str)) -> Names {
@@ -171,7 +172,11 @@ pub(crate) fn of_file(
         .iter()
         .map(|problem| problem.render(source, false))
         .collect();
-    if fatal { Err(rendered) } else { Ok((settings, rendered)) }
+    if fatal {
+        Err(rendered)
+    } else {
+        Ok((settings, rendered))
+    }
 }
 
 /// What comments right above instructions skip: by index of the instruction. What cannot be read is a warning: a comment
@@ -254,15 +259,27 @@ mod tests {
         };
         check("", Rule::UndefinedVar, true);
         check("", Rule::SudoInRun, false);
-        check("skip=UndefinedVar, StageNameCasing", Rule::UndefinedVar, false);
-        check("skip=UndefinedVar, StageNameCasing", Rule::FromAsCasing, true);
+        check(
+            "skip=UndefinedVar, StageNameCasing",
+            Rule::UndefinedVar,
+            false,
+        );
+        check(
+            "skip=UndefinedVar, StageNameCasing",
+            Rule::FromAsCasing,
+            true,
+        );
         check("skip=all", Rule::FromAsCasing, false);
         check("skip=all;experimental=all", Rule::FromAsCasing, false);
         check("skip=all; experimental = all", Rule::SudoInRun, true);
         check("experimental=SudoInRun", Rule::SudoInRun, true);
         check("experimental=SudoInRun", Rule::AptListsKept, false);
         check("experimental=all;skip=SudoInRun", Rule::SudoInRun, false);
-        check("skip=UndefinedVar // it comes from the CI", Rule::UndefinedVar, false);
+        check(
+            "skip=UndefinedVar // it comes from the CI",
+            Rule::UndefinedVar,
+            false,
+        );
     }
 
     #[test]
@@ -270,18 +287,29 @@ mod tests {
         assert!(Settings::parse("error=true;skip=all", 0).0.error);
         assert!(!Settings::parse("error=F", 0).0.error);
         let check = |text: &str, expect: &[&str]| assert_eq!(said(text), expect, "{text}");
-        check("error=yes", &["Error: `error` is `true` or `false`, not `yes`"]);
-        check("skipp=all", &["Error: `check` has no setting `skipp`; did you mean `skip`?"]);
+        check(
+            "error=yes",
+            &["Error: `error` is `true` or `false`, not `yes`"],
+        );
+        check(
+            "skipp=all",
+            &["Error: `check` has no setting `skipp`; did you mean `skip`?"],
+        );
         check(
             "all",
-            &["Error: `all` is no setting of `check`; `skip=RULE,RULE`, `error=true` and `experimental=RULE,RULE`, with `;` between them"],
+            &[
+                "Error: `all` is no setting of `check`; `skip=RULE,RULE`, `error=true` and `experimental=RULE,RULE`, with `;` between them",
+            ],
         );
         check("skip=all;skip=all", &["Error: `skip` is given twice"]);
         check(
             "skip=StageNameCasng",
             &["Warning: there is no rule `StageNameCasng`; did you mean `StageNameCasing`?"],
         );
-        check("skip=undefinedvar", &["Warning: there is no rule `undefinedvar`; did you mean `UndefinedVar`?"]);
+        check(
+            "skip=undefinedvar",
+            &["Warning: there is no rule `undefinedvar`; did you mean `UndefinedVar`?"],
+        );
     }
 
     #[test]

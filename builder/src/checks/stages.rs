@@ -10,7 +10,10 @@ const RESERVED: [&str; 2] = ["scratch", "context"];
 
 pub(super) fn check(subject: &Subject<'_>, found: &mut Vec<Diagnostic>) {
     let every = (0..subject.dockerfile.stages.len()).collect();
-    let whole = Subject { stages: &every, ..*subject };
+    let whole = Subject {
+        stages: &every,
+        ..*subject
+    };
     let mut first = BTreeMap::new();
     for (index, _, from) in whole.froms() {
         let Some(name) = &from.name else { continue };

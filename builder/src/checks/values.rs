@@ -44,7 +44,9 @@ pub(crate) fn shell_form(keyword: &str, span: Span, shell: bool) -> Option<Diagn
 pub(crate) fn relative_workdir(path: &str, span: Span) -> Option<Diagnostic> {
     (!path.starts_with('/')).then(|| {
         let message = format!("`WORKDIR {path}` depends on the base image's working directory");
-        Rule::WorkdirRelativePath.at(span, message).help("begin with an absolute path")
+        Rule::WorkdirRelativePath
+            .at(span, message)
+            .help("begin with an absolute path")
     })
 }
 
@@ -60,11 +62,18 @@ pub(crate) fn port(text: &str, span: Span) -> Vec<Diagnostic> {
     {
         let lower = protocol.to_lowercase();
         let message = format!("the protocol `{protocol}` is not in lower case");
-        found.push(Rule::ExposeProtoCasing.at(span, message).help(format!("`{address}/{lower}`")));
+        found.push(
+            Rule::ExposeProtoCasing
+                .at(span, message)
+                .help(format!("`{address}/{lower}`")),
+        );
     }
     if let Some((_, container)) = address.rsplit_once(':') {
-        let message = format!("`{text}` says something of the host, which is decided when the image is run");
-        let right = protocol.map_or(container.to_owned(), |protocol| format!("{container}/{protocol}"));
+        let message =
+            format!("`{text}` says something of the host, which is decided when the image is run");
+        let right = protocol.map_or(container.to_owned(), |protocol| {
+            format!("{container}/{protocol}")
+        });
         let help = format!("`EXPOSE {right}`, and `run -p {address}`");
         found.push(Rule::ExposeInvalidFormat.at(span, message).help(help));
     }
@@ -105,7 +114,8 @@ pub(crate) fn base_platform(
     span: Span,
 ) -> Option<Diagnostic> {
     (!found.satisfies(wanted)).then(|| {
-        let message = format!("the image `{image}` is for `{found}`, but the build is for `{wanted}`");
+        let message =
+            format!("the image `{image}` is for `{found}`, but the build is for `{wanted}`");
         Rule::InvalidBaseImagePlatform.at(span, message)
     })
 }
@@ -115,7 +125,10 @@ mod tests {
     use super::*;
 
     fn rules(found: impl IntoIterator<Item = Diagnostic>) -> Vec<Rule> {
-        found.into_iter().filter_map(|finding| finding.rule).collect()
+        found
+            .into_iter()
+            .filter_map(|finding| finding.rule)
+            .collect()
     }
 
     #[test]
@@ -127,7 +140,10 @@ mod tests {
         check("80-90/udp", &[]);
         check("80/TcP", &[Rule::ExposeProtoCasing]);
         check("127.0.0.1:80:80/tcp", &[Rule::ExposeInvalidFormat]);
-        check("8080:80/TCP", &[Rule::ExposeProtoCasing, Rule::ExposeInvalidFormat]);
+        check(
+            "8080:80/TCP",
+            &[Rule::ExposeProtoCasing, Rule::ExposeInvalidFormat],
+        );
     }
 
     #[test]

@@ -171,7 +171,8 @@ impl<'a> Parser<'a> {
 
     fn instruction(&mut self, logical: &LogicalLine) -> Instruction {
         for &blank in &logical.blank_lines {
-            let warning = Rule::NoEmptyContinuation.at(blank, "a blank line inside a continued instruction");
+            let warning =
+                Rule::NoEmptyContinuation.at(blank, "a blank line inside a continued instruction");
             self.diagnostics
                 .push(warning.label(logical.span, "the instruction").help(
                 "it will become an error: remove the line, or end the line above without an escape",

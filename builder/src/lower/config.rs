@@ -93,11 +93,18 @@ impl Lowering<'_> {
     }
 
     /// Warns of a command that a shell will run, unless the shell was chosen.
-    fn check_form(&mut self, state: &StageState, step: &Step<'_>, keyword: &str, command: &Command) {
+    fn check_form(
+        &mut self,
+        state: &StageState,
+        step: &Step<'_>,
+        keyword: &str,
+        command: &Command,
+    ) {
         if let Command::Shell(_) = command {
             let span = step.at(step.instruction.head);
             let chosen = state.config.config.shell.is_some();
-            self.diagnostics.extend(values::shell_form(keyword, span, chosen));
+            self.diagnostics
+                .extend(values::shell_form(keyword, span, chosen));
         }
     }
 
@@ -138,7 +145,8 @@ impl Lowering<'_> {
         let mut exposed = Vec::new();
         for word in words {
             for text in self.expand(state, step, word)?.words {
-                self.diagnostics.extend(values::port(&text, step.at(word.span)));
+                self.diagnostics
+                    .extend(values::port(&text, step.at(word.span)));
                 match ports::parse(&text) {
                     Ok(ports) => exposed.extend(ports),
                     Err(error) => {

@@ -259,7 +259,8 @@ impl Lowering<'_> {
         }
         if !std::mem::replace(&mut state.workdir_set, true) {
             let span = step.at(path.span);
-            self.diagnostics.extend(values::relative_workdir(&written, span));
+            self.diagnostics
+                .extend(values::relative_workdir(&written, span));
         }
         let path = absolute(state.cwd(), &written);
         state.config.config.working_dir.clone_from(&path);

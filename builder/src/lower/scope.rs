@@ -4,6 +4,7 @@
 //! list. Only `ENV` also goes into the image's configuration. Global `ARG`s are seen by `FROM`, and by a stage that
 //! declares them again.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use store::oci::{Platform, Reference};
@@ -135,9 +136,8 @@ fn is_proxy(name: &str) -> bool {
 
 /// The arguments that say what is built, for what and on what.
 fn is_automatic(name: &str) -> bool {
-    let platform = |name: &str| {
-        matches!(name, "PLATFORM" | "OS" | "OSVERSION" | "ARCH" | "VARIANT")
-    };
+    let platform =
+        |name: &str| matches!(name, "PLATFORM" | "OS" | "OSVERSION" | "ARCH" | "VARIANT");
     name == "TARGETSTAGE"
         || name.strip_prefix("TARGET").is_some_and(platform)
         || name.strip_prefix("BUILD").is_some_and(platform)
@@ -244,14 +244,17 @@ impl Globals {
     }
 }
 
-/// The variables of `FROM` if nobody gives any: the defaults, and nothing of the platform.
-pub(crate) struct FromDefaults<'a> {
+/// The variables of `FROM` for those who only look at a Dockerfile, on a machine like this one.
+pub(crate) struct GlobalArgs<'a> {
     dockerfile: &'a Dockerfile,
     globals: Globals,
 }
 
-impl FromDefaults<'_> {
-    pub(crate) fn new(dockerfile: &Dockerfile) -> FromDefaults<'_> {
+impl GlobalArgs<'_> {
+    pub(crate) fn new<'a>(
+        dockerfile: &'a Dockerfile,
+        build_args: &BTreeMap<String, String>,
+    ) -> GlobalArgs<'a> {
         let host = Platform::host();
         let mut globals = Globals::default();
         globals.set_platform("BUILD", &host);
@@ -262,13 +265,40 @@ impl FromDefaults<'_> {
             };
             for declaration in declarations {
                 // What cannot be expanded is an error of lowering's.
-                let _ = globals.declare(&BTreeMap::new(), dockerfile, declaration);
+                let _ = globals.declare(build_args, dockerfile, declaration);
             }
         }
-        FromDefaults { dockerfile, globals }
+        GlobalArgs {
+            dockerfile,
+            globals,
+        }
     }
 
-    /// Why a name of an image names none: `is …`. Nothing where that has another reason than a default.
+    /// The value of a variable, if it has one.
+    pub(crate) fn value(&self, name: &str) -> Option<String> {
+        self.globals.value(name).map(str::to_owned)
+    }
+
+    /// A word with its variables replaced; as it is if that cannot be done.
+    pub(crate) fn expand(&self, text: &str) -> String {
+        let lookup = |name: &str| self.globals.value(name);
+        let expanded = words::expand(text, self.dockerfile.escape, &lookup);
+        expanded.map_or_else(|_| text.to_owned(), |expanded| expanded.text)
+    }
+
+    /// The variables that a text uses.
+    pub(crate) fn used(&self, text: &str) -> BTreeSet<String> {
+        let used = RefCell::new(BTreeSet::new());
+        let lookup = |name: &str| {
+            used.borrow_mut().insert(name.to_owned());
+            self.globals.value(name)
+        };
+        // What was used up to an error counts.
+        let _ = words::expand(text, self.dockerfile.escape, &lookup);
+        used.into_inner()
+    }
+
+    /// Why a name of an image names none: `is …`. Nothing where its variables are not to blame.
     pub(crate) fn refuses(&self, image: &str) -> Option<String> {
         if !image.contains('$') {
             return None;

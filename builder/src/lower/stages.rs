@@ -7,8 +7,8 @@ use store::oci::{Platform, Reference};
 
 use super::scope::{self, Globals};
 use super::{ImageRequest, LowerRequest, NeededImage};
-use crate::contexts::{self, LayoutImage, NamedContext};
 use crate::checks::values;
+use crate::contexts::{self, LayoutImage, NamedContext};
 use crate::dockerfile::ast::{From, InstructionKind};
 use crate::dockerfile::suggest::nearest;
 use crate::dockerfile::{Diagnostic, Escape, Instruction, Span, Word, parse_trigger, words};
@@ -91,48 +91,11 @@ pub(super) enum Resolved<'a> {
 
 /// Finds the stages that the target needs, and the images that those need.
 pub(super) fn resolve<'a>(request: &LowerRequest<'a>) -> Result<Resolved<'a>, Vec<Diagnostic>> {
-    let names: Vec<Option<String>> = request
-        .dockerfile
-        .stages
-        .iter()
-        .map(
-            |stage| match &request.dockerfile.instructions[stage.from].kind {
-                InstructionKind::From(from) => {
-                    from.name.as_ref().map(|name| name.text.to_lowercase())
-                }
-                _ => None,
-            },
-        )
-        .collect();
-    let target = find_target(request, &names).map_err(|diagnostic| vec![*diagnostic])?;
-    let target_stage = names[target].as_deref().unwrap_or("default");
-    let mut diagnostics = Vec::new();
-    let globals = Globals::new(request, target_stage, &mut diagnostics);
-    let mut resolver = Resolver {
-        request,
-        names,
-        globals,
-        diagnostics,
-        needed: Vec::new(),
-        wanted: match request.survey {
-            Some(_) => (0..request.dockerfile.stages.len()).collect(),
-            None => BTreeSet::from([target]),
-        },
-    };
-    let mut plans = BTreeMap::new();
-    // A stage needs only stages before it, so one pass backwards finds all.
-    for index in (0..request.dockerfile.stages.len()).rev() {
-        if resolver.wanted.contains(&index)
-            && let Some(plan) = resolver.stage(index)
-        {
-            plans.insert(index, plan);
-        }
+    let (mut resolver, target) = Resolver::new(request).map_err(|problem| vec![*problem])?;
+    if request.survey.is_some() {
+        resolver.wanted = (0..request.dockerfile.stages.len()).collect();
     }
-    let mut diagnostics = resolver.diagnostics;
-    if diagnostics.iter().any(Diagnostic::is_error) {
-        diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
-        return Err(diagnostics);
-    }
+    let plans = resolver.plans()?;
     if !resolver.needed.is_empty() {
         resolver.needed.sort_by_key(|needed| needed.span);
         return Ok(Resolved::NeedImages(resolver.needed));
@@ -141,8 +104,18 @@ pub(super) fn resolve<'a>(request: &LowerRequest<'a>) -> Result<Resolved<'a>, Ve
         plans,
         target,
         globals: resolver.globals,
-        warnings: diagnostics,
+        warnings: resolver.diagnostics,
     }))
+}
+
+/// The target and the stages that it needs, itself among them, by index; no image has to be known, so what their
+/// triggers need is left out.
+pub(crate) fn reachable(
+    request: &LowerRequest<'_>,
+) -> Result<(usize, BTreeSet<usize>), Vec<Diagnostic>> {
+    let (mut resolver, target) = Resolver::new(request).map_err(|problem| vec![*problem])?;
+    let plans = resolver.plans()?;
+    Ok((target, plans.into_keys().collect()))
 }
 
 /// The stage that `--target` names, by name or number; the last one if it names none.
@@ -202,7 +175,51 @@ struct Resolver<'r, 'a> {
     wanted: BTreeSet<usize>,
 }
 
-impl<'a> Resolver<'_, 'a> {
+impl<'r, 'a> Resolver<'r, 'a> {
+    /// Finds the target; the only stage that is wanted so far.
+    fn new(request: &'r LowerRequest<'a>) -> Result<(Resolver<'r, 'a>, usize), Box<Diagnostic>> {
+        let name = |stage: &crate::dockerfile::Stage| match &request.dockerfile.instructions
+            [stage.from]
+            .kind
+        {
+            InstructionKind::From(from) => from.name.as_ref().map(|name| name.text.to_lowercase()),
+            _ => None,
+        };
+        let names: Vec<Option<String>> = request.dockerfile.stages.iter().map(name).collect();
+        let target = find_target(request, &names)?;
+        let target_stage = names[target].as_deref().unwrap_or("default");
+        let mut diagnostics = Vec::new();
+        let globals = Globals::new(request, target_stage, &mut diagnostics);
+        let resolver = Resolver {
+            request,
+            names,
+            globals,
+            diagnostics,
+            needed: Vec::new(),
+            wanted: BTreeSet::from([target]),
+        };
+        Ok((resolver, target))
+    }
+
+    /// The plans of the wanted stages and of those that they need.
+    fn plans(&mut self) -> Result<BTreeMap<usize, StagePlan<'a>>, Vec<Diagnostic>> {
+        let mut plans = BTreeMap::new();
+        // A stage needs only stages before it, so one pass backwards finds all.
+        for index in (0..self.names.len()).rev() {
+            if self.wanted.contains(&index)
+                && let Some(plan) = self.stage(index)
+            {
+                plans.insert(index, plan);
+            }
+        }
+        if self.diagnostics.iter().any(Diagnostic::is_error) {
+            self.diagnostics
+                .sort_by_key(|diagnostic| diagnostic.span.start);
+            return Err(std::mem::take(&mut self.diagnostics));
+        }
+        Ok(plans)
+    }
+
     fn stage(&mut self, index: usize) -> Option<StagePlan<'a>> {
         let dockerfile = self.request.dockerfile;
         let stage = &dockerfile.stages[index];
@@ -363,7 +380,10 @@ impl<'a> Resolver<'_, 'a> {
             layout,
         };
         let known = self.request.images.contains_key(&request)
-            || self.request.survey.is_some_and(|unknown| unknown.contains(&request))
+            || self
+                .request
+                .survey
+                .is_some_and(|unknown| unknown.contains(&request))
             || self.needed.iter().any(|needed| needed.request == request);
         if !known {
             self.needed.push(NeededImage {

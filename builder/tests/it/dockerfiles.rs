@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use builder::contexts::{NamedContext, NamedContexts, context_key};
 use builder::checks::{self, Subject};
+use builder::contexts::{NamedContext, NamedContexts, context_key};
 use builder::dockerfile::{Diagnostic, Dockerfile, SourceFile, parse};
 use builder::lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage, lower};
 use serde::Deserialize;
