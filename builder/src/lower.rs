@@ -75,6 +75,32 @@ pub struct LowerRequest<'a> {
     pub survey: Option<&'a BTreeSet<ImageRequest>>,
 }
 
+impl<'a> LowerRequest<'a> {
+    /// A build of the last stage for the platform that is built on, with nothing else asked for.
+    pub fn new(
+        dockerfile: &'a Dockerfile,
+        source: &'a SourceFile,
+        platform: &Platform,
+        images: &'a BTreeMap<ImageRequest, ResolvedImage>,
+    ) -> LowerRequest<'a> {
+        LowerRequest {
+            dockerfile,
+            source,
+            build_args: BTreeMap::new(),
+            target: None,
+            platform: platform.clone(),
+            build_platform: platform.clone(),
+            no_cache: false,
+            labels: BTreeMap::new(),
+            ignore: Vec::new(),
+            fetched: None,
+            contexts: NamedContexts::new(),
+            images,
+            survey: None,
+        }
+    }
+}
+
 /// An image for a platform.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ImageRequest {

@@ -118,19 +118,13 @@ fn lower_fully(
     let mut images: BTreeMap<ImageRequest, ResolvedImage> = BTreeMap::new();
     loop {
         let request = LowerRequest {
-            dockerfile,
-            source,
             build_args: case.build_args.clone(),
             target: case.target.clone(),
-            platform: amd64(),
-            build_platform: amd64(),
             no_cache: case.no_cache,
             labels: case.labels.clone(),
             ignore: case.ignore.clone(),
-            fetched: None,
             contexts: case.contexts(),
-            images: &images,
-            survey: None,
+            ..LowerRequest::new(dockerfile, source, &amd64(), &images)
         };
         match lower(&request)? {
             Lowered::Done(plan) => return Ok(plan),
@@ -268,19 +262,8 @@ fn asks_for_the_images_of_needed_stages_only() {
         let (dockerfile, _) = parse(text);
         let images = BTreeMap::new();
         let request = LowerRequest {
-            dockerfile: &dockerfile,
-            source: &source,
-            build_args: BTreeMap::new(),
             target: Some(target.to_owned()),
-            platform: amd64(),
-            build_platform: amd64(),
-            no_cache: false,
-            labels: BTreeMap::new(),
-            ignore: Vec::new(),
-            fetched: None,
-            contexts: NamedContexts::new(),
-            images: &images,
-            survey: None,
+            ..LowerRequest::new(&dockerfile, &source, &amd64(), &images)
         };
         let Ok(Lowered::NeedImages(needed)) = lower(&request) else {
             panic!("{target} needs no images");
