@@ -58,6 +58,33 @@ pub enum BuildError {
         #[source]
         source: Box<crate::ops::context::ContextError>,
     },
+    /// The URL of a git repository is wrong.
+    #[error("invalid git URL `{url}`")]
+    GitUrl {
+        /// As it is shown.
+        url: String,
+        /// What is wrong.
+        #[source]
+        source: Box<crate::contexts::git_url::GitUrlError>,
+    },
+    /// Both come from one stream.
+    #[error("the context and the Dockerfile cannot both be read from standard input")]
+    StdinTwice,
+    /// Standard input cannot be read.
+    #[error("cannot read standard input")]
+    Stdin(#[source] io::Error),
+    /// There is a Dockerfile where a context was expected, and another one was asked for.
+    #[error(
+        "the build context turned out to be a Dockerfile, so there is no `{}` in it: leave out -f",
+        .file.display()
+    )]
+    FileOfDockerfile {
+        /// What `-f` said.
+        file: PathBuf,
+    },
+    /// There is no Dockerfile.
+    #[error(transparent)]
+    NoDockerfile(#[from] crate::contexts::dockerfile::DockerfileError),
     /// An instruction needs a context, but there is none.
     #[error(
         "the Dockerfile copies from the build context, but it came without one: name a folder instead of `-`"
@@ -138,6 +165,57 @@ pub enum StepError {
         diff_id: store::oci::DiffId,
         /// The image.
         reference: Box<Reference>,
+    },
+    /// A URL could not be reached.
+    #[error(transparent)]
+    Remote(#[from] crate::remote::RemoteError),
+    /// A tree could not be read.
+    #[error(transparent)]
+    Tree(#[from] crate::ops::tree::TreeError),
+    /// git did not do what it was to do.
+    #[error(transparent)]
+    Git(Box<crate::ops::git::GitError>),
+    /// What was fetched is not what the Dockerfile says.
+    #[error("digest mismatch for `{what}`: expected {expected}, found {actual}")]
+    Checksum {
+        /// The URL.
+        what: String,
+        /// The digest or commit that was expected.
+        expected: String,
+        /// The one that was found.
+        actual: String,
+    },
+    /// A URL ends in what no file can be called.
+    #[error("`{name}` cannot be the name of a file: name another destination than a folder")]
+    FileName {
+        /// The name.
+        name: String,
+    },
+    /// A fetched file could not be put where it belongs.
+    #[error("cannot {action} `{}`", .path.display())]
+    SourceFile {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A context that is an archive is damaged, or would leave its folder.
+    #[error("cannot unpack the build context from {what}")]
+    ContextArchive {
+        /// Where it comes from.
+        what: String,
+        /// What is wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A repository without the folder that counts as its root.
+    #[error("the repository has no folder `{subdir}`")]
+    NoSubdir {
+        /// The folder.
+        subdir: String,
     },
     /// The tree of a context was removed while the build ran.
     #[error("the fetched build context is no longer in the store: build again")]

@@ -34,7 +34,8 @@ use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span, Word};
 use crate::graph::{Definition, ImageOp, Op, OpMetadata, VertexIndex};
 pub(crate) use scope::GlobalArgs;
 use scope::Scope;
-pub(crate) use sources::is_true;
+pub use sources::KEEP_GIT_DIR;
+pub(crate) use sources::{context_keeps_git_dir, file_name, is_true};
 use stages::{Base, StagePlan, Stages, Step};
 pub(crate) use stages::{platform, reachable};
 

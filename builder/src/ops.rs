@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`image`] | base images: resolved, pulled and unpacked |
 //! | [`context`] | local folders, digested in place |
+//! | [`http`], [`git`] | files from elsewhere, and `source`: what they have in common |
 //! | [`file`] | copies and new directories, straight into a layer |
 //! | [`exec`] | processes (the only file that sees the runner) |
 //!
@@ -12,10 +13,13 @@
 pub mod context;
 pub mod exec;
 pub mod file;
+pub mod git;
+pub(crate) mod http;
 pub mod image;
 mod recall;
 mod results;
 pub mod select;
+pub(crate) mod source;
 pub mod tree;
 
 pub use context::Context;
@@ -26,7 +30,7 @@ pub use tree::Tree;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
 use store::Store;
@@ -35,6 +39,7 @@ use store::snapshot::View;
 
 use crate::cache::Identity;
 use crate::cache::content_hash::content_digest;
+use crate::contexts::git_url::GitUrl;
 use crate::dockerfile::{Diagnostic, SourceFile, Span};
 use crate::error::{BuildError, StepError};
 use crate::graph::{Definition, FileAction, FileOp, Op, Vertex, VertexIndex};
@@ -44,6 +49,7 @@ use crate::solve::driver::Work;
 use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{ProgressEvent, ProgressSink};
 use results::{Outcome, StackLayer, VertexState, base_of};
+use source::Fetching;
 
 /// Everything that operations work with.
 pub(crate) struct Operations<'a> {
@@ -60,6 +66,8 @@ pub(crate) struct Operations<'a> {
     pub(crate) now: i64,
     /// Layers that were just made, for whoever prepares their export beside the build.
     pub(crate) finished: Option<mpsc::Sender<LayerId>>,
+    /// The commits that URLs of repositories mean in this build.
+    commits: Mutex<BTreeMap<GitUrl, git::Resolved>>,
     states: Vec<Mutex<VertexState>>,
     ran: AtomicUsize,
     cached: AtomicUsize,
@@ -99,6 +107,7 @@ impl<'a> Operations<'a> {
             epoch,
             now,
             finished,
+            commits: Mutex::default(),
             states,
             ran,
             cached,
@@ -134,6 +143,55 @@ impl<'a> Operations<'a> {
                 vertex: VertexIndex(vertex),
                 name,
             });
+        }
+    }
+
+    /// Looks for what an earlier build fetched, if it is what would be fetched now.
+    fn recall_source(&self, vertex: usize) -> Result<bool, StepError> {
+        let cancelled = || self.is_cancelled();
+        let fetching = self.fetching(&cancelled);
+        let found = match &self.vertex(vertex).op {
+            Op::Http(op) => http::recall(&fetching, op)?,
+            Op::Git(op) => git::recall(&fetching, op, &self.commit(&fetching, &op.url)?)?,
+            _ => None,
+        };
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        self.set_tree(vertex, &found.tree(&self.vertex(vertex).meta.name));
+        Ok(true)
+    }
+
+    fn fetch_source(&self, vertex: usize) -> Result<(), StepError> {
+        let cancelled = || self.is_cancelled();
+        let fetching = self.fetching(&cancelled);
+        let found = self.telling(vertex, || match &self.vertex(vertex).op {
+            Op::Http(op) => http::fetch(&fetching, op),
+            Op::Git(op) => git::fetch(&fetching, op, &self.commit(&fetching, &op.url)?),
+            _ => Err(StepError::NoKey),
+        })?;
+        self.set_tree(vertex, &found.tree(&self.vertex(vertex).meta.name));
+        Ok(())
+    }
+
+    /// The commit that a URL means, asked for once in a build.
+    fn commit(&self, fetching: &Fetching<'_>, url: &GitUrl) -> Result<git::Resolved, StepError> {
+        let mut known = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(resolved) = known.get(url) {
+            return Ok(resolved.clone());
+        }
+        let resolved = git::resolve(fetching, url)?;
+        known.insert(url.clone(), resolved.clone());
+        Ok(resolved)
+    }
+
+    fn fetching<'f>(&'f self, cancelled: &'f dyn Fn() -> bool) -> Fetching<'f> {
+        Fetching {
+            store: self.store,
+            remote: self.remote,
+            progress: self.progress,
+            cancelled,
+            now: self.now,
         }
     }
 
@@ -328,7 +386,7 @@ impl Work for Operations<'_> {
                 self.set_tree(vertex, tree);
                 Ok(true)
             }
-            Op::Http(_) | Op::Git(_) => Ok(false),
+            Op::Http(_) | Op::Git(_) => self.recall_source(vertex),
             Op::Merge => {
                 self.merge(vertex);
                 Ok(true)
@@ -393,12 +451,16 @@ impl Work for Operations<'_> {
         if self.is_cancelled() {
             return Err(StepError::Cancelled);
         }
-        self.run_step(vertex)
+        match &self.vertex(vertex).op {
+            Op::Http(_) | Op::Git(_) => self.fetch_source(vertex),
+            _ => self.run_step(vertex),
+        }
     }
 
     fn is_quick(&self, action: Action) -> bool {
         match action {
-            Action::Identify(_) => true,
+            // A server is asked whether its file is as it was.
+            Action::Identify(vertex) => !matches!(self.vertex(vertex).op, Op::Http(_) | Op::Git(_)),
             Action::Fetch(vertex) => match &self.vertex(vertex).op {
                 Op::Image(op) => image::present(self.store, op).is_ok_and(|ids| ids.is_some()),
                 _ => true,

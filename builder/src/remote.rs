@@ -6,8 +6,15 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use registry_client::{Client, ClientError, Options};
+pub use registry_client::{Downloaded, RemoteFile, Validators};
+
+pub use crate::ops::git::GitSettings;
+
+/// How long it may take until a download notices that the build is to end.
+const CANCEL_POLL: Duration = Duration::from_millis(50);
 
 /// Makes the client's options: reads credentials and certificates.
 pub type MakeOptions = Box<dyn Fn() -> Options + Send + Sync>;
@@ -17,6 +24,7 @@ pub struct Remote {
     make_options: MakeOptions,
     started: OnceLock<Started>,
     starting: Mutex<()>,
+    git: GitSettings,
 }
 
 struct Started {
@@ -43,7 +51,39 @@ impl Remote {
             make_options,
             started: OnceLock::new(),
             starting: Mutex::new(()),
+            git: GitSettings::default(),
         }
+    }
+
+    /// The same, with what `git` may know of the caller's environment.
+    pub fn with_git(self, git: GitSettings) -> Remote {
+        Remote { git, ..self }
+    }
+
+    pub(crate) fn git(&self) -> &GitSettings {
+        &self.git
+    }
+
+    /// Downloads a file into `out`; `None` if `cancelled` said so meanwhile. `told` is called with the bytes so far and
+    /// in all.
+    pub(crate) fn download(
+        &self,
+        file: &RemoteFile,
+        out: &std::fs::File,
+        told: &dyn Fn(u64, Option<u64>),
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Downloaded>, RemoteError> {
+        self.run(|client| async move {
+            let cancelled = async {
+                while !cancelled() {
+                    tokio::time::sleep(CANCEL_POLL).await;
+                }
+            };
+            tokio::select! {
+                downloaded = client.download(file, out, told) => downloaded.map(Some),
+                () = cancelled => Ok(None),
+            }
+        })
     }
 
     /// Runs `job` with the client to its end.

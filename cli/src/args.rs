@@ -147,17 +147,27 @@ impl Command {
   longshore build -t localhost:5000/web:1.2 --push .
   longshore build --target test --progress plain .
   longshore build -f deploy/Dockerfile --build-arg VERSION=1.2 -o type=oci,dest=web.tar .
+  longshore build https://example.com/web.git#v1.2
   longshore build -o type=local,dest=out .")]
 pub struct BuildArgs {
-    /// Folder whose files COPY and ADD may take
+    /// Where the files that COPY and ADD may take are, and the Dockerfile
+    ///
+    /// A folder; the URL of a git repository (`URL#REF:SUBDIR`), of an archive or of a Dockerfile;
+    /// or `-`, which reads an archive or a Dockerfile from stdin.
     #[arg(value_name = "CONTEXT")]
     pub context: PathBuf,
     /// Name the image; may be repeated
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     pub tags: Vec<String>,
-    /// The Dockerfile [default: CONTEXT/Dockerfile]; `-` reads it from stdin
+    /// The Dockerfile [default: CONTEXT/Dockerfile, else CONTEXT/Containerfile]
+    ///
+    /// A file, its path in a context that is fetched, a URL, or `-` for stdin.
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Patterns of what COPY and ADD may not take [default: DOCKERFILE.dockerignore, else
+    /// CONTEXT/.containerignore, else CONTEXT/.dockerignore]
+    #[arg(long = "ignorefile", value_name = "FILE")]
+    pub ignore_file: Option<PathBuf>,
     /// Let NAME stand for other files than a stage's or an image's; may be repeated
     ///
     /// SOURCE is a folder, docker-image://IMAGE, oci-layout://PATH[:TAG|@DIGEST], target:STAGE, or

@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use builder::remote::GitSettings;
 use registry_client::{Keychain, Options, Proxies};
 use store::Store;
 
@@ -87,6 +88,21 @@ impl Context {
                 except: self.either_case("no_proxy"),
             },
             ..Options::default()
+        }
+    }
+
+    /// What git is told of this environment: where programs are, proxies and certificates. An ssh agent is not among it.
+    pub fn git_settings(&self) -> GitSettings {
+        let either = ["http_proxy", "https_proxy", "no_proxy", "all_proxy"];
+        let proxies = either
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), self.either_case(name)?)));
+        let plain = ["PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO"];
+        let plain = plain
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), self.text_variable(name)?)));
+        GitSettings {
+            environment: plain.chain(proxies).collect(),
         }
     }
 

@@ -130,7 +130,7 @@ impl Client {
         &self,
         file: &RemoteFile,
         out: &File,
-        told: &(dyn Fn(u64, Option<u64>) + Sync),
+        told: &dyn Fn(u64, Option<u64>),
     ) -> Result<Downloaded, ClientError> {
         let mut attempts = Attempts::new(self.options());
         loop {
@@ -145,7 +145,7 @@ impl Client {
         &self,
         file: &RemoteFile,
         mut out: &File,
-        told: &(dyn Fn(u64, Option<u64>) + Sync),
+        told: &dyn Fn(u64, Option<u64>),
     ) -> Result<Downloaded, ClientError> {
         let call = Call::get(file.url.clone());
         let line = call.line();

@@ -140,9 +140,8 @@ impl Lowering<'_> {
     /// A commit with all that its URL leaves open decided: a context keeps `.git` where the build asks for it.
     fn git_op(&self, url: GitUrl) -> GitOp {
         let asked = self.request.build_args.get(KEEP_GIT_DIR);
-        let keep = asked.is_some_and(|value| is_true(value));
         GitOp {
-            keep_git_dir: url.keep_git_dir.unwrap_or(keep),
+            keep_git_dir: context_keeps_git_dir(&url, asked.map(String::as_str)),
             submodules: url.submodules.unwrap_or(true),
             url,
         }
@@ -159,7 +158,12 @@ impl Lowering<'_> {
 }
 
 /// The build argument that keeps `.git` in contexts that are repositories.
-pub(crate) const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
+pub const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
+
+/// Whether a context that is a repository keeps its `.git`: its URL decides, then the build argument.
+pub(crate) fn context_keeps_git_dir(url: &GitUrl, asked: Option<&str>) -> bool {
+    url.keep_git_dir.unwrap_or(asked.is_some_and(is_true))
+}
 
 /// Whether a build argument that is a switch is on.
 pub(crate) fn is_true(value: &str) -> bool {

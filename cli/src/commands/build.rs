@@ -1,20 +1,19 @@
 //! `build`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder::BuildEnvironment;
-use builder::contexts::MainContext;
-use builder::dockerfile::ignore::read_patterns;
+use builder::contexts::main_context::{PreparedContext, prepare};
 use builder::error::BuildError;
 use builder::request::{BuildRequest, Destination, Output};
 use builder::solve::cancel::Cancel;
 use store::oci::{Platform, Reference};
 
 use super::interrupt::Watch;
-use super::sources::{read_optional, read_text};
+use super::sources;
 use super::transfer::remote;
 use crate::args::{BuildArgs, OutputKind, Progress};
 use crate::context::Context;
@@ -23,7 +22,6 @@ use crate::ui::progress::Display;
 
 /// `longshore build`.
 pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> {
-    let request = request(context, args)?;
     let how = if args.quiet {
         Progress::Quiet
     } else {
@@ -38,8 +36,13 @@ pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> 
         remote: &remote,
         cancel: &cancel,
     };
+    let build_args = build_args(context, &args.build_args)?;
     let display = Display::new(context.ui, how);
-    let built = builder::build(environment, &request, &display.sink());
+    let main = sources::main_request(args, &build_args);
+    let sink = display.sink();
+    let prepared = prepare(environment, &main, &mut std::io::stdin(), &sink).map_err(explain)?;
+    let request = request(context, args, build_args, prepared)?;
+    let built = builder::build(environment, &request, &sink);
     display.finish(built.is_ok());
     watch.stop();
     super::sync::soon(&store);
@@ -76,14 +79,12 @@ pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> 
     Ok(ExitCode::SUCCESS)
 }
 
-fn request(context: &Context, args: &BuildArgs) -> Result<BuildRequest, CliError> {
-    let folder = &args.context;
-    let is_folder = std::fs::metadata(folder).map_err(|source| cannot("use", folder, &source))?;
-    if !is_folder.is_dir() {
-        let message = format!("the build context `{}` is not a folder", folder.display());
-        return Err(CliError::new(Kind::Input, message));
-    }
-    let (dockerfile_name, dockerfile, ignore) = read_dockerfile(args)?;
+fn request(
+    context: &Context,
+    args: &BuildArgs,
+    build_args: BTreeMap<String, String>,
+    prepared: PreparedContext,
+) -> Result<BuildRequest, CliError> {
     let tags = args
         .tags
         .iter()
@@ -91,12 +92,12 @@ fn request(context: &Context, args: &BuildArgs) -> Result<BuildRequest, CliError
         .collect::<Result<Vec<Reference>, _>>()?;
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Ok(BuildRequest {
-        dockerfile_name,
-        dockerfile,
-        context: Some(MainContext::Folder(folder.clone())),
-        ignore,
-        contexts: super::sources::named_contexts(&args.build_contexts)?,
-        build_args: build_args(context, &args.build_args)?,
+        dockerfile_name: prepared.dockerfile_name,
+        dockerfile: prepared.dockerfile,
+        context: prepared.context,
+        ignore: prepared.ignore,
+        contexts: sources::named_contexts(&args.build_contexts)?,
+        build_args,
         labels: BTreeMap::new(),
         target: args.target.clone(),
         platform: Platform::host(),
@@ -107,34 +108,6 @@ fn request(context: &Context, args: &BuildArgs) -> Result<BuildRequest, CliError
         jobs,
         epoch: epoch(context)?,
     })
-}
-
-/// The Dockerfile's name and text, and the patterns of the ignore file that goes with it.
-fn read_dockerfile(args: &BuildArgs) -> Result<(String, String, Vec<String>), CliError> {
-    let beside = args.context.join(".dockerignore");
-    if args.file.as_deref() == Some(Path::new("-")) {
-        let text = read_text(std::io::stdin(), Path::new("-"))?;
-        let ignore = read_optional(&beside)?.unwrap_or_default();
-        return Ok(("Dockerfile".to_owned(), text, read_patterns(&ignore)));
-    }
-    let default = || args.context.join("Dockerfile");
-    let path = args.file.clone().unwrap_or_else(default);
-    let file = std::fs::File::open(&path).map_err(|source| {
-        let error = cannot("read the Dockerfile", &path, &source);
-        match args.file {
-            Some(_) => error,
-            None => error.hint("name another file with -f, or another folder"),
-        }
-    })?;
-    let text = read_text(file, &path)?;
-    // An ignore file of the Dockerfile's own goes before the context's.
-    let mut own = path.clone().into_os_string();
-    own.push(".dockerignore");
-    let ignore = match read_optional(&PathBuf::from(own))? {
-        Some(ignore) => ignore,
-        None => read_optional(&beside)?.unwrap_or_default(),
-    };
-    Ok((path.display().to_string(), text, read_patterns(&ignore)))
 }
 
 fn cannot(what: &str, path: &Path, source: &std::io::Error) -> CliError {

@@ -82,8 +82,9 @@ pub fn fetch(
 
 /// How this command reaches registries, if it has to.
 pub fn remote(context: &Context) -> Remote {
+    let git = context.git_settings();
     let context = context.clone();
-    Remote::new(Box::new(move || context.client_options()))
+    Remote::new(Box::new(move || context.client_options())).with_git(git)
 }
 
 fn display(context: &Context, quiet: bool) -> Display {

@@ -1,6 +1,7 @@
 //! Of each library's error, whose fault it is and what to do about it: the one table.
 
 use builder::error::{BuildError, ExportError, StepError};
+use builder::ops::git::GitError;
 use builder::remote::RemoteError;
 use builder::transfer::TransferError;
 use registry_client::{ClientError, CredentialError, ErrorKind};
@@ -112,7 +113,8 @@ fn build(error: &BuildError) -> Blamed {
         BuildError::Step { source, .. } | BuildError::Base { source, .. } => return step(source),
         BuildError::Export(error) => return export(error),
         BuildError::Cancelled => Kind::Interrupted,
-        BuildError::Store(_) | BuildError::Setup(_) => Kind::Environment,
+        BuildError::StdinTwice => Kind::Usage,
+        BuildError::Store(_) | BuildError::Setup(_) | BuildError::Stdin(_) => Kind::Environment,
         _ => Kind::Input,
     };
     (kind, None)
@@ -121,7 +123,17 @@ fn build(error: &BuildError) -> Blamed {
 fn step(error: &StepError) -> Blamed {
     let kind = match error {
         StepError::Transfer(error) => return transfer(error),
+        StepError::Remote(error) => return source(error),
         StepError::Cancelled => Kind::Interrupted,
+        StepError::Git(error) => match **error {
+            GitError::NotInstalled { .. } | GitError::Run(_) => Kind::Environment,
+            _ => Kind::Input,
+        },
+        StepError::Store(StoreError::Archive(error)) if !is_full(error) => Kind::Input,
+        StepError::Checksum { .. } | StepError::FileName { .. } | StepError::NoSubdir { .. } => {
+            Kind::Input
+        }
+        StepError::ContextArchive { source, .. } if !is_full(source.as_ref()) => Kind::Input,
         StepError::Process { .. }
         | StepError::User(_)
         | StepError::Digest(_)
@@ -129,6 +141,18 @@ fn step(error: &StepError) -> Blamed {
         // A command that is not in the image is the Dockerfile's mistake, all else this machine's.
         StepError::Sandbox(error) if error.exit_code() != 125 => Kind::Input,
         StepError::File(error) if !is_full(error) => Kind::Input,
+        _ => Kind::Environment,
+    };
+    (kind, None)
+}
+
+/// A file or repository that a Dockerfile or the command line names by its URL.
+fn source(error: &RemoteError) -> Blamed {
+    let kind = match error {
+        RemoteError::Client(error) => match error.kind() {
+            ErrorKind::Unreachable | ErrorKind::Tls | ErrorKind::Local => Kind::Environment,
+            _ => Kind::Input,
+        },
         _ => Kind::Environment,
     };
     (kind, None)
