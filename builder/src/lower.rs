@@ -14,6 +14,7 @@ mod config;
 mod copy;
 mod go_format;
 mod ports;
+mod remote_sources;
 mod run;
 mod scope;
 mod signals;

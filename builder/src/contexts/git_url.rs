@@ -358,8 +358,13 @@ fn flag(key: &'static str, value: &str) -> Result<bool, GitUrlError> {
     }
 }
 
-/// Percent escapes of a query, and `+` for a blank; what is no escape stays.
+/// A key or value of a query: percent escapes, and `+` for a blank.
 fn unescape(text: &str) -> String {
+    percent_decoded(&text.replace('+', " "))
+}
+
+/// A text without its percent escapes; what is no escape stays.
+pub(crate) fn percent_decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -369,16 +374,8 @@ fn unescape(text: &str) -> String {
             .filter(|digits| bytes[at] == b'%' && digits.iter().all(u8::is_ascii_hexdigit))
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match (escaped, bytes[at]) {
-            (Some(byte), _) => {
-                plain.push(byte);
-                at += 3;
-                continue;
-            }
-            (None, b'+') => plain.push(b' '),
-            (None, byte) => plain.push(byte),
-        }
-        at += 1;
+        plain.push(escaped.unwrap_or(bytes[at]));
+        at += if escaped.is_some() { 3 } else { 1 };
     }
     String::from_utf8_lossy(&plain).into_owned()
 }

@@ -1,5 +1,6 @@
 //! `COPY`, `ADD` and `WORKDIR`: changes to files.
 
+use super::remote_sources::remote_kind;
 use super::run::strip_tabs;
 use super::stages::{StagePlan, Step};
 use super::{Lowering, Outcome, StageState};
@@ -47,6 +48,10 @@ impl Lowering<'_> {
             below: usize::from(on_base),
             vertices: Vec::new(),
         };
+        if flags.checksum.is_some() && copy.sources.len() > 1 {
+            let message = "`--checksum` is for a single source";
+            return self.refuse(Diagnostic::error(self.flag_span(step, "checksum"), message));
+        }
         let mut shown = Vec::new();
         let mut sources = Vec::new();
         for word in &copy.sources {
@@ -157,17 +162,21 @@ impl Lowering<'_> {
         inputs: &mut Inputs,
     ) -> Outcome<CopySource> {
         if let Some(kind) = remote_kind(path) {
-            let diagnostic = match is_add {
-                true => {
-                    let message = format!("`ADD` of {kind} is not supported yet: `{path}`");
-                    Diagnostic::error(step.at(word.span), message)
-                }
-                false => {
-                    let message = format!("`COPY` cannot copy {kind}: `{path}`");
-                    Diagnostic::error(step.at(word.span), message).help("`ADD` can")
-                }
-            };
-            return self.refuse(diagnostic);
+            if is_add {
+                let checksum = flags.checksum.as_deref();
+                let remote = self.remote_source(step, word, path, checksum)?;
+                return Ok(CopySource {
+                    input: inputs.number(remote.vertex),
+                    pattern: remote.pattern,
+                    ignore: Vec::new(),
+                    exclude: flags.exclude.clone(),
+                    parents: flags.parents,
+                    unpack: remote.is_file && flags.unpack == Some(true),
+                });
+            }
+            let message = format!("`COPY` cannot copy {kind}: `{path}`");
+            let diagnostic = Diagnostic::error(step.at(word.span), message);
+            return self.refuse(diagnostic.help("`ADD` can"));
         }
         if flags.checksum.is_some() {
             let message =
@@ -350,25 +359,9 @@ impl Inputs {
 }
 
 /// What a flag that is on or off says, if it is given.
-fn is_set(step: &Step<'_>, name: &str) -> Option<bool> {
+pub(super) fn is_set(step: &Step<'_>, name: &str) -> Option<bool> {
     let value = step.instruction.flag(name)?.value.as_deref();
     Some(!value.is_some_and(|value| value.eq_ignore_ascii_case("false")))
-}
-
-/// What a source is, if it is not a path.
-fn remote_kind(source: &str) -> Option<&'static str> {
-    let lower = source.to_ascii_lowercase();
-    let is_http = lower.starts_with("http://") || lower.starts_with("https://");
-    let path = lower.split(['#', '?']).next().unwrap_or_default();
-    let is_git = lower.starts_with("git://")
-        || lower.starts_with("ssh://")
-        || lower.starts_with("git@")
-        || (is_http && path.ends_with(".git"));
-    match (is_git, is_http) {
-        (true, _) => Some("a git repository"),
-        (false, true) => Some("a URL"),
-        (false, false) => None,
-    }
 }
 
 /// A path made absolute by the working directory, and cleaned.
@@ -410,17 +403,5 @@ mod tests {
         check("../", "/");
         check("../../x", "/x");
         check("/", "/");
-    }
-
-    #[test]
-    fn remote_sources() {
-        let check = |source: &str, expect: Option<&str>| {
-            assert_eq!(remote_kind(source), expect, "{source}");
-        };
-        check("a/b.git", None);
-        check("https://e.example/x.tar", Some("a URL"));
-        check("https://e.example/x.git#v1", Some("a git repository"));
-        check("git@e.example:x", Some("a git repository"));
-        check("ssh://git@e.example/x", Some("a git repository"));
     }
 }

@@ -6,7 +6,7 @@
 use super::stages::{Base, StagePlan, Step};
 use super::{Lowering, Outcome, StageState, full_name};
 use crate::contexts::NamedContext;
-use crate::contexts::git_url::GitUrl;
+use crate::contexts::git_url::{GitUrl, percent_decoded};
 use crate::dockerfile::Diagnostic;
 use crate::graph::{
     ContextOp, CopyAction, CopySource, FileAction, FileOp, GitOp, HttpOp, Op, OpMetadata,
@@ -181,8 +181,8 @@ fn internal(name: String) -> OpMetadata {
 pub(crate) fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let path = path.split_once("://").map_or(path, |(_, rest)| rest);
-    let name = path.split_once('/').map_or("", |(_, path)| path);
-    match name.rsplit('/').next().unwrap_or_default() {
+    let path = path.split_once('/').map_or("", |(_, path)| path);
+    match percent_decoded(path).rsplit('/').next().unwrap_or_default() {
         "" | "." | ".." => UNNAMED.to_owned(),
         name => name.to_owned(),
     }
@@ -201,5 +201,7 @@ mod tests {
         check("http://h/", "__unnamed__");
         check("http://h", "__unnamed__");
         check("http://h/a/..", "__unnamed__");
+        check("http://h/a%20b+c%2", "a b+c%2");
+        check("http://h/a%2Fb", "b");
     }
 }
