@@ -46,7 +46,7 @@ impl Lowering<'_> {
         };
         if is_git_url(url) {
             let op = self.add_git(step, span, flag("checksum"), url, checksum)?;
-            let vertex = self.add_remote(span, op.url.to_string(), Op::Git(op));
+            let vertex = self.add_remote(span, &op.url.to_string(), Op::Git(op));
             return Ok(RemoteSource {
                 vertex,
                 pattern: "/".to_owned(),
@@ -65,7 +65,7 @@ impl Lowering<'_> {
             checksum,
         };
         Ok(RemoteSource {
-            vertex: self.add_remote(span, without_password(url), Op::Http(op)),
+            vertex: self.add_remote(span, &without_password(url), Op::Http(op)),
             pattern,
             is_file: true,
         })
@@ -122,7 +122,7 @@ impl Lowering<'_> {
         self.refuse(diagnostic.help(example))
     }
 
-    fn add_remote(&mut self, span: Span, name: String, op: Op) -> VertexIndex {
+    fn add_remote(&mut self, span: Span, name: &str, op: Op) -> VertexIndex {
         let meta = OpMetadata {
             name: format!("[internal] fetch {name}"),
             line: self.request.source.line(span.start),
