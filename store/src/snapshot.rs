@@ -276,6 +276,9 @@ impl Snapshots {
     }
 
     /// The directories of `layers` (oldest first), topmost first. Below a layer whose root is opaque nothing is seen.
+    ///
+    /// Of a layer that is there several times only the topmost counts: it decides every path that the others do, and
+    /// overlayfs takes no directory twice.
     fn stack(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, SnapshotError> {
         let mut stack = Vec::with_capacity(layers.len().max(1));
         for layer in layers.iter().rev() {
@@ -286,7 +289,9 @@ impl Snapshots {
                 Err(errno) => return Err(failed("open", &path)(errno)),
             };
             let hides = is_opaque(&directory).map_err(failed("read the attributes of", &path))?;
-            stack.push(path);
+            if !stack.contains(&path) {
+                stack.push(path);
+            }
             if hides {
                 break;
             }
