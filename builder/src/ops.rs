@@ -40,8 +40,8 @@ use store::snapshot::View;
 use crate::cache::Identity;
 use crate::cache::content_hash::content_digest;
 use crate::contexts::git_url::GitUrl;
-use crate::dockerfile::{Diagnostic, SourceFile, Span};
-use crate::error::{BuildError, StepError};
+use crate::dockerfile::{SourceFile, Span};
+use crate::error::{BuildError, Place, StepError};
 use crate::graph::{Definition, FileAction, FileOp, Op, Vertex, VertexIndex};
 use crate::remote::Remote;
 use crate::solve::cancel::Cancel;
@@ -479,12 +479,12 @@ impl Operations<'_> {
         source: &SourceFile,
     ) -> BuildError {
         let meta = &self.vertex(vertex).meta;
-        let span = Span::new(meta.span.start, meta.span.end);
-        let problem = Diagnostic::error(span, format!("{} failed", meta.name));
         BuildError::Step {
             name: meta.name.clone(),
-            line: meta.line,
-            excerpt: problem.render(source, false),
+            place: Some(Box::new(Place {
+                file: source.clone(),
+                span: Span::new(meta.span.start, meta.span.end),
+            })),
             source: Box::new(error),
         }
     }

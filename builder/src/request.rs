@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use store::oci::{Digest, Platform, Reference};
 
 use crate::contexts::{MainContext, NamedContexts};
+use crate::dockerfile::Problems;
 
 /// One build.
 #[derive(Clone, Debug)]
@@ -84,14 +85,14 @@ pub enum Destination {
 }
 
 /// What came out.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct BuildOutcome {
     /// The image's id: the digest of its configuration.
     pub image: Option<Digest>,
     /// What was pushed, with the manifest's digest.
     pub pushed: Vec<(Reference, Digest)>,
-    /// Warnings about the Dockerfile, rendered.
-    pub warnings: Vec<String>,
+    /// Warnings about the Dockerfile.
+    pub warnings: Vec<Problems>,
     /// Steps that ran.
     pub ran: usize,
     /// Steps that the cache had.

@@ -214,6 +214,8 @@ pub enum Progress {
     Tty,
     /// Nothing; the image's ID is printed at the end.
     Quiet,
+    /// One JSON object per line, as buildx prints them; the last one tells how the build ended.
+    Rawjson,
 }
 
 /// How a listing is printed.

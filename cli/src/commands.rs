@@ -6,6 +6,7 @@ mod images;
 mod inspect;
 mod interrupt;
 mod login;
+mod outcome;
 mod registry;
 mod run;
 mod sources;

@@ -27,10 +27,14 @@ pub struct Context {
 impl Context {
     /// Puts flags and environment together. `is_root` is asked before a user namespace makes everybody root.
     pub fn new(global: &GlobalArgs, is_root: bool) -> Context {
-        let no_colour = variable("NO_COLOR").is_some();
+        let forced = variable("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+        let colour = match variable("NO_COLOR") {
+            Some(_) => Some(false),
+            None => forced.then_some(true),
+        };
         let dumb = variable("TERM").is_some_and(|term| term == "dumb");
         Context {
-            ui: Ui::new(no_colour, dumb),
+            ui: Ui::new(colour, dumb),
             root: root(global.root.clone(), is_root),
         }
     }

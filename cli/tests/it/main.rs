@@ -9,6 +9,7 @@
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
 //! | [`transfer`] | registries, archives, credentials, listings |
 //! | [`run`] | what goes into a container, and what comes out |
+//! | [`progress`] | what a build says while it runs |
 //! | [`bad_input`] | clear errors, and nothing left behind |
 //! | [`interop`] | skopeo, umoci, podman, buildah |
 //! | [`rootless`] | an ordinary user |
@@ -29,6 +30,7 @@ mod contexts;
 mod examples;
 mod help;
 mod interop;
+mod progress;
 mod remote;
 mod rootless;
 mod run;
