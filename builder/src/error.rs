@@ -167,6 +167,64 @@ pub enum StepError {
     /// `USER` names nobody.
     #[error(transparent)]
     User(#[from] runner::UserError),
+    /// A secret that the step cannot do without was not given.
+    #[error(
+        "the step needs the secret `{id}`, which was not given: build with `--secret id={id},src=FILE` or `--secret id={id},env=NAME`"
+    )]
+    SecretMissing {
+        /// What the Dockerfile calls it.
+        id: String,
+    },
+    /// The file of a secret cannot be read.
+    #[error("cannot read the secret `{id}` from `{}`", path.display())]
+    SecretRead {
+        /// What the Dockerfile calls it.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A secret is larger than any should be.
+    #[error(
+        "the secret `{id}` is larger than {} bytes",
+        crate::ops::exec::SECRET_BYTES_MAX
+    )]
+    SecretTooLarge {
+        /// What the Dockerfile calls it.
+        id: String,
+    },
+    /// A secret cannot be a variable's value.
+    #[error("the secret `{id}` is no text, so it cannot be the value of the variable `{name}`")]
+    SecretNotText {
+        /// What the Dockerfile calls it.
+        id: String,
+        /// The variable.
+        name: String,
+    },
+    /// An agent that the step cannot do without was not given.
+    #[error(
+        "the step needs the SSH agent `{id}`, which was not given: build with `--ssh {id}` for that of SSH_AUTH_SOCK, or `--ssh {id}=SOCKET` or `--ssh {id}=KEYFILE`"
+    )]
+    SshMissing {
+        /// What the Dockerfile calls it.
+        id: String,
+    },
+    /// An agent could not be passed on.
+    #[error("cannot pass on the SSH agent `{id}`: {what}")]
+    Ssh {
+        /// What the Dockerfile calls it.
+        id: String,
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A device cannot be given to the step.
+    #[error(transparent)]
+    Device(#[from] crate::ops::exec::DeviceError),
     /// A copy failed.
     #[error(transparent)]
     File(#[from] crate::ops::file::FileOpError),

@@ -78,6 +78,7 @@ pub fn build(
         progress,
         environment.cancel,
         &abort,
+        &request.run,
         request.epoch,
         now(),
         Some(finished),
@@ -210,6 +211,7 @@ fn lower_request<'a>(
         },
         contexts: request.contexts.clone(),
         images,
+        run: request.run.clone(),
         survey: None,
     }
 }

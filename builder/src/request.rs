@@ -1,5 +1,10 @@
 //! What is asked of a build, and what comes out of it.
 
+pub mod run;
+pub mod size;
+
+pub use run::{Entitlement, RunSettings, SecretSource, SecretText};
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -41,6 +46,8 @@ pub struct BuildRequest {
     pub jobs: usize,
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub epoch: Option<i64>,
+    /// What `RUN` steps are given, and may do.
+    pub run: RunSettings,
 }
 
 /// Where a result goes.

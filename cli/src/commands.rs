@@ -11,6 +11,7 @@ mod registry;
 mod run;
 mod sources;
 mod space;
+mod steps;
 mod sync;
 mod system;
 mod transfer;

@@ -116,6 +116,11 @@ impl Context {
         self.text_variable(name).or_else(capitals)
     }
 
+    /// The bytes of an environment variable, which may be empty.
+    pub fn variable_bytes(&self, name: &str) -> Option<Vec<u8>> {
+        std::env::var_os(name).map(OsString::into_encoded_bytes)
+    }
+
     /// An environment variable that is text.
     pub fn text_variable(&self, name: &str) -> Option<String> {
         variable(name)?.into_string().ok()

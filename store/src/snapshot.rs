@@ -220,6 +220,20 @@ impl Snapshots {
         Ok(self.viewing(root))
     }
 
+    /// What overlayfs needs to show these layers (oldest first) read-only, with the option `userxattr`: directories, topmost
+    /// first. Two at least, unless there are no layers: then the one is empty.
+    ///
+    /// # Errors
+    /// A layer is not here.
+    pub fn lower(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut lower = self.stack(layers)?;
+        if lower.len() == 1 && !layers.is_empty() {
+            // Alone, a layer would show its whiteouts.
+            lower.push(self.root.join("empty"));
+        }
+        Ok(lower)
+    }
+
     fn viewing(&self, root: OwnedFd) -> View {
         View {
             root: Some(root),

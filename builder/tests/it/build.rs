@@ -74,6 +74,7 @@ impl Bench {
             outputs: Vec::new(),
             jobs: 4,
             epoch: None,
+            run: builder::request::RunSettings::default(),
         }
     }
 

@@ -87,6 +87,7 @@ fn request(
         outputs: vec![output(args)?],
         jobs,
         epoch: epoch(context)?,
+        run: super::steps::settings(context, &args.steps)?,
     })
 }
 
