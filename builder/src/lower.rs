@@ -13,7 +13,6 @@
 mod config;
 mod copy;
 mod go_format;
-mod mounts;
 mod ports;
 mod remote_sources;
 mod run;
@@ -34,7 +33,6 @@ use crate::dockerfile::source::Label;
 use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span, Word};
 use crate::graph::{Definition, ImageOp, Op, OpMetadata, VertexIndex};
-use crate::request::RunSettings;
 pub(crate) use scope::GlobalArgs;
 use scope::Scope;
 pub use sources::KEEP_GIT_DIR;
@@ -75,8 +73,6 @@ pub struct LowerRequest<'a> {
     pub contexts: NamedContexts,
     /// The images that earlier calls asked for.
     pub images: &'a BTreeMap<ImageRequest, ResolvedImage>,
-    /// What `RUN` steps are given, and may do.
-    pub run: RunSettings,
     /// Nothing is going to be built: every stage is looked at, and these images could not be had.
     pub survey: Option<&'a BTreeSet<ImageRequest>>,
 }
@@ -102,7 +98,6 @@ impl<'a> LowerRequest<'a> {
             fetched: None,
             contexts: NamedContexts::new(),
             images,
-            run: RunSettings::default(),
             survey: None,
         }
     }
@@ -209,11 +204,25 @@ pub fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Vec<Diagnostic>> {
         stages: &stages,
         definition: Definition::new(),
         diagnostics: stages.warnings.clone(),
+        cost: 0,
+        roots: BTreeMap::new(),
         done: BTreeMap::new(),
+        heirs: BTreeMap::new(),
     };
+    let bases = stages.plans.values().filter_map(|plan| match plan.base {
+        Base::Stage(base) => Some(base),
+        _ => None,
+    });
+    // The target is asked for once more, at the end.
+    for base in bases.chain([stages.target]) {
+        *lowering.heirs.entry(base).or_default() += 1;
+    }
     for (&index, plan) in &stages.plans {
         let state = lowering.stage(plan);
-        lowering.done.insert(index, state);
+        lowering.roots.insert(index, state.root);
+        if lowering.heirs.contains_key(&index) {
+            lowering.done.insert(index, state);
+        }
     }
     let mut diagnostics = lowering.diagnostics;
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
@@ -225,6 +234,7 @@ pub fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Vec<Diagnostic>> {
         .remove(&stages.target)
         .expect("the target is among the stages that it needs");
     let mut config = target.config;
+    config.config.env = target.env.environment();
     if !request.labels.is_empty() {
         let labels = config.config.labels.get_or_insert_default();
         labels.extend(request.labels.clone());
@@ -246,15 +256,36 @@ struct Lowering<'a> {
     stages: &'a Stages<'a>,
     definition: Definition,
     diagnostics: Vec<Diagnostic>,
-    /// Stages that are lowered.
+    /// What was done so far, in the unit of words' costs.
+    cost: usize,
+    /// The root file systems of the stages that are lowered.
+    roots: BTreeMap<usize, Option<VertexIndex>>,
+    /// Those of them that others stand on.
     done: BTreeMap<usize, StageState>,
+    /// How many still will.
+    heirs: BTreeMap<usize, usize>,
 }
+
+/// What lowering a Dockerfile may cost, in the unit of words' costs: variables that double one another, and thousands
+/// of steps that each repeat thousands of arguments in their history, get an answer instead of all memory there is.
+/// It allows for 256 MiB of text.
+const COST_MAX: usize = 1 << 31;
+
+/// What a byte of history, or of a step's environment, costs.
+const BYTE_COST: usize = 8;
+
+/// More findings than anybody reads, and more suggestions: each is looked for among all that would have been right.
+const WARNINGS_MAX: usize = 10_000;
+const SUGGESTIONS_MAX: usize = 200;
 
 /// A stage after some of its instructions.
 #[derive(Clone)]
 struct StageState {
     root: Option<VertexIndex>,
     scope: Scope,
+    /// The variables of the image.
+    env: Scope,
+    /// All else of the image; its variables are those of the base.
     config: ImageConfig,
     base_history: Vec<History>,
     history: Vec<HistoryStep>,
@@ -285,8 +316,12 @@ impl Lowering<'_> {
         let mut state = self.base(plan);
         for step in &plan.steps {
             let said = self.diagnostics.len();
+            let recorded = state.history.len();
             // What was refused is reported; the rest is looked at for more.
             let _: Outcome = self.instruction(&mut state, plan, step);
+            if self.account(&state, recorded, step).is_err() {
+                break;
+            }
             if let Some(from) = step.origin {
                 // Whoever builds upon an image cannot change its triggers.
                 drop_findings(&mut self.diagnostics, said);
@@ -306,7 +341,7 @@ impl Lowering<'_> {
     fn base(&mut self, plan: &StagePlan<'_>) -> StageState {
         match &plan.base {
             Base::Stage(index) => {
-                let mut state = self.done[index].clone();
+                let mut state = self.inherit(*index);
                 state.cmd_set = false;
                 state.step = 0;
                 state.config.config.on_build = None;
@@ -337,9 +372,11 @@ impl Lowering<'_> {
                 {
                     config.config.env.push(DEFAULT_PATH.to_owned());
                 }
+                let scope = Scope::new(&config.config.env);
                 let mut state = StageState {
                     root: None,
-                    scope: Scope::new(&config.config.env),
+                    env: scope.clone(),
+                    scope,
                     config,
                     base_history,
                     history: Vec::new(),
@@ -358,6 +395,17 @@ impl Lowering<'_> {
                 state
             }
         }
+    }
+
+    /// The state that another stage ended with; the last to ask gets it without a copy.
+    fn inherit(&mut self, index: usize) -> StageState {
+        let heirs = self.heirs.entry(index).or_default();
+        *heirs = heirs.saturating_sub(1);
+        let state = match heirs {
+            0 => self.done.remove(&index),
+            _ => self.done.get(&index).cloned(),
+        };
+        state.expect("a stage stands on one before it")
     }
 
     fn image(&mut self, image: &ResolvedImage, meta: OpMetadata) -> VertexIndex {
@@ -442,6 +490,7 @@ impl Lowering<'_> {
         match words::expand(text, step.escape, &|name| state.scope.value(name)) {
             Ok(expanded) => {
                 self.check_unset(&state.scope, &expanded, span);
+                self.spend(step, expanded.cost)?;
                 Ok(expanded)
             }
             Err(error) => {
@@ -451,11 +500,47 @@ impl Lowering<'_> {
         }
     }
 
+    /// Counts what an instruction costs; the one that costs too much is refused.
+    fn spend(&mut self, step: &Step<'_>, cost: usize) -> Outcome {
+        let before = self.cost;
+        self.cost = before.saturating_add(cost);
+        if self.cost <= COST_MAX {
+            return Ok(());
+        }
+        if before > COST_MAX {
+            // It was said where it happened.
+            return Err(Refused);
+        }
+        let span = step.at(step.instruction.head);
+        let message = "the Dockerfile becomes too large once its variables are expanded";
+        self.refuse(Diagnostic::error(span, message).help(
+            "each `RUN` repeats every `ARG` before it in the image's history, and `ENV A=$A$A` doubles `A`",
+        ))
+    }
+
+    /// Counts what an instruction left behind.
+    fn account(&mut self, state: &StageState, recorded: usize, step: &Step<'_>) -> Outcome {
+        let entries = state.history[recorded..].iter();
+        let history: usize = entries
+            .filter_map(|step| step.entry.created_by.as_ref())
+            .map(String::len)
+            .sum();
+        let environment = match step.instruction.kind {
+            InstructionKind::Run(_) => state.scope.bytes(),
+            _ => 0,
+        };
+        self.spend(step, BYTE_COST * (history + environment))
+    }
+
     /// Warns of variables that a text uses and that are not set.
     fn check_unset(&mut self, scope: &Scope, expanded: &Expanded, span: Span) {
         for name in expanded.unset.iter().filter(|name| scope.misses(name)) {
-            self.diagnostics
-                .push(values::undefined(name, span, scope.names()));
+            let said = self.diagnostics.len();
+            if said >= WARNINGS_MAX {
+                return;
+            }
+            let known = scope.names().filter(|_| said < SUGGESTIONS_MAX);
+            self.diagnostics.push(values::undefined(name, span, known));
         }
     }
 
@@ -528,9 +613,11 @@ impl StageState {
         let mut config = ImageConfig::scratch(platform);
         config.config.env = vec![DEFAULT_PATH.to_owned()];
         config.config.working_dir = "/".to_owned();
+        let scope = Scope::new(&config.config.env);
         StageState {
             root: None,
-            scope: Scope::new(&config.config.env),
+            env: scope.clone(),
+            scope,
             config,
             base_history: Vec::new(),
             history: Vec::new(),

@@ -26,7 +26,7 @@ impl Comments {
                 PieceKind::Instruction(index) => {
                     comments.extend(comment.take().map(|comment| (index, comment)));
                 }
-                PieceKind::Blank | PieceKind::Directive(_) => comment = None,
+                PieceKind::Blank | PieceKind::Directive(_) | PieceKind::Unread => comment = None,
             }
         }
         Comments(comments)

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Rule;
 use crate::dockerfile::ast::PieceKind;
 use crate::dockerfile::suggest::nearest;
-use crate::dockerfile::{Diagnostic, Dockerfile, Problems, SourceFile, Span};
+use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span};
 
 /// The build argument that replaces the directive.
 pub const BUILD_ARG: &str = "BUILDKIT_DOCKERFILE_CHECK";
@@ -141,15 +141,15 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// The settings of a build, and what is doubtful about them.
+/// The settings of a build, and what is doubtful about them, rendered.
 ///
 /// # Errors
-/// What cannot be read.
+/// What cannot be read, rendered.
 pub(crate) fn of_file(
     dockerfile: &Dockerfile,
     source: &SourceFile,
     build_args: &BTreeMap<String, String>,
-) -> Result<(Settings, Problems), Problems> {
+) -> Result<(Settings, Vec<String>), Vec<String>> {
     let argument;
     let (source, (settings, problems)) = match build_args.get(BUILD_ARG) {
         Some(text) => {
@@ -168,11 +168,14 @@ pub(crate) fn of_file(
         }
     };
     let fatal = problems.iter().any(Diagnostic::is_error);
-    let problems = Problems::new(source, problems);
+    let rendered = problems
+        .iter()
+        .map(|problem| problem.render(source, false))
+        .collect();
     if fatal {
-        Err(problems)
+        Err(rendered)
     } else {
-        Ok((settings, problems))
+        Ok((settings, rendered))
     }
 }
 
@@ -212,7 +215,7 @@ pub(super) fn inline(
                     by_instruction.insert(index, settings);
                 }
             }
-            PieceKind::Blank | PieceKind::Directive(_) => pending = None,
+            PieceKind::Blank | PieceKind::Directive(_) | PieceKind::Unread => pending = None,
         }
     }
     (by_instruction, remarks)

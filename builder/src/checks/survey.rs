@@ -86,8 +86,7 @@ pub fn survey(
         stages: &stages,
         build_args: &request.build_args,
     };
-    let report =
-        report(&subject, said).map_err(|problems| BuildError::Dockerfile(Box::new(problems)))?;
+    let report = report(&subject, said).map_err(|rendered| BuildError::Dockerfile { rendered })?;
     Ok(Survey {
         source,
         report,

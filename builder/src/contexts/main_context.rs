@@ -370,7 +370,8 @@ fn failed(name: &str) -> impl FnOnce(StepError) -> BuildError {
         StepError::Cancelled => BuildError::Cancelled,
         error => BuildError::Step {
             name: name.to_owned(),
-            place: None,
+            line: 0,
+            excerpt: String::new(),
             source: Box::new(error),
         },
     }

@@ -72,6 +72,8 @@ pub enum PieceKind {
     Comment,
     /// The directive of this index.
     Directive(usize),
+    /// All that follows the last instruction that is read, where there are too many.
+    Unread,
     /// The instruction of this index, with its continuation lines, the comments between them and its here-documents.
     Instruction(usize),
 }

@@ -498,4 +498,203 @@ pub fn clean(path: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_match_table() {
+        let check = |pattern: &str, name: &str, expect: bool| {
+            assert_eq!(
+                go_match(pattern, name.as_bytes()),
+                Ok(expect),
+                "{pattern} on {name}"
+            );
+        };
+        check("abc", "abc", true);
+        check("abc", "abd", false);
+        check("*", "abc", true);
+        check("*c", "abc", true);
+        check("a*", "a", true);
+        check("a*", "ab/c", false);
+        check("a*/b", "abc/b", true);
+        check("a*/b", "a/c/b", false);
+        check("a*b*c*d*e*/f", "axbxcxdxe/f", true);
+        check("a*b*c*d*e*/f", "axbxcxdxexxx/f", true);
+        check("a*b*c*d*e*/f", "axbxcxdxe/xxx/f", false);
+        check("a*b?c*x", "abxbbxdbxebxczzx", true);
+        check("a*b?c*x", "abxbbxdbxebxczzy", false);
+        check("ab[c]", "abc", true);
+        check("ab[b-d]", "abc", true);
+        check("ab[e-g]", "abc", false);
+        check("ab[^c]", "abc", false);
+        check("ab[^e-g]", "abc", true);
+        check("a\\*b", "a*b", true);
+        check("a\\*b", "ab", false);
+        check("a?b", "a☺b", true);
+        check("a[^a]b", "a☺b", true);
+        check("a???b", "a☺b", false);
+        check("[a-ζ]*", "α", true);
+        check("*[a-ζ]", "A", false);
+        check("a?b", "a/b", false);
+        check("a*b", "a/b", false);
+        check("[\\]a]", "]", true);
+        check("[\\-]", "-", true);
+        check("[x\\-]", "x", true);
+        check("[\\-x]", "a", false);
+        check("*x", "xxx", true);
+        check("", "", true);
+        check("", "a", false);
+        check("*", ".hidden", true);
+        check("**", "a/b", false);
+        check("arr[[]0].txt", "arr[0].txt", true);
+    }
+
+    #[test]
+    fn go_match_refuses() {
+        for pattern in [
+            "[]a]", "[-]", "[x-]", "[-x]", "[", "[^", "[^bc", "a[", "[a-b-c]", "a\\", "x[a",
+        ] {
+            assert!(go_match(pattern, b"zzz").is_err(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_text() {
+        assert_eq!(go_match("a?b", b"a\xffb"), Ok(true));
+        assert_eq!(go_match("a??b", b"a\xe2\x98b"), Ok(true));
+        assert_eq!(go_match("*b", b"a\xffb"), Ok(true));
+    }
+
+    #[test]
+    fn reads_files() {
+        let text = "\u{feff}# comment\n  # not one\n\n /a/b/ \n! ./keep \r\nx/../y\n!\n/\n";
+        assert_eq!(
+            read_patterns(text),
+            ["# not one", "a/b", "!keep", "y", "!", "/"]
+        );
+    }
+
+    /// Patterns separated by blanks.
+    fn ignored(patterns: &str, path: &str) -> bool {
+        let patterns: Vec<&str> = patterns.split(' ').collect();
+        IgnoreMatcher::new(&patterns)
+            .unwrap()
+            .matches(path.as_bytes())
+    }
+
+    #[test]
+    fn ignore_table() {
+        let check = |patterns: &str, path: &str, expect: bool| {
+            assert_eq!(ignored(patterns, path), expect, "{patterns} on {path}");
+        };
+        check("**", "file", true);
+        check("**", "dir/file", true);
+        check("**/", "file", true);
+        check("**/**", "dir/file", true);
+        check("dir/**", "dir/file", true);
+        check("dir/**", "dir", false);
+        check("dir/**", "dir/dir2/file", true);
+        check("**/dir", "dir", true);
+        check("**/dir", "a/b/dir/file", true);
+        check("**/dir2/*", "dir/dir2/file", true);
+        check("**/dir2/*", "dir/dir2/dir2/file", true);
+        check("**/dir2/**", "dir/dir2/dir2/file", true);
+        check("**file", "file", true);
+        check("**file", "dir/file", true);
+        check("**/file", "dir/file", true);
+        check("**/file", "dirfile", false);
+        check("**file", "dirfile", true);
+        check("**/file*", "dir/file.txt", true);
+        check("**/file*txt", "dir/dir/file.txt", true);
+        check("**/file*.txt", "dir/dir/file.txt", true);
+        check("**/file*.txt*", "dir/dir/file.txt", true);
+        check("**/**/*.txt", "dir/dir/file.txt", true);
+        check("**/**/*.txt2", "dir/dir/file.txt", false);
+        check("**/*.txt", "file.txt", true);
+        check("a**/*.txt", "a/file.txt", true);
+        check("a**/*.txt", "a/dir/dir/file.txt", true);
+        check("a/*.txt", "a/dir/file.txt", false);
+        check("a/*.txt", "a/file.txt", true);
+        check("a[b-d]e", "ae", false);
+        check("a[b-d]e", "ace", true);
+        check("a[^b-d]e", "aze", true);
+        check(".*", ".foo", true);
+        check(".*", "foo", false);
+        check("abc.def", "abcdef", false);
+        check("abc.def", "abcZdef", false);
+        check("a\\*b", "a*b", true);
+        check("foo", "foo/bar/x", true);
+        check("foo/", "foo/bar", true);
+        check("foo/*", "foo", false);
+        check("foo/*", "foo/bar/x", true);
+        check("*", "foo/bar", true);
+        check("* !foo", "foo", false);
+        check("* !foo", "foo/bar", false);
+        check("* !foo", "bar", true);
+        check("* !foo foo/x", "foo/x", true);
+        check("* !foo foo/x", "foo/y", false);
+        check("dir !dir/keep", "dir/keep", false);
+        check("dir !dir/keep", "dir/other", true);
+        check("!dir/keep dir", "dir/keep", true);
+        check("**/x !**/y/x", "a/x", true);
+        check("**/x !**/y/x", "a/y/x", false);
+        check("docs !docs/*.md docs/a.md", "docs/a.md", true);
+        check("docs !docs/*.md docs/a.md", "docs/b.md", false);
+        check("!a", "a", false);
+        check("(x)+", "(x)+", true);
+        check("\\!x", "!x", true);
+    }
+
+    #[test]
+    fn refuses_bad_patterns() {
+        for pattern in ["!", "[", "a[", "a\\", "![z"] {
+            let error = IgnoreMatcher::new(&[pattern]).unwrap_err();
+            assert_eq!(error.pattern, pattern);
+        }
+        assert!(IgnoreMatcher::new(&["", "  "]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn skips_directories_only_when_nothing_below_can_return() {
+        let check = |patterns: &str, directory: &str, expect: bool| {
+            let patterns: Vec<&str> = patterns.split(' ').collect();
+            let matcher = IgnoreMatcher::new(&patterns).unwrap();
+            assert_eq!(
+                matcher.can_skip_dir(directory.as_bytes()),
+                expect,
+                "{patterns:?} on {directory}"
+            );
+        };
+        check("node_modules", "node_modules", true);
+        check("node_modules", "src", false);
+        check("* !src", "target", true);
+        check("* !src", "src", false);
+        check("* !src/main.rs", "src", false);
+        check("* !src/main.rs", "srcs", true);
+        check("* !src/*/x", "src/a", false);
+        check("* !src/*/x", "src/a/b", true);
+        check("* !**/keep", "any/where", false);
+        check("!a/keep a", "a", true);
+    }
+
+    #[test]
+    fn takes_no_exponential_time() {
+        let pattern = "**/a*".repeat(60);
+        let path = "a/".repeat(400);
+        assert!(!ignored(&format!("{pattern}z"), &path));
+    }
+
+    #[test]
+    fn cleans() {
+        for (path, expect) in [
+            ("", "."),
+            ("a//b/./c/", "a/b/c"),
+            ("../a", "../a"),
+            ("/../a", "/a"),
+            ("a/../..", ".."),
+            ("/", "/"),
+        ] {
+            assert_eq!(clean(path), expect);
+        }
+    }
+}

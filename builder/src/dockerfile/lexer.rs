@@ -20,11 +20,21 @@ pub(super) struct PhysicalLine {
 pub(super) struct Lexer<'a> {
     text: &'a str,
     position: usize,
+    /// Lines that were read and are longer than allowed.
+    long_lines: Vec<Span>,
 }
 
 impl<'a> Lexer<'a> {
     pub(super) fn new(text: &'a str, position: usize) -> Lexer<'a> {
-        Lexer { text, position }
+        Lexer {
+            text,
+            position,
+            long_lines: Vec::new(),
+        }
+    }
+
+    pub(super) fn long_lines(&self) -> &[Span] {
+        &self.long_lines
     }
 
     pub(super) fn position(&self) -> usize {
@@ -40,10 +50,11 @@ impl<'a> Lexer<'a> {
         let length = rest.find('\n').map_or(rest.len(), |newline| newline + 1);
         let content = rest[..length].trim_end_matches(['\r', '\n']);
         self.position = start + length;
-        Some(PhysicalLine {
-            start,
-            content_end: start + content.len(),
-        })
+        let content_end = start + content.len();
+        if rest[..length].trim_end_matches('\n').len() > LINE_BYTES_MAX {
+            self.long_lines.push(Span::new(start, content_end));
+        }
+        Some(PhysicalLine { start, content_end })
     }
 
     pub(super) fn content(&self, line: PhysicalLine) -> &'a str {
@@ -58,8 +69,7 @@ impl<'a> Lexer<'a> {
             text: String::new(),
             parts: Vec::new(),
             span: Span::new(start, start),
-            blank_lines: Vec::new(),
-            long_lines: Vec::new(),
+            blank_line: None,
         };
         let mut continued = joined.add(self.text, start, first, escape);
         while continued {
@@ -69,9 +79,8 @@ impl<'a> Lexer<'a> {
                 continue;
             }
             if content.trim().is_empty() {
-                joined
-                    .blank_lines
-                    .push(Span::new(line.start, line.content_end));
+                let blank = Span::new(line.start, line.content_end);
+                joined.blank_line.get_or_insert(blank);
                 continue;
             }
             continued = joined.add(self.text, line.start, line, escape);
@@ -97,8 +106,8 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// The longest physical line; BuildKit's line scanner has the same bound.
-const LINE_BYTES_MAX: usize = 65_535;
+/// The longest physical line, without its newline; BuildKit's line scanner has the same bound.
+pub(super) const LINE_BYTES_MAX: usize = 65_535;
 
 /// An instruction with its continuation lines joined.
 #[derive(Clone, Debug)]
@@ -108,26 +117,22 @@ pub(super) struct LogicalLine {
     parts: Vec<(usize, usize)>,
     /// From its first letter to the end of its last line that counts.
     pub(super) span: Span,
-    /// Lines with nothing in them between its lines.
-    pub(super) blank_lines: Vec<Span>,
-    /// Lines that are longer than allowed.
-    pub(super) long_lines: Vec<Span>,
+    /// The first line with nothing in it between its lines.
+    pub(super) blank_line: Option<Span>,
 }
 
 impl LogicalLine {
     /// Adds a line from `start` on; true if the next line continues it.
     fn add(&mut self, text: &str, start: usize, line: PhysicalLine, escape: char) -> bool {
         let content = &text[start..line.content_end];
-        if line.content_end - line.start > LINE_BYTES_MAX {
-            self.long_lines
-                .push(Span::new(line.start, line.content_end));
-        }
         let (kept, continued) = match continuation(content, escape) {
             Some(kept) => (kept, true),
             None => (content, false),
         };
-        self.parts.push((self.text.len(), start));
-        self.text.push_str(kept);
+        if !kept.is_empty() {
+            self.parts.push((self.text.len(), start));
+            self.text.push_str(kept);
+        }
         self.span.end = line.content_end;
         continued
     }

@@ -38,11 +38,18 @@ pub const KEYWORDS: [&str; 18] = [
     "WORKDIR",
 ];
 
+/// Instructions that a file may have. An image has room for some hundred layers; this is what fits into memory.
+const INSTRUCTIONS_MAX: usize = 100_000;
+
+/// Diagnostics of each severity that are kept: more than anybody reads.
+const DIAGNOSTICS_MAX: usize = 1000;
+
 /// Parses a Dockerfile. The diagnostics stand in the order of the text; if one is an error, it cannot be built.
 pub fn parse(text: &str) -> (Dockerfile, Vec<Diagnostic>) {
     let mut parser = Parser::new(text);
     parser.head();
     while parser.piece() {}
+    parser.lines();
     parser.stages();
     let mut diagnostics = parser.diagnostics;
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
@@ -64,6 +71,8 @@ struct Parser<'a> {
     text: &'a str,
     file: Dockerfile,
     diagnostics: Vec<Diagnostic>,
+    /// How many more errors, warnings and notes are kept.
+    room: [usize; 3],
 }
 
 impl<'a> Parser<'a> {
@@ -82,6 +91,7 @@ impl<'a> Parser<'a> {
             text,
             file,
             diagnostics: Vec::new(),
+            room: [DIAGNOSTICS_MAX; 3],
         }
     }
 
@@ -159,7 +169,16 @@ impl<'a> Parser<'a> {
                 self.push_piece(line.start, PieceKind::Blank);
                 return true;
             }
+            if self.file.instructions.len() == INSTRUCTIONS_MAX {
+                let message = format!("there are more than {INSTRUCTIONS_MAX} instructions");
+                self.error(logical.span, message);
+                while self.lexer.next_line().is_some() {}
+                self.push_piece(line.start, PieceKind::Unread);
+                return false;
+            }
+            let said = self.diagnostics.len();
             let instruction = self.instruction(&logical);
+            self.keep_some(said);
             self.push_piece(
                 line.start,
                 PieceKind::Instruction(self.file.instructions.len()),
@@ -169,8 +188,32 @@ impl<'a> Parser<'a> {
         true
     }
 
+    /// Drops diagnostics from a position on that nobody would read.
+    fn keep_some(&mut self, from: usize) {
+        let room = &mut self.room;
+        let has_room = |diagnostic: &Diagnostic| {
+            let room = &mut room[diagnostic.severity as usize];
+            *room = room.saturating_sub(1);
+            *room > 0
+        };
+        let mut new = self.diagnostics.split_off(from);
+        new.retain(has_room);
+        self.diagnostics.append(&mut new);
+    }
+
+    /// Says which lines are too long; it is asked once all are read.
+    fn lines(&mut self) {
+        let long = self.lexer.long_lines().iter().take(DIAGNOSTICS_MAX);
+        let message = format!("a line has more than {} bytes", lexer::LINE_BYTES_MAX);
+        let errors = long.map(|&span| {
+            Diagnostic::error(span, &*message)
+                .help("an instruction may go on in the next line, after a `\\`; long data goes into a file")
+        });
+        self.diagnostics.extend(errors);
+    }
+
     fn instruction(&mut self, logical: &LogicalLine) -> Instruction {
-        for &blank in &logical.blank_lines {
+        if let Some(blank) = logical.blank_line {
             let warning =
                 Rule::NoEmptyContinuation.at(blank, "a blank line inside a continued instruction");
             self.diagnostics
@@ -178,8 +221,11 @@ impl<'a> Parser<'a> {
                 "it will become an error: remove the line, or end the line above without an escape",
             ));
         }
-        for &long in &logical.long_lines {
-            self.error(long, "a line has more than 65535 bytes");
+        if let Some(at) = logical.text.find('\0') {
+            self.error(
+                logical.span_of(at..at + 1),
+                "a NUL byte cannot be part of an instruction",
+            );
         }
         let mut scope = Scope {
             logical,
@@ -220,6 +266,14 @@ impl<'a> Parser<'a> {
         for word in lexer::heredoc_words(&logical.text) {
             let span = logical.span_of(word.range.clone());
             let (body, ended) = self.lexer.heredoc_body(&word.name, word.strip_tabs);
+            let text = &self.text[body.range()];
+            if let (InstructionKind::Run(_), Some(at)) = (kind, text.find('\0')) {
+                let nul = Span::new(body.start + at, body.start + at + 1);
+                self.diagnostics.push(Diagnostic::error(
+                    nul,
+                    "a NUL byte cannot be part of a command",
+                ));
+            }
             if !ended {
                 let message = format!("the here-document `{}` is never ended", word.name);
                 self.diagnostics.push(
@@ -329,6 +383,11 @@ fn is_own_syntax(value: &str) -> bool {
         || name.starts_with("dockerfile.v0")
 }
 
+/// A character that separates words where quotes mean nothing; others that look like blanks do not.
+fn is_blank(char: char) -> bool {
+    matches!(char, ' ' | '\t' | '\u{b}' | '\u{c}' | '\r')
+}
+
 /// One logical line and where to report about it.
 struct Scope<'a> {
     logical: &'a LogicalLine,
@@ -363,7 +422,7 @@ impl Scope<'_> {
     fn instruction(&mut self, range: Range<usize>, inside: Option<Span>) -> Instruction {
         let range = self.trim(range);
         let text = &self.text()[range.clone()];
-        let length = text.find(char::is_whitespace).unwrap_or(text.len());
+        let length = text.find(is_blank).unwrap_or(text.len());
         let keyword = self.word(range.start..range.start + length);
         let line = text.to_owned();
         let head = self.logical.span_of(range.clone());

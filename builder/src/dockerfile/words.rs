@@ -11,7 +11,8 @@
 //! 'text' "text" \c                   literal; escapes only `"`, `$` and itself; literal character
 //! ```
 //!
-//! Patterns know `*`, `?` and backslash escapes. No value is ever expanded a second time.
+//! Patterns know `*`, `?` (neither matches the end of a line) and the escapes `\*`, `\?`, `\\`, `\/` and `\}`, with a
+//! backslash whatever the Dockerfile's escape character is. No value is ever expanded a second time.
 
 use std::collections::BTreeSet;
 
@@ -19,6 +20,13 @@ use super::ast::Escape;
 
 /// How deep `${a:-${b:-…}}` may nest: an answer instead of an exhausted stack.
 const DEPTH_MAX: usize = 64;
+
+/// What expanding one word may cost, in the unit of [`Expanded::cost`]: variables that double one another, and patterns
+/// over long values, get an answer as well.
+const COST_MAX: usize = 1 << 27;
+
+/// What a byte of a variable's value costs: it is kept, a pattern's step is not. With [`COST_MAX`], 16 MiB of text.
+const BYTE_COST: usize = 8;
 
 /// Why a word cannot be expanded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +65,15 @@ pub enum WordError {
     /// More than 64 `${…}` inside one another.
     #[error("`${{…}}` is nested more than {DEPTH_MAX} deep")]
     TooDeep,
+    /// A pattern with a backslash before a character that needs none.
+    #[error("`\\{escaped}` in a pattern is none of `\\*` `\\?` `\\\\` `\\/` `\\}}`")]
+    PatternEscape {
+        /// What follows the backslash; empty at the pattern's end.
+        escaped: String,
+    },
+    /// The text or the work became too large.
+    #[error("it becomes too long, or its patterns take too long to match")]
+    TooLarge,
 }
 
 /// What a word became.
@@ -68,6 +85,8 @@ pub struct Expanded {
     pub words: Vec<String>,
     /// Variables that were used and are not set, without those given a default.
     pub unset: BTreeSet<String>,
+    /// What it took: steps of patterns, and eight for each byte of a variable's value.
+    pub cost: usize,
 }
 
 /// Expands one word; `lookup` returns a variable's value, if it is set.
@@ -88,7 +107,7 @@ pub fn expand<'w, 'v>(
         return Ok(Expanded {
             text: word.to_owned(),
             words: Vec::from_iter((!word.is_empty()).then(|| word.to_owned())),
-            unset: BTreeSet::new(),
+            ..Expanded::default()
         });
     }
     let mut expander = Expander {
@@ -96,8 +115,9 @@ pub fn expand<'w, 'v>(
         escape: escape.0,
         quotes: true,
         lookup,
-        unset: BTreeSet::new(),
+        unset: Vec::new(),
         depth: 0,
+        cost: 0,
     };
     let mut sink = Sink::default();
     expander.run(None, false, &mut sink)?;
@@ -105,7 +125,8 @@ pub fn expand<'w, 'v>(
     Ok(Expanded {
         text,
         words,
-        unset: expander.unset,
+        unset: expander.unset.into_iter().collect(),
+        cost: expander.cost,
     })
 }
 
@@ -123,15 +144,17 @@ pub fn expand_document<'w, 'v>(
         escape: '\\',
         quotes: false,
         lookup,
-        unset: BTreeSet::new(),
+        unset: Vec::new(),
         depth: 0,
+        cost: 0,
     };
     let mut sink = Sink::default();
     expander.run(None, false, &mut sink)?;
     Ok(Expanded {
         text: sink.text,
         words: Vec::new(),
-        unset: expander.unset,
+        unset: expander.unset.into_iter().collect(),
+        cost: expander.cost,
     })
 }
 
@@ -141,8 +164,6 @@ struct Sink {
     text: String,
     words: Vec<String>,
     word: String,
-    /// The word exists even if it is empty: it was quoted.
-    quoted: bool,
 }
 
 impl Sink {
@@ -159,13 +180,12 @@ impl Sink {
     fn push_literal(&mut self, text: &str) {
         self.word.push_str(text);
         self.text.push_str(text);
-        self.quoted = true;
     }
 
+    /// Words of nothing but quotes do not count.
     fn end_word(&mut self) {
-        if self.quoted || !self.word.is_empty() {
+        if !self.word.is_empty() {
             self.words.push(std::mem::take(&mut self.word));
-            self.quoted = false;
         }
     }
 
@@ -181,11 +201,21 @@ struct Expander<'w, 'v> {
     /// Whether quotes are more than characters.
     quotes: bool,
     lookup: &'w dyn Fn(&str) -> Option<&'v str>,
-    unset: BTreeSet<String>,
+    /// In the order of use; what is not used after all is cut off again.
+    unset: Vec<String>,
     depth: usize,
+    cost: usize,
 }
 
 impl Expander<'_, '_> {
+    fn spend(&mut self, cost: usize) -> Result<(), WordError> {
+        self.cost = self.cost.saturating_add(cost);
+        match self.cost {
+            ..=COST_MAX => Ok(()),
+            _ => Err(WordError::TooLarge),
+        }
+    }
+
     fn peek(&self) -> Option<char> {
         self.rest.chars().next()
     }
@@ -265,7 +295,12 @@ impl Expander<'_, '_> {
                             text.push(next);
                             self.next();
                         }
-                        Some(_) => text.push(char),
+                        Some(_) => {
+                            if keep_escapes {
+                                text.push(char);
+                            }
+                            text.push(char);
+                        }
                     }
                 }
                 Some(char) => text.push(char),
@@ -281,7 +316,7 @@ impl Expander<'_, '_> {
             let name = self.name();
             return Ok(match name {
                 "" => "$".to_owned(),
-                name => self.value_or_unset(name),
+                name => self.value_or_unset(name)?,
             });
         }
         if self.depth == DEPTH_MAX {
@@ -306,7 +341,7 @@ impl Expander<'_, '_> {
             return Err(WordError::UnclosedBrace);
         };
         match first {
-            '}' => Ok(self.value_or_unset(&name)),
+            '}' => self.value_or_unset(&name),
             '-' | '+' | '?' => self.conditional(&name, first, false),
             ':' => match self.next() {
                 Some(modifier @ ('-' | '+' | '?')) => self.conditional(&name, modifier, true),
@@ -318,8 +353,9 @@ impl Expander<'_, '_> {
             },
             '#' | '%' => {
                 let longest = self.next_if(first);
-                let pattern = Pattern::new(&self.operand('}', true)?, self.escape);
-                let value = self.value_or_unset(&name);
+                let pattern = Pattern::new(&self.operand('}', true)?)?;
+                let value = self.value_or_unset(&name)?;
+                self.spend(pattern.cost(&value))?;
                 Ok(match first {
                     '#' => pattern.without_prefix(&value, longest),
                     _ => pattern.without_suffix(&value, longest),
@@ -327,10 +363,10 @@ impl Expander<'_, '_> {
             }
             '/' => {
                 let every = self.next_if('/');
-                let pattern = Pattern::new(&self.operand('/', true)?, self.escape);
-                let replacement = self.operand('}', false)?;
-                let value = self.value_or_unset(&name);
-                Ok(pattern.replace(&value, &replacement, every))
+                let pattern = Pattern::new(&self.operand('/', true)?)?;
+                let replacement = self.operand('}', true)?;
+                let value = self.value_or_unset(&name)?;
+                self.replace(&pattern, &value, &replacement, every)
             }
             other => Err(WordError::UnknownModifier {
                 name,
@@ -352,9 +388,10 @@ impl Expander<'_, '_> {
         empty_is_unset: bool,
     ) -> Result<String, WordError> {
         // What is not used as a default is not missed either.
-        let missed = self.unset.clone();
+        let missed = self.unset.len();
         let word = self.operand('}', false)?;
         let value = (self.lookup)(name);
+        self.spend(BYTE_COST * value.map_or(0, str::len))?;
         let usable = value.filter(|value| !(empty_is_unset && value.is_empty()));
         let (text, uses_word) = match (modifier, usable) {
             ('-', Some(value)) => (value.to_owned(), false),
@@ -375,18 +412,54 @@ impl Expander<'_, '_> {
             }
         };
         if !uses_word {
-            self.unset = missed;
+            self.unset.truncate(missed);
         }
         Ok(text)
     }
 
-    fn value_or_unset(&mut self, name: &str) -> String {
-        match (self.lookup)(name) {
-            Some(value) => value.to_owned(),
-            None => {
-                self.unset.insert(name.to_owned());
-                String::new()
+    fn value_or_unset(&mut self, name: &str) -> Result<String, WordError> {
+        let Some(value) = (self.lookup)(name) else {
+            self.unset.push(name.to_owned());
+            return Ok(String::new());
+        };
+        self.spend(BYTE_COST * value.len())?;
+        Ok(value.to_owned())
+    }
+
+    /// The leftmost longest match of a pattern replaced, or each of them. As in Go, a match of nothing counts unless it
+    /// touches the match before it.
+    fn replace(
+        &mut self,
+        pattern: &Pattern,
+        value: &str,
+        replacement: &str,
+        every: bool,
+    ) -> Result<String, WordError> {
+        self.spend(pattern.cost(value))?;
+        let ends = pattern.longest_matches(value);
+        let mut result = String::new();
+        let mut position = 0;
+        let mut last_match = None;
+        loop {
+            if let Some(end) = ends[position]
+                && !(end == position && last_match == Some(position))
+            {
+                self.spend(BYTE_COST * replacement.len())?;
+                result.push_str(replacement);
+                if !every {
+                    return Ok(result + &value[end..]);
+                }
+                last_match = Some(end);
+                if end > position {
+                    position = end;
+                    continue;
+                }
             }
+            let Some(char) = value[position..].chars().next() else {
+                return Ok(result);
+            };
+            result.push(char);
+            position += char.len_utf8();
         }
     }
 }
@@ -423,24 +496,64 @@ enum PatternToken {
 }
 
 impl Pattern {
-    fn new(text: &str, escape: char) -> Pattern {
+    fn new(text: &str) -> Result<Pattern, WordError> {
         let mut tokens = Vec::new();
         let mut chars = text.chars();
         while let Some(char) = chars.next() {
             tokens.push(match char {
                 '*' => PatternToken::Any,
                 '?' => PatternToken::One,
-                _ if char == escape => PatternToken::Char(chars.next().unwrap_or(char)),
+                '\\' => match chars.next() {
+                    Some(escaped @ ('*' | '?' | '\\' | '/' | '}')) => PatternToken::Char(escaped),
+                    escaped => {
+                        let escaped = escaped.map(String::from).unwrap_or_default();
+                        return Err(WordError::PatternEscape { escaped });
+                    }
+                },
                 char => PatternToken::Char(char),
             });
         }
-        Pattern(tokens)
+        Ok(Pattern(tokens))
+    }
+
+    /// Steps that matching it against a value takes at most.
+    fn cost(&self, value: &str) -> usize {
+        (self.0.len() + 1).saturating_mul(value.len() + 1)
+    }
+
+    /// Where the longest match ends that begins at each byte of a value; the last entry is for the value's end.
+    fn longest_matches(&self, value: &str) -> Vec<Option<usize>> {
+        let mut found = vec![None; value.len() + 1];
+        // ends[i]: where the longest match of the tokens from i on ends, if it begins where the loop is.
+        let mut ends = vec![None; self.0.len() + 1];
+        let boundaries = value.char_indices().map(|(at, char)| (at, Some(char)));
+        let mut chars: Vec<(usize, Option<char>)> = boundaries.collect();
+        chars.push((value.len(), None));
+        for (at, char) in chars.into_iter().rev() {
+            // The entries of the next character's turn, which this one's overwrite one by one.
+            let mut after_next = ends[self.0.len()];
+            ends[self.0.len()] = Some(at);
+            for index in (0..self.0.len()).rev() {
+                let after_this = ends[index];
+                ends[index] = match (self.0[index], char) {
+                    (PatternToken::Any, Some('\n') | None) => ends[index + 1],
+                    (PatternToken::Any, Some(_)) => ends[index + 1].max(after_this),
+                    (PatternToken::One, Some(char)) if char != '\n' => after_next,
+                    (PatternToken::Char(wanted), Some(char)) if wanted == char => after_next,
+                    _ => None,
+                };
+                after_next = after_this;
+            }
+            found[at] = ends[0];
+        }
+        found
     }
 
     /// How many of `chars` the shortest or longest match takes, from the first one on.
     fn match_length(&self, chars: impl Iterator<Item = char>, longest: bool) -> Option<usize> {
         // states[i]: the first i tokens have matched.
         let mut states = vec![false; self.0.len() + 1];
+        let mut next = states.clone();
         states[0] = true;
         self.skip_any(&mut states);
         let mut found = states[self.0.len()].then_some(0);
@@ -448,20 +561,20 @@ impl Pattern {
             if found.is_some() && !longest {
                 break;
             }
-            let mut next = vec![false; self.0.len() + 1];
+            next.fill(false);
             for (index, token) in self.0.iter().enumerate() {
                 if !states[index] {
                     continue;
                 }
                 match token {
                     PatternToken::Char(wanted) if *wanted == char => next[index + 1] = true,
-                    PatternToken::One => next[index + 1] = true,
-                    PatternToken::Any => next[index] = true,
-                    PatternToken::Char(_) => {}
+                    PatternToken::One if char != '\n' => next[index + 1] = true,
+                    PatternToken::Any if char != '\n' => next[index] = true,
+                    _ => {}
                 }
             }
             self.skip_any(&mut next);
-            states = next;
+            std::mem::swap(&mut states, &mut next);
             if states[self.0.len()] {
                 found = Some(length + 1);
             }
@@ -492,35 +605,17 @@ impl Pattern {
             .unwrap_or(0);
         value.chars().take(value.chars().count() - cut).collect()
     }
-
-    fn replace(&self, value: &str, replacement: &str, every: bool) -> String {
-        let mut result = String::new();
-        let mut rest = value;
-        while let Some(first) = rest.chars().next() {
-            match self.match_length(rest.chars(), true) {
-                Some(length) if length > 0 => {
-                    result.push_str(replacement);
-                    let end = rest.char_indices().nth(length);
-                    rest = end.map_or("", |(at, _)| &rest[at..]);
-                    if !every {
-                        break;
-                    }
-                }
-                _ => {
-                    result.push(first);
-                    rest = &rest[first.len_utf8()..];
-                }
-            }
-        }
-        result + rest
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const VARIABLES: [(&str, &str); 9] = [
+    const VARIABLES: [(&str, &str); 13] = [
+        ("LINES", "a\nb"),
+        ("SLASHES", "a\\b"),
+        ("SLASH", "/"),
+        ("MONEY", "$1x"),
         ("PWD", "/home"),
         ("SHELL", "bash"),
         ("KOREAN", "한국어"),
@@ -628,7 +723,31 @@ mod tests {
         check("${PATHS/\\/x/}", "/y/z");
         check("${FILE//./$PWD}", "a/homeb/hometar/homegz");
         check("${UNSET#x}", "");
-        check("${V//x/\\}}", "}");
+        // An escape in the replacement stays, as BuildKit has it.
+        check("${V//x/\\}}", "\\}");
+        check("${FILE//*/x}", "x");
+        check("${NULL//*/x}", "x");
+        check("${NULL/?/x}", "");
+        check("${V///-}", "-x-");
+        check("${KOREAN//?/x}", "xxx");
+        check("${FILE/.*./-}", "a-gz");
+        check("${FILE//?./-}", "--ta-gz");
+        check("${LINES#*}", "a\nb");
+        check("${LINES##*}", "\nb");
+        check("${LINES%%*}", "a\n");
+        check("${LINES//*/x}", "x\nx");
+        check("${SLASHES//\"\\\\\"/-}", "a-b");
+        check("${PWD#$SLASH}", "home");
+        check("${MONEY//x/$MONEY}", "$1$1x");
+        check("${V//x/$MONEY}", "$1x");
+        check(
+            "${V#\\x}",
+            r"error: `\x` in a pattern is none of `\*` `\?` `\\` `\/` `\}`",
+        );
+        check(
+            "${V%x\\\\\\a}",
+            r"error: `\a` in a pattern is none of `\*` `\?` `\\` `\/` `\}`",
+        );
         check("${FILE//\\?/x}", "a.b.tar.gz");
     }
 
@@ -664,7 +783,9 @@ mod tests {
         check("$TWO", &["one", "two"]);
         check("x$TWO", &["xone", "two"]);
         check("\"$TWO\"", &["one  two"]);
-        check("'' a", &["", "a"]);
+        check("'' a", &["a"]);
+        check("\"$UNSET\"", &[]);
+        check("''a''", &["a"]);
         check("$UNSET", &[]);
         check("", &[]);
         check("80", &["80"]);

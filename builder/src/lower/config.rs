@@ -1,5 +1,7 @@
 //! The instructions that only change the image's configuration.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::run::configured;
@@ -11,6 +13,9 @@ use crate::dockerfile::ast::{
 };
 use crate::dockerfile::{Diagnostic, Word};
 
+/// What a port costs of what lowering may: as much as its name is long, in the unit of words' costs.
+const COST_OF_PORT: usize = 80;
+
 impl Lowering<'_> {
     pub(super) fn env(
         &mut self,
@@ -21,7 +26,7 @@ impl Lowering<'_> {
         let pairs = self.pairs(state, step, env, "ENV")?;
         for (name, value) in &pairs {
             state.scope.set(name, value);
-            set_variable(&mut state.config.config.env, name, value);
+            state.env.set(name, value);
         }
         state.record(format!("ENV {}", joined(&pairs)), None);
         Ok(())
@@ -142,13 +147,16 @@ impl Lowering<'_> {
         step: &Step<'_>,
         words: &[Word],
     ) -> Outcome {
-        let mut exposed = Vec::new();
+        let mut exposed = BTreeSet::new();
         for word in words {
             for text in self.expand(state, step, word)?.words {
                 self.diagnostics
                     .extend(values::port(&text, step.at(word.span)));
                 match ports::parse(&text) {
-                    Ok(ports) => exposed.extend(ports),
+                    Ok(ports) => {
+                        self.spend(step, COST_OF_PORT * ports.len())?;
+                        exposed.extend(ports);
+                    }
                     Err(error) => {
                         let span = step.at(word.span);
                         return self.refuse(Diagnostic::error(span, error.to_string()));
@@ -156,9 +164,8 @@ impl Lowering<'_> {
                 }
             }
         }
-        exposed.sort();
-        exposed.dedup();
-        state.record(format!("EXPOSE [{}]", exposed.join(" ")), None);
+        let shown: Vec<&str> = exposed.iter().map(String::as_str).collect();
+        state.record(format!("EXPOSE [{}]", shown.join(" ")), None);
         let known = state.config.config.exposed_ports.get_or_insert_default();
         known.extend(exposed.into_iter().map(|port| (port, Map::new())));
         Ok(())
@@ -275,21 +282,6 @@ impl Lowering<'_> {
         }
         let triggers = state.config.config.on_build.get_or_insert_default();
         triggers.push(text);
-    }
-}
-
-/// Sets a variable of the configuration where it stands, or adds it.
-fn set_variable(env: &mut Vec<String>, name: &str, value: &str) {
-    let variable = format!("{name}={value}");
-    let known = env.iter_mut().find(|known| {
-        known
-            .split_once('=')
-            .map_or(known.as_str(), |(name, _)| name)
-            == name
-    });
-    match known {
-        Some(known) => *known = variable,
-        None => env.push(variable),
     }
 }
 

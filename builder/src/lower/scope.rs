@@ -31,6 +31,9 @@ pub(super) struct Scope {
     positions: BTreeMap<String, usize>,
     /// Names that `ARG` declared, in order of first appearance.
     declared: Vec<String>,
+    is_declared: BTreeSet<String>,
+    /// Length of all variables together, in bytes.
+    bytes: usize,
     /// The base image is not known, and may set anything.
     open: bool,
 }
@@ -53,8 +56,8 @@ impl Scope {
 
     /// Whether a variable without a value is surely not set, and should be.
     pub(super) fn misses(&self, name: &str) -> bool {
-        let declared = || self.declared.iter().any(|known| known == name);
-        !self.open && is_name(name) && !is_proxy(name) && !is_automatic(name) && !declared()
+        let declared = self.is_declared.contains(name);
+        !self.open && is_name(name) && !is_proxy(name) && !is_automatic(name) && !declared
     }
 
     pub(super) fn value(&self, name: &str) -> Option<&str> {
@@ -68,8 +71,12 @@ impl Scope {
 
     pub(super) fn set(&mut self, name: &str, value: &str) {
         let variable = format!("{name}={value}");
+        self.bytes += variable.len();
         match self.positions.get(name) {
-            Some(&position) => self.variables[position] = variable,
+            Some(&position) => {
+                self.bytes -= self.variables[position].len();
+                self.variables[position] = variable;
+            }
             None => {
                 self.positions.insert(name.to_owned(), self.variables.len());
                 self.variables.push(variable);
@@ -79,12 +86,17 @@ impl Scope {
 
     /// Notes that `ARG` declared a name, with or without a value.
     pub(super) fn declare(&mut self, name: &str, value: Option<&str>) {
-        if !self.declared.iter().any(|known| known == name) {
+        if self.is_declared.insert(name.to_owned()) {
             self.declared.push(name.to_owned());
         }
         if let Some(value) = value {
             self.set(name, value);
         }
+    }
+
+    /// How long the variables are together, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// `NAME=value` for `RUN`.

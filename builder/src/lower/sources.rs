@@ -31,7 +31,7 @@ impl Lowering<'_> {
                 let meta = internal(format!("[context {key}] {}", self.context_place(key)));
                 Ok(self.context_vertex(key, meta))
             }
-            Some(Base::Stage(index)) => match self.done[index].root {
+            Some(Base::Stage(index)) => match self.roots[index] {
                 Some(root) => Ok((root, Vec::new())),
                 None => {
                     let span = step.instruction.flag("from").map(|flag| flag.span);

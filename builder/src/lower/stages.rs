@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use store::oci::{Platform, Reference};
 
 use super::scope::{self, Globals};
-use super::{ImageRequest, LowerRequest, NeededImage, mounts};
+use super::{ImageRequest, LowerRequest, NeededImage};
 use crate::checks::values;
 use crate::contexts::{self, LayoutImage, NamedContext};
 use crate::dockerfile::ast::{From, InstructionKind};
@@ -53,7 +53,17 @@ pub(super) enum SourceUser {
     /// `COPY --from`.
     Copy,
     /// `RUN --mount=from=`.
+    #[allow(dead_code, reason = "`RUN --mount` is written beside this")]
     Mount,
+}
+
+impl SourceUser {
+    fn verb(self) -> &'static str {
+        match self {
+            SourceUser::Copy => "copy",
+            SourceUser::Mount => "mount",
+        }
+    }
 }
 
 /// An instruction and the text that its spans are of.
@@ -65,8 +75,6 @@ pub(super) struct Step<'a> {
     pub(super) origin: Option<Span>,
     /// What `--from` names.
     pub(super) from: Option<Base>,
-    /// What the `from` of each `--mount` names, in order of the flags.
-    pub(super) mounts: Vec<Option<Base>>,
 }
 
 impl Step<'_> {
@@ -156,10 +164,33 @@ fn find_name(names: &[Option<String>], name: &str) -> Option<usize> {
         .rposition(|known| known.as_ref() == Some(&name))
 }
 
+/// The stages of each name, in order.
+struct StagesByName(BTreeMap<String, Vec<usize>>);
+
+impl StagesByName {
+    fn new(names: &[Option<String>]) -> StagesByName {
+        let mut by_name: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (index, name) in names.iter().enumerate() {
+            if let Some(name) = name {
+                by_name.entry(name.clone()).or_default().push(index);
+            }
+        }
+        StagesByName(by_name)
+    }
+
+    /// The last stage of a name in lower case that stands before another one.
+    fn before(&self, name: &str, index: usize) -> Option<usize> {
+        let stages = self.0.get(name)?;
+        let earlier = stages.partition_point(|&stage| stage < index);
+        Some(stages[earlier.checked_sub(1)?])
+    }
+}
+
 struct Resolver<'r, 'a> {
     request: &'r LowerRequest<'a>,
     /// The stages' names in lower case.
     names: Vec<Option<String>>,
+    by_name: StagesByName,
     globals: Globals,
     diagnostics: Vec<Diagnostic>,
     needed: Vec<NeededImage>,
@@ -184,6 +215,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
         let globals = Globals::new(request, target_stage, &mut diagnostics);
         let resolver = Resolver {
             request,
+            by_name: StagesByName::new(&names),
             names,
             globals,
             diagnostics,
@@ -240,12 +272,10 @@ impl<'r, 'a> Resolver<'r, 'a> {
                 escape: dockerfile.escape,
                 origin: None,
                 from: None,
-                mounts: Vec::new(),
             });
         }
         for step in &mut steps {
             step.from = self.copy_source(index, step, &platform);
-            step.mounts = self.mount_sources(index, step, &platform);
         }
         let counted = |step: &&Step<'_>| {
             matches!(
@@ -334,10 +364,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
             return replaced;
         }
         // As it is written: names are in lower case, so one with capitals is an image.
-        let earlier = self.names[..index]
-            .iter()
-            .rposition(|name| name.as_ref() == Some(&image));
-        if let Some(stage) = earlier {
+        if let Some(stage) = self.by_name.before(&image, index) {
             self.wanted.insert(stage);
             return Some(Base::Stage(stage));
         }
@@ -446,7 +473,6 @@ impl<'r, 'a> Resolver<'r, 'a> {
                         escape: dockerfile.escape,
                         origin: None,
                         from: None,
-                        mounts: Vec::new(),
                     }),
                     _ => None,
                 })
@@ -490,7 +516,6 @@ impl<'r, 'a> Resolver<'r, 'a> {
             escape: Escape::default(),
             origin: Some(from),
             from: None,
-            mounts: Vec::new(),
         })
     }
 
@@ -504,30 +529,6 @@ impl<'r, 'a> Resolver<'r, 'a> {
         self.source(SourceUser::Copy, index, name, step.at(flag.span), platform)
     }
 
-    /// What the mounts of a `RUN` are taken from.
-    fn mount_sources(
-        &mut self,
-        index: usize,
-        step: &Step<'_>,
-        platform: &Platform,
-    ) -> Vec<Option<Base>> {
-        if !matches!(step.instruction.kind, InstructionKind::Run(_)) {
-            return Vec::new();
-        }
-        let flags = step.instruction.flags.iter();
-        let flags = flags.filter(|flag| flag.name == "mount");
-        let names = flags.map(mounts::from);
-        names
-            .map(|from| {
-                let (name, span) = from.filter(|(name, _)| !name.is_empty())?;
-                match name.as_str() {
-                    "scratch" => Some(Base::Scratch),
-                    name => self.source(SourceUser::Mount, index, name, step.at(span), platform),
-                }
-            })
-            .collect()
-    }
-
     /// What `name` stands for where the stage `index` takes files from it: a named context, a stage above, else an image.
     pub(super) fn source(
         &mut self,
@@ -537,6 +538,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
         span: Span,
         platform: &Platform,
     ) -> Option<Base> {
+        let verb = user.verb();
         let (written, example) = match user {
             SourceUser::Copy => (format!("--from={name}"), "COPY --from=source"),
             SourceUser::Mount => (format!("from={name}"), "RUN --mount=from=source"),
@@ -560,7 +562,11 @@ impl<'r, 'a> Resolver<'r, 'a> {
                 );
             }
             Ok(number) if user == SourceUser::Copy => Some(number),
-            _ => find_name(&self.names[..index], name).or_else(|| find_name(&self.names, name)),
+            _ => {
+                let lower = name.to_lowercase();
+                let before = self.by_name.before(&lower, index);
+                before.or_else(|| self.by_name.before(&lower, usize::MAX))
+            }
         };
         // Of a stage that a context replaces, nothing is built: what is read is read from the context.
         let stage_name = stage.and_then(|stage| self.names[stage].clone());
@@ -570,24 +576,23 @@ impl<'r, 'a> Resolver<'r, 'a> {
         }
         match stage {
             Some(stage) if stage == index => {
-                let message = match user {
-                    SourceUser::Copy => format!("a stage cannot copy from itself: `{written}`"),
-                    SourceUser::Mount => format!("a stage cannot mount itself: `{written}`"),
-                };
+                let message = format!("a stage cannot {verb} from itself: `{written}`");
                 self.error(Diagnostic::error(span, message))
             }
             Some(stage) if stage > index => {
                 let dockerfile = self.request.dockerfile;
                 let from = &dockerfile.instructions[dockerfile.stages[stage].from];
-                let (does, can) = match user {
-                    SourceUser::Copy => ("copies from", "copy only from"),
-                    SourceUser::Mount => ("mounts", "mount only"),
-                };
-                let message = format!("the stage `{name}` stands after the one that {does} it");
-                self.error(
-                    Diagnostic::error(span, message)
-                        .label(from.head, format!("a stage can {can} stages above it")),
-                )
+                let message = format!(
+                    "the stage `{name}` stands after the one that {} from it",
+                    match user {
+                        SourceUser::Copy => "copies",
+                        SourceUser::Mount => "mounts",
+                    }
+                );
+                self.error(Diagnostic::error(span, message).label(
+                    from.head,
+                    format!("a stage can {verb} only from stages above it"),
+                ))
             }
             Some(stage) => {
                 self.wanted.insert(stage);

@@ -5,6 +5,5 @@
 
 mod ast_dump;
 mod build;
-mod copy;
 mod dockerfiles;
 mod graph_dump;

@@ -9,8 +9,11 @@ use super::super::ast::{
 use super::super::lexer::is_heredoc_word;
 use super::super::source::{Diagnostic, Span};
 use super::super::suggest::nearest;
-use super::Scope;
 use super::json::{self, JsonForm};
+use super::{Scope, is_blank};
+
+/// Wrong flags of one instruction that are told.
+const FLAG_ERRORS_MAX: usize = 20;
 
 /// How a flag is written.
 #[derive(Clone, Copy, PartialEq)]
@@ -147,20 +150,24 @@ impl Scope<'_> {
             return true;
         };
         let reported = self.diagnostics.len();
-        for (index, flag) in flags.iter().enumerate() {
-            let Flag { name, value, span } = flag;
-            let Some(&(_, form)) = known.iter().find(|(known, _)| known == name) else {
+        let mut firsts = vec![None; known.len()];
+        for Flag { name, value, span } in flags {
+            if self.diagnostics.len() - reported > FLAG_ERRORS_MAX {
+                break;
+            }
+            let Some(index) = known.iter().position(|(known, _)| known == name) else {
                 let message = format!("`{upper}` has no flag `--{name}`");
                 let near = nearest(name, known.iter().map(|&(name, _)| name));
                 let near = near.map(|near| format!("--{near}"));
                 self.report(Diagnostic::error(*span, message).suggest(near.as_deref()));
                 continue;
             };
-            let first = flags[..index].iter().find(|other| other.name == *name);
-            if let (Some(first), Switch | Value) = (first, form) {
+            let form = known[index].1;
+            if let (Some(first), Switch | Value) = (firsts[index], form) {
                 let message = format!("`--{name}` is given twice");
-                self.report(Diagnostic::error(*span, message).label(first.span, "first here"));
+                self.report(Diagnostic::error(*span, message).label(first, "first here"));
             }
+            firsts[index].get_or_insert(*span);
             match (form, value.as_deref()) {
                 (Value | Values, None) => {
                     let message = format!("`--{name}` needs a value: `--{name}=…`");
@@ -180,13 +187,12 @@ impl Scope<'_> {
     fn blank_separated(&self, range: Range<usize>) -> Vec<Word> {
         let mut words = Vec::new();
         let mut position = range.start;
-        for part in self.text()[range].split(char::is_whitespace) {
+        for part in self.text()[range].split(is_blank) {
             if !part.is_empty() {
                 words.push(self.word(position..position + part.len()));
             }
-            // The separator is one character; its length is not always one byte.
-            let after = self.text()[position + part.len()..].chars().next();
-            position += part.len() + after.map_or(0, char::len_utf8);
+            // What separates is one byte.
+            position += part.len() + 1;
         }
         words
     }
@@ -322,9 +328,7 @@ impl Scope<'_> {
         let legacy = !self.text()[first].contains('=');
         let pairs = if legacy {
             let text = &self.text()[rest.clone()];
-            let end = text
-                .find(char::is_whitespace)
-                .map_or(rest.end, |at| rest.start + at);
+            let end = text.find(is_blank).map_or(rest.end, |at| rest.start + at);
             let value = self.trim(end..rest.end);
             if value.is_empty() {
                 let message = format!("`{upper}` needs a key and a value");
