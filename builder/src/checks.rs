@@ -30,7 +30,7 @@ pub(crate) mod values;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::dockerfile::ast::{From, InstructionKind};
-use crate::dockerfile::{Diagnostic, Dockerfile, Instruction, SourceFile};
+use crate::dockerfile::{Diagnostic, Dockerfile, Instruction, Problems, SourceFile};
 pub use rules::Rule;
 use settings::Settings;
 
@@ -83,8 +83,8 @@ pub struct Report {
     pub findings: Vec<Diagnostic>,
     /// Other warnings, in the order of the text.
     pub warnings: Vec<Diagnostic>,
-    /// What is doubtful about the settings, rendered.
-    pub remarks: Vec<String>,
+    /// What is doubtful about the settings, which need not stand in the Dockerfile.
+    pub remarks: Option<Problems>,
     /// A violation ends the build.
     pub error: bool,
 }
@@ -100,11 +100,12 @@ impl Report {
             .collect()
     }
 
-    /// Everything as people see it: warnings first, then violations.
-    pub fn rendered(&self, source: &SourceFile) -> Vec<String> {
-        let diagnostics = self.warnings.iter().chain(&self.findings);
-        let rendered = diagnostics.map(|diagnostic| diagnostic.render(source, false));
-        self.remarks.iter().cloned().chain(rendered).collect()
+    /// Everything in the order in which people see it: remarks, warnings, violations. Nothing in it is empty.
+    pub fn problems(&self, source: &SourceFile) -> Vec<Problems> {
+        let said = self.warnings.iter().chain(&self.findings);
+        let of_file = Problems::new(source, said.cloned().collect());
+        let all = self.remarks.iter().cloned().chain([of_file]);
+        all.filter(|problems| !problems.list().is_empty()).collect()
     }
 }
 
@@ -114,8 +115,8 @@ impl Report {
 /// Errors among `said` are left out.
 ///
 /// # Errors
-/// Settings that cannot be read, rendered.
-pub fn report(subject: &Subject<'_>, said: Vec<Diagnostic>) -> Result<Report, Vec<String>> {
+/// Settings that cannot be read.
+pub fn report(subject: &Subject<'_>, said: Vec<Diagnostic>) -> Result<Report, Problems> {
     let Subject {
         dockerfile,
         source,
@@ -145,7 +146,7 @@ pub fn report(subject: &Subject<'_>, said: Vec<Diagnostic>) -> Result<Report, Ve
     Ok(Report {
         findings,
         warnings,
-        remarks,
+        remarks: Some(remarks),
         error,
     })
 }

@@ -14,10 +14,12 @@ pub mod ast;
 pub mod ignore;
 mod lexer;
 pub mod parser;
+pub mod render;
 pub mod source;
 pub mod suggest;
 pub mod words;
 
 pub use ast::{Dockerfile, Escape, Instruction, InstructionKind, Stage, Word};
 pub use parser::{parse, parse_trigger};
+pub use render::Problems;
 pub use source::{Diagnostic, Severity, SourceFile, Span};

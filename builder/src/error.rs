@@ -1,50 +1,47 @@
 //! What can go wrong in a build, by whose fault it is.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
 use store::oci::{Platform, Reference};
 
+use crate::dockerfile::{Diagnostic, Problems, SourceFile, Span};
 use crate::transfer::TransferError;
 
 /// Why a build gave no image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The Dockerfile is wrong; each problem rendered with its place.
-    #[error("{}", .rendered.join("\n"))]
-    Dockerfile {
-        /// One rendered diagnostic each, in the order of the file.
-        rendered: Vec<String>,
-    },
+    /// The Dockerfile is wrong: every problem that was found, in the order of the file.
+    #[error("{0}")]
+    Dockerfile(Box<Problems>),
     /// Rules are violated, and the Dockerfile wants that to be an error.
     #[error("lint violation found for rules: {rules}")]
     Checks {
         /// The rules' names, each once, with commas between them.
         rules: String,
-        /// Every violation, rendered.
-        rendered: Vec<String>,
+        /// Every violation.
+        found: Vec<Problems>,
     },
     /// A step failed.
     #[error("{name} failed")]
     Step {
         /// The step's label.
         name: String,
-        /// First line of its instruction, from 1; 0 where there is none.
-        line: usize,
-        /// The place in the Dockerfile, rendered with its source lines.
-        excerpt: String,
+        /// The instruction that it is of; none for what goes before the Dockerfile.
+        place: Option<Box<Place>>,
         /// What happened.
         #[source]
         source: Box<StepError>,
     },
     /// A base image could not be had.
-    #[error("{place}: cannot resolve the base image `{reference}`")]
+    #[error("cannot resolve the base image `{}`", .reference.familiar())]
     Base {
         /// The image.
         reference: Box<Reference>,
-        /// Where the Dockerfile names it: `Dockerfile:3`.
-        place: String,
+        /// Where the Dockerfile names it.
+        place: Box<Place>,
         /// What happened.
         #[source]
         source: Box<StepError>,
@@ -104,6 +101,52 @@ pub enum BuildError {
     Setup(#[source] io::Error),
 }
 
+/// A span and its file.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The Dockerfile.
+    pub file: SourceFile,
+    /// The part of it.
+    pub span: Span,
+}
+
+impl BuildError {
+    /// What is shown of it with the lines of a Dockerfile that it is about; empty if it is about none.
+    pub fn problems(&self) -> Vec<Problems> {
+        let (place, diagnostic) = match self {
+            BuildError::Dockerfile(problems) => return vec![problems.as_ref().clone()],
+            BuildError::Checks { found, .. } => return found.clone(),
+            BuildError::Step {
+                place: Some(place),
+                source,
+                ..
+            } => {
+                let diagnostic = Diagnostic::error(place.span, source.to_string());
+                (place, causes(diagnostic, source.source()))
+            }
+            BuildError::Base { place, source, .. } => {
+                let diagnostic = Diagnostic::error(place.span, self.to_string());
+                (place, causes(diagnostic, Some(source.as_ref())))
+            }
+            _ => return Vec::new(),
+        };
+        vec![Problems::new(&place.file, vec![diagnostic])]
+    }
+}
+
+/// Adds the causes, each unless what is said already ends with it.
+fn causes(mut diagnostic: Diagnostic, mut cause: Option<&(dyn Error + 'static)>) -> Diagnostic {
+    while let Some(error) = cause {
+        let text = error.to_string();
+        let last = diagnostic.notes.last().unwrap_or(&diagnostic.message);
+        if !last.ends_with(&text) {
+            diagnostic.notes.push(text);
+        }
+        cause = error.source();
+    }
+    diagnostic
+}
+
 /// Why one step failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -124,6 +167,64 @@ pub enum StepError {
     /// `USER` names nobody.
     #[error(transparent)]
     User(#[from] runner::UserError),
+    /// A secret that the step cannot do without was not given.
+    #[error(
+        "the step needs the secret `{id}`, which was not given: build with `--secret id={id},src=FILE` or `--secret id={id},env=NAME`"
+    )]
+    SecretMissing {
+        /// What the Dockerfile calls it.
+        id: String,
+    },
+    /// The file of a secret cannot be read.
+    #[error("cannot read the secret `{id}` from `{}`", path.display())]
+    SecretRead {
+        /// What the Dockerfile calls it.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A secret is larger than any should be.
+    #[error(
+        "the secret `{id}` is larger than {} bytes",
+        crate::ops::exec::SECRET_BYTES_MAX
+    )]
+    SecretTooLarge {
+        /// What the Dockerfile calls it.
+        id: String,
+    },
+    /// A secret cannot be a variable's value.
+    #[error("the secret `{id}` is no text, so it cannot be the value of the variable `{name}`")]
+    SecretNotText {
+        /// What the Dockerfile calls it.
+        id: String,
+        /// The variable.
+        name: String,
+    },
+    /// An agent that the step cannot do without was not given.
+    #[error(
+        "the step needs the SSH agent `{id}`, which was not given: build with `--ssh {id}` for that of SSH_AUTH_SOCK, or `--ssh {id}=SOCKET` or `--ssh {id}=KEYFILE`"
+    )]
+    SshMissing {
+        /// What the Dockerfile calls it.
+        id: String,
+    },
+    /// An agent could not be passed on.
+    #[error("cannot pass on the SSH agent `{id}`: {what}")]
+    Ssh {
+        /// What the Dockerfile calls it.
+        id: String,
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A device cannot be given to the step.
+    #[error(transparent)]
+    Device(#[from] crate::ops::exec::DeviceError),
     /// A copy failed.
     #[error(transparent)]
     File(#[from] crate::ops::file::FileOpError),

@@ -4,13 +4,15 @@
 //! and its inputs' digests and nothing else: [`OpMetadata`] is for people and never enters it. It identifies the vertex
 //! inside one solve; the key that outlives a build is derived in `cache.rs`.
 
+pub mod exec;
 pub mod mode;
 pub mod op;
 
+pub use exec::ExecOp;
 pub use mode::ModeChange;
 pub use op::{
-    ChownSpec, ContextOp, CopyAction, CopySource, Document, ExecOp, FileAction, FileOp, GitOp,
-    HttpOp, ImageOp, MkdirAction, Op,
+    ChownSpec, ContextOp, CopyAction, CopySource, Document, FileAction, FileOp, GitOp, HttpOp,
+    ImageOp, MkdirAction, Op,
 };
 
 use std::fmt;

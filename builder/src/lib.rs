@@ -31,17 +31,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use store::Store;
 
 use contexts::{MainContext, NamedContext};
-use dockerfile::{Diagnostic, Dockerfile, SourceFile};
-use error::BuildError;
+use dockerfile::{Diagnostic, Dockerfile, Problems, SourceFile};
+use error::{BuildError, Place};
 use graph::{Definition, Op};
 use lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage};
 use ops::Operations;
 use ops::context::Context;
 use remote::Remote;
 use request::{BuildOutcome, BuildRequest};
-use solve::ProgressSink;
 use solve::cancel::Cancel;
 use solve::driver::{self, SolveError};
+use solve::{PlannedVertex, ProgressEvent, ProgressSink};
 
 /// What a build works with, beside its request.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +65,7 @@ pub fn build(
 ) -> Result<BuildOutcome, BuildError> {
     let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
     let (plan, warnings) = plan(environment, request, &source)?;
+    announce(&plan, &warnings, progress.as_ref());
     let contexts = open_contexts(environment.store, request, &plan.definition)?;
     let abort = Cancel::new().map_err(BuildError::Setup)?;
     let prepare = export::wants_layers(request);
@@ -77,6 +78,7 @@ pub fn build(
         progress,
         environment.cancel,
         &abort,
+        &request.run,
         request.epoch,
         now(),
         Some(finished),
@@ -106,9 +108,10 @@ pub fn build(
     let (ran, cached) = operations.counts();
     let mut outcome = BuildOutcome {
         warnings,
+        image: None,
+        pushed: Vec::new(),
         ran,
         cached,
-        ..BuildOutcome::default()
     };
     export::export(environment, request, &plan, &operations, &mut outcome)?;
     Ok(outcome)
@@ -120,7 +123,7 @@ fn check(
     source: &SourceFile,
     parsed: &Dockerfile,
     plan: &mut Plan,
-) -> Result<Vec<String>, BuildError> {
+) -> Result<Vec<Problems>, BuildError> {
     let subject = checks::Subject {
         dockerfile: parsed,
         source,
@@ -128,27 +131,27 @@ fn check(
         build_args: &request.build_args,
     };
     let said = std::mem::take(&mut plan.warnings);
-    let report =
-        checks::report(&subject, said).map_err(|rendered| BuildError::Dockerfile { rendered })?;
-    let rendered = report.rendered(source);
+    let report = checks::report(&subject, said)
+        .map_err(|problems| BuildError::Dockerfile(Box::new(problems)))?;
+    let found = report.problems(source);
     match report.error {
         true => Err(BuildError::Checks {
             rules: report.rules().join(", "),
-            rendered,
+            found,
         }),
-        false => Ok(rendered),
+        false => Ok(found),
     }
 }
 
-/// Parses and lowers, resolving the base images that lowering asks for; with what is doubtful, rendered.
+/// Parses and lowers, resolving the base images that lowering asks for; with what is doubtful.
 fn plan(
     environment: BuildEnvironment<'_>,
     request: &BuildRequest,
     source: &SourceFile,
-) -> Result<(Plan, Vec<String>), BuildError> {
+) -> Result<(Plan, Vec<Problems>), BuildError> {
     let (parsed, problems) = dockerfile::parse(source.text());
     if problems.iter().any(Diagnostic::is_error) {
-        return Err(refused(source, &problems));
+        return Err(refused(source, problems));
     }
     let mut images = BTreeMap::new();
     loop {
@@ -160,7 +163,7 @@ fn plan(
                 return Ok((*plan, warnings));
             }
             Ok(Lowered::NeedImages(needed)) => needed,
-            Err(problems) => return Err(refused(source, &problems)),
+            Err(problems) => return Err(refused(source, problems)),
         };
         for image in needed {
             if environment.cancel.is_cancelled() {
@@ -174,7 +177,10 @@ fn plan(
             )
             .map_err(|error| BuildError::Base {
                 reference: Box::new(image.request.reference.clone()),
-                place: format!("{}:{}", source.name(), source.line(image.span.start)),
+                place: Box::new(Place {
+                    file: source.clone(),
+                    span: image.span,
+                }),
                 source: Box::new(error),
             })?;
             images.insert(image.request, resolved);
@@ -205,16 +211,28 @@ fn lower_request<'a>(
         },
         contexts: request.contexts.clone(),
         images,
+        run: request.run.clone(),
         survey: None,
     }
 }
 
-fn refused(source: &SourceFile, problems: &[Diagnostic]) -> BuildError {
-    let rendered = problems
-        .iter()
-        .map(|problem| problem.render(source, false))
-        .collect();
-    BuildError::Dockerfile { rendered }
+/// Tells what lies ahead.
+fn announce(plan: &Plan, warnings: &[Problems], progress: &dyn ProgressSink) {
+    let vertices = plan.definition.vertices().iter().map(|step| PlannedVertex {
+        digest: step.digest,
+        inputs: step.inputs.clone(),
+        name: step.meta.name.clone(),
+    });
+    progress.event(ProgressEvent::Planned {
+        vertices: vertices.collect(),
+    });
+    for problems in warnings {
+        progress.event(ProgressEvent::Warnings(problems.clone()));
+    }
+}
+
+fn refused(source: &SourceFile, problems: Vec<Diagnostic>) -> BuildError {
+    BuildError::Dockerfile(Box::new(Problems::new(source, problems)))
 }
 
 /// Opens the folders that the definition reads.

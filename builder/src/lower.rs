@@ -13,6 +13,7 @@
 mod config;
 mod copy;
 mod go_format;
+mod mounts;
 mod ports;
 mod remote_sources;
 mod run;
@@ -33,6 +34,7 @@ use crate::dockerfile::source::Label;
 use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span, Word};
 use crate::graph::{Definition, ImageOp, Op, OpMetadata, VertexIndex};
+use crate::request::RunSettings;
 pub(crate) use scope::GlobalArgs;
 use scope::Scope;
 pub use sources::KEEP_GIT_DIR;
@@ -73,6 +75,8 @@ pub struct LowerRequest<'a> {
     pub contexts: NamedContexts,
     /// The images that earlier calls asked for.
     pub images: &'a BTreeMap<ImageRequest, ResolvedImage>,
+    /// What `RUN` steps are given, and may do.
+    pub run: RunSettings,
     /// Nothing is going to be built: every stage is looked at, and these images could not be had.
     pub survey: Option<&'a BTreeSet<ImageRequest>>,
 }
@@ -98,6 +102,7 @@ impl<'a> LowerRequest<'a> {
             fetched: None,
             contexts: NamedContexts::new(),
             images,
+            run: RunSettings::default(),
             survey: None,
         }
     }

@@ -6,7 +6,7 @@
 //! | [`context`] | local folders, digested in place |
 //! | [`http`], [`git`] | files from elsewhere, and `source`: what they have in common |
 //! | [`file`] | copies and new directories, straight into a layer |
-//! | [`exec`] | processes (the only file that sees the runner) |
+//! | [`exec`] | processes and their mounts (nothing else sees the runner) |
 //!
 //! `results` holds what is known of each vertex, `recall` what the cache knows.
 
@@ -30,7 +30,7 @@ pub use tree::Tree;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
 use store::Store;
@@ -40,14 +40,16 @@ use store::snapshot::View;
 use crate::cache::Identity;
 use crate::cache::content_hash::content_digest;
 use crate::contexts::git_url::GitUrl;
-use crate::dockerfile::{Diagnostic, SourceFile, Span};
-use crate::error::{BuildError, StepError};
+use crate::dockerfile::{SourceFile, Span};
+use crate::error::{BuildError, Place, StepError};
 use crate::graph::{Definition, FileAction, FileOp, Op, Vertex, VertexIndex};
 use crate::remote::Remote;
+use crate::request::RunSettings;
 use crate::solve::cancel::Cancel;
 use crate::solve::driver::Work;
 use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{ProgressEvent, ProgressSink};
+use exec::mounts::{ContextCopies, RenewedCaches};
 use results::{Outcome, StackLayer, VertexState, base_of};
 use source::Fetching;
 
@@ -61,6 +63,7 @@ pub(crate) struct Operations<'a> {
     /// The caller's flag, and the solve's own.
     pub(crate) cancel: &'a Cancel,
     pub(crate) abort: &'a Cancel,
+    pub(crate) run: &'a RunSettings,
     pub(crate) epoch: Option<i64>,
     /// The time of the build, in seconds since 1970.
     pub(crate) now: i64,
@@ -69,6 +72,8 @@ pub(crate) struct Operations<'a> {
     /// The commits that URLs of repositories mean in this build.
     commits: Mutex<BTreeMap<GitUrl, git::Resolved>>,
     states: Vec<Mutex<VertexState>>,
+    context_copies: Mutex<ContextCopies>,
+    renewed_caches: Mutex<RenewedCaches>,
     ran: AtomicUsize,
     cached: AtomicUsize,
 }
@@ -86,6 +91,7 @@ impl<'a> Operations<'a> {
         progress: &'a Arc<dyn ProgressSink>,
         cancel: &'a Cancel,
         abort: &'a Cancel,
+        run: &'a RunSettings,
         epoch: Option<i64>,
         now: i64,
         finished: Option<mpsc::Sender<LayerId>>,
@@ -104,11 +110,14 @@ impl<'a> Operations<'a> {
             progress,
             cancel,
             abort,
+            run,
             epoch,
             now,
             finished,
             commits: Mutex::default(),
             states,
+            context_copies: Mutex::default(),
+            renewed_caches: Mutex::default(),
             ran,
             cached,
         }
@@ -125,6 +134,16 @@ impl<'a> Operations<'a> {
     /// Whether somebody wants the build to end.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled() || self.abort.is_cancelled()
+    }
+
+    /// What steps of this build mount of contexts.
+    pub(crate) fn context_copies(&self) -> MutexGuard<'_, ContextCopies> {
+        lock(&self.context_copies)
+    }
+
+    /// The caches that this build has emptied.
+    pub(crate) fn renewed_caches(&self) -> MutexGuard<'_, RenewedCaches> {
+        lock(&self.renewed_caches)
     }
 
     fn vertex(&self, vertex: usize) -> &'a Vertex {
@@ -255,6 +274,15 @@ impl<'a> Operations<'a> {
         work(&trees)
     }
 
+    /// The digests of what a step selects of its inputs, in the step's own order.
+    fn digest_selected(&self, vertex: usize) -> Result<Vec<[u8; 32]>, StepError> {
+        match &self.vertex(vertex).op {
+            Op::File(file) => self.digest_sources(vertex, file),
+            Op::Exec(exec) => exec::digest::digest_mounted(self, vertex, exec),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     fn digest_sources(&self, vertex: usize, file: &FileOp) -> Result<Vec<[u8; 32]>, StepError> {
         // The base is not among what is copied from, and need not be here.
         let inputs = &self.vertex(vertex).inputs;
@@ -288,11 +316,13 @@ impl<'a> Operations<'a> {
     fn run_step(&self, vertex: usize) -> Result<(), StepError> {
         let step = self.vertex(vertex);
         // The record is kept under keys of the inputs as they are now: one of them may have had to run again.
-        if let Op::File(file) = &step.op
-            && self.state(vertex).selected.is_none()
-            && has_context(self.definition, step)
-        {
-            let selected = self.digest_sources(vertex, file)?;
+        let is_wanted = match &step.op {
+            Op::File(_) => has_context(self.definition, step),
+            Op::Exec(exec) => exec.selections().next().is_some(),
+            _ => false,
+        };
+        if is_wanted && self.state(vertex).selected.is_none() {
+            let selected = self.digest_selected(vertex)?;
             self.state(vertex).selected = Some(selected);
         }
         let keys = self.keys(vertex);
@@ -344,15 +374,15 @@ impl<'a> Operations<'a> {
                 Op::Merge => inputs.clone(),
                 _ => base_of(step).into_iter().collect(),
             };
-            let digest_inputs = match &step.op {
-                Op::File(file) => {
-                    let copied = copied_inputs(file);
-                    let mut copied: Vec<_> = copied.into_iter().map(|i| step.inputs[i].0).collect();
-                    copied.dedup();
-                    (!copied.is_empty()).then_some(copied)
-                }
-                _ => None,
+            let selected = match &step.op {
+                Op::File(file) => copied_inputs(file),
+                Op::Exec(exec) => exec.selections().map(|(input, ..)| input).collect(),
+                _ => Vec::new(),
             };
+            let mut selected: Vec<_> = selected.into_iter().map(|i| step.inputs[i].0).collect();
+            selected.sort_unstable();
+            selected.dedup();
+            let digest_inputs = (!selected.is_empty()).then_some(selected);
             VertexShape {
                 inputs,
                 bases,
@@ -401,10 +431,7 @@ impl Work for Operations<'_> {
 
     fn digest(&self, vertex: usize) -> Result<bool, StepError> {
         let step = self.vertex(vertex);
-        let Op::File(file) = &step.op else {
-            return Ok(false);
-        };
-        let selected = self.digest_sources(vertex, file)?;
+        let selected = self.digest_selected(vertex)?;
         self.state(vertex).selected = Some(selected);
         if step.meta.no_cache {
             return Ok(false);
@@ -479,12 +506,12 @@ impl Operations<'_> {
         source: &SourceFile,
     ) -> BuildError {
         let meta = &self.vertex(vertex).meta;
-        let span = Span::new(meta.span.start, meta.span.end);
-        let problem = Diagnostic::error(span, format!("{} failed", meta.name));
         BuildError::Step {
             name: meta.name.clone(),
-            line: meta.line,
-            excerpt: problem.render(source, false),
+            place: Some(Box::new(Place {
+                file: source.clone(),
+                span: Span::new(meta.span.start, meta.span.end),
+            })),
             source: Box::new(error),
         }
     }
@@ -495,6 +522,11 @@ impl Operations<'_> {
             context.save();
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is in it is whole after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The inputs that a file operation copies from, in order, once each.

@@ -1,11 +1,17 @@
 //! What is asked of a build, and what comes out of it.
 
+pub mod run;
+pub mod size;
+
+pub use run::{Entitlement, RunSettings, SecretSource, SecretText};
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use store::oci::{Digest, Platform, Reference};
 
 use crate::contexts::{MainContext, NamedContexts};
+use crate::dockerfile::Problems;
 
 /// One build.
 #[derive(Clone, Debug)]
@@ -40,6 +46,8 @@ pub struct BuildRequest {
     pub jobs: usize,
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub epoch: Option<i64>,
+    /// What `RUN` steps are given, and may do.
+    pub run: RunSettings,
 }
 
 /// Where a result goes.
@@ -84,14 +92,14 @@ pub enum Destination {
 }
 
 /// What came out.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct BuildOutcome {
     /// The image's id: the digest of its configuration.
     pub image: Option<Digest>,
     /// What was pushed, with the manifest's digest.
     pub pushed: Vec<(Reference, Digest)>,
-    /// Warnings about the Dockerfile, rendered.
-    pub warnings: Vec<String>,
+    /// Warnings about the Dockerfile.
+    pub warnings: Vec<Problems>,
     /// Steps that ran.
     pub ran: usize,
     /// Steps that the cache had.

@@ -13,12 +13,20 @@ pub mod scheduler;
 
 use std::time::Duration;
 
-use crate::graph::VertexIndex;
+use crate::dockerfile::Problems;
+use crate::graph::{VertexDigest, VertexIndex};
 
 /// What a build reports while it goes on, in the order in which it happens.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ProgressEvent {
+    /// What may have to be done. Comes before any event of a vertex.
+    Planned {
+        /// By index, inputs before users.
+        vertices: Vec<PlannedVertex>,
+    },
+    /// What is doubtful about the Dockerfile; repeated in the build's outcome.
+    Warnings(Problems),
     /// A vertex has begun to do something worth showing.
     Started {
         /// Which one.
@@ -76,6 +84,17 @@ pub enum ProgressEvent {
         /// Bytes in all.
         total: u64,
     },
+}
+
+/// A vertex before it is known whether anything has to be done for it.
+#[derive(Clone, Debug)]
+pub struct PlannedVertex {
+    /// What tells it from others.
+    pub digest: VertexDigest,
+    /// What it reads.
+    pub inputs: Vec<VertexIndex>,
+    /// Its label.
+    pub name: String,
 }
 
 /// The two streams of a process.

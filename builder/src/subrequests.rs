@@ -34,12 +34,12 @@ fn ask<T>(
     let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
     let (parsed, problems) = parse(source.text());
     if problems.iter().any(Diagnostic::is_error) {
-        return Err(crate::refused(&source, &problems));
+        return Err(crate::refused(&source, problems));
     }
     let (images, unknown) = (BTreeMap::new(), BTreeSet::new());
     let mut lowering = crate::lower_request(request, &source, &parsed, &images);
     lowering.survey = Some(&unknown);
-    answer(&lowering).map_err(|problems| crate::refused(&source, &problems))
+    answer(&lowering).map_err(|problems| crate::refused(&source, problems))
 }
 
 /// Lists the stages of a request's Dockerfile.

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod output;
+mod steps;
 
 pub use output::{Output, OutputKind};
+pub use steps::StepArgs;
 
 /// Builds, ships and runs container images, without a daemon.
 #[derive(Debug, Parser)]
@@ -81,7 +83,7 @@ pub enum LogLevel {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Build an image from a Dockerfile
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// List images
     #[command(visible_alias = "ls")]
     Images(ImagesArgs),
@@ -148,6 +150,7 @@ impl Command {
   longshore build --target test --progress plain .
   longshore build -f deploy/Dockerfile --build-arg VERSION=1.2 -o type=oci,dest=web.tar .
   longshore build https://example.com/web.git#v1.2
+  longshore build --secret id=npm,src=$HOME/.npmrc --ssh default .
   longshore build -o type=local,dest=out .")]
 pub struct BuildArgs {
     /// Where the files that COPY and ADD may take are, and the Dockerfile
@@ -201,6 +204,9 @@ pub struct BuildArgs {
     /// Write the image's ID to this file
     #[arg(long, value_name = "FILE")]
     pub iidfile: Option<PathBuf>,
+    /// What steps are given.
+    #[command(flatten)]
+    pub steps: StepArgs,
 }
 
 /// How the progress of a build is shown.
@@ -214,6 +220,8 @@ pub enum Progress {
     Tty,
     /// Nothing; the image's ID is printed at the end.
     Quiet,
+    /// One JSON object per line, as buildx prints them; the last one tells how the build ended.
+    Rawjson,
 }
 
 /// How a listing is printed.
@@ -388,7 +396,7 @@ pub struct DuArgs {
   longshore prune
   longshore prune --all")]
 pub struct PruneArgs {
-    /// Also forget the build cache, and with it the layers that no image uses
+    /// Also forget the build cache, and with it the layers that no image uses, and cache mounts
     #[arg(short, long)]
     pub all: bool,
     /// Accepted for docker's sake: longshore never asks back

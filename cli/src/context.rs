@@ -27,10 +27,14 @@ pub struct Context {
 impl Context {
     /// Puts flags and environment together. `is_root` is asked before a user namespace makes everybody root.
     pub fn new(global: &GlobalArgs, is_root: bool) -> Context {
-        let no_colour = variable("NO_COLOR").is_some();
+        let forced = variable("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+        let colour = match variable("NO_COLOR") {
+            Some(_) => Some(false),
+            None => forced.then_some(true),
+        };
         let dumb = variable("TERM").is_some_and(|term| term == "dumb");
         Context {
-            ui: Ui::new(no_colour, dumb),
+            ui: Ui::new(colour, dumb),
             root: root(global.root.clone(), is_root),
         }
     }
@@ -110,6 +114,11 @@ impl Context {
     fn either_case(&self, name: &str) -> Option<String> {
         let capitals = || self.text_variable(&name.to_uppercase());
         self.text_variable(name).or_else(capitals)
+    }
+
+    /// The bytes of an environment variable, which may be empty.
+    pub fn variable_bytes(&self, name: &str) -> Option<Vec<u8>> {
+        std::env::var_os(name).map(OsString::into_encoded_bytes)
     }
 
     /// An environment variable that is text.

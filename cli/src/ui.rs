@@ -4,12 +4,13 @@
 //! |---|---|
 //! | [`table`] | listings |
 //! | [`human`] | sizes, ages and times |
-//! | [`progress`] | a build, a pull or a push while it runs: [`plain`], [`tty`] or [`quiet`] |
+//! | [`progress`] | a build, a pull or a push while it runs: [`plain`], [`tty`], [`quiet`] or [`rawjson`] |
 
 pub mod human;
 pub mod plain;
 pub mod progress;
 pub mod quiet;
+pub mod rawjson;
 pub mod table;
 pub mod tty;
 
@@ -29,11 +30,11 @@ pub struct Ui {
 }
 
 impl Ui {
-    /// Looks at stderr; `no_colour` is what the environment asks for, `dumb` a terminal that cannot be redrawn.
-    pub fn new(no_colour: bool, dumb: bool) -> Ui {
+    /// Looks at stderr; `colour` is what the environment asks for, `dumb` a terminal that cannot be redrawn.
+    pub fn new(colour: Option<bool>, dumb: bool) -> Ui {
         let terminal = io::stderr().is_terminal() && !dumb;
         Ui {
-            colour: terminal && !no_colour,
+            colour: colour.unwrap_or(terminal),
             live: terminal,
         }
     }
@@ -112,11 +113,12 @@ impl Ui {
 
     /// Tells people what went wrong, why, and what to do.
     pub fn error(&self, error: &CliError) {
+        if let Some(rendered) = error.rendered_text() {
+            say(&format!("{rendered}\n"));
+            return;
+        }
         let chain = error.chain();
-        let mut text = match error.rendered_text() {
-            Some(rendered) => format!("{rendered}\n"),
-            None => format!("{}: {}\n", self.paint("31;1", "error"), chain[0]),
-        };
+        let mut text = format!("{}: {}\n", self.paint("31;1", "error"), chain[0]);
         for cause in &chain[1..] {
             text.push_str(&format!("  caused by: {cause}\n"));
         }

@@ -38,34 +38,82 @@ struct Setting {
 
 fn settings(limits: &Limits) -> Vec<Setting> {
     let mut settings = Vec::new();
-    if let Some(bytes) = limits.memory {
+    let mut set = |limit, controller, unified: (&'static str, String), legacy: &[_]| {
         settings.push(Setting {
-            limit: "memory",
-            controller: "memory",
-            unified: ("memory.max", bytes.to_string()),
-            legacy: vec![("memory.limit_in_bytes", bytes.to_string())],
+            limit,
+            controller,
+            unified,
+            legacy: legacy.to_vec(),
         });
+    };
+    let same = |file: &'static str, value: String| ((file, value.clone()), [(file, value)]);
+    if let Some(bytes) = limits.memory {
+        let bytes = bytes.to_string();
+        let legacy = [("memory.limit_in_bytes", bytes.clone())];
+        set("memory", "memory", ("memory.max", bytes), &legacy);
+    }
+    if let Some(both) = limits.memory_swap {
+        // Version 2 counts swap alone, version 1 both together.
+        let (swap, both) = match both {
+            u64::MAX => ("max".to_owned(), "-1".to_owned()),
+            both => {
+                let swap = both.saturating_sub(limits.memory.unwrap_or(0));
+                (swap.to_string(), both.to_string())
+            }
+        };
+        let legacy = [("memory.memsw.limit_in_bytes", both)];
+        set("swap", "memory", ("memory.swap.max", swap), &legacy);
     }
     if let Some(count) = limits.pids {
-        settings.push(Setting {
-            limit: "processes",
-            controller: "pids",
-            unified: ("pids.max", count.to_string()),
-            legacy: vec![("pids.max", count.to_string())],
-        });
+        let (unified, legacy) = same("pids.max", count.to_string());
+        set("processes", "pids", unified, &legacy);
     }
-    if let Some(quota) = limits.cpu_quota_us {
-        settings.push(Setting {
-            limit: "processor time",
-            controller: "cpu",
-            unified: ("cpu.max", format!("{quota} {PERIOD_US}")),
-            legacy: vec![
-                ("cpu.cfs_period_us", PERIOD_US.to_string()),
-                ("cpu.cfs_quota_us", quota.to_string()),
-            ],
-        });
+    if limits.cpu_quota_us.is_some() || limits.cpu_period_us.is_some() {
+        let period = limits.cpu_period_us.unwrap_or(PERIOD_US).to_string();
+        let quota = limits.cpu_quota_us.map(|quota| quota.to_string());
+        let unified = format!("{} {period}", quota.as_deref().unwrap_or("max"));
+        let legacy = [
+            ("cpu.cfs_period_us", period),
+            ("cpu.cfs_quota_us", quota.unwrap_or_else(|| "-1".to_owned())),
+        ];
+        set("processor time", "cpu", ("cpu.max", unified), &legacy);
+    }
+    if let Some(shares) = limits.cpu_shares {
+        // The range of one to that of the other.
+        let weight = 1 + shares.clamp(2, 262_144).saturating_sub(2) * 9_999 / 262_142;
+        let legacy = [("cpu.shares", shares.to_string())];
+        set(
+            "processor weight",
+            "cpu",
+            ("cpu.weight", weight.to_string()),
+            &legacy,
+        );
+    }
+    if let Some(cpus) = &limits.cpuset_cpus {
+        let (unified, legacy) = same("cpuset.cpus", cpus.clone());
+        set("processors", "cpuset", unified, &legacy);
+    }
+    if let Some(nodes) = &limits.cpuset_mems {
+        let (unified, legacy) = same("cpuset.mems", nodes.clone());
+        set("memory nodes", "cpuset", unified, &legacy);
     }
     settings
+}
+
+/// A version 1 group may be entered only if it has processors and memory nodes, and a new one has none: those of the group
+/// above are taken.
+fn inherit_cpuset(dir: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if !read_bounded(&dir.join(file))?.trim().is_empty() {
+            continue;
+        }
+        let parent = dir.parent().unwrap_or(dir);
+        if read_bounded(&parent.join(file))?.trim().is_empty() {
+            inherit_cpuset(parent)?;
+        }
+        fs::write(dir.join(file), read_bounded(&parent.join(file))?.trim())?;
+    }
+    Ok(())
 }
 
 impl Cgroups {
@@ -145,6 +193,9 @@ impl Cgroups {
             make_dir(&dir).map_err(fail)?;
             if !self.legacy.contains(&dir) {
                 self.legacy.push(dir.clone());
+            }
+            if setting.controller == "cpuset" {
+                inherit_cpuset(&dir).map_err(fail)?;
             }
             for (file, value) in &setting.legacy {
                 fs::write(dir.join(file), value).map_err(fail)?;

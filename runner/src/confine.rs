@@ -5,10 +5,11 @@
 //! changes; everything after that is allowed by the filter itself.
 
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::error::StartError;
-use crate::spec::{Capabilities, Confinement, User};
+use crate::spec::{Capabilities, Confinement, ULIMITS, Ulimit, User};
 use crate::{seccomp, sys};
 
 /// Gives up everything that `confinement` does not grant and becomes `user`.
@@ -50,6 +51,49 @@ pub(crate) fn confine(
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_capabilities(None, sets).map_err(StartError::step("set the capabilities"))
+}
+
+/// Sets the limits of each process.
+pub(crate) fn limit(ulimits: &[Ulimit]) -> Result<(), StartError> {
+    for ulimit in ulimits {
+        let refused = |reason: String| StartError::Limit {
+            limit: ulimit.name.clone(),
+            reason,
+        };
+        let resource = resource(&ulimit.name)
+            .ok_or_else(|| refused(format!("it is none of {}", ULIMITS.join(", "))))?;
+        let limits = Rlimit {
+            current: ulimit.soft,
+            maximum: ulimit.hard,
+        };
+        rustix::process::setrlimit(resource, limits).map_err(|errno| match errno {
+            Errno::PERM => refused("the host does not allow one so high".to_owned()),
+            errno => refused(errno.to_string()),
+        })?;
+    }
+    Ok(())
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "as" => Resource::As,
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "locks" => Resource::Locks,
+        "memlock" => Resource::Memlock,
+        "msgqueue" => Resource::Msgqueue,
+        "nice" => Resource::Nice,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "rss" => Resource::Rss,
+        "rtprio" => Resource::Rtprio,
+        "rttime" => Resource::Rttime,
+        "sigpending" => Resource::Sigpending,
+        "stack" => Resource::Stack,
+        _ => return None,
+    })
 }
 
 /// Takes everything else out of the bounding set.

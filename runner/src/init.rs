@@ -137,7 +137,8 @@ fn prepare(
     // 8. Descriptors that lead outside go with the exec.
     sys::close_on_exec_from(3).map_err(StartError::step("close the descriptors"))?;
 
-    // 9. Privileges.
+    // 9. Limits and privileges; raising a limit is one of them.
+    confine::limit(&spec.ulimits)?;
     confine::confine(&spec.confinement, &spec.process.user, &mut |note| {
         notes.push(note);
     })?;

@@ -41,7 +41,7 @@ pub use error::{Errno, SandboxError, StartError};
 pub use sandbox::{Killer, Sandbox, Stdio, Stream};
 pub use spec::{
     Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits, MountKind, MountPoint,
-    NetworkMode, ProcessSpec, Root, SandboxSpec, Usage, User,
+    NetworkMode, ProcessSpec, Root, SandboxSpec, ULIMITS, Ulimit, Usage, User,
 };
 pub use stubs::make_stubs;
 pub use user::{UserError, resolve_user};

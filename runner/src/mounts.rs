@@ -16,7 +16,7 @@
 //! Nothing is visible outside init's namespace, and all of it goes when the last process does.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -27,9 +27,12 @@ use rustix::mount::{
 };
 
 use crate::error::StartError;
-use crate::spec::{MountKind, MountPoint, NetworkMode, Root, SandboxSpec};
+use crate::spec::{NetworkMode, Root, SandboxSpec};
 use crate::stubs::{Stub, Tree, open_in_root, reach};
 use crate::sys;
+
+mod devices;
+mod points;
 
 const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -121,10 +124,14 @@ pub(crate) fn build(
         Root::Overlay { upper, .. } => upper,
         Root::Directory(directory) => directory,
     };
-    let root = root_mount(&spec.root)?;
+    let nodev = match spec.confinement.host_devices {
+        true => MountAttrFlags::empty(),
+        false => NODEV,
+    };
+    let root = root_mount(&spec.root, nodev)?;
     // Sources for single files must be attached somewhere to be bound from; under the root is as good
     // a place as any, and it goes with the old root.
-    let scratch = tmpfs(&[("mode", "0700"), ("size", "16m")], NOSUID | NOEXEC)
+    let scratch = tmpfs(&[("mode", "0700"), ("size", "16m")], NOSUID)
         .map_err(mount_error("a temporary file system", "/"))?;
     for mount in [&scratch, &root] {
         move_mount(
@@ -143,13 +150,14 @@ pub(crate) fn build(
             upper: upper.as_ref().map(AsFd::as_fd),
         },
         scratch: scratch.as_fd(),
-        scratch_files: 0,
+        scratch_names: 0,
+        nodev,
         stub,
         note,
     };
     builder.proc()?;
-    builder.dev(spec.process.terminal)?;
-    builder.sys(spec.network)?;
+    builder.dev(spec)?;
+    builder.sys(spec)?;
     builder.mount_spec(spec)?;
     if spec.confinement.mask_paths {
         builder.mask()?;
@@ -201,7 +209,7 @@ impl NewRoot {
     }
 }
 
-fn root_mount(root: &Root) -> Result<OwnedFd, StartError> {
+fn root_mount(root: &Root, nodev: MountAttrFlags) -> Result<OwnedFd, StartError> {
     match root {
         Root::Overlay {
             lower,
@@ -210,7 +218,7 @@ fn root_mount(root: &Root) -> Result<OwnedFd, StartError> {
             volatile,
         } => {
             let fail = mount_error("the layers as overlay", "/");
-            overlay(lower, upper, work, *volatile).map_err(fail)
+            overlay(lower, Some((upper, work)), *volatile, nodev).map_err(fail)
         }
         Root::Directory(directory) => {
             let fail = |errno: Errno| StartError::MountSource {
@@ -220,27 +228,29 @@ fn root_mount(root: &Root) -> Result<OwnedFd, StartError> {
             };
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let mount = open_tree(CWD, directory, flags).map_err(fail)?;
-            sys::set_mount_attributes(mount.as_fd(), NODEV.bits().into(), false)
+            sys::set_mount_attributes(mount.as_fd(), nodev.bits().into(), false)
                 .map_err(StartError::step("mount the root without devices"))?;
             Ok(mount)
         }
     }
 }
 
-fn overlay<P: AsRef<Path>>(
-    lower: &[P],
-    upper: &Path,
-    work: &Path,
+fn overlay(
+    lower: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
     volatile: bool,
+    attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Errno> {
     // The kernel marks a volatile overlay in its work directory and refuses to mount it again, since
     // after a crash its content may be torn. Whether it is, the caller knows; a mark that only means
     // "was not unmounted by us" must not stand in the way.
-    let mark = work.join("work/incompat/volatile");
-    if rustix::fs::unlink(mark.join("dirty")).is_ok() {
-        // If the rest of the mark stays, the mount says so.
-        let _removed = rustix::fs::rmdir(&mark);
-        let _removed = rustix::fs::rmdir(work.join("work/incompat"));
+    if let Some((_, work)) = upper {
+        let mark = work.join("work/incompat/volatile");
+        if rustix::fs::unlink(mark.join("dirty")).is_ok() {
+            // If the rest of the mark stays, the mount says so.
+            let _removed = rustix::fs::rmdir(&mark);
+            let _removed = rustix::fs::rmdir(work.join("work/incompat"));
+        }
     }
 
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -248,14 +258,14 @@ fn overlay<P: AsRef<Path>>(
     // They only have to live until the mount is made.
     let mut handles = Vec::new();
     for (position, layer) in lower.iter().enumerate() {
-        match fsconfig_set_string(&context, "lowerdir+", layer.as_ref()) {
+        match fsconfig_set_string(&context, "lowerdir+", layer) {
             Ok(()) => {}
             // Before 6.8 there is one string for all, of at most 255 bytes. Handles are shorter than
             // paths and hold no colon, so about a dozen layers fit.
             Err(Errno::INVAL) if position == 0 => {
                 for layer in lower {
                     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                    handles.push(rustix::fs::open(layer.as_ref(), flags, Mode::empty())?);
+                    handles.push(rustix::fs::open(layer, flags, Mode::empty())?);
                 }
                 let names: Vec<String> = handles
                     .iter()
@@ -267,10 +277,12 @@ fn overlay<P: AsRef<Path>>(
             Err(error) => return Err(error),
         }
     }
-    fsconfig_set_string(&context, "upperdir", upper)?;
-    fsconfig_set_string(&context, "workdir", work)?;
+    if let Some((upper, work)) = upper {
+        fsconfig_set_string(&context, "upperdir", upper)?;
+        fsconfig_set_string(&context, "workdir", work)?;
+    }
     fsconfig_set_flag(&context, "userxattr")?;
-    if volatile {
+    if volatile && upper.is_some() {
         // Since 5.10; where it is not known, syncing is all that is lost.
         match fsconfig_set_flag(&context, "volatile") {
             Ok(()) | Err(Errno::INVAL) => {}
@@ -278,13 +290,16 @@ fn overlay<P: AsRef<Path>>(
         }
     }
     fsconfig_create(&context)?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, NODEV)
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 struct Builder<'a> {
     tree: Tree<'a>,
     scratch: BorrowedFd<'a>,
-    scratch_files: u32,
+    /// Names given in `scratch`.
+    scratch_names: u32,
+    /// `nodev`, unless devices are not to be kept away.
+    nodev: MountAttrFlags,
     stub: &'a mut dyn FnMut(Stub),
     note: &'a mut dyn FnMut(String),
 }
@@ -297,12 +312,12 @@ impl Builder<'_> {
         attach(mount.as_fd(), target.as_fd()).map_err(mount_error("proc", "/proc"))
     }
 
-    fn dev(&mut self, terminal: bool) -> Result<(), StartError> {
+    fn dev(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
         let target = self.own_directory("dev")?;
         let fail = || mount_error("devices", "/dev");
         let dev = tmpfs(
             &[("mode", "0755"), ("size", DEV_BYTES)],
-            NOSUID | NODEV | NOEXEC,
+            NOSUID | self.nodev | NOEXEC,
         )
         .map_err(fail())?;
         attach(dev.as_fd(), target.as_fd()).map_err(fail())?;
@@ -318,14 +333,19 @@ impl Builder<'_> {
         for name in ["pts", "shm", "mqueue"] {
             rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(fail())?;
         }
-        if terminal {
+        if spec.confinement.host_devices {
+            self.host_devices(dev.as_fd())?;
+        }
+        if spec.process.terminal {
             empty_file(dev.as_fd(), "console").map_err(fail())?;
         }
 
         let pts = devpts().map_err(mount_error("devpts", "/dev/pts"))?;
         attach_at(pts.as_fd(), dev.as_fd(), "pts").map_err(mount_error("devpts", "/dev/pts"))?;
+        let shm_size = spec.shm_size.map(|bytes| bytes.to_string());
+        let shm_size = shm_size.as_deref().unwrap_or(DEV_BYTES);
         let shm = tmpfs(
-            &[("mode", "1777"), ("size", DEV_BYTES)],
+            &[("mode", "1777"), ("size", shm_size)],
             NOSUID | NODEV | NOEXEC,
         )
         .map_err(mount_error("shared memory", "/dev/shm"))?;
@@ -365,14 +385,19 @@ impl Builder<'_> {
         }
     }
 
-    fn sys(&mut self, network: NetworkMode) -> Result<(), StartError> {
+    fn sys(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
         let target = self.own_directory("sys")?;
         let fail = || mount_error("sysfs", "/sys");
-        let attributes = NOSUID | NODEV | NOEXEC | RDONLY;
+        // Whoever is confined by nothing may also set things there.
+        let read_only = match spec.confinement.mask_paths {
+            true => RDONLY,
+            false => MountAttrFlags::empty(),
+        };
+        let attributes = NOSUID | NODEV | NOEXEC | read_only;
         match filesystem("sysfs", &[], attributes) {
             Ok(mount) => attach(mount.as_fd(), target.as_fd()).map_err(fail())?,
             // Only the owner of the network namespace may; the host's own view is then the same.
-            Err(Errno::PERM) if network == NetworkMode::Host => {
+            Err(Errno::PERM) if spec.network == NetworkMode::Host => {
                 let host = open_directory("/sys").map_err(fail())?;
                 let mount = clone_tree(host.as_fd(), true).map_err(fail())?;
                 sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), true)
@@ -389,109 +414,6 @@ impl Builder<'_> {
             attach(mount.as_fd(), at.as_fd()).map_err(mount_error("cgroup2", "/sys/fs/cgroup"))?;
         }
         Ok(())
-    }
-
-    fn mount_spec(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
-        let etc = [
-            ("/etc/hosts", &spec.etc.hosts),
-            ("/etc/resolv.conf", &spec.etc.resolv_conf),
-            ("/etc/hostname", &spec.etc.hostname),
-        ];
-        let etc = etc.into_iter().filter_map(|(target, content)| {
-            let kind = MountKind::File {
-                content: content.as_ref()?.clone().into_bytes(),
-                mode: 0o644,
-                uid: 0,
-                gid: 0,
-                read_only: false,
-            };
-            Some(MountPoint {
-                target: target.into(),
-                kind,
-            })
-        });
-        let mut mounts: Vec<MountPoint> = etc.chain(spec.mounts.iter().cloned()).collect();
-        mounts.sort_by_key(|mount| Path::new(&mount.target).components().count());
-        mounts.iter().try_for_each(|mount| self.mount(mount))
-    }
-
-    fn mount(&mut self, point: &MountPoint) -> Result<(), StartError> {
-        let target = point.target.as_str();
-        let (what, mount, directory) = match &point.kind {
-            MountKind::Bind { source, read_only } => {
-                let what = format!("`{}`", source.display());
-                let fail = |errno: Errno| StartError::MountSource {
-                    source_path: source.display().to_string(),
-                    target: target.to_owned(),
-                    errno: errno.into(),
-                };
-                let found = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                    .map_err(fail)?;
-                let kind = rustix::fs::fstat(&found).map_err(fail)?.st_mode;
-                let directory = FileType::from_raw_mode(kind) == FileType::Directory;
-                let mount = clone_tree(found.as_fd(), directory).map_err(fail)?;
-                let attributes = if *read_only { NODEV | RDONLY } else { NODEV };
-                sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), directory)
-                    .map_err(StartError::step(format!(
-                        "restrict the mount on `{target}`"
-                    )))?;
-                (what, mount, directory)
-            }
-            MountKind::Tmpfs { size, mode } => {
-                let mode = format!("{mode:o}");
-                let size = size.map(|size| size.to_string());
-                let mut options = vec![("mode", mode.as_str())];
-                options.extend(size.iter().map(|size| ("size", size.as_str())));
-                let mount =
-                    tmpfs(&options, NOSUID | NODEV).map_err(mount_error("tmpfs", target))?;
-                ("tmpfs".to_owned(), mount, true)
-            }
-            MountKind::File {
-                content,
-                mode,
-                uid,
-                gid,
-                read_only,
-            } => {
-                let mount = self
-                    .file(content, *mode, (*uid, *gid))
-                    .map_err(mount_error("a file", target))?;
-                let attributes = if *read_only { NODEV | RDONLY } else { NODEV };
-                sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), false).map_err(
-                    StartError::step(format!("restrict the mount on `{target}`")),
-                )?;
-                ("a file".to_owned(), mount, false)
-            }
-        };
-        let at = reach(self.tree, target, directory, self.stub).map_err(|errno| {
-            StartError::MountTarget {
-                target: target.to_owned(),
-                errno: errno.into(),
-            }
-        })?;
-        attach(mount.as_fd(), at.as_fd()).map_err(mount_error(&what, target))
-    }
-
-    /// A mount of a new file in memory.
-    fn file(&mut self, content: &[u8], mode: u32, owner: (u32, u32)) -> Result<OwnedFd, Errno> {
-        self.scratch_files += 1;
-        let name = format!("file{}", self.scratch_files);
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(self.scratch, &name, flags, Mode::empty())?;
-        let mut rest = content;
-        while !rest.is_empty() {
-            let written = rustix::io::write(&file, rest)?;
-            rest = &rest[written..];
-        }
-        if owner != (0, 0) {
-            let uid = rustix::fs::Uid::from_raw(owner.0);
-            let gid = rustix::fs::Gid::from_raw(owner.1);
-            rustix::fs::fchown(&file, Some(uid), Some(gid))?;
-        }
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
-        let path = OFlags::PATH | OFlags::CLOEXEC;
-        let node = rustix::fs::openat(self.scratch, &name, path, Mode::empty())?;
-        clone_tree(node.as_fd(), false)
     }
 
     fn mask(&mut self) -> Result<(), StartError> {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 
@@ -371,9 +372,15 @@ fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
                 mount.target
             ));
         }
-        if let MountKind::Bind { source, .. } = &mount.kind
-            && !source.is_absolute()
-        {
+        let sources: Vec<&Path> = match &mount.kind {
+            MountKind::Bind { source, .. } | MountKind::Device { source } => vec![source],
+            MountKind::Overlay { lower, upper, .. } => {
+                let upper = upper.iter().flat_map(|(upper, work)| [upper, work]);
+                lower.iter().chain(upper).map(PathBuf::as_path).collect()
+            }
+            MountKind::Tmpfs { .. } | MountKind::File { .. } => Vec::new(),
+        };
+        if let Some(source) = sources.iter().find(|source| !source.is_absolute()) {
             return invalid(format!(
                 "mount source `{}` is not absolute",
                 source.display()

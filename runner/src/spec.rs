@@ -34,6 +34,10 @@ pub struct SandboxSpec {
     pub cgroup: Option<String>,
     /// Limits, enforced or refused with an error.
     pub limits: Limits,
+    /// Limits of each process.
+    pub ulimits: Vec<Ulimit>,
+    /// The size of `/dev/shm` in bytes; Docker's 64 MiB if `None`.
+    pub shm_size: Option<u64>,
     /// What the process may do.
     pub confinement: Confinement,
     /// Whether a small init (process 1) reaps orphans and passes signals on to the process, instead
@@ -54,6 +58,8 @@ impl SandboxSpec {
             network: NetworkMode::Host,
             cgroup: None,
             limits: Limits::default(),
+            ulimits: Vec::new(),
+            shm_size: None,
             confinement: Confinement::default(),
             init: false,
         }
@@ -169,7 +175,20 @@ pub enum MountKind {
     Bind {
         /// Its path on the host.
         source: PathBuf,
+        /// What beneath it is mounted, as a relative path that no link may lead out of; empty for itself.
+        beneath: String,
         /// Whether it is read-only, with everything mounted beneath it.
+        read_only: bool,
+    },
+    /// Layers stacked by overlayfs, as [`Root::Overlay`] has them.
+    Overlay {
+        /// Read-only layers, topmost first; two at least if there is no upper.
+        lower: Vec<PathBuf>,
+        /// The directory that takes what the process writes, and overlayfs' own; read-only if there is none.
+        upper: Option<(PathBuf, PathBuf)>,
+        /// What of it is mounted, links taken as if its top were `/`; empty for all of it.
+        beneath: String,
+        /// Whether it is read-only although it has an upper: that is for mount points in it.
         read_only: bool,
     },
     /// An empty file system in memory.
@@ -178,8 +197,15 @@ pub enum MountKind {
         size: Option<u64>,
         /// The mode of its root directory.
         mode: u32,
+        /// Whether it is read-only.
+        read_only: bool,
     },
-    /// A file with this content, which is gone afterwards.
+    /// A device node of the host, which can be opened as one.
+    Device {
+        /// Its path on the host.
+        source: PathBuf,
+    },
+    /// A file with this content, which is gone afterwards. It can be executed if its mode says so.
     File {
         /// Its bytes.
         content: Vec<u8>,
@@ -209,11 +235,52 @@ pub enum NetworkMode {
 pub struct Limits {
     /// Memory in bytes.
     pub memory: Option<u64>,
+    /// Memory and swap together in bytes, at least `memory`, which must be given too; [`u64::MAX`] for as much swap as there is.
+    pub memory_swap: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
-    /// Processor time per 100 ms period, in microseconds (150,000 is one and a half processors).
+    /// Processor time per period, in microseconds (150,000 is one and a half processors if the period is as usual).
     pub cpu_quota_us: Option<u64>,
+    /// The period, in microseconds; 100,000 if `None`.
+    pub cpu_period_us: Option<u64>,
+    /// Weight among others that want a processor: 2 to 262,144; 1,024 is usual.
+    pub cpu_shares: Option<u64>,
+    /// Processors that may be used: `0-2,4`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes that may be used: `0,1`.
+    pub cpuset_mems: Option<String>,
 }
+
+/// A limit of each process, which its children inherit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// Its name without `RLIMIT_`, in lower case: one of [`ULIMITS`].
+    pub name: String,
+    /// What counts; `None` is no limit.
+    pub soft: Option<u64>,
+    /// Up to where the process may raise it.
+    pub hard: Option<u64>,
+}
+
+/// The names of limits.
+pub const ULIMITS: [&str; 16] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
 
 impl Limits {
     /// Whether nothing is limited.
@@ -233,6 +300,21 @@ pub struct Confinement {
     pub no_new_privileges: bool,
     /// Whether kernel interfaces in `/proc` and `/sys` are hidden or read-only.
     pub mask_paths: bool,
+    /// Whether devices can be opened wherever their nodes are, and `/dev` has all of the host's.
+    pub host_devices: bool,
+}
+
+impl Confinement {
+    /// None: all that the caller itself may do.
+    pub fn none() -> Self {
+        Self {
+            capabilities: Capabilities::ALL,
+            seccomp: false,
+            no_new_privileges: false,
+            mask_paths: false,
+            host_devices: true,
+        }
+    }
 }
 
 impl Default for Confinement {
@@ -242,6 +324,7 @@ impl Default for Confinement {
             seccomp: true,
             no_new_privileges: false,
             mask_paths: true,
+            host_devices: false,
         }
     }
 }

@@ -285,11 +285,17 @@ fn make(
     }
 
     let name_os = OsStr::from_bytes(name);
-    if directory {
-        rustix::fs::mkdirat(here, name_os, Mode::from_raw_mode(0o755))?;
-    } else {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(here, name_os, flags, Mode::from_raw_mode(0o644))?;
+    let made = match directory {
+        true => rustix::fs::mkdirat(here, name_os, Mode::from_raw_mode(0o755)),
+        false => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(here, name_os, flags, Mode::from_raw_mode(0o644)).map(drop)
+        }
+    };
+    match made {
+        // In what is mounted, another sandbox may have been quicker.
+        Err(Errno::EXIST) if !of_root => {}
+        result => result?,
     }
 
     if of_root {

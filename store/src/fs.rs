@@ -152,6 +152,12 @@ pub(crate) fn changed_micros(path: &Path) -> Result<Option<i64>, FsError> {
     Ok(metadata.map(|m| m.ctime() * 1_000_000 + m.ctime_nsec() / 1_000))
 }
 
+/// When the content of `path` last changed, in microseconds since 1970; `None` where there is nothing.
+pub(crate) fn modified_micros(path: &Path) -> Result<Option<i64>, FsError> {
+    let metadata = optional(attempt("stat", path, || std::fs::symlink_metadata(path)))?;
+    Ok(metadata.map(|m| m.mtime() * 1_000_000 + m.mtime_nsec() / 1_000))
+}
+
 /// Names in a directory, sorted; empty where there is no such directory.
 pub fn list(path: &Path) -> Result<Vec<String>, FsError> {
     let listed = optional(attempt("list", path, || {

@@ -5,6 +5,7 @@
 //!       index.db         SQLite: layers, images, names, cache records, leases        index.rs, index/
 //!       blobs/ALG/HEX    configs, manifests, and layers that were pulled or pushed   content/
 //!       layers/ID/fs/    one directory per layer                                     layer/, snapshot/
+//!       cache-mounts/    directories that steps keep between builds                  cache_mounts.rs
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
 //!       sessions/        one locked file per process that uses the store             session.rs
 //!       locks/           one locked file per step being built                        fs/lock.rs
@@ -30,6 +31,7 @@ use crate::layers::LayerError;
 use crate::session::Sessions;
 use crate::snapshot::{SnapshotError, Snapshots};
 
+pub mod cache_mounts;
 pub mod content;
 pub mod fs;
 pub mod images;
@@ -169,6 +171,8 @@ impl Store {
             snapshots: Snapshots::open(root)?,
             sessions,
         };
+        // Stores of earlier versions lack it.
+        fs::create_dir(&store.cache_mounts_path())?;
         store.recover(&boot_id)?;
         Ok(store)
     }

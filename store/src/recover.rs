@@ -118,7 +118,10 @@ impl Store {
         let _lock = Lock::exclusive(&self.root.join("locks/recovery"))?;
         match self.index.meta("boot_id")? {
             Some(known) if known == boot_id.as_bytes() => return Ok(()),
-            Some(_) => self.drop_unsynced()?,
+            Some(_) => {
+                self.drop_torn_cache_mounts()?;
+                self.drop_unsynced()?;
+            }
             None => {}
         }
         self.index.meta_put("boot_id", boot_id.as_bytes())?;

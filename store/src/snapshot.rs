@@ -220,6 +220,20 @@ impl Snapshots {
         Ok(self.viewing(root))
     }
 
+    /// What overlayfs needs to show these layers (oldest first) read-only, with the option `userxattr`: directories, topmost
+    /// first. Two at least, unless there are no layers: then the one is empty.
+    ///
+    /// # Errors
+    /// A layer is not here.
+    pub fn lower(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut lower = self.stack(layers)?;
+        if lower.len() == 1 && !layers.is_empty() {
+            // Alone, a layer would show its whiteouts.
+            lower.push(self.root.join("empty"));
+        }
+        Ok(lower)
+    }
+
     fn viewing(&self, root: OwnedFd) -> View {
         View {
             root: Some(root),
@@ -276,6 +290,9 @@ impl Snapshots {
     }
 
     /// The directories of `layers` (oldest first), topmost first. Below a layer whose root is opaque nothing is seen.
+    ///
+    /// Of a layer that is there several times only the topmost counts: it decides every path that the others do, and
+    /// overlayfs takes no directory twice.
     fn stack(&self, layers: &[LayerId]) -> Result<Vec<PathBuf>, SnapshotError> {
         let mut stack = Vec::with_capacity(layers.len().max(1));
         for layer in layers.iter().rev() {
@@ -286,7 +303,9 @@ impl Snapshots {
                 Err(errno) => return Err(failed("open", &path)(errno)),
             };
             let hides = is_opaque(&directory).map_err(failed("read the attributes of", &path))?;
-            stack.push(path);
+            if !stack.contains(&path) {
+                stack.push(path);
+            }
             if hides {
                 break;
             }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Rule;
 use crate::dockerfile::ast::PieceKind;
 use crate::dockerfile::suggest::nearest;
-use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span};
+use crate::dockerfile::{Diagnostic, Dockerfile, Problems, SourceFile, Span};
 
 /// The build argument that replaces the directive.
 pub const BUILD_ARG: &str = "BUILDKIT_DOCKERFILE_CHECK";
@@ -141,15 +141,15 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// The settings of a build, and what is doubtful about them, rendered.
+/// The settings of a build, and what is doubtful about them.
 ///
 /// # Errors
-/// What cannot be read, rendered.
+/// What cannot be read.
 pub(crate) fn of_file(
     dockerfile: &Dockerfile,
     source: &SourceFile,
     build_args: &BTreeMap<String, String>,
-) -> Result<(Settings, Vec<String>), Vec<String>> {
+) -> Result<(Settings, Problems), Problems> {
     let argument;
     let (source, (settings, problems)) = match build_args.get(BUILD_ARG) {
         Some(text) => {
@@ -168,14 +168,11 @@ pub(crate) fn of_file(
         }
     };
     let fatal = problems.iter().any(Diagnostic::is_error);
-    let rendered = problems
-        .iter()
-        .map(|problem| problem.render(source, false))
-        .collect();
+    let problems = Problems::new(source, problems);
     if fatal {
-        Err(rendered)
+        Err(problems)
     } else {
-        Ok((settings, rendered))
+        Ok((settings, problems))
     }
 }
 

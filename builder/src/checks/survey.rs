@@ -86,7 +86,8 @@ pub fn survey(
         stages: &stages,
         build_args: &request.build_args,
     };
-    let report = report(&subject, said).map_err(|rendered| BuildError::Dockerfile { rendered })?;
+    let report =
+        report(&subject, said).map_err(|problems| BuildError::Dockerfile(Box::new(problems)))?;
     Ok(Survey {
         source,
         report,

@@ -370,8 +370,7 @@ fn failed(name: &str) -> impl FnOnce(StepError) -> BuildError {
         StepError::Cancelled => BuildError::Cancelled,
         error => BuildError::Step {
             name: name.to_owned(),
-            line: 0,
-            excerpt: String::new(),
+            place: None,
             source: Box::new(error),
         },
     }

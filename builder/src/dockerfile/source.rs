@@ -1,11 +1,9 @@
 //! Source text with positions, and what is said about it.
 //!
 //! A [`Span`] is a byte range of one [`SourceFile`]; a [`Diagnostic`] points at spans and is shown with the lines that
-//! they touch. Nothing here prints: [`Diagnostic::render`] returns text.
+//! they touch (`render.rs`). Nothing here prints: [`Diagnostic::render`] returns text.
 
 use std::ops::Range;
-
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
 use crate::checks::Rule;
 
@@ -87,6 +85,22 @@ impl SourceFile {
         let before = self.text.get(start..offset).unwrap_or_default();
         (line, before.chars().count() + 1)
     }
+
+    /// A line by its number, from 1, without its end.
+    pub(super) fn line_span(&self, line: usize) -> Span {
+        let start = self.line_starts[line - 1];
+        let end = self.line_starts.get(line).copied();
+        let end = end.map_or(self.text.len(), |next| next - 1);
+        let kept = self.text[start..end].trim_end_matches('\r').len();
+        Span::new(start, start + kept)
+    }
+
+    /// The lines that a span touches, from 1; the end is one past the last.
+    pub(super) fn lines_of(&self, span: Span) -> Range<usize> {
+        let first = self.line(span.start);
+        let last = self.line(span.end.max(span.start + 1) - 1);
+        first..last.max(first) + 1
+    }
 }
 
 /// How bad it is.
@@ -122,6 +136,8 @@ pub struct Diagnostic {
     pub span: Span,
     /// Other places that explain it.
     pub labels: Vec<Label>,
+    /// What led to it, outermost first.
+    pub notes: Vec<String>,
     /// What would be right.
     pub help: Option<String>,
 }
@@ -135,6 +151,7 @@ impl Diagnostic {
             message: message.into(),
             span,
             labels: Vec::new(),
+            notes: Vec::new(),
             help: None,
         }
     }
@@ -154,6 +171,13 @@ impl Diagnostic {
             span,
             text: text.into(),
         });
+        self
+    }
+
+    /// Adds what led to it.
+    #[must_use]
+    pub fn note(mut self, text: impl Into<String>) -> Diagnostic {
+        self.notes.push(text.into());
         self
     }
 
@@ -180,37 +204,7 @@ impl Diagnostic {
 
     /// The message with `file:line`, the lines it is about and carets below them; ends without a newline.
     pub fn render(&self, source: &SourceFile, color: bool) -> String {
-        let level = match self.severity {
-            Severity::Error => Level::ERROR,
-            Severity::Warning => Level::WARNING,
-            Severity::Note => Level::NOTE,
-        };
-        let snippet = Snippet::source(source.text())
-            .path(source.name())
-            .annotation(AnnotationKind::Primary.span(self.span.range()))
-            .annotations(self.labels.iter().map(|label| {
-                AnnotationKind::Context
-                    .span(label.span.range())
-                    .label(label.text.as_str())
-            }));
-        let title = level.primary_title(self.message.as_str());
-        let title = match self.rule {
-            Some(rule) => title.id(rule.name()),
-            None => title,
-        };
-        let mut group = title.element(snippet);
-        if let Some(help) = &self.help {
-            group = group.element(Level::HELP.message(help.as_str()));
-        }
-        if let Some(rule) = self.rule {
-            group = group.element(Level::NOTE.message(format!("see {}", rule.page())));
-        }
-        let renderer = if color {
-            Renderer::styled()
-        } else {
-            Renderer::plain()
-        };
-        renderer.render(&[group])
+        super::render::render(self, source, color)
     }
 }
 

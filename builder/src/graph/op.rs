@@ -2,6 +2,7 @@
 
 use store::oci::{Descriptor, DiffId, Digest, ImageConfig, Reference};
 
+use super::exec::ExecOp;
 use super::mode::ModeChange;
 use crate::contexts::FetchedTree;
 use crate::contexts::git_url::{GitTime, GitUrl};
@@ -19,7 +20,7 @@ pub enum Op {
     Http(HttpOp),
     /// The files of a git commit, in one layer. No inputs.
     Git(GitOp),
-    /// A process in a sandbox, adding one layer. Input 0, if there is any, is the root file system.
+    /// A process in a sandbox, adding one layer. See [`ExecOp`] for the inputs.
     Exec(ExecOp),
     /// Changes to files, adding one layer. See [`FileOp`] for the inputs.
     File(FileOp),
@@ -69,21 +70,6 @@ pub struct GitOp {
     pub keep_git_dir: bool,
     /// Whether submodules are checked out too.
     pub submodules: bool,
-}
-
-/// A process to run (`RUN`).
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct ExecOp {
-    /// Program and arguments.
-    pub argv: Vec<String>,
-    /// `NAME=value`, in order, no name twice: ENV and declared ARGs.
-    pub env: Vec<String>,
-    /// `NAME=value` that the process gets but the digest does not cover: predefined proxy arguments.
-    pub proxy_env: Vec<String>,
-    /// Working directory, absolute.
-    pub cwd: String,
-    /// `USER`, verbatim; empty for root.
-    pub user: String,
 }
 
 /// Actions on files, done in order into one new layer.
@@ -237,13 +223,7 @@ impl Op {
                 sink.text("git");
                 git.encode(sink);
             }
-            Op::Exec(exec) => {
-                sink.text("exec");
-                sink.texts(&exec.argv);
-                sink.texts(&exec.env);
-                sink.text(&exec.cwd);
-                sink.text(&exec.user);
-            }
+            Op::Exec(exec) => exec.encode(sink, true),
             Op::File(file) => {
                 sink.text("file");
                 sink.number(u64::from(file.on_base));

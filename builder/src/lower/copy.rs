@@ -365,7 +365,7 @@ pub(super) fn is_set(step: &Step<'_>, name: &str) -> Option<bool> {
 }
 
 /// A path made absolute by the working directory, and cleaned.
-fn absolute(cwd: &str, path: &str) -> String {
+pub(super) fn absolute(cwd: &str, path: &str) -> String {
     match path.starts_with('/') {
         true => clean(path),
         false => clean(&format!("/{cwd}/{path}")),

@@ -2,12 +2,12 @@
 
 use super::stages::{StagePlan, Step};
 use super::{Lowering, Outcome, StageState};
-use crate::dockerfile::Diagnostic;
 use crate::dockerfile::ast::{Command, Heredoc};
+use crate::dockerfile::suggest::nearest;
+use crate::dockerfile::{Diagnostic, Span};
+use crate::graph::exec::{DeviceRequest, Network, SCRIPTS, Security};
 use crate::graph::{ExecOp, Op};
-
-/// Interpreters whose `-c` does what a file with the same text would.
-const SHELLS: [&str; 6] = ["sh", "ash", "bash", "dash", "ksh", "zsh"];
+use crate::request::Entitlement;
 
 impl Lowering<'_> {
     pub(super) fn run(
@@ -17,51 +17,122 @@ impl Lowering<'_> {
         step: &Step<'_>,
         command: &Command,
     ) -> Outcome {
-        self.check_run_flags(step)?;
-        let argv = self.argv(state, step, command)?;
+        let (argv, script) = self.argv(state, step, command);
+        let mut inputs = Vec::from_iter(state.root);
+        let mounts = self.mounts(state, plan, step, &mut inputs);
+        let network = self.network(step);
+        let security = self.security(step);
+        let devices = self.devices(step);
         let created_by = format!(
             "RUN {}{} # buildkit",
             state.scope.history_prefix(),
             argv.join(" ")
         );
+        let mut setting = self.request.run.setting.clone();
+        if let Some(hostname) = self.request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME") {
+            setting.hostname.clone_from(hostname);
+        }
         let op = Op::Exec(ExecOp {
             argv,
             env: state.scope.environment(),
             proxy_env: state.scope.proxies(&self.request.build_args),
             cwd: state.cwd().to_owned(),
             user: state.config.config.user.clone(),
+            on_base: state.root.is_some(),
+            script,
+            mounts: mounts?,
+            network: network?,
+            security: security?,
+            devices: devices?,
+            setting,
         });
         let meta = self.step_metadata(state, plan, step);
-        let vertex = self.definition.add(op, Vec::from_iter(state.root), meta);
+        let vertex = self.definition.add(op, inputs, meta);
         state.root = Some(vertex);
         state.record(created_by, Some(vertex));
         Ok(())
     }
 
-    fn check_run_flags(&mut self, step: &Step<'_>) -> Outcome {
-        for flag in &step.instruction.flags {
-            let usual = match flag.name.as_str() {
-                "network" => flag.value.as_deref() == Some("default"),
-                "security" => flag.value.as_deref() == Some("sandbox"),
-                _ => false,
-            };
-            if !usual {
-                let message = format!("`RUN --{}` is not supported yet", flag.name);
-                return self.refuse(Diagnostic::error(step.at(flag.span), message));
+    /// `--network`, or what the build says.
+    fn network(&mut self, step: &Step<'_>) -> Outcome<Network> {
+        let Some(flag) = step.instruction.flag("network") else {
+            return Ok(self.request.run.network);
+        };
+        let span = step.at(flag.span);
+        let network = match flag.value.as_deref().unwrap_or_default() {
+            // As for the whole build, which may have been told otherwise.
+            "default" => return Ok(self.request.run.network),
+            "none" => Network::None,
+            "host" => Network::Host,
+            other => {
+                let message = format!("there is no network `{other}` for a step");
+                let near = nearest(other, ["default", "none", "host"]);
+                return self.refuse(one_of(span, message, near, "`default`, `none` or `host`"));
             }
+        };
+        if network == Network::Host {
+            self.entitled(&Entitlement::NetworkHost, span)?;
         }
-        Ok(())
+        Ok(network)
     }
 
+    /// `--security`
+    fn security(&mut self, step: &Step<'_>) -> Outcome<Security> {
+        let Some(flag) = step.instruction.flag("security") else {
+            return Ok(Security::Sandbox);
+        };
+        let span = step.at(flag.span);
+        match flag.value.as_deref().unwrap_or_default() {
+            "sandbox" => Ok(Security::Sandbox),
+            "insecure" => {
+                self.entitled(&Entitlement::SecurityInsecure, span)?;
+                Ok(Security::Insecure)
+            }
+            other => {
+                let message = format!("there is no security mode `{other}`");
+                let near = nearest(other, ["sandbox", "insecure"]);
+                self.refuse(one_of(span, message, near, "`sandbox` or `insecure`"))
+            }
+        }
+    }
+
+    /// `--device`: `NAME[,required]`, or `name=NAME[,required[=true|false]]`.
+    fn devices(&mut self, step: &Step<'_>) -> Outcome<Vec<DeviceRequest>> {
+        let mut devices = Vec::new();
+        for flag in step.instruction.flags.iter().filter(|f| f.name == "device") {
+            let text = flag.value.as_deref().unwrap_or_default();
+            match device(text) {
+                Ok(device) => devices.push(device),
+                Err(why) => {
+                    let message = format!("the device `{text}` cannot be used: {why}");
+                    return self.refuse(Diagnostic::error(step.at(flag.span), message).help(
+                        "a device is `vendor/class=name`, and may be followed by `,required`",
+                    ));
+                }
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Refuses what was not allowed on the command line.
+    fn entitled(&mut self, needed: &Entitlement, span: Span) -> Outcome {
+        if self.request.run.allow.contains(needed) {
+            return Ok(());
+        }
+        let message = format!("this needs the entitlement `{needed}`, which was not given");
+        self.refuse(Diagnostic::error(span, message).help(format!("build with `--allow {needed}`")))
+    }
+
+    /// The command, and the script that it runs if that is a here-document with an interpreter line.
     fn argv(
-        &mut self,
+        &self,
         state: &StageState,
         step: &Step<'_>,
         command: &Command,
-    ) -> Outcome<Vec<String>> {
+    ) -> (Vec<String>, Option<(String, String)>) {
         let word = match command {
             Command::Exec(words) => {
-                return Ok(words.iter().map(|word| word.text.clone()).collect());
+                return (words.iter().map(|word| word.text.clone()).collect(), None);
             }
             Command::Shell(word) => word,
         };
@@ -69,17 +140,15 @@ impl Lowering<'_> {
         match step.instruction.heredocs.as_slice() {
             // Nothing but a here-document: it is the script, also for shells that know no here-documents.
             [heredoc] if heredoc.word == word.span => {
-                let script = match heredoc.strip_tabs {
+                let text = match heredoc.strip_tabs {
                     true => strip_tabs(body(heredoc)),
                     false => body(heredoc).to_owned(),
                 };
-                match script.strip_prefix("#!") {
-                    None => Ok(in_shell(state, script)),
-                    Some(rest) => {
-                        let interpreter = rest.lines().next().unwrap_or_default().trim();
-                        self.interpret(step, heredoc, interpreter, &script)
-                    }
+                if !text.starts_with("#!") {
+                    return (in_shell(state, text), None);
                 }
+                let path = format!("{SCRIPTS}/{}", heredoc.name);
+                (in_shell(state, path), Some((heredoc.name.clone(), text)))
             }
             // The shell knows here-documents itself.
             heredocs => {
@@ -87,38 +156,47 @@ impl Lowering<'_> {
                 for heredoc in heredocs {
                     script = format!("{script}\n{}{}", body(heredoc), heredoc.name);
                 }
-                Ok(in_shell(state, script))
+                (in_shell(state, script), None)
             }
         }
     }
+}
 
-    /// The command for a script that names its interpreter.
-    fn interpret(
-        &mut self,
-        step: &Step<'_>,
-        heredoc: &Heredoc,
-        interpreter: &str,
-        script: &str,
-    ) -> Outcome<Vec<String>> {
-        let mut argv: Vec<String> = interpreter.split_whitespace().map(str::to_owned).collect();
-        let base = |path: &String| path.rsplit('/').next().unwrap_or_default().to_owned();
-        let program = match argv.as_slice() {
-            [env, program, ..] if base(env) == "env" => base(program),
-            [program, ..] => base(program),
-            [] => String::new(),
-        };
-        if !SHELLS.contains(&program.as_str()) {
-            let message =
-                format!("a here-document for the interpreter `{interpreter}` is not supported yet");
-            let help = format!(
-                "`RUN {} <<{}` lets it read the script",
-                program, heredoc.name
-            );
-            let span = step.at(heredoc.word);
-            return self.refuse(Diagnostic::error(span, message).help(help));
+/// An error about a word that is none of a few.
+fn one_of(span: Span, message: String, near: Option<&str>, known: &str) -> Diagnostic {
+    let diagnostic = Diagnostic::error(span, message);
+    match near {
+        Some(near) => diagnostic.suggest(Some(near)),
+        None => diagnostic.help(format!("it is {known}")),
+    }
+}
+
+/// Reads the value of `--device`.
+fn device(text: &str) -> Result<DeviceRequest, String> {
+    let mut device = DeviceRequest {
+        name: String::new(),
+        required: false,
+    };
+    for (position, field) in text.split(',').enumerate() {
+        match field.split_once('=') {
+            _ if field.eq_ignore_ascii_case("required") => device.required = true,
+            Some((key, value)) if key.eq_ignore_ascii_case("required") => {
+                device.required = match value {
+                    "true" | "1" => true,
+                    "false" | "0" => false,
+                    _ => return Err(format!("`required` is `true` or `false`, not `{value}`")),
+                };
+            }
+            Some((key, value)) if key.eq_ignore_ascii_case("name") => {
+                value.clone_into(&mut device.name);
+            }
+            _ if position == 0 => field.clone_into(&mut device.name),
+            _ => return Err(format!("`{field}` is no option of a device")),
         }
-        argv.extend(["-c".to_owned(), script.to_owned()]);
-        Ok(argv)
+    }
+    match device.name.is_empty() {
+        true => Err("it has no name".to_owned()),
+        false => Ok(device),
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use store::oci::{Platform, Reference};
 
 use super::scope::{self, Globals};
-use super::{ImageRequest, LowerRequest, NeededImage};
+use super::{ImageRequest, LowerRequest, NeededImage, mounts};
 use crate::checks::values;
 use crate::contexts::{self, LayoutImage, NamedContext};
 use crate::dockerfile::ast::{From, InstructionKind};
@@ -53,17 +53,7 @@ pub(super) enum SourceUser {
     /// `COPY --from`.
     Copy,
     /// `RUN --mount=from=`.
-    #[allow(dead_code, reason = "`RUN --mount` is written beside this")]
     Mount,
-}
-
-impl SourceUser {
-    fn verb(self) -> &'static str {
-        match self {
-            SourceUser::Copy => "copy",
-            SourceUser::Mount => "mount",
-        }
-    }
 }
 
 /// An instruction and the text that its spans are of.
@@ -75,6 +65,8 @@ pub(super) struct Step<'a> {
     pub(super) origin: Option<Span>,
     /// What `--from` names.
     pub(super) from: Option<Base>,
+    /// What the `from` of each `--mount` names, in order of the flags.
+    pub(super) mounts: Vec<Option<Base>>,
 }
 
 impl Step<'_> {
@@ -272,10 +264,12 @@ impl<'r, 'a> Resolver<'r, 'a> {
                 escape: dockerfile.escape,
                 origin: None,
                 from: None,
+                mounts: Vec::new(),
             });
         }
         for step in &mut steps {
             step.from = self.copy_source(index, step, &platform);
+            step.mounts = self.mount_sources(index, step, &platform);
         }
         let counted = |step: &&Step<'_>| {
             matches!(
@@ -473,6 +467,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
                         escape: dockerfile.escape,
                         origin: None,
                         from: None,
+                        mounts: Vec::new(),
                     }),
                     _ => None,
                 })
@@ -516,6 +511,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
             escape: Escape::default(),
             origin: Some(from),
             from: None,
+            mounts: Vec::new(),
         })
     }
 
@@ -529,6 +525,30 @@ impl<'r, 'a> Resolver<'r, 'a> {
         self.source(SourceUser::Copy, index, name, step.at(flag.span), platform)
     }
 
+    /// What the mounts of a `RUN` are taken from.
+    fn mount_sources(
+        &mut self,
+        index: usize,
+        step: &Step<'_>,
+        platform: &Platform,
+    ) -> Vec<Option<Base>> {
+        if !matches!(step.instruction.kind, InstructionKind::Run(_)) {
+            return Vec::new();
+        }
+        let flags = step.instruction.flags.iter();
+        let flags = flags.filter(|flag| flag.name == "mount");
+        let names = flags.map(mounts::from);
+        names
+            .map(|from| {
+                let (name, span) = from.filter(|(name, _)| !name.is_empty())?;
+                match name.as_str() {
+                    "scratch" => Some(Base::Scratch),
+                    name => self.source(SourceUser::Mount, index, name, step.at(span), platform),
+                }
+            })
+            .collect()
+    }
+
     /// What `name` stands for where the stage `index` takes files from it: a named context, a stage above, else an image.
     pub(super) fn source(
         &mut self,
@@ -538,7 +558,6 @@ impl<'r, 'a> Resolver<'r, 'a> {
         span: Span,
         platform: &Platform,
     ) -> Option<Base> {
-        let verb = user.verb();
         let (written, example) = match user {
             SourceUser::Copy => (format!("--from={name}"), "COPY --from=source"),
             SourceUser::Mount => (format!("from={name}"), "RUN --mount=from=source"),
@@ -576,23 +595,24 @@ impl<'r, 'a> Resolver<'r, 'a> {
         }
         match stage {
             Some(stage) if stage == index => {
-                let message = format!("a stage cannot {verb} from itself: `{written}`");
+                let message = match user {
+                    SourceUser::Copy => format!("a stage cannot copy from itself: `{written}`"),
+                    SourceUser::Mount => format!("a stage cannot mount itself: `{written}`"),
+                };
                 self.error(Diagnostic::error(span, message))
             }
             Some(stage) if stage > index => {
                 let dockerfile = self.request.dockerfile;
                 let from = &dockerfile.instructions[dockerfile.stages[stage].from];
-                let message = format!(
-                    "the stage `{name}` stands after the one that {} from it",
-                    match user {
-                        SourceUser::Copy => "copies",
-                        SourceUser::Mount => "mounts",
-                    }
-                );
-                self.error(Diagnostic::error(span, message).label(
-                    from.head,
-                    format!("a stage can {verb} only from stages above it"),
-                ))
+                let (does, can) = match user {
+                    SourceUser::Copy => ("copies from", "copy only from"),
+                    SourceUser::Mount => ("mounts", "mount only"),
+                };
+                let message = format!("the stage `{name}` stands after the one that {does} it");
+                self.error(
+                    Diagnostic::error(span, message)
+                        .label(from.head, format!("a stage can {can} stages above it")),
+                )
             }
             Some(stage) => {
                 self.wanted.insert(stage);

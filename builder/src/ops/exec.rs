@@ -1,12 +1,26 @@
-//! `RUN`: a process in a sandbox on a new snapshot. The only file that sees the runner.
+//! `RUN`: a process in a sandbox on a new snapshot. Here and below, and nowhere else, the runner is seen.
+//!
+//! `mounts` turns the graph's mounts into the sandbox's, with `secrets`, `ssh` and `devices` for what comes from outside;
+//! `digest` is what mounts add to a step's key.
+
+mod devices;
+pub(crate) mod digest;
+pub(crate) mod mounts;
+mod secrets;
+mod ssh;
+
+pub use devices::DeviceError;
+pub use secrets::SECRET_BYTES_MAX;
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use runner::etc::{hosts_text, resolv_conf_text};
 use runner::{
-    EtcFiles, ExitStatus, NetworkMode, ProcessSpec, Root, Sandbox, SandboxSpec, Stdio, Stream,
+    Confinement, EtcFiles, ExitStatus, Limits, NetworkMode, ProcessSpec, Root, Sandbox,
+    SandboxSpec, Stdio, Stream, Ulimit,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use store::Store;
@@ -15,7 +29,8 @@ use store::layer::LayerInfo;
 use super::Operations;
 use super::results::base_of;
 use crate::error::StepError;
-use crate::graph::{ExecOp, VertexIndex};
+use crate::graph::VertexIndex;
+use crate::graph::exec::{ExecOp, Network, Security};
 use crate::solve::{OutputStream, ProgressEvent};
 
 /// Bytes read from a process at a time.
@@ -36,44 +51,47 @@ pub(crate) fn execute(
     let store = operations.store;
     let base = base_of(operations.vertex(vertex));
     let parents = base.map(|base| operations.layers(base)).unwrap_or_default();
-    let user = {
+    let mut user = {
         let view = store.snapshots().view(&parents)?;
         runner::resolve_user(view.as_fd(), &exec.user)?
     };
     let mut active = store.snapshots().prepare(&parents)?;
     let mount = active.mount()?;
-    let mut env: Vec<String> = exec.env.clone();
-    env.extend(exec.proxy_env.iter().cloned());
-    if !env.iter().any(|variable| variable.starts_with("HOME=")) {
-        env.push(format!("HOME={}", user.home));
-    }
     let mut lower = mount.lower;
     lower.push(stubs(store)?);
+    let root = Root::Overlay {
+        lower,
+        upper: mount.upper,
+        work: mount.work,
+        volatile: true,
+    };
+    let mut mounts = mounts::prepare(operations, vertex, exec)?;
+    let devices = devices::prepare(operations.run, &exec.devices)?;
+    user.groups.extend(devices.groups);
+    let mut env: Vec<String> = exec.env.clone();
+    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+    for variable in exec.proxy_env.iter().chain(&mounts.env).chain(&devices.env) {
+        env.retain(|known| name(known) != name(variable));
+        env.push(variable.clone());
+    }
+    if !env.iter().any(|variable| name(variable) == "HOME") {
+        env.push(format!("HOME={}", user.home));
+    }
+    let process = ProcessSpec {
+        env,
+        cwd: exec.cwd.clone(),
+        make_cwd: true,
+        user,
+        ..ProcessSpec::new(exec.argv.iter().cloned())
+    };
+    let mut points = devices.points;
+    points.append(&mut mounts.points);
     let spec = SandboxSpec {
-        hostname: HOSTNAME.to_owned(),
-        network: NetworkMode::Host,
-        etc: EtcFiles {
-            hosts: Some(hosts_text(HOSTNAME, &[])),
-            resolv_conf: Some(resolv_conf_text().map_err(StepError::ResolvConf)?),
-            hostname: None,
-        },
-        ..SandboxSpec::new(
-            Root::Overlay {
-                lower,
-                upper: mount.upper,
-                work: mount.work,
-                volatile: true,
-            },
-            ProcessSpec {
-                env,
-                cwd: exec.cwd.clone(),
-                make_cwd: true,
-                user,
-                ..ProcessSpec::new(exec.argv.iter().cloned())
-            },
-        )
+        mounts: points,
+        ..sandbox(exec, root, process)?
     };
     let (status, tail) = run(operations, vertex, &spec)?;
+    mounts.finish()?;
     match status {
         ExitStatus::Code(0) => store.publish_layer(|| Ok(active.commit()?)),
         status => Err(StepError::Process {
@@ -82,6 +100,60 @@ pub(crate) fn execute(
             output: String::from_utf8_lossy(&tail).into_owned(),
         }),
     }
+}
+
+/// The sandbox of a step, but for its mounts.
+fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpec, StepError> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let setting = &exec.setting;
+    let hostname = match setting.hostname.as_str() {
+        "" => HOSTNAME,
+        name => name,
+    };
+    let limits = &setting.limits;
+    Ok(SandboxSpec {
+        hostname: hostname.to_owned(),
+        // There is no network between a host's own and none: what is not said gets the host's.
+        network: match exec.network {
+            Network::None => NetworkMode::None,
+            Network::Default | Network::Host => NetworkMode::Host,
+        },
+        etc: EtcFiles {
+            hosts: Some(hosts_text(hostname, &setting.hosts)),
+            resolv_conf: Some(resolv_conf_text().map_err(StepError::ResolvConf)?),
+            hostname: None,
+        },
+        cgroup: setting.cgroup_parent.as_ref().map(|parent| {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let own = format!("longshore-{}-{number}", std::process::id());
+            format!("/{}/{own}", parent.trim_matches('/'))
+        }),
+        limits: Limits {
+            memory: limits.memory,
+            memory_swap: limits.memory_swap,
+            pids: None,
+            cpu_quota_us: limits.cpu_quota_us,
+            cpu_period_us: limits.cpu_period_us,
+            cpu_shares: limits.cpu_shares,
+            cpuset_cpus: limits.cpuset_cpus.clone(),
+            cpuset_mems: limits.cpuset_mems.clone(),
+        },
+        ulimits: setting
+            .ulimits
+            .iter()
+            .map(|(name, &(soft, hard))| Ulimit {
+                name: name.clone(),
+                soft,
+                hard,
+            })
+            .collect(),
+        shm_size: setting.shm_size,
+        confinement: match exec.security {
+            Security::Sandbox => Confinement::default(),
+            Security::Insecure => Confinement::none(),
+        },
+        ..SandboxSpec::new(root, process)
+    })
 }
 
 /// Runs the sandbox to its end, passing its output on; returns how it ended and the end of what it wrote.

@@ -154,14 +154,17 @@ impl Operations<'_> {
 }
 
 fn copy_patterns(op: &Op) -> Vec<String> {
-    let Op::File(file) = op else {
-        return Vec::new();
-    };
     let mut patterns = Vec::new();
-    for action in &file.actions {
-        if let FileAction::Copy(copy) = action {
-            patterns.extend(copy.sources.iter().map(|source| source.pattern.clone()));
+    match op {
+        Op::File(file) => {
+            for action in &file.actions {
+                if let FileAction::Copy(copy) = action {
+                    patterns.extend(copy.sources.iter().map(|source| source.pattern.clone()));
+                }
+            }
         }
+        Op::Exec(exec) => patterns.extend(exec.selections().map(|(_, path, _)| path.to_owned())),
+        _ => {}
     }
     patterns
 }

@@ -154,7 +154,8 @@ impl Operations<'_> {
 /// The input that a vertex's result is stacked on.
 pub(super) fn base_of(vertex: &Vertex) -> Option<usize> {
     match &vertex.op {
-        Op::Exec(_) | Op::Merge => vertex.inputs.first().map(|input| input.0),
+        Op::Merge => vertex.inputs.first().map(|input| input.0),
+        Op::Exec(exec) if exec.on_base => vertex.inputs.first().map(|input| input.0),
         Op::File(file) if file.on_base => vertex.inputs.first().map(|input| input.0),
         _ => None,
     }

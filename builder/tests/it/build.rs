@@ -17,9 +17,9 @@ use store::oci::Platform;
 use tempfile::TempDir;
 
 /// A store, and a folder to build from.
-struct Bench {
-    store: Arc<Store>,
-    context: TempDir,
+pub(crate) struct Bench {
+    pub(crate) store: Arc<Store>,
+    pub(crate) context: TempDir,
     root: TempDir,
 }
 
@@ -36,7 +36,7 @@ impl ProgressSink for Ran {
 }
 
 impl Bench {
-    fn new(dockerfile: &str, files: &[(&str, &str)]) -> Bench {
+    pub(crate) fn new(dockerfile: &str, files: &[(&str, &str)]) -> Bench {
         let root = tempfile::tempdir().unwrap();
         let bench = Bench {
             store: Arc::new(Store::open(root.path()).unwrap()),
@@ -50,13 +50,13 @@ impl Bench {
         bench
     }
 
-    fn write(&self, path: &str, text: &str) {
+    pub(crate) fn write(&self, path: &str, text: &str) {
         let path = self.context.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
-    fn request(&self) -> BuildRequest {
+    pub(crate) fn request(&self) -> BuildRequest {
         let dockerfile = fs::read_to_string(self.context.path().join("Dockerfile")).unwrap();
         BuildRequest {
             dockerfile_name: "Dockerfile".to_owned(),
@@ -74,10 +74,14 @@ impl Bench {
             outputs: Vec::new(),
             jobs: 4,
             epoch: None,
+            run: builder::request::RunSettings::default(),
         }
     }
 
-    fn try_build(&self, request: &BuildRequest) -> (Result<BuildOutcome, BuildError>, Vec<String>) {
+    pub(crate) fn try_build(
+        &self,
+        request: &BuildRequest,
+    ) -> (Result<BuildOutcome, BuildError>, Vec<String>) {
         let remote = Remote::new(Box::new(registry_client::Options::default));
         let cancel = Cancel::new().unwrap();
         let ran = Arc::new(Ran::default());
@@ -94,7 +98,7 @@ impl Bench {
     }
 
     /// Builds, and returns the image's id and what ran, in order of the names.
-    fn build(&self) -> (String, Vec<String>) {
+    pub(crate) fn build(&self) -> (String, Vec<String>) {
         let (result, ran) = self.try_build(&self.request());
         (result.unwrap().image.unwrap().to_string(), ran)
     }
@@ -247,18 +251,12 @@ fn a_failure_names_the_step_and_the_line_and_tags_nothing() {
         &[("there", "x")],
     );
     let (result, _) = bench.try_build(&bench.request());
-    match result {
-        Err(BuildError::Step {
-            line: 3,
-            excerpt,
-            source,
-            ..
-        }) => {
-            assert!(excerpt.contains("COPY not-there /"), "{excerpt}");
-            assert!(source.to_string().contains("not-there"), "{source}");
-        }
-        other => panic!("{other:?}"),
-    }
+    let error = result.unwrap_err();
+    assert!(matches!(error, BuildError::Step { .. }), "{error:?}");
+    let shown = error.problems()[0].render(false);
+    assert!(shown.contains("Dockerfile:3:1"), "{shown}");
+    assert!(shown.contains("COPY not-there /"), "{shown}");
+    assert!(shown.starts_with("error: ") && shown.lines().next().unwrap().contains("not-there"));
     assert!(bench.store.images().resolve("test").unwrap().is_none());
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! Dockerfile        what is parsed and lowered
 //! request.json      optional: build_args, target, labels, ignore, no_cache, images (configurations by reference),
-//!                   contexts
+//!                   contexts, allow (entitlements), network, add_hosts
 //! ast.txt           the tree
 //! diagnostics.txt   everything that is said, as people see it
 //! graph.txt         the vertices
@@ -20,7 +20,9 @@ use std::path::{Path, PathBuf};
 use builder::checks::{self, Subject};
 use builder::contexts::{NamedContext, NamedContexts, context_key};
 use builder::dockerfile::{Diagnostic, Dockerfile, SourceFile, parse};
+use builder::graph::exec::Network;
 use builder::lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage, lower};
+use builder::request::{Entitlement, RunSettings};
 use serde::Deserialize;
 use store::oci::{DiffId, Digest, ImageConfig, Platform, Reference};
 
@@ -37,6 +39,10 @@ struct CaseRequest {
     images: BTreeMap<String, serde_json::Value>,
     /// As `--build-context` has them; a folder's ignore file says `ignored`.
     contexts: BTreeMap<String, String>,
+    /// Of `network.host`, `security.insecure` and `device`.
+    allow: Vec<String>,
+    network: String,
+    add_hosts: BTreeMap<String, std::net::IpAddr>,
     /// For those who build.
     #[serde(rename = "flags")]
     _flags: Vec<String>,
@@ -46,6 +52,26 @@ struct CaseRequest {
 }
 
 impl CaseRequest {
+    fn run(&self) -> RunSettings {
+        let entitlement = |name: &String| match name.as_str() {
+            "network.host" => Entitlement::NetworkHost,
+            "security.insecure" => Entitlement::SecurityInsecure,
+            "device" => Entitlement::Device(None),
+            other => panic!("there is no entitlement {other}"),
+        };
+        let mut settings = RunSettings {
+            allow: self.allow.iter().map(entitlement).collect(),
+            network: match self.network.as_str() {
+                "host" => Network::Host,
+                "none" => Network::None,
+                _ => Network::Default,
+            },
+            ..RunSettings::default()
+        };
+        settings.setting.hosts = self.add_hosts.clone().into_iter().collect();
+        settings
+    }
+
     fn contexts(&self) -> NamedContexts {
         let parse = |(name, value): (&String, &String)| {
             let mut context = NamedContext::parse(value).unwrap();
@@ -116,6 +142,7 @@ fn lower_fully(
     case: &CaseRequest,
 ) -> Result<Box<Plan>, Vec<Diagnostic>> {
     let mut images: BTreeMap<ImageRequest, ResolvedImage> = BTreeMap::new();
+    let run = case.run();
     loop {
         let request = LowerRequest {
             build_args: case.build_args.clone(),
@@ -124,6 +151,7 @@ fn lower_fully(
             labels: case.labels.clone(),
             ignore: case.ignore.clone(),
             contexts: case.contexts(),
+            run: run.clone(),
             ..LowerRequest::new(dockerfile, source, &amd64(), &images)
         };
         match lower(&request)? {
@@ -167,7 +195,7 @@ fn results(folder: &Path) -> BTreeMap<&'static str, String> {
                     build_args: &case.build_args,
                 };
                 let report = checks::report(&subject, std::mem::take(&mut diagnostics)).unwrap();
-                assert_eq!(report.remarks, Vec::<String>::new());
+                assert!(report.remarks.is_none_or(|remarks| remarks.list().is_empty()));
                 diagnostics = [report.warnings, report.findings].concat();
             }
             Err(problems) => {

@@ -1,5 +1,6 @@
 //! A plan as text: its vertices, and its configuration.
 
+use builder::graph::exec::{Network, Security, Setting};
 use builder::graph::{
     CopyAction, CopySource, Document, ExecOp, FileAction, MkdirAction, Op, Vertex,
 };
@@ -75,6 +76,7 @@ fn operation(text: &mut String, vertex: &Vertex) {
                 }
             }
             *text += &format!("    cwd {cwd:?} user {user:?}\n");
+            surroundings(text, exec);
         }
         Op::Merge => *text += "    merge\n",
         Op::File(file) => {
@@ -83,6 +85,28 @@ fn operation(text: &mut String, vertex: &Vertex) {
                 file_action(text, action);
             }
         }
+    }
+}
+
+/// What is not as usual.
+fn surroundings(text: &mut String, exec: &ExecOp) {
+    if let Some((name, script)) = &exec.script {
+        *text += &format!("    script {name:?} {script:?}\n");
+    }
+    for mount in &exec.mounts {
+        *text += &format!("    mount {:?} {:?}\n", mount.target, mount.kind);
+    }
+    for device in &exec.devices {
+        *text += &format!("    {device:?}\n");
+    }
+    if exec.network != Network::Default {
+        *text += &format!("    network {:?}\n", exec.network);
+    }
+    if exec.security != Security::Sandbox {
+        *text += &format!("    security {:?}\n", exec.security);
+    }
+    if exec.setting != Setting::default() {
+        *text += &format!("    {:?}\n", exec.setting);
     }
 }
 

@@ -5,5 +5,6 @@
 
 mod ast_dump;
 mod build;
+mod copy;
 mod dockerfiles;
 mod graph_dump;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use builder::BuildEnvironment;
 use builder::contexts::main_context::{PreparedContext, prepare};
-use builder::error::BuildError;
 use builder::request::{BuildRequest, Destination, Output};
 use builder::solve::cancel::Cancel;
 use store::oci::{Platform, Reference};
 
 use super::interrupt::Watch;
+use super::outcome::{self, Failure};
 use super::sources;
 use super::transfer::remote;
 use crate::args::{BuildArgs, OutputKind, Progress};
@@ -27,6 +27,11 @@ pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> 
     } else {
         args.progress
     };
+    let built = run(context, args, how);
+    built.map_err(|failure| failure.shown(context, how))
+}
+
+fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, Failure> {
     let cancel = Cancel::new().blame(Kind::Environment)?;
     let watch = Watch::start(&cancel)?;
     let store = Arc::new(context.store()?);
@@ -40,42 +45,17 @@ pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> 
     let display = Display::new(context.ui, how);
     let main = sources::main_request(args, &build_args);
     let sink = display.sink();
-    let prepared = prepare(environment, &main, &mut std::io::stdin(), &sink).map_err(explain)?;
+    let prepared = prepare(environment, &main, &mut std::io::stdin(), &sink)?;
     let request = request(context, args, build_args, prepared)?;
     let built = builder::build(environment, &request, &sink);
     display.finish(built.is_ok());
     watch.stop();
     super::sync::soon(&store);
-    let outcome = built.map_err(explain)?;
-    for warning in &outcome.warnings {
-        context.ui.note(warning);
+    let outcome = built?;
+    if let (Some(image), Some(file)) = (&outcome.image, &args.iidfile) {
+        std::fs::write(file, image.to_string()).map_err(|source| cannot("write", file, &source))?;
     }
-    if let Some(image) = outcome.image {
-        if let Some(file) = &args.iidfile {
-            std::fs::write(file, image.to_string())
-                .map_err(|source| cannot("write", file, &source))?;
-        }
-        if how == Progress::Quiet
-            && args
-                .output
-                .as_ref()
-                .is_none_or(|output| output.kind == OutputKind::Image)
-        {
-            context.ui.line(&image.to_string())?;
-        } else if how != Progress::Quiet {
-            context.ui.note(&format!("image {image}"));
-        }
-    }
-    if how != Progress::Quiet {
-        for tag in &request.tags {
-            context.ui.note(&format!("named {}", tag.familiar()));
-        }
-        for (name, digest) in &outcome.pushed {
-            context
-                .ui
-                .note(&format!("pushed {} {digest}", name.familiar()));
-        }
-    }
+    outcome::tell(context, args, how, &request, &outcome)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -107,6 +87,7 @@ fn request(
         outputs: vec![output(args)?],
         jobs,
         epoch: epoch(context)?,
+        run: super::steps::settings(context, &args.steps)?,
     })
 }
 
@@ -167,18 +148,4 @@ fn epoch(context: &Context) -> Result<Option<i64>, CliError> {
         let message = format!("SOURCE_DATE_EPOCH is `{text}`: expected seconds since 1970");
         CliError::new(Kind::Usage, message)
     })
-}
-
-/// An error of a build, below the lines of the Dockerfile that it is about.
-fn explain(error: BuildError) -> CliError {
-    let rendered = match &error {
-        BuildError::Dockerfile { rendered } => Some(rendered.join("\n\n")),
-        BuildError::Step { excerpt, .. } if !excerpt.is_empty() => Some(excerpt.clone()),
-        _ => None,
-    };
-    let error = CliError::from(error);
-    match rendered {
-        Some(rendered) => error.rendered(rendered),
-        None => error,
-    }
 }

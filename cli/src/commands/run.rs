@@ -206,7 +206,11 @@ fn volume(text: &str) -> Result<MountPoint, CliError> {
         .map_err(|error| bad(&format!("`{source}`: {error}")))?;
     Ok(MountPoint {
         target: target.to_owned(),
-        kind: MountKind::Bind { source, read_only },
+        kind: MountKind::Bind {
+            source,
+            beneath: String::new(),
+            read_only,
+        },
     })
 }
 
@@ -265,7 +269,10 @@ mod tests {
         check("/etc:/d:rx", "neither `ro` nor `rw`");
         check("/no/such:/d", "No such file");
         let mount = volume("/etc/../etc:/d:ro").unwrap();
-        let MountKind::Bind { source, read_only } = mount.kind else {
+        let MountKind::Bind {
+            source, read_only, ..
+        } = mount.kind
+        else {
             panic!("not a bind mount");
         };
         assert_eq!((source.to_str(), read_only), (Some("/etc"), true));

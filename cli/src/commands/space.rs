@@ -62,6 +62,7 @@ fn name(kind: UsageKind) -> &'static str {
     match kind {
         UsageKind::Images => "Images",
         UsageKind::BuildCache => "Build Cache",
+        UsageKind::CacheMounts => "Cache Mounts",
         UsageKind::Blobs => "Blobs",
         UsageKind::Temporary => "Temporary",
         UsageKind::Index => "Index",
@@ -86,6 +87,7 @@ pub fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode, CliError> 
             Pruned::Image { id, .. } => format!("image {id}"),
             Pruned::Layer { id, .. } => format!("layer {id}"),
             Pruned::Blob { digest, .. } => format!("blob {digest}"),
+            Pruned::CacheMount { id, .. } => format!("cache mount {id}"),
             Pruned::Temporary { name, .. } => format!("temporary {name}"),
             // Records are of no use to anybody outside, and there are thousands.
             Pruned::Record { .. } => continue,

@@ -136,6 +136,12 @@ fn step(error: &StepError) -> Blamed {
         StepError::ContextArchive { source, .. } if !is_full(source.as_ref()) => Kind::Input,
         StepError::Process { .. }
         | StepError::User(_)
+        | StepError::SecretMissing { .. }
+        | StepError::SecretRead { .. }
+        | StepError::SecretTooLarge { .. }
+        | StepError::SecretNotText { .. }
+        | StepError::SshMissing { .. }
+        | StepError::Device(_)
         | StepError::Digest(_)
         | StepError::Platform { .. } => Kind::Input,
         // A command that is not in the image is the Dockerfile's mistake, all else this machine's.

@@ -1,15 +1,19 @@
 //! Progress line by line, for logs: `#N [stage 2/5] RUN …`, `#N 0.123 output`, `#N DONE 0.1s`, as buildctl prints it.
 //!
-//! Each line tells its step by number. When another step speaks up in between, its heading is repeated.
+//! Each line tells its step by number. When another step speaks up in between, its heading is repeated. Nothing is cut:
+//! whoever reads a log has no other place to look. The last lines of a step that failed are repeated at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use builder::graph::VertexIndex;
 use builder::solve::{OutputStream, ProgressEvent};
 
 use super::human;
-use super::progress::{Lines, Renderer};
+use super::progress::{CANCELLED, Lines, Renderer};
+
+/// Lines of a failed step that are repeated at the end: as many as buildctl repeats.
+const TAIL_LINES: usize = 10;
 
 /// The renderer.
 #[derive(Debug, Default)]
@@ -19,6 +23,10 @@ pub struct Plain {
     current: Option<VertexIndex>,
     /// Transfers whose end was told.
     transferred: BTreeSet<String>,
+    /// Steps that failed, in that order.
+    failed: Vec<VertexIndex>,
+    /// Whether a heading was printed: a blank line goes before each other.
+    begun: bool,
     text: Vec<u8>,
 }
 
@@ -29,6 +37,7 @@ struct Step {
     started: Duration,
     stdout: Lines,
     stderr: Lines,
+    tail: VecDeque<Vec<u8>>,
 }
 
 impl Renderer for Plain {
@@ -53,7 +62,12 @@ impl Renderer for Plain {
             }
             ProgressEvent::Failed { vertex, message } => {
                 self.flush(at, *vertex);
-                self.end(*vertex, &format!("ERROR: {message}"));
+                if message == CANCELLED {
+                    self.end(*vertex, "CANCELED");
+                } else {
+                    self.end(*vertex, &format!("ERROR: {message}"));
+                    self.failed.push(*vertex);
+                }
             }
             ProgressEvent::Note {
                 vertex: Some(vertex),
@@ -77,6 +91,20 @@ impl Renderer for Plain {
         }
         std::mem::take(&mut self.text)
     }
+
+    fn finish(&mut self, _at: Duration, _succeeded: bool) -> Vec<u8> {
+        for vertex in std::mem::take(&mut self.failed) {
+            let step = &self.steps[&vertex];
+            let heading = format!("------\n > {}:\n", step.name);
+            self.text.extend_from_slice(heading.as_bytes());
+            for line in &step.tail {
+                self.text.extend_from_slice(line);
+                self.text.push(b'\n');
+            }
+            self.text.extend_from_slice(b"------\n");
+        }
+        std::mem::take(&mut self.text)
+    }
 }
 
 impl Plain {
@@ -93,6 +121,7 @@ impl Plain {
             started: at,
             stdout: Lines::default(),
             stderr: Lines::default(),
+            tail: VecDeque::new(),
         });
     }
 
@@ -102,8 +131,11 @@ impl Plain {
             return;
         }
         if let Some(interrupted) = self.current.and_then(|current| self.steps.get(&current)) {
-            let text = format!("#{} ...\n", interrupted.number);
+            let text = format!("#{} ...", interrupted.number);
             self.line(&text);
+        }
+        if std::mem::replace(&mut self.begun, true) {
+            self.line("");
         }
         let Some(step) = self.steps.get(&vertex) else {
             return;
@@ -137,20 +169,33 @@ impl Plain {
             return;
         }
         self.switch_to(vertex);
-        let step = &self.steps[&vertex];
+        let Some(step) = self.steps.get_mut(&vertex) else {
+            return;
+        };
         let elapsed = at.saturating_sub(step.started).as_secs_f64();
-        let prefix = format!("#{} {elapsed:.3} ", step.number);
+        let digits = match elapsed {
+            ..10.0 => 3,
+            ..100.0 => 2,
+            _ => 1,
+        };
+        let prefix = format!("{elapsed:.digits$} ");
+        let number = format!("#{} ", step.number);
         for line in lines {
-            self.text.extend_from_slice(prefix.as_bytes());
+            let line = [prefix.as_bytes(), &line].concat();
+            self.text.extend_from_slice(number.as_bytes());
             self.text.extend_from_slice(&line);
             self.text.push(b'\n');
+            if step.tail.len() == TAIL_LINES {
+                step.tail.pop_front();
+            }
+            step.tail.push_back(line);
         }
     }
 
     fn end(&mut self, vertex: VertexIndex, how: &str) {
         self.switch_to(vertex);
         if let Some(step) = self.steps.get(&vertex) {
-            let text = format!("#{} {how}\n", step.number);
+            let text = format!("#{} {how}", step.number);
             self.line(&text);
         }
         self.current = None;
@@ -198,6 +243,7 @@ mod tests {
             let at = Duration::from_millis(100 * index as u64);
             text.extend(plain.event(at, event));
         }
+        text.extend(plain.finish(Duration::from_secs(1), false));
         expect_test::expect![[r#"
             #1 [a 1/2] FROM x
             #1 CACHED
@@ -216,7 +262,10 @@ mod tests {
 
             #3 [b 2/2] RUN two
             #3 ERROR: exit code 3
-
+            ------
+             > [b 2/2] RUN two:
+            0.100 other
+            ------
         "#]]
         .assert_eq(std::str::from_utf8(&text).unwrap());
     }

@@ -7,12 +7,13 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use builder::solve::{ProgressEvent, ProgressSink};
 
 use super::plain::Plain;
 use super::quiet::Quiet;
+use super::rawjson::RawJson;
 use super::tty::Tty;
 use super::{Ui, terminal_size};
 use crate::args::Progress;
@@ -22,6 +23,9 @@ const REDRAW_EVERY: Duration = Duration::from_millis(100);
 
 /// Most output of one step that is kept to be shown if the step fails; what is older is dropped, and that is said.
 const LOG_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What the error of a step says that ended because another one failed, or because of Ctrl-C.
+pub const CANCELLED: &str = "cancelled";
 
 /// Turns events into text. Times count from the start of the display.
 pub trait Renderer: Send {
@@ -62,10 +66,11 @@ impl Display {
         let live = match how {
             Progress::Tty => true,
             Progress::Auto => ui.live,
-            Progress::Plain | Progress::Quiet => false,
+            Progress::Plain | Progress::Quiet | Progress::Rawjson => false,
         };
         let renderer: Box<dyn Renderer> = match how {
             Progress::Quiet => Box::new(Quiet::default()),
+            Progress::Rawjson => Box::new(RawJson::new(SystemTime::now())),
             _ if live => Box::new(Tty::new(terminal_size(), ui.colour)),
             _ => Box::new(Plain::default()),
         };

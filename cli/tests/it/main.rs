@@ -5,8 +5,11 @@
 //! | [`build`] | what instructions, flags and outputs give |
 //! | [`cache`] | what runs, and what does not have to |
 //! | [`cases`] | every construct of the language, built and compared with other builders |
+//! | [`contexts`] | folders, standard input, images and layouts as contexts |
+//! | [`remote`] | URLs and git repositories, as contexts and in ADD |
 //! | [`transfer`] | registries, archives, credentials, listings |
 //! | [`run`] | what goes into a container, and what comes out |
+//! | [`progress`] | what a build says while it runs |
 //! | [`bad_input`] | clear errors, and nothing left behind |
 //! | [`interop`] | skopeo, umoci, podman, buildah |
 //! | [`rootless`] | an ordinary user |
@@ -23,9 +26,12 @@ mod bad_input;
 mod build;
 mod cache;
 mod cases;
+mod contexts;
 mod examples;
 mod help;
 mod interop;
+mod progress;
+mod remote;
 mod rootless;
 mod run;
 mod support;

@@ -80,7 +80,11 @@ fn builder_reaches_the_runner_and_the_registries_at_few_places() {
     for (krate, allowed) in [
         (
             "runner",
-            &["builder/src/ops/exec.rs", "builder/src/error.rs"][..],
+            &[
+                "builder/src/ops/exec.rs",
+                "builder/src/ops/exec/",
+                "builder/src/error.rs",
+            ][..],
         ),
         (
             "registry_client",
@@ -95,7 +99,7 @@ fn builder_reaches_the_runner_and_the_registries_at_few_places() {
             .collect();
         let others: Vec<&String> = users
             .iter()
-            .filter(|name| !allowed.contains(&name.as_str()))
+            .filter(|name| !allowed.iter().any(|allowed| name.starts_with(allowed)))
             .collect();
         assert!(
             others.is_empty(),

@@ -160,6 +160,7 @@ fn tmpfs_and_files(world: &World) -> Result<(), String> {
         kind: MountKind::Tmpfs {
             size: Some(64 << 10),
             mode: 0o1750,
+            read_only: false,
         },
     });
     spec.mounts.push(MountPoint {

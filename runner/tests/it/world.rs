@@ -149,6 +149,7 @@ fn list(dir: &Path, prefix: &str, entries: &mut Vec<String>) {
 pub(crate) fn bind(source: &Path, target: &str, read_only: bool) -> MountPoint {
     let kind = MountKind::Bind {
         source: source.to_owned(),
+        beneath: String::new(),
         read_only,
     };
     MountPoint {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rusqlite::{Params, Transaction};
 
+use crate::cache_mounts::CacheMountRow;
 use crate::fs::{self, Inodes, Lock, Shared};
 use crate::images::ImageId;
 use crate::index::{now_micros, parse};
@@ -42,7 +43,7 @@ pub enum PruneImages {
 pub struct PruneOptions {
     /// Only what has not been used for this long.
     pub until: Option<Duration>,
-    /// Cache records too, with the layers that only they keep.
+    /// Cache records too, with the layers that only they keep, and cache mounts.
     pub cache: bool,
     /// Which images.
     pub images: PruneImages,
@@ -79,6 +80,15 @@ pub enum Pruned {
         /// Bytes on disk.
         bytes: u64,
     },
+    /// A directory that steps kept between builds.
+    CacheMount {
+        /// Its name below `cache-mounts/`.
+        name: String,
+        /// What Dockerfiles call it.
+        id: String,
+        /// Bytes on disk.
+        bytes: u64,
+    },
     /// What a killed process left in `tmp/`.
     Temporary {
         /// Its name there.
@@ -95,6 +105,7 @@ impl Pruned {
             Pruned::Image { .. } | Pruned::Record { .. } => 0,
             Pruned::Layer { bytes, .. }
             | Pruned::Blob { bytes, .. }
+            | Pruned::CacheMount { bytes, .. }
             | Pruned::Temporary { bytes, .. } => *bytes,
         }
     }
@@ -103,7 +114,7 @@ impl Pruned {
 /// What a collection did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PruneReport {
-    /// What went: images, records, layers, blobs, temporary files, each sorted.
+    /// What went: images, records, layers, blobs, cache mounts, temporary files, each sorted.
     pub items: Vec<Pruned>,
     /// Bytes on disk that they took together.
     pub bytes: u64,
@@ -133,6 +144,13 @@ impl Store {
             let before = self.prune_before(options)?;
             let victims = self.index.write(|t| delete_rows(t, options, before))?;
             self.move_aside(before, &mut trash)?;
+            if options.cache {
+                for row in self.cache_mounts()? {
+                    if let Some(aside) = self.move_cache_mount_aside(&row, before)? {
+                        trash.push((aside, Trash::CacheMount(row)));
+                    }
+                }
+            }
             victims
         };
         let mut report = PruneReport::default();
@@ -186,6 +204,20 @@ impl Store {
         for digest in victims.blobs {
             let bytes = fs::disk_usage(&self.blobs.path(&digest), &mut seen)?;
             items.push(Pruned::Blob { digest, bytes });
+        }
+        if options.cache {
+            for row in self.cache_mounts()? {
+                let is_old = row.last_used.is_none_or(|used| used < before);
+                if is_old && self.is_cache_mount_free(&row.name)? {
+                    let path = self.cache_mounts_path().join(&row.name);
+                    let bytes = fs::disk_usage(&path, &mut seen)?;
+                    items.push(Pruned::CacheMount {
+                        name: row.name,
+                        id: row.id,
+                        bytes,
+                    });
+                }
+            }
         }
         for path in fs::temp::stale(&self.root.join("tmp"))? {
             let bytes = fs::disk_usage(&path, &mut seen)?;
@@ -250,6 +282,11 @@ impl Store {
             report.items.push(match was {
                 Trash::Layer(id) => Pruned::Layer { id, bytes },
                 Trash::Blob(digest) => Pruned::Blob { digest, bytes },
+                Trash::CacheMount(row) => Pruned::CacheMount {
+                    name: row.name,
+                    id: row.id,
+                    bytes,
+                },
             });
         }
         for path in fs::temp::stale(&self.root.join("tmp"))? {
@@ -285,6 +322,7 @@ impl Store {
 enum Trash {
     Layer(LayerId),
     Blob(Digest),
+    CacheMount(CacheMountRow),
 }
 
 fn file_name(path: &Path) -> String {

@@ -14,6 +14,8 @@ pub enum UsageKind {
     Images,
     /// Layers that only cache records keep, or nothing.
     BuildCache,
+    /// Directories that steps keep between builds.
+    CacheMounts,
     /// Configs, manifests and compressed layers.
     Blobs,
     /// What is being made, or was left by a killed process.
@@ -42,7 +44,7 @@ pub struct UsageItem {
 pub struct UsageRow {
     /// Which kind.
     pub kind: UsageKind,
-    /// How many: images, cache records' layers, blobs, temporary entries, cache records.
+    /// How many: images, cache records' layers, cache mounts, blobs, temporary entries, cache records.
     pub count: u64,
     /// How many of them are in use: kept by a lease, or used by a live process.
     pub in_use: u64,
@@ -130,6 +132,17 @@ impl Store {
                 name: blob.name,
             });
         }
+        for row in self.cache_mounts()? {
+            let path = self.cache_mounts_path().join(&row.name);
+            let is_free = self.is_cache_mount_free(&row.name)?;
+            items.push(UsageItem {
+                kind: UsageKind::CacheMounts,
+                bytes: fs::disk_usage(&path, &mut seen)?,
+                last_used: row.last_used,
+                reclaimable: is_free && row.last_used.is_none_or(|used| used < live),
+                name: row.name,
+            });
+        }
         let tmp = self.root.join("tmp");
         for name in fs::list(&tmp)? {
             let path = tmp.join(&name);
@@ -183,6 +196,7 @@ impl Store {
         let mut rows: Vec<UsageRow> = [
             UsageKind::Images,
             UsageKind::BuildCache,
+            UsageKind::CacheMounts,
             UsageKind::Blobs,
             UsageKind::Temporary,
             UsageKind::Index,

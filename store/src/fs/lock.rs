@@ -119,7 +119,7 @@ pub(super) fn try_lock(file: &File, path: &Path) -> Result<bool, FsError> {
 }
 
 /// Whether `path` names the file that is open.
-pub(super) fn is_named(file: &File, path: &Path) -> Result<bool, FsError> {
+pub(crate) fn is_named(file: &File, path: &Path) -> Result<bool, FsError> {
     attempt("stat", path, || {
         let open = file.metadata()?;
         match std::fs::symlink_metadata(path) {

@@ -139,6 +139,12 @@ impl TempDir {
         self.published = super::rename_if_free(&self.path, to)?;
         Ok(self.published)
     }
+
+    /// Lets go of it: what lies at its path now, returned, belongs to nobody.
+    pub(crate) fn leave(mut self) -> PathBuf {
+        self.published = true;
+        self.path.clone()
+    }
 }
 
 impl Drop for TempDir {

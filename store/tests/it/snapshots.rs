@@ -300,6 +300,32 @@ fn views_of_none_one_and_many_layers() {
         .unwrap();
     let view = fixture.snapshots.view(&[layers[0], fresh.id]).unwrap();
     assert_eq!(listing(&view_path(&view)), "f 644 0:0 1 only");
+    // A layer that comes again does again what it did, whatever was done in between.
+    let layer = |entries: &[Raw]| fixture.unpack(&archive(entries)).unwrap().id;
+    let below = layer(&[
+        Raw::file("gone/old", "1"),
+        Raw::file("opaque/old", "1"),
+        Raw::file("merged/old", "1"),
+    ]);
+    let again = layer(&[
+        Raw::file(".wh.gone", ""),
+        Raw::file("opaque/.wh..wh..opq", ""),
+        Raw::file("merged/a", "a"),
+        Raw::file("file", "a"),
+    ]);
+    let between = layer(&[
+        Raw::file("gone/new", "2"),
+        Raw::file("opaque/new", "2"),
+        Raw::file("merged/.wh.a", ""),
+        Raw::file("merged/b", "b"),
+        Raw::file("file/is/a/directory", "2"),
+    ]);
+    let view = fixture.snapshots.view(&[below, again, between, again]);
+    assert_eq!(
+        listing(&view_path(&view.unwrap())),
+        "f 644 0:0 1 file\nd 755 0:0 merged\nf 644 0:0 1 merged/a\nf 644 0:0 1 merged/b\n\
+         f 644 0:0 1 merged/old\nd 755 0:0 opaque"
+    );
     let missing = LayerId::Built([1; 32]);
     let error = fixture.snapshots.view(&[missing]).unwrap_err();
     assert!(error.to_string().contains("is not in the store"), "{error}");

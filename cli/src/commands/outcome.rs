@@ -1,0 +1,106 @@
+//! What a build says at its end: what came out, warnings, or why nothing did.
+
+use builder::dockerfile::Problems;
+use builder::error::BuildError;
+use builder::request::{BuildOutcome, BuildRequest};
+use store::oci::Reference;
+
+use crate::args::{BuildArgs, OutputKind, Progress};
+use crate::context::Context;
+use crate::error::CliError;
+use crate::ui::rawjson;
+
+/// An error, with the lines of the Dockerfile that it is about.
+pub(super) struct Failure {
+    error: CliError,
+    problems: Vec<Problems>,
+}
+
+impl From<CliError> for Failure {
+    fn from(error: CliError) -> Failure {
+        let problems = Vec::new();
+        Failure { error, problems }
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Failure {
+        let problems = error.problems();
+        let error = error.into();
+        Failure { error, problems }
+    }
+}
+
+impl Failure {
+    /// Decides how it is shown: for programs, with lines of the Dockerfile, or as any other error.
+    pub(super) fn shown(self, context: &Context, how: Progress) -> CliError {
+        let Failure { error, problems } = self;
+        if how == Progress::Rawjson {
+            let line = rawjson::failure(&error, &problems);
+            return error.rendered(line);
+        }
+        if problems.is_empty() {
+            return error;
+        }
+        let mut text = render(&problems, colour(context, how));
+        if !problems.iter().any(Problems::has_error) {
+            text.push_str(&format!("\n\nerror: {}", error.chain()[0]));
+        }
+        if let Some(hint) = error.hint_text() {
+            text.push_str(&format!("\nhint: {hint}"));
+        }
+        error.rendered(text)
+    }
+}
+
+/// Tells of a build that succeeded.
+pub(super) fn tell(
+    context: &Context,
+    args: &BuildArgs,
+    how: Progress,
+    request: &BuildRequest,
+    outcome: &BuildOutcome,
+) -> Result<(), CliError> {
+    let image = outcome.image.as_ref().map(ToString::to_string);
+    let names = request.tags.iter().map(Reference::familiar);
+    let pushed = outcome.pushed.iter();
+    let pushed = pushed.map(|(name, digest)| (name.familiar(), digest.to_string()));
+    if how == Progress::Rawjson {
+        let (names, pushed) = (Vec::from_iter(names), Vec::from_iter(pushed));
+        let line = rawjson::result(image.as_deref(), &names, &pushed);
+        context.ui.note(&line);
+        return Ok(());
+    }
+    if !outcome.warnings.is_empty() {
+        let text = render(&outcome.warnings, colour(context, how));
+        context.ui.note(&format!("\n{text}\n"));
+    }
+    if how == Progress::Quiet {
+        let output = args.output.as_ref();
+        let kept = output.is_none_or(|output| output.kind == OutputKind::Image);
+        return match image {
+            Some(image) if kept => context.ui.line(&image),
+            _ => Ok(()),
+        };
+    }
+    if let Some(image) = image {
+        context.ui.note(&format!("image {image}"));
+    }
+    for name in names {
+        context.ui.note(&format!("named {name}"));
+    }
+    for (name, digest) in pushed {
+        context.ui.note(&format!("pushed {name} {digest}"));
+    }
+    Ok(())
+}
+
+/// Whether lines of the Dockerfile are shown in colours: a log is to stay plain.
+fn colour(context: &Context, how: Progress) -> bool {
+    context.ui.colour && how != Progress::Plain
+}
+
+fn render(problems: &[Problems], colour: bool) -> String {
+    let texts: Vec<String> = problems.iter().map(|some| some.render(colour)).collect();
+    texts.join("\n\n")
+}

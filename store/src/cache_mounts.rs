@@ -1,0 +1,507 @@
+//! Directories that steps keep between builds (`RUN --mount=type=cache`).
+//!
+//! ```text
+//! cache-mounts/<key>.<n>/   locked by who uses it: shared, or alone
+//!   info                    JSON: what it is; its time is that of the last use
+//!   data/                   what the step sees
+//! ```
+//!
+//! A cache is named by what decides its first content: its id, its owner and mode, and what it was filled from. There is one
+//! directory of a name, and more where a step that shares with nobody found it taken; those are used again. A directory
+//! appears by rename, filled. What is replaced or pruned is moved to `tmp/` and stays usable for those who have it.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::fs::{self, FsError, TempDir, attempt};
+use crate::index::{epoch, synced_epoch};
+use crate::{Store, StoreError};
+
+/// Largest `info` file, in bytes: an id is a line of a Dockerfile.
+const INFO_BYTES_MAX: u64 = 1024 * 1024;
+
+const INFO_VERSION: u32 = 1;
+
+const DOMAIN: &[u8] = b"longshore cache mount 1";
+
+/// What a cache is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheMountName {
+    /// As the Dockerfile calls it, with its namespace.
+    pub id: String,
+    /// Digest of what it was filled from; none for one that began empty.
+    pub from: Option<[u8; 32]>,
+    /// Mode bits of its top directory.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl CacheMountName {
+    fn key(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(DOMAIN);
+        hasher.update(&(self.id.len() as u64).to_le_bytes());
+        hasher.update(self.id.as_bytes());
+        hasher.update(&[u8::from(self.from.is_some())]);
+        hasher.update(&self.from.unwrap_or_default());
+        for number in [self.mode, self.uid, self.gid] {
+            hasher.update(&number.to_le_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// What happens when two steps use one cache at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheSharing {
+    /// Both use one directory.
+    Shared,
+    /// The second gets another one.
+    Private,
+    /// The second waits.
+    Locked,
+}
+
+/// A cache in use, until it is dropped or the process ends.
+#[derive(Debug)]
+pub struct CacheMount {
+    // Held for its `flock`.
+    _dir: File,
+    path: PathBuf,
+}
+
+impl CacheMount {
+    /// The directory that a step sees.
+    pub fn data(&self) -> PathBuf {
+        self.path.join("data")
+    }
+}
+
+/// What came of asking for a cache.
+#[derive(Debug)]
+pub enum CacheTaken {
+    /// It may be used.
+    Taken(CacheMount),
+    /// Somebody has it alone, or wants not to be disturbed: ask again later.
+    Busy,
+    /// There is none that is free: make one.
+    Missing,
+}
+
+/// A cache that has no name yet: to be filled, and published.
+#[derive(Debug)]
+pub struct NewCacheMount {
+    dir: TempDir,
+    name: CacheMountName,
+}
+
+impl NewCacheMount {
+    /// The directory that a step will see: empty, with its owner and mode.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+}
+
+/// A cache that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheMountRow {
+    /// Its directory's name below `cache-mounts/`.
+    pub name: String,
+    /// What Dockerfiles call it, with its namespace; empty if that cannot be read.
+    pub id: String,
+    /// When it was last used, in microseconds since 1970.
+    pub last_used: Option<i64>,
+}
+
+/// The file `info`.
+#[derive(Serialize, Deserialize)]
+struct Info {
+    version: u32,
+    id: String,
+    from: Option<String>,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    /// The epoch of the last use.
+    epoch: i64,
+}
+
+impl Store {
+    /// Asks for a cache; never waits.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn take_cache_mount(
+        &self,
+        name: &CacheMountName,
+        sharing: CacheSharing,
+    ) -> Result<CacheTaken, StoreError> {
+        let operation = match sharing {
+            CacheSharing::Shared => FlockOperation::NonBlockingLockShared,
+            CacheSharing::Private | CacheSharing::Locked => {
+                FlockOperation::NonBlockingLockExclusive
+            }
+        };
+        let key = name.key();
+        for number in 0.. {
+            let path = self.cache_mounts_path().join(format!("{key}.{number}"));
+            match hold(&path, operation)? {
+                Held::Yes(dir) => {
+                    self.note_use(&path, name)?;
+                    return Ok(CacheTaken::Taken(CacheMount { _dir: dir, path }));
+                }
+                Held::Absent => return Ok(CacheTaken::Missing),
+                Held::Busy if sharing == CacheSharing::Locked => return Ok(CacheTaken::Busy),
+                Held::Busy => {}
+            }
+        }
+        Ok(CacheTaken::Missing)
+    }
+
+    /// Begins a cache: empty, to be filled and then published or put in place of another.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn new_cache_mount(&self, name: &CacheMountName) -> Result<NewCacheMount, StoreError> {
+        let dir = self.temp_dir()?;
+        let data = dir.path().join("data");
+        attempt("create", &data, || rustix::fs::mkdir(&data, Mode::RWXU))?;
+        let (uid, gid) = (Uid::from_raw(name.uid), Gid::from_raw(name.gid));
+        attempt("chown", &data, || {
+            match rustix::fs::chown(&data, Some(uid), Some(gid)) {
+                // Without that id, who owns the store owns the cache.
+                Err(Errno::INVAL | Errno::PERM) => Ok(()),
+                result => result,
+            }
+        })?;
+        attempt("chmod", &data, || {
+            rustix::fs::chmod(&data, Mode::from_raw_mode(name.mode & 0o7777))
+        })?;
+        self.note_use(dir.path(), name)?;
+        Ok(NewCacheMount {
+            dir,
+            name: name.clone(),
+        })
+    }
+
+    /// Gives a new cache its name, beside those that are taken.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn publish_cache_mount(&self, new: NewCacheMount) -> Result<(), StoreError> {
+        let key = new.name.key();
+        let free = (0..)
+            .map(|number| self.cache_mounts_path().join(format!("{key}.{number}")))
+            .find_map(|path| match fs::exists(&path) {
+                Ok(true) => None,
+                Ok(false) => Some(Ok(path)),
+                Err(error) => Some(Err(error)),
+            });
+        if let Some(path) = free {
+            // If somebody else took that name this instant, theirs will do as well.
+            new.dir.publish(&path?)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a new cache in place of all that have its name; who uses one of those keeps it until it is done.
+    ///
+    /// # Errors
+    /// They cannot be renamed.
+    pub fn replace_cache_mount(&self, new: NewCacheMount) -> Result<(), StoreError> {
+        let key = new.name.key();
+        let prefix = format!("{key}.");
+        let first = self.cache_mounts_path().join(format!("{key}.0"));
+        for name in fs::list(&self.cache_mounts_path())? {
+            let path = self.cache_mounts_path().join(&name);
+            if name.starts_with(&prefix) && path != first {
+                self.discard_cache_mount(&path)?;
+            }
+        }
+        let exchanged = attempt("replace", &first, || {
+            let (from, cwd) = (new.dir.path(), rustix::fs::CWD);
+            match rustix::fs::renameat_with(cwd, from, cwd, &first, RenameFlags::EXCHANGE) {
+                Ok(()) => Ok(true),
+                Err(Errno::NOENT) => Ok(false),
+                Err(errno) => Err(errno),
+            }
+        })?;
+        if !exchanged {
+            new.dir.publish(&first)?;
+            return Ok(());
+        }
+        // What is at its old path now is the one that was replaced, and may still be in use.
+        let old = new.dir.leave();
+        fs::temp::sweep(&old)?;
+        Ok(())
+    }
+
+    /// The caches that are kept, by name.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn cache_mounts(&self) -> Result<Vec<CacheMountRow>, StoreError> {
+        let mut rows = Vec::new();
+        for name in fs::list(&self.cache_mounts_path())? {
+            let info = self.cache_mounts_path().join(&name).join("info");
+            let id = read_info(&info)?.map(|info| info.id).unwrap_or_default();
+            let last_used = fs::modified_micros(&info)?;
+            rows.push(CacheMountRow {
+                name,
+                id,
+                last_used,
+            });
+        }
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(rows)
+    }
+
+    /// Whether nobody uses a cache now.
+    pub(crate) fn is_cache_mount_free(&self, name: &str) -> Result<bool, StoreError> {
+        let path = self.cache_mounts_path().join(name);
+        let held = hold(&path, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(matches!(held, Held::Yes(_)))
+    }
+
+    /// Moves a cache that nobody uses into `tmp/`, unless it was used at or after `before`; returns where it is now.
+    pub(crate) fn move_cache_mount_aside(
+        &self,
+        row: &CacheMountRow,
+        before: i64,
+    ) -> Result<Option<PathBuf>, StoreError> {
+        let path = self.cache_mounts_path().join(&row.name);
+        let Held::Yes(_dir) = hold(&path, FlockOperation::NonBlockingLockExclusive)? else {
+            return Ok(None);
+        };
+        let used = fs::modified_micros(&path.join("info"))?;
+        if used.is_some_and(|used| used >= before) {
+            return Ok(None);
+        }
+        let aside = self.root.join("tmp").join(fs::temp::fresh_name("trash"));
+        let moved = fs::rename_if_free(&path, &aside)?;
+        Ok(moved.then_some(aside))
+    }
+
+    /// Drops the caches that were used in an epoch which a crash of the machine may have torn.
+    pub(crate) fn drop_torn_cache_mounts(&self) -> Result<(), StoreError> {
+        let synced = self.index.read(synced_epoch)?;
+        for name in fs::list(&self.cache_mounts_path())? {
+            let path = self.cache_mounts_path().join(&name);
+            let info = read_info(&path.join("info"))?;
+            if info.is_none_or(|info| info.epoch > synced) {
+                self.discard_cache_mount(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn discard_cache_mount(&self, path: &Path) -> Result<(), StoreError> {
+        let aside = self.root.join("tmp").join(fs::temp::fresh_name("trash"));
+        match fs::rename_if_free(path, &aside) {
+            Ok(_) => fs::temp::sweep(&aside)?,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Writes what the cache at `path` is, and that it is used now.
+    fn note_use(&self, path: &Path, name: &CacheMountName) -> Result<(), StoreError> {
+        let epoch = self.index.write(|t| epoch(t))?;
+        let info = path.join("info");
+        if read_info(&info)?.is_some_and(|known| known.epoch == epoch) {
+            let now = rustix::fs::Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_NOW,
+            };
+            let times = Timestamps {
+                last_access: rustix::fs::Timespec {
+                    tv_nsec: UTIME_OMIT,
+                    ..now
+                },
+                last_modification: now,
+            };
+            attempt("touch", &info, || {
+                let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::utimensat(rustix::fs::CWD, &info, &times, flags)
+            })?;
+            return Ok(());
+        }
+        let text = Info {
+            version: INFO_VERSION,
+            id: name.id.clone(),
+            from: name
+                .from
+                .map(|digest| blake3::Hash::from_bytes(digest).to_hex().to_string()),
+            mode: name.mode,
+            uid: name.uid,
+            gid: name.gid,
+            epoch,
+        };
+        let text = serde_json::to_vec(&text).expect("text and numbers");
+        fs::write_atomic(&self.root.join("tmp"), &info, &text)?;
+        Ok(())
+    }
+
+    pub(crate) fn cache_mounts_path(&self) -> PathBuf {
+        self.root.join("cache-mounts")
+    }
+}
+
+enum Held {
+    Yes(File),
+    Busy,
+    Absent,
+}
+
+/// Locks the directory at `path`, if it is there and nobody has it in a way that forbids it.
+fn hold(path: &Path, operation: FlockOperation) -> Result<Held, FsError> {
+    loop {
+        let dir = match fs::open_dir(path) {
+            Ok(dir) => File::from(dir),
+            Err(error) if error.is_not_found() => return Ok(Held::Absent),
+            Err(error) => return Err(error),
+        };
+        let locked = attempt("lock", path, || {
+            match rustix::fs::flock(dir.as_fd(), operation) {
+                Ok(()) => Ok(true),
+                Err(Errno::WOULDBLOCK) => Ok(false),
+                Err(errno) => Err(errno),
+            }
+        })?;
+        // It may have been replaced since it was opened.
+        if fs::lock::is_named(&dir, path)? {
+            return Ok(match locked {
+                true => Held::Yes(dir),
+                false => Held::Busy,
+            });
+        }
+    }
+}
+
+/// Reads an `info` file; one that is missing, damaged or of another version tells nothing.
+fn read_info(path: &Path) -> Result<Option<Info>, FsError> {
+    let bytes = fs::optional(fs::read(path, INFO_BYTES_MAX))?;
+    let info = bytes.and_then(|bytes| serde_json::from_slice::<Info>(&bytes).ok());
+    Ok(info.filter(|info| info.version == INFO_VERSION))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::store;
+
+    fn name(id: &str) -> CacheMountName {
+        CacheMountName {
+            id: id.to_owned(),
+            from: None,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    /// Takes a cache, made if it is not there.
+    fn take(store: &Store, name: &CacheMountName, sharing: CacheSharing) -> Option<CacheMount> {
+        loop {
+            match store.take_cache_mount(name, sharing).unwrap() {
+                CacheTaken::Taken(cache) => return Some(cache),
+                CacheTaken::Busy => return None,
+                CacheTaken::Missing => {
+                    let new = store.new_cache_mount(name).unwrap();
+                    store.publish_cache_mount(new).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn content_stays_and_names_differ() {
+        let (dir, store) = store();
+        let first = take(&store, &name("a"), CacheSharing::Shared).unwrap();
+        std::fs::write(first.data().join("file"), "x").unwrap();
+        drop(first);
+        let other = Store::open(dir.path()).unwrap();
+        let again = take(&other, &name("a"), CacheSharing::Locked).unwrap();
+        assert!(again.data().join("file").exists());
+        let changed = [
+            name("b"),
+            CacheMountName {
+                mode: 0o700,
+                ..name("a")
+            },
+            CacheMountName {
+                uid: 1,
+                ..name("a")
+            },
+            CacheMountName {
+                gid: 1,
+                ..name("a")
+            },
+            CacheMountName {
+                from: Some([0; 32]),
+                ..name("a")
+            },
+        ];
+        for changed in changed {
+            let cache = take(&other, &changed, CacheSharing::Shared).unwrap();
+            assert!(!cache.data().join("file").exists(), "{changed:?}");
+        }
+        assert_eq!(store.cache_mounts().unwrap().len(), 6);
+    }
+
+    #[test]
+    fn sharing() {
+        use CacheSharing::{Locked, Private, Shared};
+        let (dir, store) = store();
+        let other = Store::open(dir.path()).unwrap();
+        let one = take(&store, &name("a"), Shared).unwrap();
+        let two = take(&other, &name("a"), Shared).unwrap();
+        assert_eq!(one.data(), two.data());
+        assert!(take(&other, &name("a"), Locked).is_none());
+        let own = take(&other, &name("a"), Private).unwrap();
+        assert_ne!(own.data(), one.data());
+        let third = take(&store, &name("a"), Private).unwrap();
+        assert_ne!(third.data(), own.data());
+        let data = own.data();
+        drop((one, two, own, third));
+        // Nothing leaks: the same directories serve again.
+        let first = take(&other, &name("a"), Private).unwrap();
+        assert_eq!(take(&store, &name("a"), Private).unwrap().data(), data);
+        drop(first);
+        assert_eq!(store.cache_mounts().unwrap().len(), 3);
+        assert!(take(&other, &name("a"), Locked).is_some());
+    }
+
+    #[test]
+    fn a_replacement_is_empty_and_the_old_one_stays_for_who_has_it() {
+        let (_dir, store) = store();
+        let old = take(&store, &name("a"), CacheSharing::Shared).unwrap();
+        let second = take(&store, &name("a"), CacheSharing::Private).unwrap();
+        drop(second);
+        std::fs::write(old.data().join("file"), "x").unwrap();
+        let mut handle = std::fs::File::open(old.data().join("file")).unwrap();
+        let new = store.new_cache_mount(&name("a")).unwrap();
+        std::fs::write(new.data().join("fresh"), "y").unwrap();
+        store.replace_cache_mount(new).unwrap();
+        let now = take(&store, &name("a"), CacheSharing::Locked).unwrap();
+        assert!(now.data().join("fresh").exists());
+        assert!(!now.data().join("file").exists());
+        assert_eq!(store.cache_mounts().unwrap().len(), 1);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut handle, &mut text).unwrap();
+        assert_eq!(text, "x");
+        // And one that was not there before.
+        let new = store.new_cache_mount(&name("b")).unwrap();
+        store.replace_cache_mount(new).unwrap();
+        assert!(take(&store, &name("b"), CacheSharing::Shared).is_some());
+    }
+}
