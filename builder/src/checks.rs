@@ -19,10 +19,12 @@
 mod casing;
 mod commands;
 pub(crate) mod descriptions;
+mod experimental;
 mod images;
 pub mod rules;
 mod secrets;
 pub mod settings;
+mod shell;
 mod stages;
 pub mod survey;
 pub(crate) mod values;
@@ -171,13 +173,14 @@ fn wanted(
 
 /// What the tree alone shows, in no order.
 fn examine(subject: &Subject<'_>) -> Vec<Diagnostic> {
-    const CHECKS: [fn(&Subject<'_>, &mut Vec<Diagnostic>); 6] = [
+    const CHECKS: [fn(&Subject<'_>, &mut Vec<Diagnostic>); 7] = [
         casing::check,
         stages::check,
         commands::check,
         secrets::check,
         images::check,
         descriptions::check,
+        experimental::check,
     ];
     let mut found = Vec::new();
     for check in CHECKS {

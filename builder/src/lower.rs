@@ -230,6 +230,11 @@ pub fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Vec<Diagnostic>> {
         }
     }
     let mut diagnostics = lowering.diagnostics;
+    let target = &lowering.done[&stages.target];
+    if target.runs && !target.scope.is_open() {
+        let from = stages.plans[&stages.target].from;
+        diagnostics.extend(values::runs_as_root(&target.config.config.user, from));
+    }
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
     if diagnostics.iter().any(Diagnostic::is_error) {
         return Err(diagnostics);
@@ -298,6 +303,8 @@ struct StageState {
     cmd_set: bool,
     /// `WORKDIR` was set in this stage or one that it stands on.
     workdir_set: bool,
+    /// So was `CMD` or `ENTRYPOINT`.
+    runs: bool,
     /// Steps named so far.
     step: usize,
 }
@@ -387,6 +394,7 @@ impl Lowering<'_> {
                     history: Vec::new(),
                     cmd_set: false,
                     workdir_set: false,
+                    runs: false,
                     step: 0,
                 };
                 if known.is_none() {
@@ -628,6 +636,7 @@ impl StageState {
             history: Vec::new(),
             cmd_set: false,
             workdir_set: false,
+            runs: false,
             step: 0,
         }
     }

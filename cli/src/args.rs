@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod call;
 mod output;
 mod steps;
 
+pub use call::{Call, Format, Method};
 pub use output::{Output, OutputKind};
 pub use steps::StepArgs;
 
@@ -148,6 +150,7 @@ impl Command {
   longshore build -t web .
   longshore build -t localhost:5000/web:1.2 --push .
   longshore build --target test --progress plain .
+  longshore build --check .
   longshore build -f deploy/Dockerfile --build-arg VERSION=1.2 -o type=oci,dest=web.tar .
   longshore build https://example.com/web.git#v1.2
   longshore build --secret id=npm,src=$HOME/.npmrc --ssh default .
@@ -183,6 +186,20 @@ pub struct BuildArgs {
     /// Build this stage, by name or number, and what it needs
     #[arg(long, value_name = "STAGE")]
     pub target: Option<String>,
+    /// Look for mistakes and build nothing: the same as --call check
+    #[arg(long)]
+    pub check: bool,
+    /// Ask something of the Dockerfile instead of building it
+    ///
+    /// METHOD is build, check (exit code 1 if something is found), outline (what the target can be
+    /// given), targets (the stages) or subrequests.describe (these methods). `format=json` is for
+    /// programs; with `ignorestatus` the exit code does not tell what check found.
+    #[arg(
+        long,
+        value_name = "METHOD[,format=json][,ignorestatus]",
+        conflicts_with = "check"
+    )]
+    pub call: Option<Call>,
     /// Run every step, also those whose result is known
     #[arg(long)]
     pub no_cache: bool,

@@ -106,6 +106,16 @@ pub(crate) fn ignored_source(
     })
 }
 
+/// A target whose Dockerfile gives it a command, and the user that runs it.
+pub(crate) fn runs_as_root(user: &str, span: Span) -> Option<Diagnostic> {
+    let name = user.split(':').next().unwrap_or_default();
+    matches!(name, "" | "0" | "root").then(|| {
+        let message = "the image runs its command as root";
+        let finding = Rule::LastUserIsRoot.at(span, message);
+        finding.help("end with `USER` and an ordinary user")
+    })
+}
+
 /// A base image of another platform than the one asked for.
 pub(crate) fn base_platform(
     image: &str,

@@ -119,6 +119,7 @@ impl Lowering<'_> {
         state.record(format!("CMD {}", go_format::quoted_list(&argv)), None);
         let config = &mut state.config.config;
         config.cmd = Some(argv);
+        state.runs = true;
         // As BuildKit has it on every platform, whatever the command's form.
         let escaped = ("ArgsEscaped".to_owned(), true.into());
         config.extra.extend([escaped]);
@@ -136,6 +137,7 @@ impl Lowering<'_> {
         let list = go_format::quoted_list(&argv);
         state.record(format!("ENTRYPOINT {list}"), None);
         state.config.config.entrypoint = Some(argv);
+        state.runs = true;
         if !state.cmd_set {
             state.config.config.cmd = None;
         }

@@ -54,6 +54,11 @@ impl Scope {
         self.open = true;
     }
 
+    /// Whether the base image is not known.
+    pub(super) fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// Whether a variable without a value is surely not set, and should be.
     pub(super) fn misses(&self, name: &str) -> bool {
         let declared = self.is_declared.contains(name);

@@ -30,9 +30,9 @@ use crate::{ast_dump, graph_dump};
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct CaseRequest {
-    build_args: BTreeMap<String, String>,
-    target: Option<String>,
+pub(crate) struct CaseRequest {
+    pub(crate) build_args: BTreeMap<String, String>,
+    pub(crate) target: Option<String>,
     labels: BTreeMap<String, String>,
     ignore: Vec<String>,
     no_cache: bool,
@@ -136,7 +136,7 @@ fn image(reference: &Reference, configs: &BTreeMap<String, serde_json::Value>) -
 }
 
 /// Lowers, answering every request for images.
-fn lower_fully(
+pub(crate) fn lower_fully(
     dockerfile: &Dockerfile,
     source: &SourceFile,
     case: &CaseRequest,
@@ -195,7 +195,11 @@ fn results(folder: &Path) -> BTreeMap<&'static str, String> {
                     build_args: &case.build_args,
                 };
                 let report = checks::report(&subject, std::mem::take(&mut diagnostics)).unwrap();
-                assert!(report.remarks.is_none_or(|remarks| remarks.list().is_empty()));
+                assert!(
+                    report
+                        .remarks
+                        .is_none_or(|remarks| remarks.list().is_empty())
+                );
                 diagnostics = [report.warnings, report.findings].concat();
             }
             Err(problems) => {

@@ -5,6 +5,7 @@
 
 mod ast_dump;
 mod build;
+mod checks;
 mod copy;
 mod dockerfiles;
 mod graph_dump;

@@ -15,7 +15,7 @@ use super::interrupt::Watch;
 use super::outcome::{self, Failure};
 use super::sources;
 use super::transfer::remote;
-use crate::args::{BuildArgs, OutputKind, Progress};
+use crate::args::{BuildArgs, Call, Method, OutputKind, Progress};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::ui::progress::Display;
@@ -47,16 +47,39 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     let sink = display.sink();
     let prepared = prepare(environment, &main, &mut std::io::stdin(), &sink)?;
     let request = request(context, args, build_args, prepared)?;
+    let asked = args.call.or(args.check.then_some(Call::CHECK));
+    if let Some(asked) = asked.filter(|asked| asked.method != Method::Build) {
+        display.finish(true);
+        let answered = super::call::call(context, environment, &request, asked);
+        watch.stop();
+        return Ok(answered?);
+    }
     let built = builder::build(environment, &request, &sink);
-    display.finish(built.is_ok());
+    let warnings = display.finish(built.is_ok());
     watch.stop();
     super::sync::soon(&store);
+    if built.is_err() {
+        outcome::warn(context, how, &warnings);
+    }
     let outcome = built?;
     if let (Some(image), Some(file)) = (&outcome.image, &args.iidfile) {
         std::fs::write(file, image.to_string()).map_err(|source| cannot("write", file, &source))?;
     }
     outcome::tell(context, args, how, &request, &outcome)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Shows what is doubtful about a Dockerfile.
+fn show(context: &Context, warnings: &[String]) {
+    let count = match warnings.len() {
+        0 => return,
+        1 => "1 warning found".to_owned(),
+        many => format!("{many} warnings found"),
+    };
+    for warning in warnings {
+        context.ui.note(&format!("{warning}\n"));
+    }
+    context.ui.note(&count);
 }
 
 fn request(

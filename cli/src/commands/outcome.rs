@@ -71,10 +71,7 @@ pub(super) fn tell(
         context.ui.note(&line);
         return Ok(());
     }
-    if !outcome.warnings.is_empty() {
-        let text = render(&outcome.warnings, colour(context, how));
-        context.ui.note(&format!("\n{text}\n"));
-    }
+    warn(context, how, &outcome.warnings);
     if how == Progress::Quiet {
         let output = args.output.as_ref();
         let kept = output.is_none_or(|output| output.kind == OutputKind::Image);
@@ -93,6 +90,20 @@ pub(super) fn tell(
         context.ui.note(&format!("pushed {name} {digest}"));
     }
     Ok(())
+}
+
+/// Shows what is doubtful about a Dockerfile, and how much that is; where only errors are to be shown, nothing.
+pub(super) fn warn(context: &Context, how: Progress, problems: &[Problems]) {
+    let count: usize = problems.iter().map(|some| some.list().len()).sum();
+    let count = match count {
+        0 => return,
+        1 => "1 warning found".to_owned(),
+        many => format!("{many} warnings found"),
+    };
+    if !matches!(how, Progress::Quiet | Progress::Rawjson) {
+        let text = render(problems, colour(context, how));
+        context.ui.note(&format!("\n{text}\n\n{count}\n"));
+    }
 }
 
 /// Whether lines of the Dockerfile are shown in colours: a log is to stay plain.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use builder::dockerfile::Problems;
 use builder::solve::{ProgressEvent, ProgressSink};
 
 use super::plain::Plain;
@@ -57,6 +58,8 @@ struct Shared {
 
 struct State {
     renderer: Box<dyn Renderer>,
+    /// What is doubtful about the Dockerfile, kept until the end.
+    warnings: Vec<Problems>,
     ended: bool,
 }
 
@@ -78,6 +81,7 @@ impl Display {
             started: Instant::now(),
             state: Mutex::new(State {
                 renderer,
+                warnings: Vec::new(),
                 ended: false,
             }),
             ended: Condvar::new(),
@@ -94,9 +98,10 @@ impl Display {
         Arc::clone(&self.shared) as Arc<dyn ProgressSink>
     }
 
-    /// Ends the display and leaves the cursor on a line of its own.
-    pub fn finish(mut self, succeeded: bool) {
+    /// Ends the display and leaves the cursor on a line of its own. Returns the warnings that came.
+    pub fn finish(mut self, succeeded: bool) -> Vec<Problems> {
         self.end(succeeded);
+        std::mem::take(&mut self.shared.lock().warnings)
     }
 
     fn end(&mut self, succeeded: bool) {
@@ -125,6 +130,9 @@ impl Drop for Display {
 impl ProgressSink for Shared {
     fn event(&self, event: ProgressEvent) {
         let mut state = self.lock();
+        if let ProgressEvent::Warnings(problems) = &event {
+            state.warnings.push(problems.clone());
+        }
         // After the end nothing may scribble below the command's last words.
         if !state.ended {
             let text = state.renderer.event(self.started.elapsed(), &event);

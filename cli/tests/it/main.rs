@@ -3,6 +3,7 @@
 //! | module | asserts |
 //! |---|---|
 //! | [`build`] | what instructions, flags and outputs give |
+//! | [`checks`] | `--check` and `--call`, and warnings of a build |
 //! | [`cache`] | what runs, and what does not have to |
 //! | [`cases`] | every construct of the language, built and compared with other builders |
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
@@ -26,6 +27,7 @@ mod bad_input;
 mod build;
 mod cache;
 mod cases;
+mod checks;
 mod contexts;
 mod examples;
 mod help;

@@ -1,0 +1,2 @@
+FROM debian:13
+ADD src /src

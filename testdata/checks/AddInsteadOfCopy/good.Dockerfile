@@ -1,0 +1,3 @@
+FROM debian:13
+COPY src /src
+ADD rootfs.tar.xz /

@@ -1,0 +1,3 @@
+FROM debian:13
+RUN --mount=type=cache,target=/var/cache/apt \
+    apt-get update && apt-get install -y --no-install-recommends curl

@@ -1,0 +1,3 @@
+FROM debian:13
+RUN cd /src
+RUN make

@@ -1,0 +1,3 @@
+FROM debian:13
+WORKDIR /src
+RUN make

@@ -1,0 +1,2 @@
+FROM registry.example/only-arm
+COPY app /

@@ -1,0 +1,2 @@
+FROM registry.example/for-every-platform
+COPY app /

@@ -1,0 +1,3 @@
+ARG TAG=3.22
+FROM alpine:${TAG}
+RUN make

@@ -1,0 +1,3 @@
+FROM debian:13
+COPY server /usr/bin/
+CMD ["server"]

@@ -1,0 +1,3 @@
+FROM alpine:3.22
+ARG AWS_SECRET_ACCESS_KEY
+RUN upload

@@ -1,0 +1,3 @@
+FROM debian:13
+USER app
+RUN sudo make install
