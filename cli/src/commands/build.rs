@@ -69,19 +69,6 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows what is doubtful about a Dockerfile.
-fn show(context: &Context, warnings: &[String]) {
-    let count = match warnings.len() {
-        0 => return,
-        1 => "1 warning found".to_owned(),
-        many => format!("{many} warnings found"),
-    };
-    for warning in warnings {
-        context.ui.note(&format!("{warning}\n"));
-    }
-    context.ui.note(&count);
-}
-
 fn request(
     context: &Context,
     args: &BuildArgs,

@@ -1,3 +1,2 @@
 ARG VERSION=3.22
-FROM alpine:${VERSIN:-3.20}
 FROM alpine:${VERSION}${VARIANT}
