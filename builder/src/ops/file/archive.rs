@@ -14,11 +14,11 @@ use store::layer::tar::read::{Entry, Kind as EntryKind, ReadError, Reader};
 
 use super::chown::Owner;
 use super::copy::refuse_reserved;
-use super::upper::{Attrs, Body, NodeId, Origin, Upper, What, Written};
+use super::upper::{Attrs, Body, Found, NodeId, Origin, Upper, What, Written};
 use super::write::{write_error, write_or_skip};
 use super::{FileOpError, Plan};
 use crate::ops::tree::{
-    Listing, Time, Tree, TreeError, components, join, open_dir, open_entry, show, travels,
+    Kind, Listing, Time, Tree, TreeError, components, join, open_dir, open_entry, show, travels,
 };
 
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -36,8 +36,10 @@ pub enum ArchiveError {
         /// The name as the archive has it.
         entry: String,
     },
-    /// A hard link to something that the archive did not bring before.
-    #[error("the entry `{entry}` is a hard link to `{target}`, which does not come before it")]
+    /// A hard link to something that is no file, or not there yet.
+    #[error(
+        "the entry `{entry}` is a hard link to `{target}`, which neither comes before it nor is a file of the image"
+    )]
     LinkTarget {
         /// The link.
         entry: String,
@@ -340,7 +342,11 @@ impl Unpacking<'_, '_> {
             return Err(self.bad(missing()));
         };
         let target = join(&parents.join(&b'/'), &name);
-        let Some(found) = self.plan.upper.node_at(&target) else {
+        let known = match self.plan.upper.node_at(&target) {
+            Some(node) => Some(node),
+            None => self.take_over(&parents, &target)?,
+        };
+        let Some(found) = known else {
             return Err(self.bad(missing()));
         };
         if target == path {
@@ -364,6 +370,46 @@ impl Unpacking<'_, '_> {
             self.plan.upper.nodes[node].on_disk = true;
         }
         Ok(())
+    }
+
+    /// Brings the file at `path` of the base into the layer, so that it can get another name; `None` if there is none.
+    fn take_over(
+        &mut self,
+        parents: &[Vec<u8>],
+        path: &[u8],
+    ) -> Result<Option<NodeId>, FileOpError> {
+        let names: Vec<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
+        if self.plan.upper.peek(&names)? != Found::Other {
+            return Ok(None);
+        }
+        // What the upper directory shows and does not have is the base's.
+        let Some(&base) = self.plan.run.inputs.first() else {
+            return Ok(None);
+        };
+        let listing = base.list(&parents.join(&b'/'))?;
+        let Some(index) = names.last().and_then(|name| listing.find(name)) else {
+            return Ok(None);
+        };
+        let meta = &listing.entries[index].meta;
+        if meta.kind != Kind::File {
+            return Ok(None);
+        }
+        let attrs = Attrs {
+            mode: meta.mode,
+            uid: self.owner.map_or(meta.uid, |owner| owner.uid),
+            gid: self.owner.map_or(meta.gid, |owner| owner.gid),
+            mtime: meta.mtime,
+            xattrs: Vec::new(),
+        };
+        let parent = self.plan.upper.ensure_dirs(parents, &self.implied)?;
+        let body = self.plan.upper.body(Origin::Copy {
+            input: 0,
+            listing,
+            index,
+        });
+        let node = self.plan.upper.put(parent, path, What::File(body), attrs);
+        self.plan.writer.write(&mut self.plan.upper)?;
+        Ok(Some(node))
     }
 
     fn bad(&self, error: impl Into<ArchiveError>) -> FileOpError {

@@ -1339,6 +1339,21 @@ fn archives_merge_and_replace() {
             t/t 0:0 @2004 -> f
         "#]],
     );
+    // Another name for what the image had before: both are in the layer then.
+    add(
+        "new/ 755\nnew/name<=d/old\nnew/other<=new/name",
+        "ADD --chown=5 a /",
+        expect![[r#"
+            d/ 711 1:1 @1003
+            d/old 644 5:5 @1004 "O" links=3
+            new/ 755 5:5 @2000
+            new/name 644 5:5 @1004 "O" links=3
+            new/other 644 5:5 @1004 "O" links=3
+        "#]],
+    );
+    add("name<=d", "ADD a /", expect![[r#"
+        error: cannot unpack `/a`: the entry `/name` is a hard link to `/d`, which neither comes before it nor is a file of the image
+    "#]]);
     // Two archives, and a copy over what they brought.
     add(
         "k=1\nm/ 755\nm/n=1",
@@ -1401,7 +1416,7 @@ fn hostile_archives() {
     add(
         "h<=nothing",
         expect![[r#"
-        error: cannot unpack `/a`: the entry `/h` is a hard link to `/nothing`, which does not come before it
+        error: cannot unpack `/a`: the entry `/h` is a hard link to `/nothing`, which neither comes before it nor is a file of the image
     "#]],
     );
     add(
@@ -1413,7 +1428,7 @@ fn hostile_archives() {
     add(
         "d/ 755\nh<=d",
         expect![[r#"
-        error: cannot unpack `/a`: the entry `/h` is a hard link to `/d`, which does not come before it
+        error: cannot unpack `/a`: the entry `/h` is a hard link to `/d`, which neither comes before it nor is a file of the image
     "#]],
     );
     add(
