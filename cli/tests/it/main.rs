@@ -8,6 +8,7 @@
 //! | [`cases`] | every construct of the language, built and compared with other builders |
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
+//! | [`copy`] | linked layers, here-documents, missing paths |
 //! | [`transfer`] | registries, archives, credentials, listings |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`progress`] | what a build says while it runs |
@@ -29,6 +30,7 @@ mod cache;
 mod cases;
 mod checks;
 mod contexts;
+mod copy;
 mod examples;
 mod help;
 mod interop;

@@ -1351,9 +1351,13 @@ fn archives_merge_and_replace() {
             new/other 644 5:5 @1004 "O" links=3
         "#]],
     );
-    add("name<=d", "ADD a /", expect![[r#"
+    add(
+        "name<=d",
+        "ADD a /",
+        expect![[r#"
         error: cannot unpack `/a`: the entry `/name` is a hard link to `/d`, which neither comes before it nor is a file of the image
-    "#]]);
+    "#]],
+    );
     // Two archives, and a copy over what they brought.
     add(
         "k=1\nm/ 755\nm/n=1",
