@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use store::oci::{Platform, Reference};
+use store::oci::Reference;
 
 use crate::dockerfile::{Diagnostic, Problems, SourceFile, Span};
 use crate::transfer::TransferError;
@@ -249,14 +249,6 @@ pub enum StepError {
     /// The output of a process could not be read.
     #[error("cannot read the output of the process")]
     Output(#[source] io::Error),
-    /// The image is for another platform.
-    #[error("the image is for {found}, but the build is for {wanted}")]
-    Platform {
-        /// The image's.
-        found: Platform,
-        /// The build's.
-        wanted: Platform,
-    },
     /// A layer is neither on this disk nor in any registry that is known to have had it.
     #[error(
         "layer {diff_id} of `{reference}` is neither here nor known to be in a registry: pull the image again"

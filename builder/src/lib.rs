@@ -31,7 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use store::Store;
 
 use contexts::{MainContext, NamedContext};
-use dockerfile::{Diagnostic, Dockerfile, Problems, SourceFile};
+use dockerfile::{Diagnostic, Dockerfile, Problems, SourceFile, Span, Word};
 use error::{BuildError, Place};
 use graph::{Definition, Op};
 use lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage};
@@ -149,6 +149,7 @@ fn plan(
     request: &BuildRequest,
     source: &SourceFile,
 ) -> Result<(Plan, Vec<Problems>), BuildError> {
+    check_syntax(request)?;
     let (parsed, problems) = dockerfile::parse(source.text());
     if problems.iter().any(Diagnostic::is_error) {
         return Err(refused(source, problems));
@@ -213,6 +214,25 @@ fn lower_request<'a>(
         images,
         run: request.run.clone(),
         survey: None,
+    }
+}
+
+/// The build argument that asks for a language, as `# syntax=` does.
+const SYNTAX_ARG: &str = "BUILDKIT_SYNTAX";
+
+/// Refuses the language that a build argument asks for, if it is another one.
+fn check_syntax(request: &BuildRequest) -> Result<(), BuildError> {
+    let Some(text) = request.build_args.get(SYNTAX_ARG) else {
+        return Ok(());
+    };
+    let argument = SourceFile::new(format!("--build-arg {SYNTAX_ARG}"), text.as_str());
+    let value = Word {
+        text: text.clone(),
+        span: Span::new(0, text.len()),
+    };
+    match dockerfile::parser::syntax::check(&value) {
+        Some(problem) if problem.is_error() => Err(refused(&argument, vec![problem])),
+        _ => Ok(()),
     }
 }
 

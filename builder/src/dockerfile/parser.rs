@@ -4,6 +4,7 @@
 
 mod arguments;
 mod json;
+pub(crate) mod syntax;
 
 use std::ops::Range;
 
@@ -141,14 +142,7 @@ impl<'a> Parser<'a> {
                         .push(Diagnostic::error(value.span, message).help("it is `\\` or `` ` ``"));
                 }
             },
-            "syntax" if !is_own_syntax(&value.text) => {
-                let message = format!("the language of `{}` is not supported", value.text);
-                self.diagnostics.push(
-                    Diagnostic::error(value.span, message).help(
-                        "longshore reads `docker/dockerfile` itself and runs no other frontend",
-                    ),
-                );
-            }
+            "syntax" => self.diagnostics.extend(syntax::check(value)),
             _ => {}
         }
     }
@@ -371,16 +365,6 @@ fn directive(text: &str, line: PhysicalLine) -> Option<Directive> {
         },
         span: Span::new(line.start, line.content_end),
     })
-}
-
-/// Whether a `# syntax=` names the language that this parser reads: `docker/dockerfile` of any registry or version.
-fn is_own_syntax(value: &str) -> bool {
-    let image = value.split_whitespace().next().unwrap_or_default();
-    let image = image.split('@').next().unwrap_or_default();
-    let (path, last) = image.rsplit_once('/').unwrap_or(("", image));
-    let name = last.split(':').next().unwrap_or_default();
-    matches!(name, "dockerfile" | "dockerfile-upstream") && !path.is_empty()
-        || name.starts_with("dockerfile.v0")
 }
 
 /// A character that separates words where quotes mean nothing; others that look like blanks do not.

@@ -506,7 +506,7 @@ impl Lowering<'_> {
     ) -> Outcome<(Option<VertexIndex>, Vec<String>)> {
         match base {
             Some(Base::Scratch) => Ok((None, Vec::new())),
-            Some(Base::Stage(index)) if self.done[index].root.is_none() => Ok((None, Vec::new())),
+            Some(Base::Stage(index)) if self.roots[index].is_none() => Ok((None, Vec::new())),
             base => {
                 let (vertex, ignore) = self.source_vertex(plan, step, base)?;
                 Ok((Some(vertex), ignore))

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use registry_client::RemoteImage;
 use store::images::ImageId;
 use store::layer::LayerId;
-use store::oci::{Platform, Reference};
+use store::oci::Reference;
 use store::{Store, StoreError};
 
 use super::Operations;
@@ -24,7 +25,7 @@ pub(crate) fn resolve(
     let (reference, platform) = (&image.reference, &image.platform);
     if let Some(layout) = &image.layout {
         let id = store.load_layout_image(&layout.path, layout.selector.as_ref(), platform)?;
-        return local(store, reference, platform, &id);
+        return local(store, reference, &id);
     }
     if !pull
         && let Some(row) = store
@@ -32,11 +33,28 @@ pub(crate) fn resolve(
             .resolve(&reference.to_string())
             .map_err(StoreError::from)?
     {
-        return local(store, reference, platform, &row.id);
+        let here = local(store, reference, &row.id)?;
+        if here.config.platform().satisfies(platform) {
+            return Ok(here);
+        }
+        // The registry may have it for the right platform, too. If not, the build checks warn of what is here.
+        return match transfer::inspect(remote, reference, platform) {
+            Ok(image) if image.config.platform().satisfies(platform) => {
+                kept(store, reference, image)
+            }
+            _ => Ok(here),
+        };
     }
     let image = transfer::inspect(remote, reference, platform)?;
-    check_platform(&image.config.platform(), platform)?;
-    // What was learnt is kept, so that the next build asks nobody; the layers follow when something reads them.
+    kept(store, reference, image)
+}
+
+/// Keeps what was learnt of an image, so that the next build asks nobody; the layers follow when something reads them.
+fn kept(
+    store: &Store,
+    reference: &Reference,
+    image: RemoteImage,
+) -> Result<ResolvedImage, StepError> {
     let id = transfer::keep(store, &image)?;
     if reference.tag().is_some() {
         store
@@ -53,14 +71,8 @@ pub(crate) fn resolve(
     })
 }
 
-fn local(
-    store: &Store,
-    reference: &Reference,
-    platform: &Platform,
-    id: &ImageId,
-) -> Result<ResolvedImage, StepError> {
+fn local(store: &Store, reference: &Reference, id: &ImageId) -> Result<ResolvedImage, StepError> {
     let config = store.images().config(id).map_err(StoreError::from)?;
-    check_platform(&config.platform(), platform)?;
     let manifest = store.images().manifest(id).map_err(StoreError::from)?;
     let layers = match manifest.as_ref().map(store::oci::RawManifest::parsed) {
         Some(store::oci::manifest::ParsedManifest::Image(image)) => image.layers.clone(),
@@ -72,16 +84,6 @@ fn local(
         diff_ids: config.rootfs.diff_ids.clone(),
         layers,
         config,
-    })
-}
-
-fn check_platform(found: &Platform, wanted: &Platform) -> Result<(), StepError> {
-    if found.satisfies(wanted) {
-        return Ok(());
-    }
-    Err(StepError::Platform {
-        found: found.clone(),
-        wanted: wanted.clone(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! What a build says at its end: what came out, warnings, or why nothing did.
 
-use builder::dockerfile::Problems;
+use builder::dockerfile::{Problems, Severity};
 use builder::error::BuildError;
 use builder::request::{BuildOutcome, BuildRequest};
 use store::oci::Reference;
@@ -94,16 +94,20 @@ pub(super) fn tell(
 
 /// Shows what is doubtful about a Dockerfile, and how much that is; where only errors are to be shown, nothing.
 pub(super) fn warn(context: &Context, how: Progress, problems: &[Problems]) {
-    let count: usize = problems.iter().map(|some| some.list().len()).sum();
-    let count = match count {
-        0 => return,
-        1 => "1 warning found".to_owned(),
-        many => format!("{many} warnings found"),
-    };
-    if !matches!(how, Progress::Quiet | Progress::Rawjson) {
-        let text = render(problems, colour(context, how));
-        context.ui.note(&format!("\n{text}\n\n{count}\n"));
+    if problems.is_empty() || matches!(how, Progress::Quiet | Progress::Rawjson) {
+        return;
     }
+    let all = problems.iter().flat_map(Problems::list);
+    let count = match all
+        .filter(|said| said.severity == Severity::Warning)
+        .count()
+    {
+        0 => String::new(),
+        1 => "\n1 warning found\n".to_owned(),
+        many => format!("\n{many} warnings found\n"),
+    };
+    let text = render(problems, colour(context, how));
+    context.ui.note(&format!("\n{text}\n{count}"));
 }
 
 /// Whether lines of the Dockerfile are shown in colours: a log is to stay plain.

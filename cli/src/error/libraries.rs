@@ -142,8 +142,7 @@ fn step(error: &StepError) -> Blamed {
         | StepError::SecretNotText { .. }
         | StepError::SshMissing { .. }
         | StepError::Device(_)
-        | StepError::Digest(_)
-        | StepError::Platform { .. } => Kind::Input,
+        | StepError::Digest(_) => Kind::Input,
         // A command that is not in the image is the Dockerfile's mistake, all else this machine's.
         StepError::Sandbox(error) if error.exit_code() != 125 => Kind::Input,
         StepError::File(error) if !is_full(error) => Kind::Input,
