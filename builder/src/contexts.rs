@@ -5,12 +5,14 @@
 //! | this | what a named context can be, and how its name is looked up |
 //! | [`main_context`] | the main one: a folder, standard input, a URL, a repository |
 //! | [`dockerfile`] | which file the Dockerfile is, and the ignore file that goes with it |
+//! | `epoch` | `SOURCE_DATE_EPOCH`, which may be the time of a source |
 //! | [`git_url`] | URLs of git repositories, with their `#ref:subdir` and query |
 //!
 //! A folder is read in place. An image, a repository or a URL is a source of the build graph like any other, fetched
 //! when something reads it; what nothing reads is never looked at, so it cannot fail.
 
 pub mod dockerfile;
+pub(crate) mod epoch;
 pub mod git_url;
 pub mod main_context;
 

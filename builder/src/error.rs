@@ -79,6 +79,29 @@ pub enum BuildError {
         /// What `-f` said.
         file: PathBuf,
     },
+    /// `SOURCE_DATE_EPOCH` means nothing.
+    #[error(
+        "SOURCE_DATE_EPOCH is `{value}`: expected seconds since 1970, `context`, or the name of a build context or of a stage that is one ADD of a URL on scratch"
+    )]
+    Epoch {
+        /// Its value.
+        value: String,
+    },
+    /// What `SOURCE_DATE_EPOCH` names cannot be had.
+    #[error("cannot find out when the `{value}` of SOURCE_DATE_EPOCH was made")]
+    EpochSource {
+        /// Its value.
+        value: String,
+        /// What happened.
+        #[source]
+        source: Box<StepError>,
+    },
+    /// What `SOURCE_DATE_EPOCH` names has no time.
+    #[error("the server of SOURCE_DATE_EPOCH's `{value}` does not say when it was changed last")]
+    EpochUnknown {
+        /// Its value.
+        value: String,
+    },
     /// There is no Dockerfile.
     #[error(transparent)]
     NoDockerfile(#[from] crate::contexts::dockerfile::DockerfileError),
@@ -268,6 +291,12 @@ pub enum StepError {
     /// git did not do what it was to do.
     #[error(transparent)]
     Git(Box<crate::ops::git::GitError>),
+    /// A secret that is to be a header is none.
+    #[error("the secret `{id}` cannot be sent: expected one line of text")]
+    SecretNotHeader {
+        /// Its id.
+        id: String,
+    },
     /// What was fetched is not what the Dockerfile says.
     #[error("digest mismatch for `{what}`: expected {expected}, found {actual}")]
     Checksum {

@@ -64,6 +64,7 @@ pub fn build(
     progress: &Arc<dyn ProgressSink>,
 ) -> Result<BuildOutcome, BuildError> {
     let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
+    let request = &contexts::epoch::settle(environment, request, &source, progress)?;
     let (plan, warnings) = plan(environment, request, &source)?;
     announce(&plan, &warnings, progress.as_ref());
     let contexts = open_contexts(environment.store, request, &plan.definition)?;

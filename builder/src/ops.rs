@@ -4,12 +4,13 @@
 //! |---|---|
 //! | [`image`] | base images: resolved, pulled and unpacked |
 //! | [`context`] | local folders, digested in place |
-//! | [`http`], [`git`] | files from elsewhere, and `source`: what they have in common |
+//! | [`http`], [`git`] | files from elsewhere; `source`: what they have in common, `auth`: their credentials |
 //! | [`file`] | copies and new directories, straight into a layer |
 //! | [`exec`] | processes and their mounts (nothing else sees the runner) |
 //!
 //! `results` holds what is known of each vertex, `recall` what the cache knows.
 
+mod auth;
 pub mod context;
 pub mod exec;
 pub mod file;
@@ -210,6 +211,7 @@ impl<'a> Operations<'a> {
             remote: self.remote,
             progress: self.progress,
             cancelled,
+            settings: self.run,
             now: self.now,
         }
     }

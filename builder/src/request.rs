@@ -44,10 +44,13 @@ pub struct BuildRequest {
     pub outputs: Vec<Output>,
     /// Most steps at a time.
     pub jobs: usize,
-    /// `SOURCE_DATE_EPOCH`, in seconds.
+    /// One time for everything in the image, in seconds since 1970. `SOURCE_DATE_EPOCH` among the build arguments, or as a
+    /// global `ARG` with a default, goes before it.
     pub epoch: Option<i64>,
     /// What `RUN` steps are given, and may do.
     pub run: RunSettings,
+    /// When the main context was made, for `SOURCE_DATE_EPOCH=context`, in seconds since 1970; none for a folder.
+    pub made: Option<i64>,
 }
 
 /// Where a result goes.

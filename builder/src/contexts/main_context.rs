@@ -30,6 +30,7 @@ use crate::lower::{context_keeps_git_dir, file_name};
 use crate::ops::source::{Fetching, Found, key};
 use crate::ops::tree::{Kind, Tree};
 use crate::ops::{git, http};
+use crate::request::RunSettings;
 use crate::solve::{ProgressEvent, ProgressSink};
 
 /// How many bytes decide what a stream is: one block of a tar.
@@ -53,6 +54,8 @@ pub struct MainRequest {
     pub ignore_file: Option<PathBuf>,
     /// Whether a repository keeps its `.git` (`BUILDKIT_CONTEXT_KEEP_GIT_DIR`), if its URL does not say.
     pub keep_git_dir: Option<String>,
+    /// `--secret` and `--ssh`: what servers want to see.
+    pub run: RunSettings,
 }
 
 /// A main context that can be built from.
@@ -95,6 +98,7 @@ pub fn prepare(
             store: environment.store,
             remote: environment.remote,
             progress,
+            settings: &request.run,
             cancelled: &cancelled,
             now: now(),
         },

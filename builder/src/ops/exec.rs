@@ -11,6 +11,7 @@ mod ssh;
 
 pub use devices::DeviceError;
 pub use secrets::SECRET_BYTES_MAX;
+pub(crate) use secrets::secret_content;
 
 use std::fs::File;
 use std::os::fd::AsFd;

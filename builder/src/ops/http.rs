@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps};
 use store::StoreError;
 use store::fs::TempFile;
 
+use super::auth;
 use super::source::{Fetching, Found, key};
 use crate::error::StepError;
 use crate::graph::HttpOp;
@@ -57,8 +58,8 @@ pub(crate) fn is_unchanged(
 
 /// The file with the credentials that there are for its host.
 pub(crate) fn file(fetching: &Fetching<'_>, url: &str) -> Result<RemoteFile, StepError> {
-    let _ = fetching;
-    RemoteFile::new(url, None).map_err(|error| StepError::Remote(error.into()))
+    let authorization = auth::for_file(fetching.settings, url)?;
+    RemoteFile::new(url, authorization.as_deref()).map_err(|error| StepError::Remote(error.into()))
 }
 
 /// Downloads the file into a layer.

@@ -13,6 +13,7 @@ use crate::contexts::{FetchedLayer, FetchedTree};
 use crate::error::StepError;
 use crate::graph::op::Encoder;
 use crate::remote::{Remote, Validators};
+use crate::request::RunSettings;
 use crate::solve::{ProgressEvent, ProgressSink};
 
 /// Version of the keys below; what one means must never change under it.
@@ -27,6 +28,8 @@ pub(crate) struct Fetching<'a> {
     pub(crate) store: &'a Arc<Store>,
     pub(crate) remote: &'a Remote,
     pub(crate) progress: &'a Arc<dyn ProgressSink>,
+    /// Secrets and agents.
+    pub(crate) settings: &'a RunSettings,
     /// Whether somebody wants the build to end.
     pub(crate) cancelled: &'a dyn Fn() -> bool,
     /// The time of the build, in seconds since 1970.

@@ -75,6 +75,7 @@ impl Bench {
             jobs: 4,
             epoch: None,
             run: builder::request::RunSettings::default(),
+            made: None,
         }
     }
 

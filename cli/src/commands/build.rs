@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use builder::BuildEnvironment;
 use builder::contexts::main_context::{PreparedContext, prepare};
-use builder::request::{BuildRequest, Destination, Output};
+use builder::request::{BuildRequest, Destination, Output, RunSettings};
 use builder::solve::cancel::Cancel;
 use store::oci::{Platform, Reference};
 
@@ -19,6 +19,9 @@ use crate::args::{BuildArgs, Call, Method, OutputKind, Progress};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::ui::progress::Display;
+
+/// One time for everything in the image.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// `longshore build`.
 pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> {
@@ -41,12 +44,18 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
         remote: &remote,
         cancel: &cancel,
     };
-    let build_args = build_args(context, &args.build_args)?;
+    let mut build_args = build_args(context, &args.build_args)?;
+    // As buildx: the variable counts where no argument says otherwise.
+    if let Some(epoch) = context.text_variable(EPOCH) {
+        build_args.entry(EPOCH.to_owned()).or_insert(epoch);
+    }
     let display = Display::new(context.ui, how);
-    let main = sources::main_request(args, &build_args);
     let sink = display.sink();
-    let prepared = prepare(environment, &main, &mut std::io::stdin(), &sink)?;
-    let request = request(context, args, build_args, prepared)?;
+    let run = super::steps::settings(context, &args.steps)?;
+    let main = sources::main_request(args, &build_args, run);
+    let mut stdin = sources::Input::new(&cancel);
+    let prepared = prepare(environment, &main, &mut stdin, &sink)?;
+    let request = request(args, build_args, main.run, prepared)?;
     let asked = args.call.or(args.check.then_some(Call::CHECK));
     if let Some(asked) = asked.filter(|asked| asked.method != Method::Build) {
         display.finish(true);
@@ -70,9 +79,9 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
 }
 
 fn request(
-    context: &Context,
     args: &BuildArgs,
     build_args: BTreeMap<String, String>,
+    run: RunSettings,
     prepared: PreparedContext,
 ) -> Result<BuildRequest, CliError> {
     let tags = args
@@ -96,8 +105,9 @@ fn request(
         pull: false,
         outputs: vec![output(args)?],
         jobs,
-        epoch: epoch(context)?,
-        run: super::steps::settings(context, &args.steps)?,
+        epoch: None,
+        run,
+        made: prepared.made,
     })
 }
 
@@ -146,16 +156,5 @@ fn output(args: &BuildArgs) -> Result<Output, CliError> {
         OutputKind::Docker => Output::Docker { dest: dest() },
         OutputKind::Tar => Output::Tar { dest: dest() },
         OutputKind::Local => Output::Local { dest: path() },
-    })
-}
-
-/// `SOURCE_DATE_EPOCH`: one time for everything in the image.
-fn epoch(context: &Context) -> Result<Option<i64>, CliError> {
-    let Some(text) = context.text_variable("SOURCE_DATE_EPOCH") else {
-        return Ok(None);
-    };
-    text.parse().map(Some).map_err(|_| {
-        let message = format!("SOURCE_DATE_EPOCH is `{text}`: expected seconds since 1970");
-        CliError::new(Kind::Usage, message)
     })
 }

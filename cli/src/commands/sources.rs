@@ -1,10 +1,15 @@
 //! Where a build's files come from, as the command line says it.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Stdin};
 
 use builder::contexts::main_context::MainRequest;
 use builder::contexts::{NamedContext, NamedContexts, RESERVED_NAMES, context_key, dockerfile};
 use builder::lower::KEEP_GIT_DIR;
+use builder::request::RunSettings;
+use builder::solve::cancel::Cancel;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::args::BuildArgs;
 use crate::error::{Blame, CliError, Kind};
@@ -36,11 +41,46 @@ pub fn named_contexts(given: &[String]) -> Result<NamedContexts, CliError> {
 }
 
 /// What the positional argument, `-f` and `--ignorefile` say.
-pub fn main_request(args: &BuildArgs, build_args: &BTreeMap<String, String>) -> MainRequest {
+pub fn main_request(
+    args: &BuildArgs,
+    build_args: &BTreeMap<String, String>,
+    run: RunSettings,
+) -> MainRequest {
     MainRequest {
         context: args.context.clone(),
         file: args.file.clone(),
         ignore_file: args.ignore_file.clone(),
         keep_git_dir: build_args.get(KEEP_GIT_DIR).cloned(),
+        run,
+    }
+}
+
+/// Standard input, until the build is cancelled: who waits for input must not wait for more of it then.
+pub struct Input<'a> {
+    cancel: &'a Cancel,
+    stdin: Stdin,
+}
+
+impl Input<'_> {
+    pub fn new(cancel: &Cancel) -> Input<'_> {
+        Input {
+            cancel,
+            stdin: std::io::stdin(),
+        }
+    }
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut fds = [
+            PollFd::new(&self.stdin, PollFlags::IN),
+            PollFd::new(self.cancel, PollFlags::IN),
+        ];
+        while let Err(Errno::INTR) = poll(&mut fds, None) {}
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other("cancelled"));
+        }
+        // Past the buffer of the library's own handle, which `poll` does not see.
+        Ok(rustix::io::read(&self.stdin, buffer)?)
     }
 }

@@ -1,5 +1,6 @@
 //! Of each library's error, whose fault it is and what to do about it: the one table.
 
+use builder::contexts::dockerfile::DockerfileError;
 use builder::error::{BuildError, ExportError, StepError};
 use builder::ops::git::GitError;
 use builder::remote::RemoteError;
@@ -110,9 +111,14 @@ fn blamed(blamed: Blamed, error: impl std::error::Error + Send + Sync + 'static)
 
 fn build(error: &BuildError) -> Blamed {
     let kind = match error {
+        BuildError::NoDockerfile(DockerfileError::Missing { names, .. }) if names.len() > 1 => {
+            let hint = "name another file with -f, or another folder";
+            return (Kind::Input, Some(hint.to_owned()));
+        }
         BuildError::Step { source, .. } | BuildError::Base { source, .. } => return step(source),
         BuildError::Export(error) => return export(error),
         BuildError::Cancelled => Kind::Interrupted,
+        BuildError::EpochSource { source, .. } => return step(source),
         BuildError::StdinTwice => Kind::Usage,
         BuildError::Store(_) | BuildError::Setup(_) | BuildError::Stdin(_) => Kind::Environment,
         _ => Kind::Input,
@@ -130,9 +136,10 @@ fn step(error: &StepError) -> Blamed {
             _ => Kind::Input,
         },
         StepError::Store(StoreError::Archive(error)) if !is_full(error) => Kind::Input,
-        StepError::Checksum { .. } | StepError::FileName { .. } | StepError::NoSubdir { .. } => {
-            Kind::Input
-        }
+        StepError::Checksum { .. }
+        | StepError::SecretNotHeader { .. }
+        | StepError::FileName { .. }
+        | StepError::NoSubdir { .. } => Kind::Input,
         StepError::ContextArchive { source, .. } if !is_full(source.as_ref()) => Kind::Input,
         StepError::Process { .. }
         | StepError::User(_)

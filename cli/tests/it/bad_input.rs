@@ -19,7 +19,7 @@ fn what_is_missing_is_named() {
     let empty = place.context("empty", &[]);
     std::fs::create_dir_all(&empty).unwrap();
     let ran = place.words(["build"], [&empty]);
-    ran.fails(1, "Dockerfile`: No such file");
+    ran.fails(1, "there is no `Dockerfile`, `Containerfile`");
     assert!(
         ran.stderr.contains("hint: name another file with -f"),
         "{ran}"

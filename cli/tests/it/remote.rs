@@ -340,6 +340,120 @@ fn urls_that_are_archives_or_lead_elsewhere() {
         .fails(1, "404 Not Found");
 }
 
+#[test]
+fn secrets_are_sent_to_their_hosts() {
+    let place = Place::new();
+    let web = Web::new();
+    let other = Web::new();
+    web.answer("/f", "302 Found", b"", &[("Location", &other.url("/f"))]);
+    other.put("/f", b"f", &[]);
+    let text = format!("FROM scratch\nADD {} /\n", web.url("/f"));
+    let context = place.context("context", &[("Dockerfile", &text)]);
+    let context = context.to_str().unwrap();
+    let token = place
+        .context("secrets", &[("token", "t0ken\n")])
+        .join("token");
+    let id = format!("id=HTTP_AUTH_TOKEN_{},src={}", web.host, token.display());
+    place.run(["build", "--secret", &id, context]).ok();
+    assert_eq!(web.asked(), ["GET /f Bearer t0ken"]);
+    assert_eq!(
+        other.asked(),
+        ["GET /f"],
+        "the secret is not for whoever it leads to"
+    );
+    // git, by http: the server knows no repository, but was asked with the token.
+    let git = format!("id=GIT_AUTH_TOKEN,src={}", token.display());
+    let url = web.url("/r.git");
+    place
+        .run(["build", "--secret", &git, &url])
+        .fails(1, "`git ls-remote` of");
+    let asked = web.asked();
+    let sent = "GET /r.git/info/refs?service=git-upload-pack Basic eC1hY2Nlc3MtdG9rZW46dDBrZW4=";
+    assert!(asked.contains(&sent.to_owned()), "{asked:?}");
+    // A password in a URL is sent, and not shown.
+    let url = web
+        .url("/p.git")
+        .replace("http://", "http://user:passw0rd@");
+    let refused = place.run(["build", &url]);
+    refused.fails(1, "http://xxxxx@127.0.0.1");
+    assert!(!refused.stderr.contains("passw0rd"), "{refused}");
+}
+
+#[test]
+fn the_epoch_may_be_a_sources_time() {
+    let place = Place::new();
+    let web = Web::new();
+    web.put("/f", b"f", &[("Last-Modified", DATE)]);
+    web.put("/g", b"g", &[]);
+    let text = format!(
+        "ARG SOURCE_DATE_EPOCH=1600000000\n\
+         FROM scratch AS dated\nADD {} /\n\
+         FROM scratch AS undated\nADD {} /\n\
+         FROM scratch AS other\nWORKDIR /x\n\
+         FROM scratch\nCOPY a /d/\nARG SOURCE_DATE_EPOCH\nENV EPOCH=$SOURCE_DATE_EPOCH\n",
+        web.url("/f"),
+        web.url("/g"),
+    );
+    let context = place.context("context", &[("Dockerfile", &text), ("a", "A")]);
+    let repositories = Repositories::new(&place);
+    repositories.init("r.git", "sha1");
+    repositories.commit("r.git", &[("a", "A"), ("Dockerfile", &text)]);
+    let folder = context.to_str().unwrap();
+    let (git, file) = (repositories.url("r.git"), web.url("/f"));
+    let check = |context: &str, arguments: &[&str], expect: &str| {
+        let words = [&["build", "-q", "-t", "x", context], arguments].concat();
+        place.run(words).ok();
+        let inspected = place.run(["inspect", "x"]).ok();
+        let created = match expect {
+            "" => String::new(),
+            seconds => {
+                let date = format!("--date=@{seconds}");
+                crate::support::tool("date", &["-u", &date, "+\"%Y-%m-%dT%H:%M:%SZ\""])
+            }
+        };
+        let env = format!("\"EPOCH={expect}\"");
+        assert!(
+            inspected.contains(&env) && inspected.contains(&created),
+            "{arguments:?}: {inspected}"
+        );
+    };
+    let arg = |value: &str| format!("SOURCE_DATE_EPOCH={value}");
+    check(folder, &[], "1600000000");
+    check(folder, &["--build-arg", &arg("1650000000")], "1650000000");
+    check(folder, &["--build-arg", &arg("")], "");
+    check(folder, &["--build-arg", &arg("context")], "");
+    check(&git, &["--build-arg", &arg("context")], "1700000000");
+    check(
+        folder,
+        &["--build-arg", &arg("dated")],
+        &DATE_SECONDS.to_string(),
+    );
+    let named = [format!("r={git}"), format!("f={file}")];
+    let named = ["--build-context", &named[0], "--build-context", &named[1]];
+    check(
+        folder,
+        &[&named[..], &["--build-arg", &arg("r")]].concat(),
+        "1700000000",
+    );
+    check(
+        folder,
+        &[&named[..], &["--build-arg", &arg("f")]].concat(),
+        &DATE_SECONDS.to_string(),
+    );
+    for (value, why) in [
+        (
+            "yesterday",
+            "SOURCE_DATE_EPOCH is `yesterday`: expected seconds since 1970",
+        ),
+        ("other", "SOURCE_DATE_EPOCH is `other`: expected"),
+        ("undated", "does not say when it was changed last"),
+    ] {
+        place
+            .run(["build", folder, "--build-arg", &arg(value)])
+            .fails(1, why);
+    }
+}
+
 /// Repositories on loopback, as `git daemon` serves them.
 struct Repositories {
     folder: PathBuf,

@@ -20,16 +20,12 @@ pub(super) fn prepare(
     target: &str,
     env: &mut Vec<String>,
 ) -> Result<Option<Point>, StepError> {
-    let content = match settings.secrets.get(&secret.id) {
-        Some(SecretSource::Text(text)) => Some(text.0.clone()),
-        Some(SecretSource::File(path)) => Some(read(&secret.id, path)?),
-        None if secret.required => {
-            return Err(StepError::SecretMissing {
-                id: secret.id.clone(),
-            });
-        }
-        None => None,
-    };
+    let content = secret_content(settings, &secret.id)?;
+    if content.is_none() && secret.required {
+        return Err(StepError::SecretMissing {
+            id: secret.id.clone(),
+        });
+    }
     if let Some(name) = &secret.env {
         let value = content.clone().unwrap_or_default();
         let value = String::from_utf8(value).ok().filter(|v| !v.contains('\0'));
@@ -49,6 +45,18 @@ pub(super) fn prepare(
             gid: secret.gid,
             read_only: true,
         }))
+}
+
+/// What a secret says, if there is one of this id.
+pub(crate) fn secret_content(
+    settings: &RunSettings,
+    id: &str,
+) -> Result<Option<Vec<u8>>, StepError> {
+    match settings.secrets.get(id) {
+        Some(SecretSource::Text(text)) => Ok(Some(text.0.clone())),
+        Some(SecretSource::File(path)) => read(id, path).map(Some),
+        None => Ok(None),
+    }
 }
 
 fn read(id: &str, path: &Path) -> Result<Vec<u8>, StepError> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 
 use crate::contexts::git_url::without_password;
+use crate::ops::auth;
 use crate::ops::source::Fetching;
 
 /// What a remote may be reached by; no local files, which a Dockerfile has no business with.
@@ -89,6 +90,8 @@ pub(crate) struct Git<'a> {
     fetching: &'a Fetching<'a>,
     /// The repository, as it is shown.
     pub(crate) url: String,
+    /// Settings that send credentials: keys and values.
+    headers: Vec<(String, String)>,
     /// Ours: an empty home, with the host keys that were seen.
     home: PathBuf,
 }
@@ -103,6 +106,7 @@ impl<'a> Git<'a> {
         Ok(Git {
             fetching,
             url: without_password(remote),
+            headers: auth::for_git(fetching.settings, remote)?,
             home,
         })
     }
@@ -164,6 +168,16 @@ impl<'a> Git<'a> {
             .stderr(Stdio::piped())
             // git runs helpers: what ends it has to end them too.
             .process_group(0);
+        // Not as arguments, which every process can read.
+        command.env("GIT_CONFIG_COUNT", self.headers.len().to_string());
+        for (number, (key, value)) in self.headers.iter().enumerate() {
+            command
+                .env(format!("GIT_CONFIG_KEY_{number}"), key)
+                .env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
+        if let Some(agent) = self.agent() {
+            command.env("SSH_AUTH_SOCK", agent);
+        }
         for (name, value) in variables {
             command.env(name, value);
         }
@@ -210,14 +224,45 @@ impl<'a> Git<'a> {
         })
     }
 
+    /// What `--ssh default` names: sockets of agents, or keys.
+    fn ssh_paths(&self) -> &[PathBuf] {
+        let paths = self.fetching.settings.ssh.get("default");
+        paths.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn agent(&self) -> Option<&PathBuf> {
+        self.ssh_paths().iter().find(|path| is_socket(path))
+    }
+
     /// Host keys are taken as they are when first seen, and kept: there is nobody to ask.
     fn ssh_command(&self) -> String {
-        let known = self.home.join("known_hosts");
-        format!(
-            "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile='{}'",
-            known.display().to_string().replace('\'', "'\\''")
-        )
+        let known = quoted(&self.home.join("known_hosts"));
+        let mut command = format!(
+            "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={known}"
+        );
+        let keys: Vec<&PathBuf> = self
+            .ssh_paths()
+            .iter()
+            .filter(|path| !is_socket(path))
+            .collect();
+        if !keys.is_empty() {
+            command += " -o IdentitiesOnly=yes";
+        }
+        for key in keys {
+            command += &format!(" -i {}", quoted(key));
+        }
+        command
     }
+}
+
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+/// A path for a shell, which reads git's ssh command.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
 }
 
 /// Given with every command: nothing of a repository's or a user's may run programs or change what is checked out.
