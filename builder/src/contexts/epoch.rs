@@ -86,7 +86,7 @@ pub(crate) fn settle(
 enum Named {
     /// It has no time of its own.
     Folder,
-    Source(Op),
+    Source(Box<Op>),
 }
 
 /// What a name stands for: a context, or a stage with a single remote source.
@@ -100,7 +100,10 @@ fn named(
     match request.contexts.get(&key) {
         Some(NamedContext::Folder { .. }) => return Some(Named::Folder),
         Some(NamedContext::Git(url)) => {
-            return Some(Named::Source(Op::Git(git_op(request, url.clone()))));
+            return Some(Named::Source(Box::new(Op::Git(git_op(
+                request,
+                url.clone(),
+            )))));
         }
         Some(NamedContext::Http(url)) => {
             let op = HttpOp {
@@ -108,7 +111,7 @@ fn named(
                 name: file_name(url),
                 checksum: None,
             };
-            return Some(Named::Source(Op::Http(op)));
+            return Some(Named::Source(Box::new(Op::Http(op))));
         }
         Some(NamedContext::Stage(stage)) => return stage_source(request, parsed, source, stage),
         Some(_) => return None,
@@ -145,7 +148,7 @@ fn stage_source(
     match plan.definition.vertices() {
         [fetched, added] => match (&fetched.op, &added.op) {
             (Op::Http(_) | Op::Git(_), Op::File(file)) if is_add(file) => {
-                Some(Named::Source(fetched.op.clone()))
+                Some(Named::Source(Box::new(fetched.op.clone())))
             }
             _ => None,
         },
