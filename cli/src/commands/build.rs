@@ -61,7 +61,7 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
         display.finish(true);
         let answered = super::call::call(context, environment, &request, asked);
         watch.stop();
-        return Ok(answered?);
+        return answered;
     }
     let built = builder::build(environment, &request, &sink);
     let warnings = display.finish(built.is_ok());
