@@ -164,6 +164,16 @@ pub enum StartError {
         /// Why.
         reason: String,
     },
+    /// A source is named beneath a directory, but a link on the way leads out of it.
+    #[error("cannot use `{beneath}` of `{source_path}` for `{target}`: a link leads out of it")]
+    SourceLeadsOut {
+        /// The directory.
+        source_path: String,
+        /// The path beneath it.
+        beneath: String,
+        /// Where it was to be mounted.
+        target: String,
+    },
     /// Another step failed.
     #[error("cannot {step}: {errno}")]
     Step {

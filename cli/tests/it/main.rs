@@ -12,6 +12,7 @@
 //! | [`transfer`] | registries, archives, credentials, listings |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`progress`] | what a build says while it runs |
+//! | [`run_mounts`] | what surrounds a `RUN`: mounts, secrets, agents, limits |
 //! | [`bad_input`] | clear errors, and nothing left behind |
 //! | [`interop`] | skopeo, umoci, podman, buildah |
 //! | [`rootless`] | an ordinary user |
@@ -38,6 +39,7 @@ mod progress;
 mod remote;
 mod rootless;
 mod run;
+mod run_mounts;
 mod support;
 mod tidy;
 mod transfer;

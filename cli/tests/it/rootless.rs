@@ -129,6 +129,51 @@ fn an_ordinary_user_builds_pushes_pulls_and_runs() {
 }
 
 #[test]
+fn an_ordinary_users_steps_have_mounts_too() {
+    let user = User::new("lsc");
+    user.give("rootfs.tar", busybox_rootfs());
+    user.give(
+        "Base",
+        &workspace().join("testdata/images/busybox/Dockerfile"),
+    );
+    let dockerfile = "FROM base AS tools
+RUN echo tool > /tool && chown 5:6 /tool
+FROM base
+RUN --mount=from=tools,source=/tool,target=/t --mount=target=/ctx,rw --mount=type=tmpfs,target=/tmp/x \\
+    --mount=type=cache,target=/c,uid=7,gid=8 --mount=type=secret,id=s,uid=1,mode=0440 \\
+    cat /t /ctx/f /run/secrets/s && echo x > /ctx/f && stat -c %u:%g /t /ctx/f /c /run/secrets/s && echo x >> /c/n
+RUN --mount=type=cache,target=/c,uid=7,gid=8 wc -l < /c/n
+RUN --network=none ls /sys/class/net
+RUN <<EOF
+#!/bin/awk -f
+BEGIN { print \"awk\" }
+EOF
+";
+    std::fs::create_dir(user.home.path().join("ctx")).unwrap();
+    std::fs::write(user.home.path().join("ctx/Dockerfile"), dockerfile).unwrap();
+    std::fs::write(user.home.path().join("ctx/f"), "file\n").unwrap();
+    std::fs::write(user.home.path().join("secret"), "hush\n").unwrap();
+    user.own();
+    user.sh("longshore build -q -t base -f Base .").ok();
+    let ran = user.sh("longshore build --progress plain --secret id=s,src=secret -t app ctx");
+    ran.ok();
+    let text: Vec<&str> = ran.stderr.split_whitespace().collect();
+    let text = text.join(" ");
+    for expected in [
+        " tool #", " file #", " hush #", " 5:6 #", " 0:0 #", " 7:8 #", " 1:0 #", " lo #", " awk #",
+    ] {
+        assert!(text.contains(expected), "no `{expected}` in {ran}");
+    }
+    let left = user
+        .sh("longshore run --rm --entrypoint sh app -c 'ls -A /'")
+        .ok();
+    let names: Vec<&str> = left.lines().collect();
+    for gone in ["ctx", "run", "t", "c"] {
+        assert!(!names.contains(&gone), "{left}");
+    }
+}
+
+#[test]
 fn a_file_that_its_user_cannot_read_is_named() {
     let user = User::new("lsb");
     user.give("rootfs.tar", busybox_rootfs());

@@ -81,8 +81,18 @@ impl Builder<'_> {
                 read_only,
             } => {
                 let what = format!("`{}`", source.display());
-                let shown = source.join(beneath);
-                let found = open_beneath(source, beneath).map_err(no_source(&shown, target))?;
+                let shown = match beneath.as_str() {
+                    "" => source.clone(),
+                    beneath => source.join(beneath),
+                };
+                let found = open_beneath(source, beneath).map_err(|errno| match errno {
+                    Errno::XDEV => StartError::SourceLeadsOut {
+                        source_path: source.display().to_string(),
+                        beneath: beneath.clone(),
+                        target: target.to_owned(),
+                    },
+                    errno => no_source(&shown, target)(errno),
+                })?;
                 let is_directory = is_directory(&found).map_err(no_source(&shown, target))?;
                 let mount =
                     clone_tree(found.as_fd(), is_directory).map_err(no_source(&shown, target))?;

@@ -15,6 +15,7 @@
 mod confinement;
 mod lifetime;
 mod mounts;
+mod points;
 mod probe;
 mod process;
 mod stubs;
@@ -100,6 +101,7 @@ fn run(privilege: Privilege, filter: &str) -> Count {
         process::TESTS,
         confinement::TESTS,
         mounts::TESTS,
+        points::TESTS,
         stubs::TESTS,
         lifetime::TESTS,
         terminal::TESTS,

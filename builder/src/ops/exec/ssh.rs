@@ -282,3 +282,133 @@ fn send(stream: &mut UnixStream, message: &[u8]) -> io::Result<()> {
     whole.extend(message);
     stream.write_all(&whole)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Serves `source` on a socket in `dir` while `work` runs.
+    fn serving(dir: &Path, source: &Source, work: impl FnOnce(&Path)) {
+        let socket = dir.join("served");
+        let listener = UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (stopped, stop) = rustix::pipe::pipe().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| serve(&listener, &stopped, source));
+            // Closed by a failed assertion too: the thread would be waited for for ever.
+            let stop = stop;
+            work(&socket);
+            drop(stop);
+        });
+    }
+
+    fn ssh(program: &str, socket: &Path, arguments: &[&str]) -> (bool, String) {
+        let mut command = Command::new(program);
+        let output = command
+            .args(arguments)
+            .env("SSH_AUTH_SOCK", socket)
+            .output()
+            .expect("the tools of OpenSSH are installed: `./test` installs them");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success(), text)
+    }
+
+    fn opened(paths: &[PathBuf]) -> Source {
+        source(paths).unwrap_or_else(|(what, error)| panic!("{what}: {error}"))
+    }
+
+    /// OpenSSH lists the keys and signs with them, and verifies what was signed.
+    #[test]
+    fn keys_in_files_sign() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let mut keys = Vec::new();
+        let kinds = [
+            ("ed25519", "256", "RFC4716"),
+            ("ecdsa", "256", "RFC4716"),
+            ("ecdsa", "384", "RFC4716"),
+            ("rsa", "2048", "RFC4716"),
+            ("rsa", "3072", "PEM"),
+            ("rsa", "2048", "PKCS8"),
+        ];
+        for (number, (kind, bits, form)) in kinds.into_iter().enumerate() {
+            let key = path(&format!("key{number}"));
+            let what = [
+                "-q", "-t", kind, "-b", bits, "-m", form, "-N", "", "-f", &key,
+            ];
+            assert!(ssh("ssh-keygen", dir.path(), &what).0, "{what:?}");
+            keys.push(key);
+        }
+        let paths: Vec<PathBuf> = keys.iter().map(PathBuf::from).collect();
+        let data = path("data");
+        std::fs::write(&data, "what is signed").unwrap();
+        serving(dir.path(), &opened(&paths), |socket| {
+            let (listed, text) = ssh("ssh-add", socket, &["-L"]);
+            assert!(listed);
+            assert_eq!(text.lines().count(), keys.len());
+            for key in &keys {
+                let public = std::fs::read_to_string(format!("{key}.pub")).unwrap();
+                let blob = public.split(' ').nth(1).unwrap();
+                assert!(text.contains(blob), "{key} is not in {text}");
+                let file = format!("{key}.pub");
+                let what = ["-Y", "sign", "-n", "test", "-f", &file, &data];
+                assert!(ssh("ssh-keygen", socket, &what).0, "{key}");
+                std::fs::write(path("allowed"), format!("me {public}")).unwrap();
+                let check = format!(
+                    "ssh-keygen -Y verify -f {} -I me -n test -s {data}.sig < {data}",
+                    path("allowed")
+                );
+                assert!(ssh("sh", socket, &["-c", &check]).0, "{key}");
+                std::fs::remove_file(format!("{data}.sig")).unwrap();
+            }
+            // Nothing can be added or removed.
+            assert!(!ssh("ssh-add", socket, &["-D"]).0);
+            assert!(!ssh("ssh-add", socket, &[&keys[0]]).0);
+        });
+    }
+
+    /// An agent that is passed on answers the same, and is as safe.
+    #[test]
+    fn agents_answer_through_the_proxy() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key").to_str().unwrap().to_owned();
+        let what = ["-q", "-t", "ed25519", "-N", "", "-f", &key];
+        assert!(ssh("ssh-keygen", dir.path(), &what).0);
+        // The agent behind the proxy is one of our own.
+        serving(dir.path(), &opened(&[PathBuf::from(&key)]), |agent| {
+            let inner = tempfile::tempdir().unwrap();
+            serving(inner.path(), &opened(&[agent.to_owned()]), |socket| {
+                let (listed, keys) = ssh("ssh-add", socket, &["-L"]);
+                assert!(listed);
+                assert_eq!(keys, ssh("ssh-add", agent, &["-L"]).1);
+                assert!(!ssh("ssh-add", socket, &["-D"]).0);
+            });
+        });
+        assert!(source(&[dir.path().join("none")]).is_err());
+    }
+
+    #[test]
+    fn broken_messages_end_a_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = Source::Keys(Arc::default());
+        serving(dir.path(), &none, |socket| {
+            let exchange = |bytes: &[u8]| {
+                let mut stream = UnixStream::connect(socket).unwrap();
+                stream.write_all(bytes).unwrap();
+                stream.shutdown(Shutdown::Write).unwrap();
+                let mut answer = Vec::new();
+                stream.read_to_end(&mut answer).unwrap_or_default();
+                answer
+            };
+            let no_keys = [0, 0, 0, 5, IDENTITIES_ANSWER, 0, 0, 0, 0];
+            assert_eq!(exchange(&[0, 0, 0, 1, REQUEST_IDENTITIES]), no_keys);
+            assert_eq!(exchange(&[0, 0, 0, 1, 99]), [0, 0, 0, 1, FAILURE]);
+            assert_eq!(exchange(&[0, 0, 0, 1, SIGN_REQUEST]), [0, 0, 0, 1, FAILURE]);
+            assert_eq!(exchange(&[0, 0, 0, 0]), [0, 0, 0, 1, FAILURE]);
+            assert!(exchange(&[255, 255, 255, 255]).is_empty());
+            assert!(exchange(&[0, 0, 0, 9, 1]).is_empty());
+        });
+    }
+}
