@@ -128,6 +128,9 @@ pub fn report(subject: &Subject<'_>, said: Vec<Diagnostic>) -> Result<Report, Pr
     let (settings, remarks) = settings::of_file(dockerfile, source, build_args)?;
     let (inline, mut warnings) = settings::inline(dockerfile, source);
     let mut findings = examine(subject);
+    if settings.wants_experimental() {
+        experimental::check(subject, &mut findings);
+    }
     for diagnostic in said {
         match diagnostic.rule {
             _ if diagnostic.is_error() => {}
@@ -173,14 +176,13 @@ fn wanted(
 
 /// What the tree alone shows, in no order.
 fn examine(subject: &Subject<'_>) -> Vec<Diagnostic> {
-    const CHECKS: [fn(&Subject<'_>, &mut Vec<Diagnostic>); 7] = [
+    const CHECKS: [fn(&Subject<'_>, &mut Vec<Diagnostic>); 6] = [
         casing::check,
         stages::check,
         commands::check,
         secrets::check,
         images::check,
         descriptions::check,
-        experimental::check,
     ];
     let mut found = Vec::new();
     for check in CHECKS {

@@ -91,22 +91,25 @@ pub struct Position {
 impl Location {
     /// Where a span is of the only source.
     pub(crate) fn new(source: &SourceFile, span: Span) -> Location {
-        let (first, start) = source.position(span.start);
-        let (last, end) = source.position(span.end);
-        let length = |line: usize| {
-            let text = source.text().lines().nth(line - 1).unwrap_or_default();
-            text.chars().count()
-        };
-        let ranges = (first..=last)
-            .map(|line| Range {
-                start: Position {
-                    line,
-                    character: if line == first { start - 1 } else { 0 },
-                },
-                end: Position {
-                    line,
-                    character: if line == last { end - 1 } else { length(line) },
-                },
+        let (first, column) = source.position(span.start);
+        let ranges = source
+            .slice(span)
+            .split('\n')
+            .enumerate()
+            .map(|(index, text)| {
+                let line = first + index;
+                let start = if index == 0 { column - 1 } else { 0 };
+                let end = start + text.trim_end_matches('\r').chars().count();
+                Range {
+                    start: Position {
+                        line,
+                        character: start,
+                    },
+                    end: Position {
+                        line,
+                        character: end,
+                    },
+                }
             })
             .collect();
         Location {

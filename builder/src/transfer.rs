@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use registry_client::RemoteImage;
 use registry_client::{
-    BlobReader, BlobSource, ClientError, Progress, PullError, PushImage, PushReport, RemoteImage,
+    BlobReader, BlobSource, ClientError, Progress, PullError, PushImage, PushReport,
 };
 use store::content::{ContentError, Ingest};
 use store::images::ImageId;

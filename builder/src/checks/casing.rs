@@ -29,7 +29,12 @@ fn from_as(subject: &Subject<'_>, instruction: &Instruction) -> Option<Diagnosti
     };
     // Between the image and the name stands nothing but the word, blanks and continuations.
     let between = &subject.source.text()[image.span.end..name.span.start];
-    let at = between.to_ascii_lowercase().find("as")?;
+    let is_edge = |char: Option<char>| char.is_none_or(char::is_whitespace);
+    let lower = between.to_ascii_lowercase();
+    // From behind: a comment between continuation lines may have the word, too.
+    let (at, _) = lower.rmatch_indices("as").find(|&(at, _)| {
+        is_edge(lower[..at].chars().next_back()) && is_edge(lower[at + 2..].chars().next())
+    })?;
     let word = &between[at..at + 2];
     let start = image.span.end + at;
     let span = crate::dockerfile::Span::new(start, start + 2);

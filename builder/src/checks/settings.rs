@@ -47,6 +47,11 @@ impl Settings {
         }
     }
 
+    /// Whether any experimental rule may speak.
+    pub(super) fn wants_experimental(&self) -> bool {
+        self.experimental != Names::default()
+    }
+
     /// Reads settings; `origin` is where `text` begins in its file. The diagnostics are errors for what cannot be read,
     /// and warnings for rules that there are not.
     pub fn parse(text: &str, origin: usize) -> (Settings, Vec<Diagnostic>) {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use registry_client::RemoteImage;
 use store::images::ImageId;
 use store::layer::LayerId;
 use store::oci::Reference;
@@ -13,7 +12,7 @@ use crate::error::StepError;
 use crate::graph::ImageOp;
 use crate::lower::{ImageRequest, ResolvedImage};
 use crate::remote::Remote;
-use crate::transfer;
+use crate::transfer::{self, RemoteImage};
 
 /// Finds an image: in its layout, or by name in the store, unless `pull` asks for the registry's word.
 pub(crate) fn resolve(

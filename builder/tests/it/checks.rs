@@ -186,6 +186,7 @@ fn rules_about_case_count_the_file() {
     check("FROM a as b\n", &["FromAsCasing:1"]);
     check("FROM a \\\n  aS b\n", &["FromAsCasing:2"]);
     check("FROM base-as AS has\n", &[]);
+    check("FROM a \\\n# as it is\n  AS b\n", &[]);
 }
 
 #[test]

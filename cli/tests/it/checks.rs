@@ -240,3 +240,55 @@ fn wrong_calls_are_wrong_usage() {
     let ran = ask(&place, DOUBTFUL, &["--call", "outline", "--check"]);
     assert_eq!(ran.code, Some(2), "{ran}");
 }
+
+/// Its registry cannot be asked for the right one, so what is here is taken, and that is said.
+#[test]
+fn a_base_for_another_platform_is_a_warning() {
+    let place = Place::new();
+    let other = if cfg!(target_arch = "x86_64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let config = format!(
+        r#"{{"architecture":"{other}","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#
+    );
+    let manifest = r#"[{"Config":"config.json","RepoTags":["127.0.0.1:1/other:1"],"Layers":[]}]"#;
+    let folder = place.context(
+        "archive",
+        &[("config.json", &config), ("manifest.json", manifest)],
+    );
+    let archive = place.path("archive.tar");
+    let tar = std::process::Command::new("tar")
+        .arg("-cf")
+        .args([&archive, std::path::Path::new("-C"), &folder])
+        .args(["manifest.json", "config.json"])
+        .status();
+    assert!(tar.unwrap().success());
+    place.ok(["load", "-i"], [&archive]);
+    let ran = ask(&place, "FROM 127.0.0.1:1/other:1\nLABEL a=b\n", &[]);
+    assert_eq!(ran.code, Some(0), "{ran}");
+    let message = format!(
+        "warning[InvalidBaseImagePlatform]: the image `127.0.0.1:1/other:1` is for `linux/{other}`"
+    );
+    assert!(ran.stderr.contains(&message), "{ran}");
+}
+
+#[test]
+fn later_versions_of_the_language_are_noted_and_other_languages_refused() {
+    let place = Place::new();
+    let ran = ask(
+        &place,
+        "# syntax=docker/dockerfile:1.99\nFROM scratch\nLABEL a=b\n",
+        &[],
+    );
+    assert_eq!(ran.code, Some(0), "{ran}");
+    assert!(
+        ran.stderr.contains("note: longshore reads version 1."),
+        "{ran}"
+    );
+    assert!(!ran.stderr.contains("warning"), "{ran}");
+    let argument = ["--build-arg", "BUILDKIT_SYNTAX=example/frontend:1"];
+    ask(&place, "FROM scratch\n", &argument)
+        .fails(1, "the language of `example/frontend:1` is not supported");
+}
