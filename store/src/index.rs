@@ -5,11 +5,12 @@
 //! | this one | `meta`; opening, transactions, sync epochs |
 //! | [`layers`] | `layers`, `compressed` |
 //! | [`blobs`] | `blobs`, `sources` |
-//! | [`records`] | `records`, `record_layers` |
+//! | [`records`] | `records`, `record_layers`, `record_files` |
 //! | [`leases`] | `leases`, `lease_items` |
 //! | [`crate::images`] | `images`, `image_layers`, `names` |
+//! | [`crate::history`] | `builds` |
 //!
-//! The schema is in `index/schema.sql`, and described with everything else on disk in `docs/formats/store-layout.md`.
+//! The schema is in `index/schema.sql`, with what later versions add beside it, and described with everything else on disk in `docs/formats/store-layout.md`.
 //!
 //! A row never names what does not exist yet, save where its doc says so. Times named `last_used` are microseconds since
 //! 1970 and protect what a live session uses from garbage collection: see [`crate::session`]. Every row that stands
@@ -37,8 +38,9 @@ pub use leases::{Lease, LeaseItem};
 pub use records::RecordRow;
 
 /// Schema version, SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = include_str!("index/schema.sql");
+const SCHEMA_2: &str = include_str!("index/schema-2.sql");
 
 /// How long a writer waits for others. Transactions take microseconds, so only a stopped process reaches this.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -125,7 +127,9 @@ impl Index {
             connection
                 .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
                 .map_err(sqlite)?;
-            found = create(&mut connection).map_err(sqlite)?;
+        }
+        if found < SCHEMA_VERSION {
+            found = update(&mut connection).map_err(sqlite)?;
         }
         if found != SCHEMA_VERSION {
             return Err(IndexError::TooNew {
@@ -320,14 +324,18 @@ pub(crate) fn synced_epoch(c: &Connection) -> rusqlite::Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
-fn create(connection: &mut Connection) -> rusqlite::Result<i64> {
-    // Another process may be creating it too; whoever is second finds the version set.
+/// Makes the tables that are missing, and returns the version.
+fn update(connection: &mut Connection) -> rusqlite::Result<i64> {
+    // Another process may be at it too; whoever is second finds the version set.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    if found != 0 {
+    if found >= SCHEMA_VERSION {
         return Ok(found);
     }
-    transaction.execute_batch(SCHEMA)?;
+    if found < 1 {
+        transaction.execute_batch(SCHEMA)?;
+    }
+    transaction.execute_batch(SCHEMA_2)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()?;
     Ok(SCHEMA_VERSION)
@@ -392,6 +400,23 @@ mod tests {
         drop(store);
         let error = crate::Store::open(dir.path()).unwrap_err();
         assert!(error.to_string().contains("schema 99"), "{error}");
+    }
+
+    #[test]
+    fn an_older_schema_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = rusqlite::Connection::open(dir.path().join("index.db")).unwrap();
+        connection.execute_batch(super::SCHEMA).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        connection
+            .execute("INSERT INTO meta VALUES ('x.kept', x'01')", [])
+            .unwrap();
+        drop(connection);
+        for _ in 0..2 {
+            let store = crate::Store::open(dir.path()).unwrap();
+            assert_eq!(store.index().meta("x.kept").unwrap(), Some(vec![1]));
+            assert_eq!(store.history().rows().unwrap(), []);
+        }
     }
 
     #[test]

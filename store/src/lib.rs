@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! $ROOT/version          "1": the format, see docs/formats/store-layout.md
-//!       index.db         SQLite: layers, images, names, cache records, leases        index.rs, index/
+//!       index.db         SQLite: layers, images, names, cache records, leases, builds  index.rs, index/
 //!       blobs/ALG/HEX    configs, manifests, and layers that were pulled or pushed   content/
 //!       layers/ID/fs/    one directory per layer                                     layer/, snapshot/
 //!       cache-mounts/    directories that steps keep between builds                  cache_mounts.rs
+//!       builds/ID        what a build did: its journal                               history.rs
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
 //!       sessions/        one locked file per process that uses the store             session.rs
 //!       locks/           one locked file per step being built                        fs/lock.rs
@@ -34,6 +35,7 @@ use crate::snapshot::{SnapshotError, Snapshots};
 pub mod cache_mounts;
 pub mod content;
 pub mod fs;
+pub mod history;
 pub mod images;
 pub mod index;
 pub mod layer;
@@ -189,6 +191,10 @@ impl Store {
 
     /// The index.
     pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub(crate) fn index_handle(&self) -> &Arc<Index> {
         &self.index
     }
 

@@ -107,6 +107,13 @@ fn open(path: &Path) -> Result<File, FsError> {
     })
 }
 
+/// Locks a file that is open, once nobody else holds it.
+pub(crate) fn lock(file: &File, path: &Path) -> Result<(), FsError> {
+    attempt("lock", path, || {
+        rustix::io::retry_on_intr(|| rustix::fs::flock(file, FlockOperation::LockExclusive))
+    })
+}
+
 /// Locks a file or directory that is open, unless somebody else holds it.
 pub(super) fn try_lock(file: &File, path: &Path) -> Result<bool, FsError> {
     attempt("lock", path, || {

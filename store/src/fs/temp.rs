@@ -190,7 +190,7 @@ pub fn sweep(path: &Path) -> Result<(), FsError> {
     }
 }
 
-fn hold_if_stale(path: &Path) -> Result<Option<File>, FsError> {
+pub(crate) fn hold_if_stale(path: &Path) -> Result<Option<File>, FsError> {
     let open = || {
         attempt("open", path, || {
             std::fs::OpenOptions::new()

@@ -83,6 +83,36 @@ impl Index {
         })
     }
 
+    /// Looks a record up without using it: garbage collection is not told.
+    pub fn record_peek(&self, key: &[u8; 32]) -> Result<Option<RecordRow>, IndexError> {
+        self.read(|c| {
+            c.prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE key = ?1"))?
+                .query_row([key], |row| record(c, key, row))
+                .optional()
+        })
+    }
+
+    /// Keeps, in the writer's own form, which files a record's key covers, for as long as the record; none without one.
+    pub fn record_files_put(&self, key: &[u8; 32], files: &[u8]) -> Result<(), IndexError> {
+        self.write(|t| {
+            t.prepare_cached(
+                "INSERT OR REPLACE INTO record_files (key, files)
+                 SELECT key, ?2 FROM records WHERE key = ?1",
+            )?
+            .execute((key, files))?;
+            Ok(())
+        })
+    }
+
+    /// Which files a record's key covers.
+    pub fn record_files(&self, key: &[u8; 32]) -> Result<Option<Vec<u8>>, IndexError> {
+        self.read(|c| {
+            c.prepare_cached("SELECT files FROM record_files WHERE key = ?1")?
+                .query_row([key], |row| row.get(0))
+                .optional()
+        })
+    }
+
     /// The records of one step, latest first, with their keys; marks none as used.
     pub fn records_by_op(&self, op: &[u8; 32]) -> Result<Vec<([u8; 32], RecordRow)>, IndexError> {
         self.read(|c| {
@@ -147,7 +177,13 @@ mod tests {
             index.records_by_op(&[9; 32]).unwrap(),
             [([1; 32], row(7)), ([0; 32], row(6))]
         );
+        assert_eq!(index.record_peek(&[0; 32]).unwrap(), Some(row(6)));
+        index.record_files_put(&[0; 32], b"files").unwrap();
+        index.record_files_put(&[2; 32], b"of nothing").unwrap();
+        assert_eq!(index.record_files(&[0; 32]).unwrap().unwrap(), b"files");
+        assert_eq!(index.record_files(&[2; 32]).unwrap(), None);
         assert!(index.record_remove(&[0; 32]).unwrap());
+        assert_eq!(index.record_files(&[0; 32]).unwrap(), None);
         assert!(!index.record_remove(&[0; 32]).unwrap());
         assert_eq!(index.record_hit(&[0; 32]).unwrap(), None);
     }
