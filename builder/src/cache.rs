@@ -11,8 +11,10 @@
 //! after it still hits (early cutoff). A layer of an image is identified by its DiffID, which is known before it is pulled.
 
 pub mod content_hash;
+pub mod explain;
+pub mod ingredients;
 
-use std::collections::BTreeMap;
+pub use ingredients::Ingredients;
 
 use serde::{Deserialize, Serialize};
 use store::layer::{LayerId, TreeDigest};
@@ -129,6 +131,10 @@ pub struct CacheRecord {
     pub layer: Option<RecordedLayer>,
     /// When it ran, in seconds since 1970.
     pub created: i64,
+    /// How long that took, in microseconds, where that is known.
+    pub took: Option<u64>,
+    /// Bytes of the files that it made, where that is known.
+    pub bytes: Option<u64>,
 }
 
 /// The layer of a [`CacheRecord`].
@@ -146,6 +152,10 @@ struct RecordText {
     layer: Option<String>,
     tree: Option<String>,
     created: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    took: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
 }
 
 const RECORD_VERSION: u32 = 1;
@@ -160,6 +170,8 @@ impl CacheRecord {
                 .layer
                 .map(|layer| blake3::Hash::from_bytes(layer.tree.0).to_hex().to_string()),
             created: self.created,
+            took: self.took,
+            bytes: self.bytes,
         };
         serde_json::to_vec(&text).expect("a record is plain text and numbers")
     }
@@ -181,54 +193,10 @@ impl CacheRecord {
         Some(CacheRecord {
             layer,
             created: text.created,
+            took: text.took,
+            bytes: text.bytes,
         })
     }
-}
-
-/// What a key was made of, by name, so that a miss can be explained.
-pub type Ingredients = BTreeMap<String, String>;
-
-/// The ingredients of a step's key: its operation's fields, its base, and what it copied.
-pub fn ingredients(
-    op: &Op,
-    base: Option<Identity>,
-    selected: &[(String, [u8; 32])],
-) -> Ingredients {
-    let mut named = Ingredients::new();
-    match op {
-        Op::Exec(exec) => {
-            named.insert("command".to_owned(), exec.argv.join(" "));
-            named.insert("directory".to_owned(), exec.cwd.clone());
-            named.insert("user".to_owned(), exec.user.clone());
-            for variable in &exec.env {
-                let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
-                // The record is readable by whoever can read the store; a value may be a secret.
-                let value = blake3::hash(value.as_bytes()).to_hex().to_string();
-                named.insert(format!("env {name}"), value);
-            }
-        }
-        Op::File(file) => {
-            for (number, action) in file.actions.iter().enumerate() {
-                let text = match action {
-                    FileAction::Copy(copy) => format!("copy to {}", copy.dest),
-                    FileAction::Mkdir(mkdir) => format!("make {}", mkdir.path),
-                };
-                named.insert(format!("action {number}"), text);
-            }
-        }
-        Op::Image(_) | Op::Context(_) | Op::Tree(_) | Op::Http(_) | Op::Git(_) | Op::Merge => {}
-    }
-    if let Some(base) = base {
-        named.insert(
-            "base".to_owned(),
-            blake3::Hash::from_bytes(base.0).to_hex().to_string(),
-        );
-    }
-    for (pattern, digest) in selected {
-        let digest = blake3::Hash::from_bytes(*digest).to_hex().to_string();
-        named.insert(format!("file {pattern}"), digest);
-    }
-    named
 }
 
 #[cfg(test)]
@@ -322,10 +290,14 @@ mod tests {
             CacheRecord {
                 layer: Some(layer),
                 created: 17,
+                took: Some(5),
+                bytes: Some(0),
             },
             CacheRecord {
                 layer: None,
                 created: -1,
+                took: None,
+                bytes: None,
             },
         ] {
             assert_eq!(CacheRecord::decode(&record.encode()), Some(record));

@@ -15,6 +15,7 @@ pub mod dockerfile;
 pub mod error;
 pub mod export;
 pub mod graph;
+pub mod history;
 pub mod lower;
 pub mod ops;
 pub mod remote;
@@ -34,9 +35,10 @@ use contexts::{MainContext, NamedContext};
 use dockerfile::{Diagnostic, Dockerfile, Problems, SourceFile, Span, Word};
 use error::{BuildError, Place};
 use graph::{Definition, Op};
+use history::record::{Recorder, Subject};
 use lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage};
-use ops::Operations;
 use ops::context::Context;
+use ops::{Explainer, Operations};
 use remote::Remote;
 use request::{BuildOutcome, BuildRequest};
 use solve::cancel::Cancel;
@@ -63,10 +65,25 @@ pub fn build(
     request: &BuildRequest,
     progress: &Arc<dyn ProgressSink>,
 ) -> Result<BuildOutcome, BuildError> {
+    let subject = Subject::of(request);
+    let recorder = Recorder::begin(environment.store, &subject, progress);
+    let result = build_recorded(environment, request, subject.series, &recorder);
+    recorder.end(result.as_ref().map(|outcome| outcome.image));
+    result
+}
+
+fn build_recorded(
+    environment: BuildEnvironment<'_>,
+    request: &BuildRequest,
+    series: [u8; 32],
+    recorder: &Arc<Recorder>,
+) -> Result<BuildOutcome, BuildError> {
+    let progress = &(Arc::clone(recorder) as Arc<dyn ProgressSink>);
     let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
     let request = &contexts::epoch::settle(environment, request, &source, progress)?;
     let (plan, warnings) = plan(environment, request, &source)?;
     announce(&plan, &warnings, progress.as_ref());
+    recorder.planned(&plan.definition);
     let contexts = open_contexts(environment.store, request, &plan.definition)?;
     let abort = Cancel::new().map_err(BuildError::Setup)?;
     let prepare = export::wants_layers(request);
@@ -83,6 +100,7 @@ pub fn build(
         request.epoch,
         now(),
         Some(finished),
+        Explainer::new(series, &request.dockerfile),
     );
     // While later steps still run, the layers of earlier ones are made ready for export.
     std::thread::scope(|scope| {
@@ -106,6 +124,7 @@ pub fn build(
         SolveError::Cancelled => BuildError::Cancelled,
     })?;
     operations.save_contexts();
+    operations.tell_unneeded();
     let (ran, cached) = operations.counts();
     let mut outcome = BuildOutcome {
         warnings,

@@ -8,11 +8,12 @@
 //! | [`file`] | copies and new directories, straight into a layer |
 //! | [`exec`] | processes and their mounts (nothing else sees the runner) |
 //!
-//! `results` holds what is known of each vertex, `recall` what the cache knows.
+//! `results` holds what is known of each vertex, `recall` what the cache knows, `explain` why it does not.
 
 mod auth;
 pub mod context;
 pub mod exec;
+mod explain;
 pub mod file;
 pub mod git;
 pub(crate) mod http;
@@ -24,6 +25,7 @@ pub(crate) mod source;
 pub mod tree;
 
 pub use context::Context;
+pub(crate) use explain::Explainer;
 pub use file::{FileOpError, FileRun};
 pub use select::{Selected, select};
 pub use tree::Tree;
@@ -39,7 +41,7 @@ use store::layer::{LayerId, LayerInfo};
 use store::snapshot::View;
 
 use crate::cache::Identity;
-use crate::cache::content_hash::content_digest;
+use crate::cache::content_hash::selected_digest;
 use crate::contexts::git_url::GitUrl;
 use crate::dockerfile::{SourceFile, Span};
 use crate::error::{BuildError, Place, StepError};
@@ -72,6 +74,7 @@ pub(crate) struct Operations<'a> {
     pub(crate) finished: Option<mpsc::Sender<LayerId>>,
     /// The commits that URLs of repositories mean in this build.
     commits: Mutex<BTreeMap<GitUrl, git::Resolved>>,
+    pub(crate) explainer: Explainer<'a>,
     states: Vec<Mutex<VertexState>>,
     context_copies: Mutex<ContextCopies>,
     renewed_caches: Mutex<RenewedCaches>,
@@ -96,6 +99,7 @@ impl<'a> Operations<'a> {
         epoch: Option<i64>,
         now: i64,
         finished: Option<mpsc::Sender<LayerId>>,
+        explainer: Explainer<'a>,
     ) -> Operations<'a> {
         let states = definition
             .vertices()
@@ -116,6 +120,7 @@ impl<'a> Operations<'a> {
             now,
             finished,
             commits: Mutex::default(),
+            explainer,
             states,
             context_copies: Mutex::default(),
             renewed_caches: Mutex::default(),
@@ -158,6 +163,7 @@ impl<'a> Operations<'a> {
             if matches!(step.op, Op::Exec(_) | Op::File(_)) {
                 self.cached.fetch_add(1, Ordering::Relaxed);
             }
+            self.tell_known(vertex, false);
             let name = step.meta.name.clone();
             self.progress.event(ProgressEvent::Cached {
                 vertex: VertexIndex(vertex),
@@ -296,6 +302,7 @@ impl<'a> Operations<'a> {
             }
         }
         let mut selected = Vec::new();
+        let mut lists = Vec::new();
         for action in &file.actions {
             let FileAction::Copy(copy) = action else {
                 continue;
@@ -309,9 +316,12 @@ impl<'a> Operations<'a> {
                     (_, Some(view)) => Tree::RootFs(view.as_fd()),
                     (_, None) => unreachable!("everything but a context has a view"),
                 };
-                selected.push(content_digest(tree, source, self.abort.flag())?);
+                let (digest, list) = selected_digest(tree, source, self.abort.flag())?;
+                selected.push(digest);
+                lists.push(list);
             }
         }
+        self.keep_lists(vertex, lists);
         Ok(selected)
     }
 
@@ -336,13 +346,19 @@ impl<'a> Operations<'a> {
             self.tell_cached(vertex);
             return Ok(());
         }
+        let known = self.known(vertex);
+        self.progress.event(ProgressEvent::Runs {
+            vertex: VertexIndex(vertex),
+            reasons: self.why(vertex, &keys, &known),
+        });
+        let started = Instant::now();
         let info = self.telling(vertex, || match &step.op {
             Op::Exec(exec) => exec::execute(self, vertex, exec),
             Op::File(file) => self.run_file(vertex, file),
             _ => Err(StepError::NoKey),
         })?;
         self.ran.fetch_add(1, Ordering::Relaxed);
-        self.record(vertex, &keys, &info)
+        self.record(vertex, &keys, &info, &known, started.elapsed())
     }
 
     fn run_file(&self, vertex: usize, file: &FileOp) -> Result<LayerInfo, StepError> {

@@ -13,6 +13,10 @@ pub mod scheduler;
 
 use std::time::Duration;
 
+use store::history::BuildId;
+
+use crate::cache::CacheKey;
+use crate::cache::explain::Reason;
 use crate::dockerfile::Problems;
 use crate::graph::{VertexDigest, VertexIndex};
 
@@ -35,6 +39,42 @@ pub enum ProgressEvent {
         name: String,
         /// First line in the Dockerfile, from 1; 0 where there is none.
         line: usize,
+    },
+    /// The build is written into the history.
+    Begun {
+        /// Under this name.
+        build: BuildId,
+    },
+    /// A vertex's result is known; before [`ProgressEvent::Cached`], or alone where nothing needs it.
+    Known {
+        /// Which one.
+        vertex: VertexIndex,
+        /// Whether it is a step, no image or folder.
+        is_step: bool,
+        /// Key of its record.
+        key: Option<CacheKey>,
+        /// How long it took when it ran.
+        took: Option<Duration>,
+        /// Bytes of the files that it made then.
+        bytes: Option<u64>,
+        /// Nothing asks for its files.
+        unneeded: bool,
+    },
+    /// A step is about to run.
+    Runs {
+        /// Which one.
+        vertex: VertexIndex,
+        /// Why, the most telling first.
+        reasons: Vec<Reason>,
+    },
+    /// A step's result is kept; after [`ProgressEvent::Done`].
+    Recorded {
+        /// Which one.
+        vertex: VertexIndex,
+        /// Key of its record.
+        key: CacheKey,
+        /// Bytes of the files that it made.
+        bytes: u64,
     },
     /// A process wrote something.
     Output {

@@ -176,6 +176,7 @@ pub struct Unlisted {
 pub struct History {
     folder: PathBuf,
     index: Arc<Index>,
+    keep: Keep,
 }
 
 /// The journal of a build that runs; the lock goes with it.
@@ -221,11 +222,17 @@ impl Store {
         History {
             folder: self.root().join("builds"),
             index: Arc::clone(self.index_handle()),
+            keep: self.history_keep(),
         }
     }
 }
 
 impl History {
+    /// How much of it is kept.
+    pub fn keep(&self) -> Keep {
+        self.keep
+    }
+
     /// Begins a journal.
     pub fn begin(&self) -> Result<Journal, StoreError> {
         loop {
@@ -259,28 +266,28 @@ impl History {
     }
 
     /// Ends a build: its row is written, and what there is no room for any more goes.
-    pub fn finish(&self, journal: Journal, row: &BuildRow, keep: &Keep) -> Result<(), StoreError> {
-        self.put(row, keep)?;
+    pub fn finish(&self, journal: Journal, row: &BuildRow) -> Result<(), StoreError> {
+        self.put(row)?;
         // Only now: a journal that is not locked has its row.
         drop(journal);
         Ok(())
     }
 
     /// Writes a row, if the build has none, and removes what there is no room for.
-    pub fn put(&self, row: &BuildRow, keep: &Keep) -> Result<(), StoreError> {
+    pub fn put(&self, row: &BuildRow) -> Result<(), StoreError> {
         let removed = self.index.write(|t| {
             insert(t, row)?;
-            trim(t, keep)
+            trim(t, &self.keep)
         })?;
         self.remove_files(&removed)
     }
 
     /// Removes what there is no room for; tells which builds went. With `dry_run`, only tells.
-    pub fn trim(&self, keep: &Keep, dry_run: bool) -> Result<Vec<BuildId>, StoreError> {
+    pub fn trim(&self, dry_run: bool) -> Result<Vec<BuildId>, StoreError> {
         if dry_run {
-            return Ok(self.index.rehearse(|t| trim(t, keep))?);
+            return Ok(self.index.rehearse(|t| trim(t, &self.keep))?);
         }
-        let removed = self.index.write(|t| trim(t, keep))?;
+        let removed = self.index.write(|t| trim(t, &self.keep))?;
         self.remove_files(&removed)?;
         Ok(removed)
     }
@@ -376,6 +383,11 @@ impl History {
             &self.path(id),
             2 * JOURNAL_BYTES_MAX,
         ))?)
+    }
+
+    /// Whether the process of a build lives.
+    pub fn is_running(&self, id: &BuildId) -> Result<bool, StoreError> {
+        Ok(!fs::temp::is_stale(&self.path(id))?)
     }
 
     /// Opens a build's journal; none where its file is gone.
@@ -505,12 +517,12 @@ mod tests {
         }
     }
 
-    fn ended(history: &History, series: u8, keep: &Keep) -> BuildId {
+    fn ended(history: &History, series: u8) -> BuildId {
         let mut journal = history.begin().unwrap();
         assert!(journal.append(b"line\n").unwrap());
         let id = journal.id().clone();
         let row = row(&journal, series);
-        history.finish(journal, &row, keep).unwrap();
+        history.finish(journal, &row).unwrap();
         id
     }
 
@@ -522,7 +534,7 @@ mod tests {
         journal.append(b"one\n").unwrap();
         journal.append_last(b"two\n").unwrap();
         let row = row(&journal, 1);
-        history.finish(journal, &row, &ALL).unwrap();
+        history.finish(journal, &row).unwrap();
         assert_eq!(history.rows().unwrap(), [row.clone()]);
         assert_eq!(history.row(&row.id).unwrap(), Some(row.clone()));
         assert_eq!(history.read(&row.id).unwrap().unwrap(), b"one\ntwo\n");
@@ -543,9 +555,9 @@ mod tests {
     fn the_latest_of_a_series_come_first() {
         let (_dir, store) = crate::tests::store();
         let history = store.history();
-        let first = ended(&history, 1, &ALL);
-        ended(&history, 2, &ALL);
-        let last = ended(&history, 1, &ALL);
+        let first = ended(&history, 1);
+        ended(&history, 2);
+        let last = ended(&history, 1);
         assert_eq!(history.latest(&[1; 32], 9).unwrap(), [last.clone(), first]);
         assert_eq!(history.latest(&[1; 32], 1).unwrap(), [last]);
         assert_eq!(history.latest(&[3; 32], 9).unwrap(), []);
@@ -555,20 +567,26 @@ mod tests {
     fn what_there_is_no_room_for_goes() {
         let (_dir, store) = crate::tests::store();
         let history = store.history();
-        let two = Keep { builds: 2, ..ALL };
-        let ids: Vec<BuildId> = (0..4).map(|_| ended(&history, 1, &two)).collect();
+        let history = History {
+            keep: Keep { builds: 2, ..ALL },
+            ..history
+        };
+        let ids: Vec<BuildId> = (0..4).map(|_| ended(&history, 1)).collect();
         assert_eq!(
             history.latest(&[1; 32], 9).unwrap(),
             [ids[3].clone(), ids[2].clone()]
         );
         assert_eq!(history.read(&ids[0]).unwrap(), None);
-        let young = Keep {
-            age: Duration::ZERO,
-            ..ALL
+        let history = History {
+            keep: Keep {
+                age: Duration::ZERO,
+                ..ALL
+            },
+            ..history
         };
-        assert_eq!(history.trim(&young, true).unwrap().len(), 2);
+        assert_eq!(history.trim(true).unwrap().len(), 2);
         assert_eq!(history.rows().unwrap().len(), 2);
-        assert_eq!(history.trim(&young, false).unwrap().len(), 2);
+        assert_eq!(history.trim(false).unwrap().len(), 2);
         assert_eq!(history.rows().unwrap(), []);
     }
 
@@ -593,8 +611,8 @@ mod tests {
         ];
         expected.sort_by(|a, b| a.id.cmp(&b.id));
         assert_eq!(other.unlisted().unwrap(), expected);
-        other.put(&row, &ALL).unwrap();
-        other.put(&row, &ALL).unwrap();
+        other.put(&row).unwrap();
+        other.put(&row).unwrap();
         let left = other.unlisted().unwrap();
         assert_eq!(
             left,

@@ -26,6 +26,7 @@ use std::time::Duration;
 use crate::content::archive::ArchiveError;
 use crate::content::{Blobs, ContentError};
 use crate::fs::{FsError, Lock};
+use crate::history::Keep;
 use crate::images::{ImageError, Images};
 use crate::index::{Index, IndexError};
 use crate::layers::LayerError;
@@ -119,6 +120,7 @@ pub struct Store {
     images: Images,
     snapshots: Snapshots,
     sessions: Arc<Sessions>,
+    history: Keep,
 }
 
 /// What a store takes as given.
@@ -128,6 +130,8 @@ pub struct OpenOptions {
     pub boot_id: Option<String>,
     /// How long before a session's start a use still protects: the same in all processes that use the store.
     pub grace: Duration,
+    /// How much build history is kept.
+    pub history: Keep,
 }
 
 impl Default for OpenOptions {
@@ -135,6 +139,7 @@ impl Default for OpenOptions {
         OpenOptions {
             boot_id: None,
             grace: GRACE,
+            history: Keep::default(),
         }
     }
 }
@@ -172,6 +177,7 @@ impl Store {
             images,
             snapshots: Snapshots::open(root)?,
             sessions,
+            history: options.history,
         };
         // Stores of earlier versions lack it.
         fs::create_dir(&store.cache_mounts_path())?;
@@ -196,6 +202,10 @@ impl Store {
 
     pub(crate) fn index_handle(&self) -> &Arc<Index> {
         &self.index
+    }
+
+    pub(crate) fn history_keep(&self) -> Keep {
+        self.history
     }
 
     /// The images.

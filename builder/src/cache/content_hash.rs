@@ -58,6 +58,16 @@ pub fn content_digest(
     source: &CopySource,
     cancelled: &AtomicBool,
 ) -> Result<[u8; 32], ContentHashError> {
+    let (digest, _) = selected_digest(tree, source, cancelled)?;
+    Ok(digest)
+}
+
+/// Digest of what `source` selects in `tree`, and what that is: with every file's hash.
+pub(crate) fn selected_digest(
+    tree: Tree<'_>,
+    source: &CopySource,
+    cancelled: &AtomicBool,
+) -> Result<([u8; 32], Selected), ContentHashError> {
     let selected = select(tree, source)?;
     hash_files(tree, &selected, cancelled)?;
     let mut hasher = blake3::Hasher::new();
@@ -71,7 +81,7 @@ pub fn content_digest(
     for found in &selected.matches {
         encoding.add(found)?;
     }
-    Ok(*hasher.finalize().as_bytes())
+    Ok((*hasher.finalize().as_bytes(), selected))
 }
 
 /// Digest of the files that names of users and groups are looked up in, below the root file system `base`.

@@ -8,9 +8,10 @@ use store::{KeyLock, StoreError};
 
 use super::Operations;
 use super::results::{Outcome, stack_layer};
+use crate::cache::explain::Known;
 use crate::cache::{self, CacheKey, CacheRecord, RecordedLayer};
 use crate::error::StepError;
-use crate::graph::{FileAction, Op, VertexIndex};
+use crate::graph::VertexIndex;
 use crate::solve::ProgressEvent;
 
 /// How long to wait between two looks at a lock that another process holds.
@@ -65,6 +66,7 @@ impl Operations<'_> {
             own: record.layer.iter().map(stack_layer).collect(),
             created: Some(record.created),
         });
+        self.state(vertex).found = Some((key, record));
         Ok(true)
     }
 
@@ -95,6 +97,8 @@ impl Operations<'_> {
         vertex: usize,
         keys: &[CacheKey],
         info: &LayerInfo,
+        known: &Known,
+        took: Duration,
     ) -> Result<(), StepError> {
         let step = self.vertex(vertex);
         let op = cache::op_digest(&step.op);
@@ -102,6 +106,8 @@ impl Operations<'_> {
         let mut record = CacheRecord {
             layer: None,
             created,
+            took: Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+            bytes: Some(info.bytes),
         };
         if info.entries > 0 {
             let tree = info.tree.ok_or(StepError::NoKey)?;
@@ -120,19 +126,18 @@ impl Operations<'_> {
                         .layer
                         .is_some_and(|layer| self.store.snapshots().has(&layer.id))
                 {
-                    record = known;
+                    record.layer = known.layer;
+                    record.created = known.created;
                     break;
                 }
             }
         }
-        let selected = self.state(vertex).selected.clone().unwrap_or_default();
-        let selected: Vec<_> = copy_patterns(&step.op).into_iter().zip(selected).collect();
-        let ingredients = cache::ingredients(&step.op, self.base_identity(vertex), &selected);
+        let (ingredients, files) = self.encode_known(known, keys);
         let row = RecordRow {
             op,
             result: record.encode(),
             layers: record.layer.iter().map(|layer| layer.id).collect(),
-            ingredients: serde_json::to_vec(&ingredients).unwrap_or_default(),
+            ingredients,
             created: record.created,
         };
         for key in keys {
@@ -140,6 +145,17 @@ impl Operations<'_> {
                 .index()
                 .record_put(&key.0, &row)
                 .map_err(StoreError::from)?;
+        }
+        if let Some(&key) = keys.first() {
+            if !files.is_empty() {
+                let kept = self.store.index().record_files_put(&key.0, &files);
+                kept.map_err(StoreError::from)?;
+            }
+            self.progress.event(ProgressEvent::Recorded {
+                vertex: VertexIndex(vertex),
+                key,
+                bytes: info.bytes,
+            });
         }
         if let (Some(layer), Some(finished)) = (record.layer, &self.finished) {
             // Nobody listening only means that the layer is prepared later.
@@ -151,20 +167,4 @@ impl Operations<'_> {
         });
         Ok(())
     }
-}
-
-fn copy_patterns(op: &Op) -> Vec<String> {
-    let mut patterns = Vec::new();
-    match op {
-        Op::File(file) => {
-            for action in &file.actions {
-                if let FileAction::Copy(copy) = action {
-                    patterns.extend(copy.sources.iter().map(|source| source.pattern.clone()));
-                }
-            }
-        }
-        Op::Exec(exec) => patterns.extend(exec.selections().map(|(_, path, _)| path.to_owned())),
-        _ => {}
-    }
-    patterns
 }

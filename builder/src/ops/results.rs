@@ -6,9 +6,10 @@ use store::layer::LayerId;
 use store::oci::DiffId;
 
 use super::Operations;
-use crate::cache::{Identity, RecordedLayer};
+use crate::cache::{CacheKey, CacheRecord, Identity, RecordedLayer};
 use crate::contexts::FetchedTree;
 use crate::graph::{Op, Vertex, VertexIndex};
+use crate::ops::Selected;
 
 /// A layer in a stack.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,10 @@ pub(super) struct VertexState {
     pub(super) outcome: Option<Outcome>,
     /// The digests of what its copies select, once they were computed.
     pub(super) selected: Option<Vec<[u8; 32]>>,
+    /// What those are, file by file.
+    pub(super) lists: Option<Vec<Selected>>,
+    /// The record that its outcome was found in.
+    pub(super) found: Option<(CacheKey, CacheRecord)>,
     /// Whether people were told of it already.
     pub(super) told: bool,
 }

@@ -202,6 +202,13 @@ pub(crate) struct Entry {
     xattrs: OnceLock<Xattrs>,
 }
 
+impl Entry {
+    /// Where the link points, if it was looked at.
+    pub(crate) fn known_link(&self) -> Option<&[u8]> {
+        self.link.get().map(Vec::as_slice)
+    }
+}
+
 impl Listing {
     pub(crate) fn find(&self, name: &[u8]) -> Option<usize> {
         self.entries

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::super::tree::{Meta, Place};
 use super::super::{Operations, Tree};
-use crate::cache::content_hash::content_digest;
+use crate::cache::content_hash::selected_digest;
 use crate::error::StepError;
 use crate::graph::op::Encoder;
 use crate::graph::{CopySource, ExecOp, Op};
@@ -19,7 +19,9 @@ pub(crate) fn digest_mounted(
     exec: &ExecOp,
 ) -> Result<Vec<[u8; 32]>, StepError> {
     let inputs = &operations.vertex(vertex).inputs;
-    exec.selections()
+    let mut lists = Vec::new();
+    let digests = exec
+        .selections()
         .map(|(input, path, ignore)| {
             let source = CopySource {
                 input,
@@ -30,14 +32,19 @@ pub(crate) fn digest_mounted(
             let input = inputs[input].0;
             if let Op::Context(context) = &operations.vertex(input).op {
                 let tree = Tree::Context(&operations.contexts[&context.name]);
-                return Ok(content_digest(tree, &source, operations.abort.flag())?);
+                let (content, list) = selected_digest(tree, &source, operations.abort.flag())?;
+                lists.push(list);
+                return Ok(content);
             }
             let view = operations.view(input)?;
             let tree = Tree::RootFs(view.as_fd());
-            let content = content_digest(tree, &source, operations.abort.flag())?;
+            let (content, list) = selected_digest(tree, &source, operations.abort.flag())?;
+            lists.push(list);
             with_top(tree, path, content)
         })
-        .collect()
+        .collect::<Result<_, StepError>>()?;
+    operations.keep_lists(vertex, lists);
+    Ok(digests)
 }
 
 /// Adds the mode and owner of what is mounted itself, which a copy would not show.

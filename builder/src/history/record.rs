@@ -1,0 +1,406 @@
+//! Writing a build's journal while it goes on: a [`ProgressSink`] between the build and whoever shows it.
+//!
+//! What cannot be written is said once, in the log, and keeps no build from going on.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use store::Store;
+use store::history::{BuildRow, BuildStatus, History, Journal};
+use store::oci::Digest;
+
+use super::line::{Line, Planned, VERSION};
+use crate::contexts::MainContext;
+use crate::error::BuildError;
+use crate::graph::op::Encoder;
+use crate::graph::{Definition, Op};
+use crate::request::BuildRequest;
+use crate::solve::{OutputStream, ProgressEvent, ProgressSink};
+
+const SERIES_DOMAIN: &[u8] = b"longshore build series 1";
+
+/// Longest line of an error that a listing keeps, in characters.
+const ERROR_CHARS_MAX: usize = 400;
+
+/// Takes a build's events, writes them down and hands them on.
+pub(crate) struct Recorder {
+    began: Instant,
+    inner: Arc<dyn ProgressSink>,
+    state: Mutex<Option<State>>,
+}
+
+struct State {
+    history: History,
+    journal: Journal,
+    /// Lines that are not written yet: a build in which everything hits writes once.
+    buffer: Vec<u8>,
+    full: bool,
+    row: BuildRow,
+}
+
+/// What is built, as the history names it.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    /// The same for builds that build the same thing: of one context, Dockerfile, target and platform.
+    pub(crate) series: [u8; 32],
+    pub(crate) context: String,
+    pub(crate) dockerfile: String,
+    pub(crate) target: Option<String>,
+    pub(crate) platform: String,
+    pub(crate) tags: Vec<String>,
+}
+
+impl Subject {
+    pub(crate) fn of(request: &BuildRequest) -> Subject {
+        let context = match &request.context {
+            Some(MainContext::Folder(path)) => path.display().to_string(),
+            Some(MainContext::Tree(tree)) => tree.name.clone(),
+            None => String::new(),
+        };
+        let tags = request.tags.iter().map(store::oci::Reference::familiar);
+        Subject {
+            series: series(request),
+            context,
+            dockerfile: request.dockerfile_name.clone(),
+            target: request.target.clone(),
+            platform: request.platform.to_string(),
+            tags: tags.collect(),
+        }
+    }
+}
+
+fn series(request: &BuildRequest) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(SERIES_DOMAIN);
+    let mut sink = Encoder::new(&mut hasher);
+    match &request.context {
+        Some(MainContext::Folder(path)) => {
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            sink.text("folder");
+            sink.bytes(path.as_os_str().as_encoded_bytes());
+        }
+        Some(MainContext::Tree(tree)) => {
+            sink.text("tree");
+            sink.text(&tree.name);
+        }
+        None => sink.text("none"),
+    }
+    let name = std::path::Path::new(&request.dockerfile_name);
+    let name = name.canonicalize().unwrap_or_else(|_| name.to_owned());
+    sink.bytes(name.as_os_str().as_encoded_bytes());
+    sink.text(request.target.as_deref().unwrap_or_default());
+    sink.text(&request.platform.to_string());
+    *hasher.finalize().as_bytes()
+}
+
+impl Recorder {
+    /// Begins a journal, unless the store keeps no history. Events go on to `inner`.
+    pub(crate) fn begin(
+        store: &Store,
+        subject: &Subject,
+        inner: &Arc<dyn ProgressSink>,
+    ) -> Arc<Recorder> {
+        let history = store.history();
+        let state = if history.keep().builds == 0 {
+            None
+        } else {
+            match history.begin() {
+                Ok(journal) => Some(State::new(history, journal, subject)),
+                Err(error) => {
+                    tracing::warn!(%error, "this build will not be in the history");
+                    None
+                }
+            }
+        };
+        if let Some(state) = &state {
+            let build = state.row.id.clone();
+            inner.event(ProgressEvent::Begun { build });
+        }
+        let recorder = Recorder {
+            began: Instant::now(),
+            inner: Arc::clone(inner),
+            state: Mutex::new(state),
+        };
+        recorder.write(|state, _| {
+            let row = &state.row;
+            let line = Line::Build {
+                version: VERSION,
+                started: row.started,
+                series: hex(&row.series),
+                context: row.context.clone(),
+                dockerfile: row.dockerfile.clone(),
+                target: row.target.clone(),
+                platform: subject.platform.clone(),
+                tags: row.tags.clone(),
+            };
+            state.push(&line);
+            // So that a build that is killed at once is known.
+            state.flush();
+        });
+        Arc::new(recorder)
+    }
+
+    /// Writes down what is going to be built.
+    pub(crate) fn planned(&self, definition: &Definition) {
+        self.write(|state, at| {
+            let steps: Vec<Planned> = definition
+                .vertices()
+                .iter()
+                .map(|vertex| Planned {
+                    name: vertex.meta.name.clone(),
+                    kind: kind(&vertex.op).to_owned(),
+                    line: vertex.meta.line,
+                    inputs: vertex.inputs.iter().map(|input| input.0).collect(),
+                })
+                .collect();
+            let counted = definition.vertices().iter();
+            state.row.steps = counted.filter(|vertex| is_step(&vertex.op)).count() as u64;
+            state.push(&Line::Steps { at, steps });
+        });
+    }
+
+    /// Ends the journal. Nothing is written after it.
+    pub(crate) fn end(&self, result: Result<Option<Digest>, &BuildError>) {
+        self.write(|state, at| {
+            let (status, error) = match result {
+                Ok(_) => (BuildStatus::Done, None),
+                Err(BuildError::Cancelled) => (BuildStatus::Cancelled, None),
+                Err(error) => (BuildStatus::Failed, Some(chain(error))),
+            };
+            state.row.status = status;
+            state.row.took = i64::try_from(at).unwrap_or(i64::MAX);
+            state.row.error = error.as_deref().map(one_line);
+            let image = result.ok().flatten();
+            state.push(&Line::End {
+                at,
+                status: status.as_str().to_owned(),
+                error,
+                image: image.map(|image| image.to_string()),
+            });
+        });
+        let Some(mut state) = self.lock().take() else {
+            return;
+        };
+        let ended = match state.journal.append_last(&state.buffer) {
+            Ok(()) => state.history.finish(state.journal, &state.row),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%error, "this build is not in the history");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, write: impl FnOnce(&mut State, u64)) {
+        let at = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if let Some(state) = &mut *self.lock() {
+            write(state, at);
+        }
+    }
+}
+
+impl ProgressSink for Recorder {
+    fn event(&self, event: ProgressEvent) {
+        self.write(|state, at| state.take(at, &event));
+        self.inner.event(event);
+    }
+}
+
+impl State {
+    fn new(history: History, journal: Journal, subject: &Subject) -> State {
+        let row = BuildRow {
+            id: journal.id().clone(),
+            series: subject.series,
+            started: journal.started(),
+            took: 0,
+            status: BuildStatus::Killed,
+            context: subject.context.clone(),
+            dockerfile: subject.dockerfile.clone(),
+            target: subject.target.clone(),
+            tags: subject.tags.clone(),
+            error: None,
+            steps: 0,
+            ran: 0,
+            cached: 0,
+            saved: 0,
+            warnings: 0,
+        };
+        State {
+            history,
+            journal,
+            buffer: Vec::new(),
+            full: false,
+            row,
+        }
+    }
+
+    fn push(&mut self, line: &Line) {
+        serde_json::to_writer(&mut self.buffer, line).expect("lines are texts and numbers");
+        self.buffer.push(b'\n');
+    }
+
+    fn flush(&mut self) {
+        let written = match self.full {
+            true => Ok(true),
+            false => self.journal.append(&self.buffer),
+        };
+        self.buffer.clear();
+        match written {
+            Ok(true) => return,
+            Ok(false) => {
+                let at = 0;
+                self.push(&Line::Full { at });
+            }
+            // As full as can be.
+            Err(error) => tracing::warn!(%error, "the journal of this build ends early"),
+        }
+        self.full = true;
+    }
+
+    fn take(&mut self, at: u64, event: &ProgressEvent) {
+        let line = match event {
+            ProgressEvent::Known {
+                vertex,
+                is_step,
+                key,
+                took,
+                bytes,
+                unneeded,
+            } => {
+                if *is_step {
+                    self.row.cached += 1;
+                    let took = took.map_or(0, |took| took.as_micros());
+                    self.row.saved += i64::try_from(took).unwrap_or(0);
+                }
+                Line::Cached {
+                    at,
+                    step: vertex.0,
+                    key: key.map(|key| hex(&key.0)),
+                    took: took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+                    bytes: *bytes,
+                    unneeded: *unneeded,
+                }
+            }
+            ProgressEvent::Runs { vertex, reasons } => {
+                self.row.ran += 1;
+                Line::Runs {
+                    at,
+                    step: vertex.0,
+                    reasons: reasons.clone(),
+                }
+            }
+            ProgressEvent::Warnings(problems) => {
+                for problem in problems.list() {
+                    self.row.warnings += 1;
+                    let text = problem.render(problems.file(), false);
+                    self.push(&Line::Warning { at, text });
+                }
+                return;
+            }
+            ProgressEvent::Recorded { vertex, key, bytes } => Line::Recorded {
+                at,
+                step: vertex.0,
+                key: hex(&key.0),
+                bytes: *bytes,
+            },
+            ProgressEvent::Started { vertex, .. } => Line::Started { at, step: vertex.0 },
+            ProgressEvent::Output {
+                vertex,
+                stream,
+                bytes,
+            } => {
+                let text = std::str::from_utf8(bytes).ok();
+                Line::Output {
+                    at,
+                    step: vertex.0,
+                    stderr: *stream == OutputStream::Stderr,
+                    text: text.map(str::to_owned),
+                    hex: text.is_none().then(|| to_hex(bytes)),
+                }
+            }
+            ProgressEvent::Done { vertex, .. } => Line::Done { at, step: vertex.0 },
+            ProgressEvent::Failed { vertex, message } => Line::Failed {
+                at,
+                step: vertex.0,
+                message: message.clone(),
+            },
+            ProgressEvent::Note { vertex, text } => Line::Note {
+                at,
+                step: vertex.map(|vertex| vertex.0),
+                text: text.clone(),
+            },
+            ProgressEvent::Transfer {
+                label, done, total, ..
+            } if done == total => Line::Moved {
+                at,
+                label: label.clone(),
+                bytes: *total,
+            },
+            _ => return,
+        };
+        self.push(&line);
+        // Hits follow one another in no time, and are not worth a write each.
+        if !matches!(line, Line::Cached { .. }) {
+            self.flush();
+        }
+    }
+}
+
+/// Whether a vertex counts as a step: images and folders do not.
+pub(crate) fn is_step(op: &Op) -> bool {
+    !matches!(op, Op::Image(_) | Op::Context(_) | Op::Tree(_) | Op::Merge)
+}
+
+fn kind(op: &Op) -> &'static str {
+    match op {
+        Op::Image(_) => "image",
+        Op::Context(_) => "context",
+        Op::Tree(_) => "tree",
+        Op::Http(_) => "http",
+        Op::Git(_) => "git",
+        Op::Exec(_) => "exec",
+        Op::File(_) => "file",
+        Op::Merge => "merge",
+    }
+}
+
+/// An error with its causes, one line each.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let line = cause.to_string();
+        // Transparent errors say the same as their cause.
+        if !text.ends_with(&line) {
+            text.push('\n');
+            text.push_str(&line);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let joined = lines.join(": ");
+    joined.chars().take(ERROR_CHARS_MAX).collect()
+}
+
+fn hex(key: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*key).to_hex().to_string()
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]));
+    digits.collect()
+}
