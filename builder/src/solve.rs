@@ -49,8 +49,6 @@ pub enum ProgressEvent {
     Known {
         /// Which one.
         vertex: VertexIndex,
-        /// Whether it is a step, no image or folder.
-        is_step: bool,
         /// Key of its record.
         key: Option<CacheKey>,
         /// How long it took when it ran.

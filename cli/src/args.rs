@@ -9,10 +9,15 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod call;
+mod history;
 mod output;
 mod steps;
 
 pub use call::{Call, Format, Method};
+pub use history::{
+    ExplainArgs, HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLsArgs, HistoryRmArgs,
+    HistoryShowArgs, ImageHistoryArgs,
+};
 pub use output::{Output, OutputKind};
 pub use steps::StepArgs;
 
@@ -95,8 +100,10 @@ pub enum Command {
     Tag(TagArgs),
     /// Remove images, or one of their names
     Rmi(RmiArgs),
-    /// Show the steps that made an image, newest first
+    /// Show the steps that made an image, newest first; or what builds did
     History(HistoryArgs),
+    /// Tell why the steps of a build ran
+    Explain(ExplainArgs),
     /// Write images to an archive
     Save(SaveArgs),
     /// Read images from an archive
@@ -218,6 +225,9 @@ pub struct BuildArgs {
     /// (`-` is stdout); type=tar writes the root file system as a tar, type=local as a folder.
     #[arg(short, long, value_name = "type=TYPE[,dest=PATH]")]
     pub output: Option<Output>,
+    /// Tell of each step, after the build, why it ran; `longshore explain` tells it later
+    #[arg(long)]
+    pub explain: bool,
     /// Write the image's ID to this file
     #[arg(long, value_name = "FILE")]
     pub iidfile: Option<PathBuf>,
@@ -335,25 +345,6 @@ pub struct RmiArgs {
     /// Remove an image given by ID with all of its names, and do not mind one that is not there
     #[arg(short, long)]
     pub force: bool,
-}
-
-/// `longshore history`.
-#[derive(Args, Debug)]
-#[command(after_help = "Example:
-  longshore history --no-trunc web")]
-pub struct HistoryArgs {
-    /// Name or ID
-    #[arg(value_name = "IMAGE")]
-    pub image: String,
-    /// Print steps in full
-    #[arg(long)]
-    pub no_trunc: bool,
-    /// Print IDs only
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// How to print.
-    #[command(flatten)]
-    pub list: ListArgs,
 }
 
 /// Layout of an image archive.

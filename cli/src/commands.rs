@@ -3,6 +3,8 @@
 mod archive;
 mod build;
 mod call;
+mod explain;
+mod history;
 mod images;
 mod inspect;
 mod interrupt;
@@ -40,7 +42,8 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Inspect(args) => inspect::inspect(context, &args),
         Command::Tag(args) => images::tag(context, &args),
         Command::Rmi(args) => images::rmi(context, &args),
-        Command::History(args) => inspect::history(context, &args),
+        Command::History(args) => history::history(context, &args),
+        Command::Explain(args) => explain::explain(context, &args),
         Command::Du(args) => space::du(context, &args),
         Command::Prune(args) => space::prune(context, &args),
         Command::Login(args) => login::login(context, &args),

@@ -4,10 +4,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use builder::remote::GitSettings;
 use registry_client::{Keychain, Options, Proxies};
-use store::Store;
+use store::history::Keep;
+use store::{OpenOptions, Store};
 
 use crate::args::GlobalArgs;
 use crate::error::{CliError, Kind};
@@ -49,7 +51,34 @@ impl Context {
 
     /// Opens the store, made if it is not there.
     pub fn store(&self) -> Result<Store, CliError> {
-        Ok(Store::open(&self.root()?)?)
+        let options = OpenOptions {
+            history: self.history_keep()?,
+            ..OpenOptions::default()
+        };
+        Ok(Store::open_with(&self.root()?, &options)?)
+    }
+
+    /// How much build history is kept.
+    fn history_keep(&self) -> Result<Keep, CliError> {
+        let mut keep = Keep::default();
+        if let Some(builds) = self.number("LONGSHORE_HISTORY_BUILDS")? {
+            keep.builds = builds;
+        }
+        if let Some(days) = self.number("LONGSHORE_HISTORY_DAYS")? {
+            keep.age = Duration::from_secs(days.saturating_mul(24 * 60 * 60));
+        }
+        Ok(keep)
+    }
+
+    /// A variable that is a number.
+    fn number(&self, name: &str) -> Result<Option<u64>, CliError> {
+        let Some(text) = self.text_variable(name) else {
+            return Ok(None);
+        };
+        text.parse().map(Some).map_err(|_| {
+            let message = format!("{name} is `{text}`: expected a number");
+            CliError::new(Kind::Usage, message)
+        })
     }
 
     /// Docker's `config.json`, which holds credentials.

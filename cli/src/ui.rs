@@ -4,8 +4,11 @@
 //! |---|---|
 //! | [`table`] | listings |
 //! | [`human`] | sizes, ages and times |
+//! | [`verdict`] | why steps ran |
+//! | [`graph_page`] | a build as a page for the browser |
 //! | [`progress`] | a build, a pull or a push while it runs: [`plain`], [`tty`], [`quiet`] or [`rawjson`] |
 
+pub mod graph_page;
 pub mod human;
 pub mod plain;
 pub mod progress;
@@ -13,6 +16,7 @@ pub mod quiet;
 pub mod rawjson;
 pub mod table;
 pub mod tty;
+pub mod verdict;
 
 use std::io::{self, IsTerminal, Write};
 

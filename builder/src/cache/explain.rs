@@ -160,6 +160,11 @@ fn value<'a>(known: &'a Known, name: &str) -> Option<&'a str> {
     known.ingredients.get(name).map(String::as_str)
 }
 
+/// Enough of a digest for people to tell it from another.
+fn short(digits: &str) -> &str {
+    digits.get(..16).unwrap_or(digits)
+}
+
 fn differs(old: &Known, new: &Known, name: &str) -> bool {
     value(old, name) != value(new, name)
 }
@@ -218,12 +223,8 @@ fn base_change(old: &Known, new: &Known) -> Reason {
             Reason::about(Ingredient::BaseImage, name).change(label(old_text), Some(digest))
         }
         (Origin::Step(old_label), Origin::Step(step)) if same_step(old_label, step) => {
-            let short = |known: &Known| {
-                let digits = value(known, "base")?;
-                Some(digits.get(..16).unwrap_or(digits).to_owned())
-            };
             Reason::about(Ingredient::Parent, step)
-                .change(short(old).as_deref(), short(new).as_deref())
+                .change(value(old, "base").map(short), value(new, "base").map(short))
         }
         (_, Origin::Step(step)) => {
             Reason::about(Ingredient::Parent, step).change(label(old_text), Some(step))
@@ -264,7 +265,7 @@ fn compare_sources(old: &Known, new: &Known, reasons: &mut Vec<Reason>) {
             .unwrap_or_default();
         if changed.is_empty() || old_pattern.is_none() || new_pattern.is_none() {
             let name = new_pattern.or(old_pattern).unwrap_or_default();
-            let digest = |known| value(known, &selected).and_then(|digits| digits.get(..16));
+            let digest = |known| value(known, &selected).map(short);
             reasons.push(Reason::about(Ingredient::File, name).change(digest(old), digest(new)));
         }
         more += changed

@@ -385,11 +385,15 @@ fn start(digest: &[u8; 32]) -> [u8; 8] {
 /// Seven bits a byte, the lowest first.
 fn put_number(bytes: &mut Vec<u8>, number: usize) {
     let mut rest = number;
-    while rest >= 0x80 {
-        bytes.push((rest & 0x7f) as u8 | 0x80);
+    loop {
+        let [low, ..] = rest.to_le_bytes();
         rest >>= 7;
+        if rest == 0 {
+            bytes.push(low & 0x7f);
+            return;
+        }
+        bytes.push(low | 0x80);
     }
-    bytes.push((rest & 0x7f) as u8);
 }
 
 fn take_number(bytes: &mut &[u8]) -> Option<usize> {
@@ -503,7 +507,7 @@ mod tests {
         for end in 0..bytes.len() {
             assert_eq!(FileLists::decode(&bytes[..end]), None);
         }
-        let mut longer = bytes.clone();
+        let mut longer = bytes;
         longer.push(0);
         assert_eq!(FileLists::decode(&longer), None);
         let mut huge = vec![VERSION];
@@ -534,7 +538,7 @@ mod tests {
         assert_eq!(two.entries[1], listed("a/e", 3));
         assert_eq!(paths(&two.cut(1)), ["a", "f"]);
         assert_eq!(two.cut(3), two);
-        let mut changed = list.clone();
+        let mut changed = list;
         changed.entries[1].digest = [9; 8];
         assert_ne!(changed.cut(2).entries[0], two.entries[0]);
         assert_eq!(changed.cut(2).entries[1..], two.entries[1..]);

@@ -13,7 +13,7 @@ use super::line::{Line, Planned, VERSION};
 use crate::contexts::MainContext;
 use crate::error::BuildError;
 use crate::graph::op::Encoder;
-use crate::graph::{Definition, Op};
+use crate::graph::{Definition, Op, VertexIndex};
 use crate::request::BuildRequest;
 use crate::solve::{OutputStream, ProgressEvent, ProgressSink};
 
@@ -35,6 +35,8 @@ struct State {
     /// Lines that are not written yet: a build in which everything hits writes once.
     buffer: Vec<u8>,
     full: bool,
+    /// Which vertices count as steps.
+    steps: Vec<bool>,
     row: BuildRow,
 }
 
@@ -154,7 +156,8 @@ impl Recorder {
                 })
                 .collect();
             let counted = definition.vertices().iter();
-            state.row.steps = counted.filter(|vertex| is_step(&vertex.op)).count() as u64;
+            state.steps = counted.map(|vertex| is_step(&vertex.op)).collect();
+            state.row.steps = state.steps.iter().filter(|counts| **counts).count() as u64;
             state.push(&Line::Steps { at, steps });
         });
     }
@@ -233,6 +236,7 @@ impl State {
             journal,
             buffer: Vec::new(),
             full: false,
+            steps: Vec::new(),
             row,
         }
     }
@@ -260,17 +264,20 @@ impl State {
         self.full = true;
     }
 
+    fn counts(&self, vertex: VertexIndex) -> bool {
+        self.steps.get(vertex.0).is_some_and(|counts| *counts)
+    }
+
     fn take(&mut self, at: u64, event: &ProgressEvent) {
         let line = match event {
             ProgressEvent::Known {
                 vertex,
-                is_step,
                 key,
                 took,
                 bytes,
                 unneeded,
             } => {
-                if *is_step {
+                if self.counts(*vertex) {
                     self.row.cached += 1;
                     let took = took.map_or(0, |took| took.as_micros());
                     self.row.saved += i64::try_from(took).unwrap_or(0);
@@ -284,14 +291,11 @@ impl State {
                     unneeded: *unneeded,
                 }
             }
-            ProgressEvent::Runs { vertex, reasons } => {
-                self.row.ran += 1;
-                Line::Runs {
-                    at,
-                    step: vertex.0,
-                    reasons: reasons.clone(),
-                }
-            }
+            ProgressEvent::Runs { vertex, reasons } => Line::Runs {
+                at,
+                step: vertex.0,
+                reasons: reasons.clone(),
+            },
             ProgressEvent::Warnings(problems) => {
                 for problem in problems.list() {
                     self.row.warnings += 1;
@@ -306,7 +310,10 @@ impl State {
                 key: hex(&key.0),
                 bytes: *bytes,
             },
-            ProgressEvent::Started { vertex, .. } => Line::Started { at, step: vertex.0 },
+            ProgressEvent::Started { vertex, .. } => {
+                self.row.ran += u64::from(self.counts(*vertex));
+                Line::Started { at, step: vertex.0 }
+            }
             ProgressEvent::Output {
                 vertex,
                 stream,
@@ -350,7 +357,7 @@ impl State {
 }
 
 /// Whether a vertex counts as a step: images and folders do not.
-pub(crate) fn is_step(op: &Op) -> bool {
+fn is_step(op: &Op) -> bool {
     !matches!(op, Op::Image(_) | Op::Context(_) | Op::Tree(_) | Op::Merge)
 }
 

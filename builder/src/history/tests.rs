@@ -56,7 +56,6 @@ fn run(recorder: &Recorder, fails: bool) {
     let first = VertexIndex(0);
     recorder.event(ProgressEvent::Known {
         vertex: first,
-        is_step: true,
         key: Some(CacheKey([7; 32])),
         took: Some(Duration::from_secs(3)),
         bytes: Some(5),
@@ -174,7 +173,7 @@ fn torn_journals_are_read_as_far_as_they_go() {
         let build = BuildHistory::read(&store, &id).unwrap();
         assert_eq!(build.is_some(), end >= first, "{end}");
     }
-    let mut odd = whole.clone();
+    let mut odd = whole;
     odd.splice(
         first + 1..first + 1,
         *b"\xff{\"is\":\"cached\",\"at\":1,\"step\":99}\n{}\n",

@@ -254,12 +254,10 @@ impl Operations<'_> {
 
     /// Tells what the cache knew of a vertex.
     pub(super) fn tell_known(&self, vertex: usize, unneeded: bool) {
-        let is_step = crate::history::record::is_step(&self.vertex(vertex).op);
         let found = self.state(vertex).found.clone();
         let record = found.as_ref().map(|(_, record)| record);
         self.progress.event(ProgressEvent::Known {
             vertex: VertexIndex(vertex),
-            is_step,
             key: found.as_ref().map(|(key, _)| *key),
             took: record
                 .and_then(|record| record.took)

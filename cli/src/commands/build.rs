@@ -50,7 +50,7 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
         build_args.entry(EPOCH.to_owned()).or_insert(epoch);
     }
     let display = Display::new(context.ui, how);
-    let sink = display.sink();
+    let (named, sink) = super::explain::Named::before(display.sink());
     let run = super::steps::settings(context, &args.steps)?;
     let main = sources::main_request(args, &build_args, run);
     let mut stdin = sources::Input::new(&cancel);
@@ -69,6 +69,9 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     super::sync::soon(&store);
     if built.is_err() {
         outcome::warn(context, how, &warnings);
+    }
+    if args.explain {
+        named.explain(context, &store)?;
     }
     let outcome = built?;
     if let (Some(image), Some(file)) = (&outcome.image, &args.iidfile) {

@@ -9,7 +9,7 @@ use store::oci::{DiffId, History, Reference};
 
 use super::images::created;
 use super::{find_image, now};
-use crate::args::{HistoryArgs, InspectArgs, ListFormat};
+use crate::args::{ImageHistoryArgs, InspectArgs, ListFormat};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::ui::human;
@@ -69,10 +69,11 @@ struct Step<'a> {
     bytes: u64,
 }
 
-/// `longshore history`.
-pub fn history(context: &Context, args: &HistoryArgs) -> Result<ExitCode, CliError> {
+/// `longshore history IMAGE`.
+pub fn history(context: &Context, args: &ImageHistoryArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
-    let image = find_image(&store, &args.image)?;
+    let name = args.image.as_deref().unwrap_or_default();
+    let image = find_image(&store, name)?;
     let config = store.images().config(&image.id)?;
     let mut layers = config.rootfs.diff_ids.iter();
     let mut steps = Vec::new();
@@ -98,7 +99,7 @@ pub fn history(context: &Context, args: &HistoryArgs) -> Result<ExitCode, CliErr
 
 fn print_history(
     context: &Context,
-    args: &HistoryArgs,
+    args: &ImageHistoryArgs,
     image: &ImageRow,
     steps: &[Step<'_>],
 ) -> Result<(), CliError> {

@@ -71,7 +71,11 @@ fn name(kind: UsageKind) -> &'static str {
 
 /// `longshore prune`.
 pub fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode, CliError> {
-    let report = context.store()?.prune(&PruneOptions {
+    let store = context.store()?;
+    // Builds that were killed count as ended from now on.
+    builder::history::list(&store)?;
+    let builds = store.history().trim(args.dry_run)?;
+    let report = store.prune(&PruneOptions {
         until: None,
         cache: args.all,
         images: PruneImages::Nameless,
@@ -82,6 +86,9 @@ pub fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode, CliError> 
     } else {
         "Deleted"
     };
+    for build in builds {
+        context.ui.line(&format!("{verb} build {build}"))?;
+    }
     for item in &report.items {
         let what = match item {
             Pruned::Image { id, .. } => format!("image {id}"),

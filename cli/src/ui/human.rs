@@ -25,6 +25,17 @@ pub fn size(bytes: u64) -> String {
     format!("{digits}{}", UNITS[unit])
 }
 
+/// `12ms`, `1.2s`, `2m05s`, `1h02m`, from microseconds.
+pub fn micros(micros: u64) -> String {
+    let seconds = micros / 1_000_000;
+    match seconds {
+        0 if micros < 100_000 => format!("{}ms", micros.div_ceil(1000)),
+        0..60 => format!("{}.{}s", seconds, micros % 1_000_000 / 100_000),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
 /// `3 hours ago`, from a distance in seconds; a time to come counts as now.
 pub fn ago(seconds: i64) -> String {
     let minutes = seconds / 60;
@@ -49,6 +60,19 @@ pub fn ago(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations() {
+        let check = |value, text: &str| assert_eq!(micros(value), text);
+        check(0, "0ms");
+        check(1, "1ms");
+        check(99_000, "99ms");
+        check(100_000, "0.1s");
+        check(59_999_999, "59.9s");
+        check(60_000_000, "1m00s");
+        check(3_599_000_000, "59m59s");
+        check(3_720_000_000, "1h02m");
+    }
 
     #[test]
     fn sizes() {

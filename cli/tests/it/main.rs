@@ -9,6 +9,7 @@
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
 //! | [`copy`] | linked layers, here-documents, missing paths |
+//! | [`explain`] | why steps ran, and what is remembered of builds |
 //! | [`transfer`] | registries, archives, credentials, listings |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`progress`] | what a build says while it runs |
@@ -33,6 +34,7 @@ mod checks;
 mod contexts;
 mod copy;
 mod examples;
+mod explain;
 mod help;
 mod interop;
 mod progress;

@@ -152,7 +152,7 @@ fn files_are_named_with_what_differs() {
     // The lists agree, so it is something that they do not hold: an extended attribute.
     let same = Known {
         files: old.files.clone(),
-        ..new.clone()
+        ..new
     };
     check(&old, &same, &["file .: 00 > 01"]);
     let many: Vec<(String, u16, u8)> = (10..30).map(|n| (format!("f{n}"), 0, 1)).collect();
