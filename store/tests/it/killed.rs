@@ -35,6 +35,7 @@ fn open(root: &Path) -> Result<Store, store::StoreError> {
     let options = OpenOptions {
         boot_id: None,
         grace: Duration::ZERO,
+        ..OpenOptions::default()
     };
     Store::open_with(root, &options)
 }
