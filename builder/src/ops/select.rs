@@ -8,6 +8,7 @@
 //! With `--parents` what is selected is a directory, the root or what stands before `/./`, and of its contents what the
 //! pattern covers, as `.dockerignore` would, with the directories above. No link in the pattern is followed then.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,6 +21,9 @@ const NEAR_MAX: usize = 3;
 
 /// Names listed in place of one that nothing is near to, at most.
 const LISTED_MAX: usize = 5;
+
+/// Directories searched for a name that is missing where it was looked for, at most.
+const SEARCHED_MAX: usize = 1_000;
 
 /// Names compared with a missing one, at most: beyond it the hint is not worth the time.
 const NEAR_CANDIDATES_MAX: usize = 10_000;
@@ -502,10 +506,16 @@ impl Selector<'_> {
             .filter(|(_, entry)| shown(entry))
             .collect();
         near.sort_by_key(|(distance, _)| *distance);
+        let mut near: Vec<_> = near
+            .iter()
+            .take(NEAR_MAX)
+            .map(|(_, entry)| show(&join(dir, &entry.name)))
+            .collect();
+        if near.is_empty() {
+            near = self.elsewhere(name);
+        }
         if !near.is_empty() {
-            let near = near.iter().take(NEAR_MAX);
-            let near = near.map(|(_, entry)| show(&join(dir, &entry.name)));
-            return Hint::Near(near.collect());
+            return Hint::Near(near);
         }
         let entries = listing
             .entries
@@ -520,6 +530,39 @@ impl Selector<'_> {
             more: names.len().saturating_sub(LISTED_MAX),
             names: names.into_iter().take(LISTED_MAX).collect(),
         }
+    }
+}
+
+impl Selector<'_> {
+    /// Where in the tree there is something called `name`, the nearest to the root first.
+    fn elsewhere(&self, name: &[u8]) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut dirs = VecDeque::from([Vec::new()]);
+        for _ in 0..SEARCHED_MAX {
+            let Some(dir) = dirs.pop_front() else {
+                break;
+            };
+            // What cannot be read gives no hint.
+            let Ok(listing) = self.tree.list(&dir) else {
+                continue;
+            };
+            for entry in &listing.entries {
+                let path = join(&dir, &entry.name);
+                let is_dir = entry.meta.kind == Kind::Dir;
+                match verdict(&self.ignore, &path, is_dir) {
+                    Verdict::Left => continue,
+                    Verdict::Copied if entry.name == name => found.push(show(&path)),
+                    _ => {}
+                }
+                if found.len() == NEAR_MAX {
+                    return found;
+                }
+                if is_dir && dirs.len() < SEARCHED_MAX {
+                    dirs.push_back(path);
+                }
+            }
+        }
+        found
     }
 }
 
