@@ -15,10 +15,12 @@
 //!
 //! Nothing is visible outside init's namespace, and all of it goes when the last process does.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -27,7 +29,7 @@ use rustix::mount::{
 };
 
 use crate::error::StartError;
-use crate::spec::{NetworkMode, Root, SandboxSpec};
+use crate::spec::{NetworkMode, ProcessSpec, Root, SandboxSpec};
 use crate::stubs::{Stub, Tree, open_in_root, reach};
 use crate::sys;
 
@@ -163,7 +165,7 @@ pub(crate) fn build(
         builder.mask()?;
     }
     if spec.process.make_cwd {
-        make_directories(builder.tree, &spec.process.cwd)?;
+        make_working_directory(builder.tree, &spec.process)?;
     }
     if spec.read_only {
         sys::set_mount_attributes(root.as_fd(), RDONLY.bits().into(), false)
@@ -496,11 +498,22 @@ impl Builder<'_> {
 }
 
 /// Makes a working directory; unlike a stub it is meant to stay.
-fn make_directories(tree: Tree<'_>, path: &str) -> Result<(), StartError> {
-    reach(tree, path, true, &mut |_| {})
-        .map(drop)
+fn make_working_directory(tree: Tree<'_>, process: &ProcessSpec) -> Result<(), StartError> {
+    let mut made = Vec::new();
+    reach(tree, &process.cwd, true, &mut |stub| made.push(stub.path))
+        .and_then(|_| {
+            let owned = made.iter().filter(|_| process.own_cwd);
+            let owner = (
+                Some(Uid::from_raw(process.user.uid)),
+                Some(Gid::from_raw(process.user.gid)),
+            );
+            owned.into_iter().try_for_each(|path| {
+                let path = OsStr::from_bytes(path);
+                chownat(tree.root, path, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
+            })
+        })
         .map_err(|errno| StartError::WorkingDirectory {
-            path: path.to_owned(),
+            path: process.cwd.clone(),
             errno: errno.into(),
         })
 }

@@ -97,6 +97,8 @@ pub struct ProcessSpec {
     pub cwd: String,
     /// Whether a missing working directory is made (0755, owned by the sandbox's root).
     pub make_cwd: bool,
+    /// Whether what is made of it belongs to the user, and not to root.
+    pub own_cwd: bool,
     /// Who the process runs as.
     pub user: User,
     /// Whether the process gets a terminal of its own; its standard streams are then that terminal.
@@ -113,6 +115,7 @@ impl ProcessSpec {
             env: vec![format!("PATH={DEFAULT_PATH}")],
             cwd: "/".into(),
             make_cwd: false,
+            own_cwd: false,
             user: User::root(),
             terminal: false,
             terminal_size: None,

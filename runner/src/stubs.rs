@@ -61,7 +61,7 @@ pub fn make_stubs(dir: &Path) -> io::Result<()> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stub {
     /// Its path beneath the root, links resolved, as bytes.
-    path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// Whether it is a directory.
     directory: bool,
     /// If the upper directory held a whiteout in its place, the time of that.

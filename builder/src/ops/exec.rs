@@ -82,6 +82,7 @@ pub(crate) fn execute(
         env,
         cwd: exec.cwd.clone(),
         make_cwd: true,
+        own_cwd: true,
         user,
         ..ProcessSpec::new(exec.argv.iter().cloned())
     };

@@ -10,6 +10,7 @@
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
 //! | [`copy`] | linked layers, here-documents, missing paths |
 //! | [`explain`] | why steps ran, and what is remembered of builds |
+//! | [`reference`] | the examples in the reference of the language |
 //! | [`transfer`] | registries, archives, credentials, listings |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`progress`] | what a build says while it runs |
@@ -38,6 +39,7 @@ mod explain;
 mod help;
 mod interop;
 mod progress;
+mod reference;
 mod remote;
 mod rootless;
 mod run;

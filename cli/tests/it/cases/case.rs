@@ -242,7 +242,12 @@ impl Case {
                 "error.txt"
             }
             Built::Refused { code, stderr } => {
-                let text = format!("exit {code}\n{stderr}");
+                // What is only a warning may change with the checks.
+                let lines = stderr.split_inclusive('\n');
+                let said: String = lines
+                    .skip_while(|line| !line.starts_with("error") && !line.starts_with("---"))
+                    .collect();
+                let text = format!("exit {code}\n{said}");
                 fs::write(self.folder.join("error.txt"), text).unwrap();
                 "image.txt"
             }

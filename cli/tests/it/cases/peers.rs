@@ -33,7 +33,6 @@ fn build_in(
     case: &Case,
     build: impl FnOnce(&Path, &Path) -> Result<(), Built>,
 ) -> Built {
-    // A path of its own: BuildKit takes files of the same path, size and time for the same.
     let folder = place.join("cases").join(case.name());
     std::fs::create_dir_all(&folder).unwrap();
     case.set_up(&folder);
@@ -177,6 +176,10 @@ impl Builder for Peer {
             }
         });
         self.loaded = loaded;
+        if self.origin == Origin::BuildKit {
+            // It takes files of the same name, size and time for those of the case before.
+            Ran::of(self.command().args(["builder", "prune", "-a", "-f"])).ok();
+        }
         let built = build_in(&place, case, |folder, archive| {
             let name = "longshore-case";
             let mut command = self.command();

@@ -15,7 +15,7 @@
 //! owner PATH UID:GID           a link itself, not what it names
 //! time PATH SECONDS
 //! xattr PATH NAME VALUE
-//! tar PATH FOLDER [FLAG]       packs a folder; FLAG is for `tar`: -z, -j, -J, --zstd, …
+//! tar PATH FOLDER [WORD…]      packs a folder, or the names in it that are among the words; flags are for `tar`
 //! git PATH                     makes a folder a repository with one commit
 //! ```
 
@@ -100,10 +100,12 @@ impl Setup<'_> {
                 let mut tar = Command::new("tar");
                 tar.args(["--sort=name", "--numeric-owner", "-c", "-f"])
                     .arg(&path)
-                    .args(flags)
                     .arg("-C")
                     .arg(from)
-                    .arg(".");
+                    .args(flags);
+                if flags.iter().all(|flag| flag.starts_with('-')) {
+                    tar.arg(".");
+                }
                 assert!(tar.status().unwrap().success(), "{line}");
             }
             ("git", []) => {
