@@ -9,12 +9,14 @@
 //!
 //! Experimental rules are looked for with all experimental rules on, the others with none.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use builder::checks::{self, Report, Rule, Subject};
 use builder::dockerfile::{SourceFile, parse};
+use builder::lower::LowerRequest;
+use builder::subrequests::{outline, targets};
 
 use crate::dockerfiles::{CaseRequest, lower_fully};
 
@@ -411,4 +413,51 @@ fn the_examples_of_the_index_can_be_built() {
     for example in examples {
         check(example, &[]);
     }
+}
+
+/// The cases of the language with each line left out, doubled or cut: whatever is said lies in the file.
+#[test]
+fn damaged_files_are_looked_at() {
+    let folder = workspace().join("testdata/dockerfiles");
+    let argument = (
+        checks::settings::BUILD_ARG.to_owned(),
+        "experimental=all".to_owned(),
+    );
+    let build_args = BTreeMap::from([argument]);
+    let mut looked = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let Ok(text) = fs::read_to_string(entry.unwrap().path().join("Dockerfile")) else {
+            continue;
+        };
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        for (index, line) in lines.iter().enumerate() {
+            let half = line.char_indices().nth(line.chars().count() / 2);
+            let half = &line[..half.map_or(0, |(at, _)| at)];
+            for changed in [String::new(), line.repeat(2), half.to_owned()] {
+                let damaged = lines[..index].concat() + &changed + &lines[index + 1..].concat();
+                let source = SourceFile::new("Dockerfile", damaged.as_str());
+                let (dockerfile, said) = parse(&damaged);
+                // Also what has errors: `--check` shows what it can.
+                let stages = (0..dockerfile.stages.len()).collect();
+                let subject = Subject {
+                    dockerfile: &dockerfile,
+                    source: &source,
+                    stages: &stages,
+                    build_args: &build_args,
+                };
+                let report = checks::report(&subject, said).unwrap();
+                for finding in report.findings.iter().chain(&report.warnings) {
+                    assert!(damaged.get(finding.span.range()).is_some(), "{damaged}");
+                }
+                let images = BTreeMap::new();
+                let platform = store::oci::Platform::host();
+                let request = LowerRequest::new(&dockerfile, &source, &platform, &images);
+                let targets = targets::targets(&dockerfile, &source);
+                assert!(targets.targets.len() <= dockerfile.stages.len());
+                let _ = outline::outline(&request);
+                looked += 1;
+            }
+        }
+    }
+    assert!(looked > 1000, "{looked}");
 }
