@@ -16,6 +16,8 @@ pub enum UsageKind {
     BuildCache,
     /// Directories that steps keep between builds.
     CacheMounts,
+    /// Bare repositories that builds fetched into.
+    GitMirrors,
     /// Configs, manifests and compressed layers.
     Blobs,
     /// What is being made, or was left by a killed process.
@@ -44,7 +46,7 @@ pub struct UsageItem {
 pub struct UsageRow {
     /// Which kind.
     pub kind: UsageKind,
-    /// How many: images, cache records' layers, cache mounts, blobs, temporary entries, cache records.
+    /// How many: images, cache records' layers, cache mounts, git repositories, blobs, temporary entries, cache records.
     pub count: u64,
     /// How many of them are in use: kept by a lease, or used by a live process.
     pub in_use: u64,
@@ -143,6 +145,17 @@ impl Store {
                 name: row.name,
             });
         }
+        for row in self.mirrors()? {
+            let path = self.mirrors_path().join(&row.name);
+            let is_free = self.is_mirror_free(&row.name)?;
+            items.push(UsageItem {
+                kind: UsageKind::GitMirrors,
+                bytes: fs::disk_usage(&path, &mut seen)?,
+                last_used: row.last_used,
+                reclaimable: is_free && row.last_used.is_none_or(|used| used < live),
+                name: row.name,
+            });
+        }
         let tmp = self.root.join("tmp");
         for name in fs::list(&tmp)? {
             let path = tmp.join(&name);
@@ -197,6 +210,7 @@ impl Store {
             UsageKind::Images,
             UsageKind::BuildCache,
             UsageKind::CacheMounts,
+            UsageKind::GitMirrors,
             UsageKind::Blobs,
             UsageKind::Temporary,
             UsageKind::Index,
