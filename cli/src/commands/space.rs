@@ -66,6 +66,7 @@ fn name(kind: UsageKind) -> &'static str {
         UsageKind::GitMirrors => "Git Repositories",
         UsageKind::Blobs => "Blobs",
         UsageKind::Temporary => "Temporary",
+        UsageKind::History => "Build History",
         UsageKind::Index => "Index",
     }
 }
