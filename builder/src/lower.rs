@@ -278,15 +278,15 @@ struct Lowering<'a> {
 
 /// What lowering a Dockerfile may cost, in the unit of words' costs: variables that double one another, and thousands
 /// of steps that each repeat thousands of arguments in their history, get an answer instead of all memory there is.
-/// It allows for 256 MiB of text.
-const COST_MAX: usize = 1 << 31;
+/// It allows for 128 MiB of text.
+const COST_MAX: usize = 1 << 30;
 
 /// What a byte of history, or of a step's environment, costs.
 const BYTE_COST: usize = 8;
 
 /// More findings than anybody reads, and more suggestions: each is looked for among all that would have been right.
 const WARNINGS_MAX: usize = 10_000;
-const SUGGESTIONS_MAX: usize = 200;
+const SUGGESTIONS_MAX: usize = 20;
 
 /// A stage after some of its instructions.
 #[derive(Clone)]
@@ -506,7 +506,10 @@ impl Lowering<'_> {
                 self.spend(step, expanded.cost)?;
                 Ok(expanded)
             }
-            Err(error) => self.refuse(scope::cannot_expand(text, &error, span)),
+            Err(error) => {
+                let message = format!("cannot expand `{text}`: {error}");
+                self.refuse(Diagnostic::error(span, message))
+            }
         }
     }
 

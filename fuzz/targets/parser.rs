@@ -55,7 +55,8 @@ fn check_instruction(text: &str, instruction: &Instruction) {
     assert_eq!(text[instruction.span.range()].chars().next(), first);
     for flag in &instruction.flags {
         check_span(text, flag.span);
-        assert!(text[flag.span.range()].starts_with("--"));
+        // The second dash may stand behind an escape and a line's end.
+        assert!(text[flag.span.range()].starts_with('-'));
     }
     for heredoc in &instruction.heredocs {
         check_span(text, heredoc.word);

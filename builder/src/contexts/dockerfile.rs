@@ -49,12 +49,16 @@ pub enum DockerfileError {
         path: String,
     },
     /// It is not text.
-    #[error("`{path}` is not text: it is not UTF-8 from byte {offset} on")]
+    #[error("`{path}` is not UTF-8: byte 0x{byte:02x} in line {line}, column {column}")]
     NotText {
         /// The file.
         path: String,
-        /// Bytes before the first wrong one.
-        offset: usize,
+        /// The first wrong byte.
+        byte: u8,
+        /// Its line, from 1.
+        line: usize,
+        /// Its column in characters, from 1.
+        column: usize,
     },
     /// A tree cannot be read.
     #[error(transparent)]
@@ -199,9 +203,16 @@ pub fn read_text(file: impl Read, path: &Path) -> Result<String, DockerfileError
             path: path.display().to_string(),
         });
     }
-    String::from_utf8(bytes).map_err(|error| DockerfileError::NotText {
-        path: path.display().to_string(),
-        offset: error.utf8_error().valid_up_to(),
+    String::from_utf8(bytes).map_err(|error| {
+        let (bytes, at) = (error.as_bytes(), error.utf8_error().valid_up_to());
+        let before = String::from_utf8_lossy(&bytes[..at]);
+        let last_line = before.rsplit('\n').next().unwrap_or_default();
+        DockerfileError::NotText {
+            path: path.display().to_string(),
+            byte: bytes[at],
+            line: before.split('\n').count(),
+            column: last_line.chars().count() + 1,
+        }
     })
 }
 
@@ -319,7 +330,11 @@ mod tests {
             assert_eq!(said, expect);
         };
         check(b"FROM a", "FROM a");
-        check(b"ab\xff", "`f` is not text: it is not UTF-8 from byte 2 on");
+        check(b"ab\xff", "`f` is not UTF-8: byte 0xff in line 1, column 3");
+        check(
+            "FROM a\n# ä".as_bytes().split_last().unwrap().1,
+            "`f` is not UTF-8: byte 0xc3 in line 2, column 3",
+        );
         let long = vec![b' '; 17 << 20];
         check(
             &long,

@@ -69,8 +69,15 @@ impl<'a> Lexer<'a> {
             text: String::new(),
             parts: Vec::new(),
             span: Span::new(start, start),
+            too_long: false,
             blank_line: None,
         };
+        // The first line has been read already.
+        let long = self.long_lines.len();
+        joined.too_long = self
+            .long_lines
+            .last()
+            .is_some_and(|span| span.start == first.start);
         let mut continued = joined.add(self.text, start, first, escape);
         while continued {
             let Some(line) = self.next_line() else { break };
@@ -85,6 +92,7 @@ impl<'a> Lexer<'a> {
             }
             continued = joined.add(self.text, line.start, line, escape);
         }
+        joined.too_long |= self.long_lines.len() > long;
         joined
     }
 
@@ -117,6 +125,8 @@ pub(super) struct LogicalLine {
     parts: Vec<(usize, usize)>,
     /// From its first letter to the end of its last line that counts.
     pub(super) span: Span,
+    /// One of its lines is longer than allowed, so that it need not be read.
+    pub(super) too_long: bool,
     /// The first line with nothing in it between its lines.
     pub(super) blank_line: Option<Span>,
 }

@@ -25,8 +25,11 @@ const DEPTH_MAX: usize = 64;
 /// over long values, get an answer as well.
 const COST_MAX: usize = 1 << 27;
 
-/// What a byte of a variable's value costs: it is kept, a pattern's step is not. With [`COST_MAX`], 16 MiB of text.
+/// What a byte of a variable's value costs. With [`COST_MAX`], 16 MiB of text.
 const BYTE_COST: usize = 8;
+
+/// What a step of a pattern costs.
+const STEP_COST: usize = 16;
 
 /// Why a word cannot be expanded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +88,7 @@ pub struct Expanded {
     pub words: Vec<String>,
     /// Variables that were used and are not set, without those given a default.
     pub unset: BTreeSet<String>,
-    /// What it took: steps of patterns, and eight for each byte of a variable's value.
+    /// What it took: sixteen for each step of a pattern, and eight for each byte of a variable's value.
     pub cost: usize,
 }
 
@@ -516,9 +519,10 @@ impl Pattern {
         Ok(Pattern(tokens))
     }
 
-    /// Steps that matching it against a value takes at most.
+    /// What matching it against a value costs at most.
     fn cost(&self, value: &str) -> usize {
-        (self.0.len() + 1).saturating_mul(value.len() + 1)
+        let steps = (self.0.len() + 1).saturating_mul(value.len() + 1);
+        steps.saturating_mul(STEP_COST)
     }
 
     /// Where the longest match ends that begins at each byte of a value; the last entry is for the value's end.

@@ -9,3 +9,4 @@ mod checks;
 mod copy;
 mod dockerfiles;
 mod graph_dump;
+mod limits;

@@ -470,12 +470,18 @@ fn a_missing_path_gets_a_hint() {
     "#]],
     );
     // It is elsewhere.
-    on_project("COPY keep.txt /", &expect![[r#"
+    on_project(
+        "COPY keep.txt /",
+        &expect![[r#"
         error: `/keep.txt`: not found, did you mean `/src/deep/keep.txt`?
-    "#]]);
-    on_project("COPY empty/lib.rs /", &expect![[r#"
+    "#]],
+    );
+    on_project(
+        "COPY empty/lib.rs /",
+        &expect![[r#"
         error: `/empty/lib.rs`: not found, did you mean `/src/lib.rs`?
-    "#]]);
+    "#]],
+    );
     on_project(
         "COPY unrelated /",
         &expect![[r#"
