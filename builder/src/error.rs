@@ -42,6 +42,8 @@ pub enum BuildError {
         reference: Box<Reference>,
         /// Where the Dockerfile names it.
         place: Box<Place>,
+        /// The stage that may have been meant: what is to be said of it.
+        stage: Option<String>,
         /// What happened.
         #[source]
         source: Box<StepError>,
@@ -145,11 +147,20 @@ impl BuildError {
                 ..
             } => {
                 let diagnostic = Diagnostic::error(place.span, source.to_string());
-                (place, causes(diagnostic, source.source()))
+                let mut diagnostic = causes(diagnostic, source.source());
+                diagnostic.help = source.advice();
+                (place, diagnostic)
             }
-            BuildError::Base { place, source, .. } => {
+            BuildError::Base {
+                place,
+                stage,
+                source,
+                ..
+            } => {
                 let diagnostic = Diagnostic::error(place.span, self.to_string());
-                (place, causes(diagnostic, Some(source.as_ref())))
+                let mut diagnostic = causes(diagnostic, Some(source.as_ref()));
+                diagnostic.help.clone_from(stage);
+                (place, diagnostic)
             }
             _ => return Vec::new(),
         };
@@ -348,6 +359,50 @@ pub enum StepError {
     /// An operation that has no result of its own was asked for one: a bug in lowering.
     #[error("this operation cannot be run on its own (a bug in longshore)")]
     NoKey,
+}
+
+impl StepError {
+    /// What may be done about it, where that can be told.
+    fn advice(&self) -> Option<String> {
+        match self {
+            StepError::Process {
+                command, status, ..
+            } => exit_advice(command, *status),
+            StepError::Sandbox(runner::SandboxError::Start(
+                runner::StartError::CommandNotFound { command, .. },
+            )) if command.contains(' ') => Some(format!(
+                "the first string is the program alone; for a shell: `RUN {command}`"
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// What an exit code says beside itself.
+fn exit_advice(command: &str, status: i32) -> Option<String> {
+    /// Exit codes from here on are signals that ended the process.
+    const SIGNALS: i32 = 128;
+    let script = command.strip_prefix("/bin/sh -c ").unwrap_or(command);
+    Some(match status {
+        127 if script.trim_start().starts_with('[') => {
+            "what begins with `[` is a command like any other unless it is JSON: strings in \
+             double quotes, commas between them, and none after the last"
+                .to_owned()
+        }
+        126 => "126 is what a shell says of a file that cannot be executed: `chmod +x`, or \
+                `COPY --chmod=755`"
+            .to_owned(),
+        127 => "127 is what a shell says of a command that is not there; or of a script that is, \
+                when the interpreter in its first line is missing"
+            .to_owned(),
+        137 => "137 is SIGKILL: killed from outside, most often for want of memory".to_owned(),
+        139 => "139 is SIGSEGV: the program crashed".to_owned(),
+        143 => "143 is SIGTERM: something asked the process to end".to_owned(),
+        _ if status > SIGNALS && status < SIGNALS + 32 => {
+            format!("{status} is signal {}", status - SIGNALS)
+        }
+        _ => return None,
+    })
 }
 
 /// Why a result could not be put where it was asked for.

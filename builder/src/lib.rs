@@ -32,7 +32,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use store::Store;
 
 use contexts::{MainContext, NamedContext};
-use dockerfile::{Diagnostic, Dockerfile, Problems, SourceFile, Span, Word};
+use dockerfile::{Diagnostic, Dockerfile, InstructionKind, Problems, SourceFile, Span, Word};
 use error::{BuildError, Place};
 use graph::{Definition, Op};
 use history::record::{Recorder, Subject};
@@ -202,6 +202,7 @@ fn plan(
                     file: source.clone(),
                     span: image.span,
                 }),
+                stage: stage_meant(&parsed, &image.request.reference),
                 source: Box::new(error),
             })?;
             images.insert(image.request, resolved);
@@ -254,6 +255,25 @@ fn check_syntax(request: &BuildRequest) -> Result<(), BuildError> {
         Some(problem) if problem.is_error() => Err(refused(&argument, vec![problem])),
         _ => Ok(()),
     }
+}
+
+/// What to say where the name of an image that cannot be had is, or is like, the name of a stage.
+fn stage_meant(dockerfile: &Dockerfile, reference: &store::oci::Reference) -> Option<String> {
+    let name = reference.familiar_name();
+    let stages = dockerfile.stages.iter().filter_map(|stage| {
+        match &dockerfile.instructions[stage.from].kind {
+            InstructionKind::From(from) => from.name.as_ref(),
+            _ => None,
+        }
+    });
+    let names: Vec<String> = stages.map(|name| name.text.to_lowercase()).collect();
+    if names.contains(&name) {
+        return Some(format!(
+            "the stage `{name}` stands below: only stages above can be used"
+        ));
+    }
+    let near = dockerfile::suggest::nearest(&name, names.iter().map(String::as_str))?;
+    Some(format!("did you mean the stage `{near}`?"))
 }
 
 /// Tells what lies ahead.

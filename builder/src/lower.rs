@@ -506,10 +506,7 @@ impl Lowering<'_> {
                 self.spend(step, expanded.cost)?;
                 Ok(expanded)
             }
-            Err(error) => {
-                let message = format!("cannot expand `{text}`: {error}");
-                self.refuse(Diagnostic::error(span, message))
-            }
+            Err(error) => self.refuse(scope::cannot_expand(text, &error, span)),
         }
     }
 

@@ -504,4 +504,74 @@ mod tests {
         store.replace_cache_mount(new).unwrap();
         assert!(take(&store, &name("b"), CacheSharing::Shared).is_some());
     }
+
+    #[test]
+    fn a_collection_takes_what_nobody_holds() {
+        use crate::content::gc::{PruneImages, PruneOptions, Pruned};
+        let (dir, store) = store();
+        let held = take(&store, &name("held"), CacheSharing::Shared).unwrap();
+        drop(take(&store, &name("free"), CacheSharing::Shared).unwrap());
+        let everything = PruneOptions {
+            until: None,
+            cache: true,
+            images: PruneImages::Keep,
+            dry_run: true,
+        };
+        let collect = |options: &PruneOptions| -> Vec<String> {
+            let report = Store::open(dir.path()).unwrap().prune(options).unwrap();
+            let items = report.items.into_iter().filter_map(|item| match item {
+                Pruned::CacheMount { id, .. } => Some(id),
+                _ => None,
+            });
+            items.collect()
+        };
+        assert_eq!(collect(&everything), ["free"]);
+        let images_only = PruneOptions {
+            cache: false,
+            dry_run: false,
+            ..everything.clone()
+        };
+        assert!(collect(&images_only).is_empty());
+        let for_good = PruneOptions {
+            dry_run: false,
+            ..everything.clone()
+        };
+        assert_eq!(collect(&for_good), ["free"]);
+        assert!(held.data().exists());
+        drop(held);
+        let young = PruneOptions {
+            until: Some(std::time::Duration::from_secs(3_600)),
+            ..for_good.clone()
+        };
+        assert!(collect(&young).is_empty());
+        assert_eq!(collect(&for_good), ["held"]);
+        assert!(store.cache_mounts().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_crash_of_the_machine_drops_what_it_may_have_torn() {
+        use crate::OpenOptions;
+        let dir = tempfile::tempdir().unwrap();
+        let boot = |id: &str| {
+            let options = OpenOptions {
+                boot_id: Some(id.to_owned()),
+                ..OpenOptions::default()
+            };
+            Store::open_with(dir.path(), &options).unwrap()
+        };
+        let store = boot("one");
+        for id in ["old", "used-again"] {
+            drop(take(&store, &name(id), CacheSharing::Shared).unwrap());
+        }
+        store.sync().unwrap();
+        for id in ["used-again", "new"] {
+            drop(take(&store, &name(id), CacheSharing::Shared).unwrap());
+        }
+        assert!(store.needs_sync().unwrap());
+        drop(store);
+        assert_eq!(boot("one").cache_mounts().unwrap().len(), 3);
+        let left = boot("two").cache_mounts().unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].id, "old");
+    }
 }

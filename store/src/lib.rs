@@ -7,6 +7,7 @@
 //!       layers/ID/fs/    one directory per layer                                     layer/, snapshot/
 //!       cache-mounts/    directories that steps keep between builds                  cache_mounts.rs
 //!       builds/ID        what a build did: its journal                               history.rs
+//!       git/NAME/        bare repositories that builds fetch into                    mirrors.rs
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
 //!       sessions/        one locked file per process that uses the store             session.rs
 //!       locks/           one locked file per step being built                        fs/lock.rs
@@ -41,6 +42,7 @@ pub mod images;
 pub mod index;
 pub mod layer;
 pub mod layers;
+pub mod mirrors;
 pub mod oci;
 pub mod recover;
 pub mod session;

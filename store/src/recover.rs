@@ -120,6 +120,7 @@ impl Store {
             Some(known) if known == boot_id.as_bytes() => return Ok(()),
             Some(_) => {
                 self.drop_torn_cache_mounts()?;
+                self.drop_mirrors()?;
                 self.drop_unsynced()?;
             }
             None => {}

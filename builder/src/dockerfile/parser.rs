@@ -126,11 +126,12 @@ impl<'a> Parser<'a> {
 
     fn check_directive(&mut self, directive: &Directive) {
         let Directive { name, value, .. } = directive;
-        if self.file.directives.iter().any(|other| other.name == *name) {
-            self.error(
-                directive.span,
-                format!("the directive `{name}` is given twice"),
-            );
+        let mut others = self.file.directives.iter();
+        if let Some(first) = others.find(|other| other.name == *name) {
+            let message = format!("the directive `{name}` is given twice");
+            let problem = Diagnostic::error(directive.span, message);
+            self.diagnostics
+                .push(problem.label(first.span, "first here"));
         }
         match name.as_str() {
             "escape" => match value.text.as_str() {
@@ -231,6 +232,7 @@ impl<'a> Parser<'a> {
             return scope.unread(start);
         }
         let mut instruction = scope.instruction(start..logical.text.len(), None);
+        self.was_it_to_be_continued(&instruction);
         let heredocs = self.heredocs(logical, &instruction);
         let end = match heredocs.last() {
             Some(_) => trim_line_end(self.text, self.lexer.position()),
@@ -243,6 +245,31 @@ impl<'a> Parser<'a> {
             trigger.heredocs.clone_from(&instruction.heredocs);
         }
         instruction
+    }
+
+    /// The commonest cause of an unknown instruction: the line above was to be continued, and has no escape at its end.
+    fn was_it_to_be_continued(&mut self, instruction: &Instruction) {
+        let keyword = instruction.keyword.text.to_ascii_uppercase();
+        if KEYWORDS.contains(&keyword.as_str()) {
+            return;
+        }
+        let above = self.text[..instruction.head.start].trim_end();
+        let open = ["&&", "||", "|", ";", ","];
+        let continued = open.iter().any(|end| above.ends_with(end))
+            || open.iter().any(|start| keyword.starts_with(start))
+            || keyword.starts_with('-');
+        let escape = self.file.escape.0;
+        if let Some(diagnostic) = self.diagnostics.last_mut()
+            && diagnostic.span == instruction.keyword.span
+            && continued
+        {
+            let above = above.len() - above.chars().next_back().map_or(0, char::len_utf8);
+            let end = Span::new(above, self.text[..instruction.head.start].trim_end().len());
+            let place = "this line is not continued";
+            *diagnostic = diagnostic.clone().label(end, place).help(format!(
+                "if it belongs to the instruction above, end that line with `{escape}`"
+            ));
+        }
     }
 
     fn heredocs(&mut self, logical: &LogicalLine, instruction: &Instruction) -> Vec<Heredoc> {
@@ -307,9 +334,14 @@ impl<'a> Parser<'a> {
                 body: from + 1..end,
             })
             .collect();
-        let everything = Span::new(0, self.text.trim_end().len());
+        // Not all of it: a file of two hundred comments need not be seen to be believed.
+        let begin = self.text.len() - self.text.trim_start().len();
+        let first_line = self.text[begin..].lines().next().unwrap_or_default();
+        let everything = Span::new(begin, begin + first_line.trim_end().len());
         if self.text.trim().is_empty() {
-            self.error(Span::default(), "the Dockerfile is empty");
+            let problem = Diagnostic::error(Span::default(), "the Dockerfile is empty");
+            let help = "the least there can be is `FROM` and an image";
+            self.diagnostics.push(problem.help(help));
         } else if self.file.instructions.is_empty() {
             self.error(
                 everything,

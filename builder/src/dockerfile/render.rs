@@ -306,17 +306,21 @@ pub fn visible(text: &str) -> String {
 
 /// A message with each long value in backticks shortened in its middle, and nothing but visible characters.
 pub fn shorten(message: &str) -> String {
-    let parts = message.split('`').map(|part| {
+    let parts = message.split('`').enumerate().map(|(index, part)| {
+        // Every second part is a value; what stands between them is ours, or an error's of somebody else.
+        let most = if index % 2 == 1 {
+            VALUE_CHARS_MAX
+        } else {
+            5 * VALUE_CHARS_MAX
+        };
         let count = part.chars().count();
-        if count <= VALUE_CHARS_MAX {
+        if count <= most {
             return visible(part);
         }
-        let third = VALUE_CHARS_MAX / 3;
-        let head: String = part.chars().take(2 * third).collect();
-        let tail: String = part.chars().skip(count - third).collect();
+        let head: String = part.chars().take(most * 2 / 3).collect();
+        let tail: String = part.chars().skip(count - most / 3).collect();
         format!("{}…{}", visible(&head), visible(&tail))
     });
-    // Words between values are ours, and short; a value with many backticks in it is cut as a whole.
     let shown = parts.collect::<Vec<_>>().join("`");
     match shown.char_indices().nth(16 * VALUE_CHARS_MAX) {
         Some((end, _)) => format!("{}…", &shown[..end]),

@@ -11,8 +11,8 @@ use store::oci::{Platform, Reference};
 
 use super::LowerRequest;
 use crate::dockerfile::ast::{ArgDeclaration, InstructionKind};
-use crate::dockerfile::words;
-use crate::dockerfile::{Diagnostic, Dockerfile};
+use crate::dockerfile::words::{self, WordError};
+use crate::dockerfile::{Diagnostic, Dockerfile, Span};
 
 /// Build arguments that need no declaration, reach `RUN` and are no part of any cache key.
 const PROXY_NAMES: [&str; 5] = [
@@ -167,6 +167,26 @@ pub(super) fn is_name(name: &str) -> bool {
         .is_some_and(|first| first.is_alphabetic() || first == '_')
 }
 
+/// The error about a text that cannot be expanded.
+pub(super) fn cannot_expand(text: &str, error: &WordError, span: Span) -> Diagnostic {
+    let diagnostic = Diagnostic::error(span, format!("cannot expand `{text}`: {error}"));
+    match error {
+        WordError::UnclosedQuote { quote } => diagnostic.help(format!(
+            "end the text with `{quote}`, or write `\\{quote}` for the character itself"
+        )),
+        WordError::UnclosedBrace => diagnostic.help("`${NAME}`, or `\\$` for the character itself"),
+        WordError::UnknownModifier { name, modifier } if modifier == ":=" || modifier == "=" => {
+            diagnostic.help(format!(
+                "`${{{name}:-…}}` gives a value where there is none, `ENV` keeps it"
+            ))
+        }
+        WordError::Required { name, .. } => diagnostic.help(format!(
+            "`ARG {name}` declares it, `--build-arg {name}=…` or `ENV {name}=…` gives it a value"
+        )),
+        _ => diagnostic,
+    }
+}
+
 /// The variables that `FROM` sees.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Globals {
@@ -230,10 +250,8 @@ impl Globals {
     ) -> Result<(), Box<Diagnostic>> {
         let expand = |word: &crate::dockerfile::Word| {
             let lookup = |name: &str| self.value(name);
-            words::expand(&word.text, dockerfile.escape, &lookup).map_err(|error| {
-                let message = format!("cannot expand `{}`: {error}", word.text);
-                Box::new(Diagnostic::error(word.span, message))
-            })
+            words::expand(&word.text, dockerfile.escape, &lookup)
+                .map_err(|error| Box::new(cannot_expand(&word.text, &error, word.span)))
         };
         let name = expand(&declaration.name)?.text;
         let default = declaration.default.as_ref().map(expand).transpose()?;

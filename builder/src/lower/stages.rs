@@ -115,7 +115,7 @@ fn find_target(
     request: &LowerRequest<'_>,
     names: &[Option<String>],
 ) -> Result<usize, Box<Diagnostic>> {
-    let everything = Span::new(0, request.source.text().trim_end().len());
+    let everything = Span::default();
     let Some(last) = names.len().checked_sub(1) else {
         let message = "the Dockerfile has no stage: `FROM` is missing";
         return Err(Box::new(Diagnostic::error(everything, message)));
@@ -132,8 +132,11 @@ fn find_target(
         return Ok(index);
     }
     let message = format!("there is no stage `{target}` to build");
-    let diagnostic = Diagnostic::error(everything, message);
     let near = nearest(target, names.iter().flatten().map(String::as_str));
+    // The stage that was meant, or the one that would be built without a target.
+    let shown = near.and_then(|near| find_name(names, near)).unwrap_or(last);
+    let from = &request.dockerfile.instructions[request.dockerfile.stages[shown].from];
+    let diagnostic = Diagnostic::error(from.head, message);
     Err(Box::new(match near {
         Some(near) => diagnostic.suggest(Some(near)),
         None => {
@@ -315,10 +318,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
                 }
                 Some(expanded.text)
             }
-            Err(error) => self.error(Diagnostic::error(
-                span,
-                format!("cannot expand `{text}`: {error}"),
-            )),
+            Err(error) => self.error(scope::cannot_expand(text, &error, span)),
         }
     }
 
@@ -333,6 +333,15 @@ impl<'r, 'a> Resolver<'r, 'a> {
             return self
                 .error(Diagnostic::error(flag.span, message).help("`linux/amd64`, `linux/arm64`"));
         };
+        if !ARCHITECTURES.contains(&platform.architecture.as_str()) {
+            let message = format!("there is no architecture `{}`", platform.architecture);
+            let near = nearest(&platform.architecture, ARCHITECTURES);
+            let diagnostic = Diagnostic::error(flag.span, message);
+            return self.error(match near {
+                Some(near) => diagnostic.suggest(Some(near)),
+                None => diagnostic.help(format!("known are `{}`", ARCHITECTURES.join("`, `"))),
+            });
+        }
         let is_run = self.request.survey.is_none();
         if is_run && !platform.satisfies(&self.request.build_platform) {
             let message = format!(
@@ -349,7 +358,9 @@ impl<'r, 'a> Resolver<'r, 'a> {
         let image = self.expand(text, *span)?;
         if image.is_empty() {
             let message = format!("the image `{text}` is empty once its variables are expanded");
-            return self.error(Diagnostic::error(*span, message));
+            return self.error(Diagnostic::error(*span, message).help(
+                "`ARG NAME=image` before the first `FROM` gives one, or `--build-arg NAME=image`",
+            ));
         }
         if image == "scratch" {
             return Some(Base::Scratch);
@@ -370,12 +381,21 @@ impl<'r, 'a> Resolver<'r, 'a> {
         let reference: Reference = match name.parse() {
             Ok(reference) => reference,
             Err(error) => {
-                let error = Diagnostic::error(span, error.to_string());
+                let mut error = Diagnostic::error(span, error.to_string());
+                if self.request.source.slice(span).contains('$') {
+                    error = error.note(format!(
+                        "`{}` expands to `{name}`; `FROM` sees only an `ARG` before the first `FROM`",
+                        self.request.source.slice(span)
+                    ));
+                }
                 let stages = self.names.iter().flatten().map(String::as_str);
                 let lower = name.to_lowercase();
                 return self.error(match find_name(&self.names, name) {
                     Some(_) => error.help(format!("`FROM` knows the stage as `{lower}`")),
-                    None => error.suggest(nearest(name, stages)),
+                    None => match nearest(name, stages) {
+                        None if lower.parse::<Reference>().is_ok() => error.suggest(Some(&lower)),
+                        near => error.suggest(near),
+                    },
                 });
             }
         };
@@ -576,9 +596,8 @@ impl<'r, 'a> Resolver<'r, 'a> {
             Ok(number) if user == SourceUser::Copy && number >= self.names.len() => {
                 let message = format!("there is no stage {number}");
                 let last = self.names.len() - 1;
-                return self.error(
-                    Diagnostic::error(span, message).help(format!("the last one is {last}")),
-                );
+                let help = format!("stages are counted from 0: the last one is {last}");
+                return self.error(Diagnostic::error(span, message).help(help));
             }
             Ok(number) if user == SourceUser::Copy => Some(number),
             _ => {
@@ -627,6 +646,12 @@ impl<'r, 'a> Resolver<'r, 'a> {
 pub(crate) fn platform(text: &str) -> Option<Platform> {
     parse_platform(text, &Platform::host())
 }
+
+/// The architectures that images are made for, as Go names them.
+const ARCHITECTURES: [&str; 14] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64",
+    "ppc64le", "riscv64", "s390x", "wasm",
+];
 
 /// `os/architecture[/variant]`, or one of the two with the other one as in `default`.
 fn parse_platform(text: &str, default: &Platform) -> Option<Platform> {

@@ -1,7 +1,7 @@
 //! Commits of git repositories, checked out into layers by the `git` program.
 //!
 //! ```text
-//! $ROOT/git/HEX/    a bare repository per address, with the commits that builds asked for and no history
+//! $ROOT/git/NAME/   a bare repository per address, with the commits that builds asked for and no history
 //! resolve           the ref's commit, asked of the remote (nothing is asked for a commit's whole name)
 //! recall            the layer that an earlier build made of that commit
 //! fetch             that commit into the bare repository, checked out from there
@@ -12,8 +12,6 @@
 
 mod checkout;
 mod command;
-
-use store::StoreError;
 
 use super::source::{Fetching, Found, key};
 use crate::contexts::git_url::{GitTime, GitUrl, is_commit};
@@ -171,16 +169,16 @@ pub(crate) fn fetch(
 ) -> Result<Found, StepError> {
     let git = Git::new(fetching, &op.url.remote)?;
     // One process at a time uses an address's repository.
-    let _lock = fetching
+    let mirror = fetching
         .store
-        .lock_key(&key(&["git mirror", &op.url.remote]))?;
+        .mirror(&checkout::mirror_name(op, resolved))?;
     if let Some(found) = recall(fetching, op, resolved)? {
         return Ok(found);
     }
-    let mirror = checkout::mirror(fetching, &git, op, resolved)?;
+    checkout::bring(fetching, &git, mirror.path(), op, resolved)?;
     let work = fetching.store.temp_dir()?;
-    let tree = checkout::check_out(&git, &mirror, op, resolved, work.path())?;
-    let time = checkout::commit_time(&git, &mirror, resolved)?;
+    let tree = checkout::check_out(&git, mirror.path(), op, resolved, work.path())?;
+    let time = checkout::commit_time(&git, mirror.path(), resolved)?;
     let files_time = (op.url.mtime == GitTime::Commit).then_some(time);
     let mut found = fetching.layer(|active| {
         let keep = op.keep_git_dir && op.url.subdir.is_none();
@@ -199,13 +197,6 @@ impl From<GitError> for StepError {
             error => StepError::Git(Box::new(error)),
         }
     }
-}
-
-/// The folder of all repositories that were fetched from.
-pub(crate) fn mirrors(store: &store::Store) -> Result<std::path::PathBuf, StepError> {
-    let folder = store.root().join("git");
-    store::fs::create_dir(&folder).map_err(StoreError::from)?;
-    Ok(folder)
 }
 
 #[cfg(test)]

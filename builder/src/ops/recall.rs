@@ -161,10 +161,13 @@ impl Operations<'_> {
             // Nobody listening only means that the layer is prepared later.
             let _sent = finished.send(layer.id);
         }
-        self.state(vertex).outcome = Some(Outcome {
+        let mut state = self.state(vertex);
+        state.outcome = Some(Outcome {
             own: record.layer.iter().map(stack_layer).collect(),
             created: Some(record.created),
         });
+        // They were written down.
+        state.lists = None;
         Ok(())
     }
 }

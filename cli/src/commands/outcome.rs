@@ -46,7 +46,10 @@ impl Failure {
         if !problems.iter().any(Problems::has_error) {
             text.push_str(&format!("\n\nerror: {}", error.chain()[0]));
         }
-        if let Some(hint) = error.hint_text() {
+        let mut said = problems.iter().flat_map(Problems::list);
+        let helped = said.any(|problem| problem.help.is_some());
+        // What was said of the Dockerfile itself is nearer to the mistake.
+        if let Some(hint) = error.hint_text().filter(|_| !helped) {
             text.push_str(&format!("\nhint: {hint}"));
         }
         error.rendered(text)

@@ -63,8 +63,10 @@ fn name(kind: UsageKind) -> &'static str {
         UsageKind::Images => "Images",
         UsageKind::BuildCache => "Build Cache",
         UsageKind::CacheMounts => "Cache Mounts",
+        UsageKind::GitMirrors => "Git Repositories",
         UsageKind::Blobs => "Blobs",
         UsageKind::Temporary => "Temporary",
+        UsageKind::History => "Build History",
         UsageKind::Index => "Index",
     }
 }
@@ -95,6 +97,7 @@ pub fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode, CliError> 
             Pruned::Layer { id, .. } => format!("layer {id}"),
             Pruned::Blob { digest, .. } => format!("blob {digest}"),
             Pruned::CacheMount { id, .. } => format!("cache mount {id}"),
+            Pruned::GitMirror { name, .. } => format!("git repository {name}"),
             Pruned::Temporary { name, .. } => format!("temporary {name}"),
             // Records are of no use to anybody outside, and there are thousands.
             Pruned::Record { .. } => continue,

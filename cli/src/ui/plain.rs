@@ -95,6 +95,9 @@ impl Renderer for Plain {
     fn finish(&mut self, _at: Duration, _succeeded: bool) -> Vec<u8> {
         for vertex in std::mem::take(&mut self.failed) {
             let step = &self.steps[&vertex];
+            if step.tail.is_empty() {
+                continue;
+            }
             let heading = format!("------\n > {}:\n", step.name);
             self.text.extend_from_slice(heading.as_bytes());
             for line in &step.tail {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{Place, Ran, tool};
+use crate::support::{Built, Place, Ran, tool};
 
 /// Builds with these arguments; returns what the result has: paths below its root, and files' contents.
 #[track_caller]
@@ -87,6 +88,10 @@ fn archives_on_standard_input() {
         let archive = tar(&["-C", context, "-c", packing, "."]);
         assert_eq!(files_from(&place, &["-"], &archive), expect, "{packing}");
     }
+    let owned = tar(&["-C", context, "-c", "--owner=5", "--group=6", "."]);
+    files_from(&place, &["-"], &owned);
+    let file = std::fs::metadata(place.path("out/a")).unwrap();
+    assert_eq!((file.uid(), file.gid()), (5, 6));
     let other = place.context(
         "other",
         &[
@@ -372,4 +377,39 @@ fn images_layouts_and_stages_as_contexts() {
         context,
     ]);
     refused.fails(3, "/nonexistent");
+}
+
+#[test]
+fn mounts_of_named_contexts() {
+    let place = Place::with_busybox();
+    let text = "FROM busybox\nRUN --mount=from=lib,target=/l cp /l/f /copied && ! ls /l/hidden\n\
+                RUN --mount=from=tools,target=/t cp /t/bin/busybox /from-image\n";
+    let context = place.context("context", &[("Dockerfile", text)]);
+    let lib = place.context(
+        "lib",
+        &[("f", "F"), ("hidden", "H"), (".dockerignore", "hidden")],
+    );
+    let lib = format!("lib={}", lib.display());
+    let words = [
+        "build",
+        "--progress",
+        "plain",
+        "-t",
+        "x",
+        "--build-context",
+        &lib,
+        "--build-context",
+        "tools=docker-image://busybox",
+        context.to_str().unwrap(),
+    ];
+    place.run(words).ok();
+    assert_eq!(place.sh("x", "cat /copied && test -f /from-image"), "F");
+    std::fs::write(place.path("lib/hidden"), "other").unwrap();
+    let again = place.run(words);
+    again.ok();
+    assert!(Built::of(&again).runs().is_empty(), "{again}");
+    std::fs::write(place.path("lib/f"), "G").unwrap();
+    let again = place.run(words);
+    again.ok();
+    assert_eq!(Built::of(&again).runs().len(), 2, "{again}");
 }

@@ -16,6 +16,7 @@
 //! | [`progress`] | what a build says while it runs |
 //! | [`run_mounts`] | what surrounds a `RUN`: mounts, secrets, agents, limits |
 //! | [`bad_input`] | clear errors, and nothing left behind |
+//! | [`errors`] | what is said of common mistakes, beside what BuildKit says |
 //! | [`interop`] | skopeo, umoci, podman, buildah |
 //! | [`rootless`] | an ordinary user |
 //! | [`examples`] | real software on Debian |
@@ -34,6 +35,7 @@ mod cases;
 mod checks;
 mod contexts;
 mod copy;
+mod errors;
 mod examples;
 mod explain;
 mod help;

@@ -231,7 +231,7 @@ fn nothing_names_a_machine() {
         };
         let name = relative(&path);
         // Cargo writes the registry's address into its lock file; the licence is a quotation.
-        if name == "Cargo.lock" || name == "LICENSE" {
+        if name.ends_with("Cargo.lock") || name == "LICENSE" {
             continue;
         }
         for word in &words {

@@ -89,6 +89,13 @@ pub enum Pruned {
         /// Bytes on disk.
         bytes: u64,
     },
+    /// A bare repository that builds fetched into.
+    GitMirror {
+        /// Its name below `git/`.
+        name: String,
+        /// Bytes on disk.
+        bytes: u64,
+    },
     /// What a killed process left in `tmp/`.
     Temporary {
         /// Its name there.
@@ -106,6 +113,7 @@ impl Pruned {
             Pruned::Layer { bytes, .. }
             | Pruned::Blob { bytes, .. }
             | Pruned::CacheMount { bytes, .. }
+            | Pruned::GitMirror { bytes, .. }
             | Pruned::Temporary { bytes, .. } => *bytes,
         }
     }
@@ -114,7 +122,7 @@ impl Pruned {
 /// What a collection did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PruneReport {
-    /// What went: images, records, layers, blobs, cache mounts, temporary files, each sorted.
+    /// What went: images, records, layers, blobs, cache mounts, git repositories, temporary files, each sorted.
     pub items: Vec<Pruned>,
     /// Bytes on disk that they took together.
     pub bytes: u64,
@@ -148,6 +156,11 @@ impl Store {
                 for row in self.cache_mounts()? {
                     if let Some(aside) = self.move_cache_mount_aside(&row, before)? {
                         trash.push((aside, Trash::CacheMount(row)));
+                    }
+                }
+                for row in self.mirrors()? {
+                    if let Some(aside) = self.move_mirror_aside(&row, before)? {
+                        trash.push((aside, Trash::GitMirror(row.name)));
                     }
                 }
             }
@@ -216,6 +229,15 @@ impl Store {
                         id: row.id,
                         bytes,
                     });
+                }
+            }
+            for row in self.mirrors()? {
+                let is_old = row.last_used.is_none_or(|used| used < before);
+                if is_old && self.is_mirror_free(&row.name)? {
+                    let path = self.mirrors_path().join(&row.name);
+                    let bytes = fs::disk_usage(&path, &mut seen)?;
+                    let name = row.name;
+                    items.push(Pruned::GitMirror { name, bytes });
                 }
             }
         }
@@ -287,6 +309,7 @@ impl Store {
                     id: row.id,
                     bytes,
                 },
+                Trash::GitMirror(name) => Pruned::GitMirror { name, bytes },
             });
         }
         for path in fs::temp::stale(&self.root.join("tmp"))? {
@@ -323,6 +346,7 @@ enum Trash {
     Layer(LayerId),
     Blob(Digest),
     CacheMount(CacheMountRow),
+    GitMirror(String),
 }
 
 fn file_name(path: &Path) -> String {

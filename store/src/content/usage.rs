@@ -16,10 +16,14 @@ pub enum UsageKind {
     BuildCache,
     /// Directories that steps keep between builds.
     CacheMounts,
+    /// Bare repositories that builds fetched into.
+    GitMirrors,
     /// Configs, manifests and compressed layers.
     Blobs,
     /// What is being made, or was left by a killed process.
     Temporary,
+    /// What builds did: their journals.
+    History,
     /// The index, with the cache records in it.
     Index,
 }
@@ -44,7 +48,8 @@ pub struct UsageItem {
 pub struct UsageRow {
     /// Which kind.
     pub kind: UsageKind,
-    /// How many: images, cache records' layers, cache mounts, blobs, temporary entries, cache records.
+    /// How many: images, cache records' layers, cache mounts, git repositories, blobs, temporary entries, builds, cache
+    /// records.
     pub count: u64,
     /// How many of them are in use: kept by a lease, or used by a live process.
     pub in_use: u64,
@@ -143,6 +148,17 @@ impl Store {
                 name: row.name,
             });
         }
+        for row in self.mirrors()? {
+            let path = self.mirrors_path().join(&row.name);
+            let is_free = self.is_mirror_free(&row.name)?;
+            items.push(UsageItem {
+                kind: UsageKind::GitMirrors,
+                bytes: fs::disk_usage(&path, &mut seen)?,
+                last_used: row.last_used,
+                reclaimable: is_free && row.last_used.is_none_or(|used| used < live),
+                name: row.name,
+            });
+        }
         let tmp = self.root.join("tmp");
         for name in fs::list(&tmp)? {
             let path = tmp.join(&name);
@@ -151,6 +167,17 @@ impl Store {
                 bytes: fs::disk_usage(&path, &mut seen)?,
                 last_used: None,
                 reclaimable: fs::temp::is_stale(&path)?,
+                name,
+            });
+        }
+        let builds = self.root.join("builds");
+        for name in fs::list(&builds)? {
+            items.push(UsageItem {
+                kind: UsageKind::History,
+                bytes: fs::disk_usage(&builds.join(&name), &mut seen)?,
+                last_used: None,
+                // Kept by number and age, whatever else is pruned.
+                reclaimable: false,
                 name,
             });
         }
@@ -197,8 +224,10 @@ impl Store {
             UsageKind::Images,
             UsageKind::BuildCache,
             UsageKind::CacheMounts,
+            UsageKind::GitMirrors,
             UsageKind::Blobs,
             UsageKind::Temporary,
+            UsageKind::History,
             UsageKind::Index,
         ]
         .into_iter()
@@ -259,10 +288,27 @@ mod tests {
         layer(&store, 2);
         let image = image_of(&store, &[in_image.diff_id.unwrap()]);
         let temporary = store.temp_dir().unwrap();
+        let mut journal = store.history().begin().unwrap();
+        journal.append(b"line\n").unwrap();
         let usage = Store::open(dir.path()).unwrap().du().unwrap();
-        let counts: Vec<(u64, u64)> = usage.rows.iter().map(|r| (r.count, r.in_use)).collect();
-        assert_eq!(counts, [(1, 1), (1, 1), (1, 1), (1, 1), (0, 0)]);
-        assert!(usage.rows.iter().all(|row| row.bytes > 0), "{usage:?}");
+        let counted = usage.rows.iter().filter(|row| row.count > 0);
+        let counts: Vec<_> = counted.map(|r| (r.kind, r.count, r.in_use)).collect();
+        let one_of = |kind| (kind, 1, 1);
+        let kinds = [
+            UsageKind::Images,
+            UsageKind::BuildCache,
+            UsageKind::Blobs,
+            UsageKind::Temporary,
+            UsageKind::History,
+        ];
+        assert_eq!(counts, kinds.map(one_of));
+        for row in &usage.rows {
+            assert_eq!(
+                row.bytes > 0,
+                row.kind == UsageKind::Index || row.count > 0,
+                "{row:?}"
+            );
+        }
         assert_eq!(usage.reclaimable(), 0);
         let rows: u64 = usage.items.iter().map(|item| item.bytes).sum();
         assert_eq!(usage.bytes(), rows);
@@ -277,8 +323,9 @@ mod tests {
         drop((temporary, store));
 
         let usage = Store::open(dir.path()).unwrap().du().unwrap();
-        let reclaimable: Vec<bool> = usage.rows.iter().map(|r| r.reclaimable > 0).collect();
-        assert_eq!(reclaimable, [false, true, false, false, false], "{usage:?}");
+        let free = usage.rows.iter().filter(|row| row.reclaimable > 0);
+        let kinds: Vec<UsageKind> = free.map(|row| row.kind).collect();
+        assert_eq!(kinds, [UsageKind::BuildCache], "{usage:?}");
         assert_eq!(usage.rows[0].in_use, 1);
     }
 }

@@ -101,10 +101,11 @@ impl Scope<'_> {
                 "ONBUILD" => "an instruction",
                 _ => "exactly one argument",
             };
-            return self.report(Diagnostic::error(
-                keyword.span,
-                format!("`{upper}` needs {needs}"),
-            ));
+            let diagnostic = Diagnostic::error(keyword.span, format!("`{upper}` needs {needs}"));
+            return self.report(match example(upper) {
+                Some(example) => diagnostic.help(format!("as in `{example}`")),
+                None => diagnostic,
+            });
         }
         match upper {
             "FROM" => self.from(rest),
@@ -158,8 +159,11 @@ impl Scope<'_> {
             let Some(index) = known.iter().position(|(known, _)| known == name) else {
                 let message = format!("`{upper}` has no flag `--{name}`");
                 let near = nearest(name, known.iter().map(|&(name, _)| name));
-                let near = near.map(|near| format!("--{near}"));
-                self.report(Diagnostic::error(*span, message).suggest(near.as_deref()));
+                let diagnostic = Diagnostic::error(*span, message);
+                self.report(match near {
+                    Some(near) => diagnostic.suggest(Some(&format!("--{near}"))),
+                    None => diagnostic.help(flags_help(upper, known, name)),
+                });
                 continue;
             };
             let form = known[index].1;
@@ -242,7 +246,10 @@ impl Scope<'_> {
                 let message =
                     format!("the JSON array of `{upper}` has something other than strings");
                 let span = self.logical.span_of(rest);
-                self.report(Diagnostic::error(span, message));
+                self.report(
+                    Diagnostic::error(span, message)
+                        .help("each item stands in double quotes, numbers and `true` too"),
+                );
                 Err(())
             }
         }
@@ -275,11 +282,18 @@ impl Scope<'_> {
                     name: Some(name.clone()),
                 })
             }
-            _ => {
+            words => {
+                let help = match words {
+                    [image, r#as] if r#as.text.eq_ignore_ascii_case("as") => {
+                        format!("a name is missing: `FROM {} AS name`", image.text)
+                    }
+                    [image, name] => format!("`FROM {} AS {}`", image.text, name.text),
+                    _ => "`FROM image` or `FROM image AS name`".to_owned(),
+                };
                 let span = self.logical.span_of(rest);
                 self.report(
                     Diagnostic::error(span, "`FROM` takes one image, and perhaps a name")
-                        .help("`FROM image` or `FROM image AS name`"),
+                        .help(help),
                 )
             }
         }
@@ -305,7 +319,14 @@ impl Scope<'_> {
         let dest = words.pop();
         let (Some(dest), 2..) = (dest, given) else {
             let message = format!("`{upper}` needs at least one source and a destination");
-            self.report(Diagnostic::error(self.logical.span_of(rest), message));
+            let text = &self.text()[rest.clone()];
+            let help = format!("where to is missing: `{upper} {text} /path/in/the/image`");
+            let diagnostic = Diagnostic::error(self.logical.span_of(rest), message);
+            self.report(if json {
+                diagnostic
+            } else {
+                diagnostic.help(help)
+            });
             return None;
         };
         if !json {
@@ -343,12 +364,25 @@ impl Scope<'_> {
                 let Some(equals) = self.text()[word.clone()].find('=') else {
                     let text = &self.text()[word.clone()];
                     let message = format!("`{text}` has no `=`");
+                    let before = pairs
+                        .last()
+                        .map(|(key, value): &(Range<usize>, Range<usize>)| {
+                            (&self.text()[key.clone()], &self.text()[value.clone()])
+                        });
+                    let rule = "every item is `key=value`; a value with blanks stands in quotes";
+                    // Quotes inside would need care that a hint cannot take.
+                    let plain = |text: &str| !text.contains(['"', '\'', '\\']);
+                    let help = match before {
+                        _ if text.starts_with('#') => {
+                            "a comment stands on a line of its own".to_owned()
+                        }
+                        Some((key, value)) if plain(value) && plain(text) => {
+                            format!("{rule}: `{upper} {key}=\"{value} {text}\"`")
+                        }
+                        _ => rule.to_owned(),
+                    };
                     let span = self.logical.span_of(word);
-                    self.report(
-                        Diagnostic::error(span, message).help(
-                            "every item is `key=value`; a value with blanks stands in quotes",
-                        ),
-                    );
+                    self.report(Diagnostic::error(span, message).help(help));
                     return None;
                 };
                 let equals = word.start + equals;
@@ -421,10 +455,17 @@ impl Scope<'_> {
         match self.json("SHELL", rest.clone()) {
             Ok(Some(words)) if !words.is_empty() => InstructionKind::Shell(words),
             Ok(_) => {
+                let words = self.blank_separated(rest.clone());
+                let plain = |word: &Word| !word.text.contains(['"', '\'', '\\', '[', ']', ',']);
+                let help = if words.iter().all(plain) {
+                    let words = words.iter().map(|word| format!("\"{}\"", word.text));
+                    format!("`SHELL [{}]`", words.collect::<Vec<_>>().join(", "))
+                } else {
+                    "`SHELL [\"/bin/bash\", \"-c\"]`".to_owned()
+                };
                 let span = self.logical.span_of(rest);
                 self.report(
-                    Diagnostic::error(span, "`SHELL` needs a JSON array of strings")
-                        .help("`SHELL [\"/bin/bash\", \"-c\"]`"),
+                    Diagnostic::error(span, "`SHELL` needs a JSON array of strings").help(help),
                 )
             }
             Err(()) => InstructionKind::Invalid,
@@ -489,7 +530,11 @@ impl Scope<'_> {
             None => {
                 let message = format!("`{text}` is not a duration");
                 let diagnostic = Diagnostic::error(flag.span, message);
-                self.report(diagnostic.help("`30s`, `1m30s`, `500ms`"));
+                self.report(if text.parse::<u32>().is_ok() {
+                    diagnostic.help(format!("a unit is missing: `--{name}={text}s`"))
+                } else {
+                    diagnostic.help("`30s`, `1m30s`, `500ms`")
+                });
                 None
             }
         }
@@ -505,6 +550,49 @@ impl Scope<'_> {
         }
         retries
     }
+}
+
+/// What to say of a flag that an instruction does not have, nor one like it.
+fn flags_help(upper: &str, known: &[(&str, FlagForm)], name: &str) -> String {
+    let others = super::KEYWORDS.iter().filter(|other| {
+        let flags = known_flags(other).unwrap_or_default();
+        flags.iter().any(|(flag, _)| *flag == name)
+    });
+    let others: Vec<String> = others.map(|other| format!("`{other}`")).collect();
+    let flags: Vec<String> = known
+        .iter()
+        .map(|(flag, _)| format!("`--{flag}`"))
+        .collect();
+    let mut help = match flags.as_slice() {
+        [] => format!("`{upper}` has no flags"),
+        flags => format!("`{upper}` has {}", flags.join(", ")),
+    };
+    if !others.is_empty() {
+        help.push_str(&format!("; `--{name}` is a flag of {}", others.join(", ")));
+    }
+    help
+}
+
+/// An instruction as it may look, of those that need arguments.
+fn example(upper: &str) -> Option<&'static str> {
+    Some(match upper {
+        "FROM" => "FROM debian:bookworm",
+        "RUN" => "RUN make install",
+        "COPY" => "COPY src /app/src",
+        "ADD" => "ADD src.tar.gz /app",
+        "ENV" => "ENV MODE=production",
+        "LABEL" => "LABEL version=1.0",
+        "ARG" => "ARG VERSION=1.0",
+        "EXPOSE" => "EXPOSE 8080/tcp",
+        "VOLUME" => "VOLUME /data",
+        "SHELL" => "SHELL [\"/bin/bash\", \"-c\"]",
+        "HEALTHCHECK" => "HEALTHCHECK CMD wget -q localhost",
+        "ONBUILD" => "ONBUILD RUN make",
+        "WORKDIR" => "WORKDIR /app",
+        "USER" => "USER 1000:1000",
+        "STOPSIGNAL" => "STOPSIGNAL SIGTERM",
+        _ => return None,
+    })
 }
 
 fn is_boolean(text: &str) -> bool {

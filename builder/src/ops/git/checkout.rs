@@ -7,8 +7,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
 use store::StoreError;
 use store::fs::TempDir;
 
+use super::Resolved;
 use super::command::{Git, GitError};
-use super::{Resolved, mirrors};
 use crate::error::StepError;
 use crate::graph::GitOp;
 use crate::ops::source::Fetching;
@@ -17,25 +17,33 @@ use crate::ops::tree::{Kind, Listing, Place, Tree, TreeError, join};
 /// Most folders below one another that are checked out.
 const DEPTH_MAX: usize = 4096;
 
-/// Brings the commit into the address's bare repository, which is made if it is not there; returns where that is.
-pub(super) fn mirror(
-    fetching: &Fetching<'_>,
-    git: &Git<'_>,
-    op: &GitOp,
-    resolved: &Resolved,
-) -> Result<PathBuf, StepError> {
-    let name = blake3::hash(op.url.remote.as_bytes()).to_hex();
-    let format = match resolved.commit.len() {
+/// What the bare repository of an address is called. Those that use SHA-256 are of another format.
+pub(super) fn mirror_name(op: &GitOp, resolved: &Resolved) -> String {
+    let address = blake3::hash(op.url.remote.as_bytes()).to_hex();
+    format!("{address}-{}", object_format(&resolved.commit))
+}
+
+fn object_format(commit: &str) -> &'static str {
+    match commit.len() {
         64 => "sha256",
         _ => "sha1",
-    };
-    let path = mirrors(fetching.store)?.join(format!("{name}-{format}"));
-    if !store::fs::is_dir(&path).map_err(StoreError::from)? {
+    }
+}
+
+/// Brings the commit into the bare repository at `path`, which is made if it is not there.
+pub(super) fn bring(
+    fetching: &Fetching<'_>,
+    git: &Git<'_>,
+    path: &Path,
+    op: &GitOp,
+    resolved: &Resolved,
+) -> Result<(), StepError> {
+    if !store::fs::is_dir(path).map_err(StoreError::from)? {
         let made = TempDir::create(&fetching.store.root().join("tmp")).map_err(StoreError::from)?;
-        let format = format!("--object-format={format}");
+        let format = format!("--object-format={}", object_format(&resolved.commit));
         let at = text(made.path());
         git.run(&["init", "--quiet", "--bare", "--template=", &format, &at])?;
-        made.publish(&path).map_err(StoreError::from)?;
+        made.publish(path).map_err(StoreError::from)?;
     }
     let dir = format!("--git-dir={}", path.display());
     let has = |commit: &str| {
@@ -44,7 +52,7 @@ pub(super) fn mirror(
     };
     let commit = resolved.commit.as_str();
     if has(commit)? {
-        return Ok(path);
+        return Ok(());
     }
     let remote = op.url.remote.as_str();
     let shallow = ["fetch", "--quiet", "--no-tags", "--force", "--depth=1"];
@@ -58,12 +66,12 @@ pub(super) fn mirror(
                 let by_ref = [&[dir.as_str()], &shallow[..], &["--", remote, &refspec]].concat();
                 git.run(&by_ref)?;
             }
-            None => everything(git, &dir, remote, &path).map_err(|_| refused)?,
+            None => everything(git, &dir, remote, path).map_err(|_| refused)?,
         },
         Err(error) => return Err(error.into()),
     }
     if has(commit)? {
-        return Ok(path);
+        return Ok(());
     }
     Err(GitError::NoCommit {
         url: git.url.clone(),
@@ -135,16 +143,13 @@ pub(super) fn check_out(
         return Ok(tree);
     }
     let at = text(&tree);
-    let format = match commit.len() {
-        64 => "--object-format=sha256",
-        _ => "--object-format=sha1",
-    };
+    let format = format!("--object-format={}", object_format(commit));
     git.run(&[
         "init",
         "--quiet",
         "--template=",
         "--initial-branch=main",
-        format,
+        &format,
         &at,
     ])?;
     let inside = |arguments: &[&str]| git.run(&[&["-C", &at], arguments].concat());

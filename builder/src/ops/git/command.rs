@@ -101,7 +101,7 @@ impl<'a> Git<'a> {
         fetching: &'a Fetching<'a>,
         remote: &str,
     ) -> Result<Git<'a>, crate::error::StepError> {
-        let home = super::mirrors(fetching.store)?.join("home");
+        let home = fetching.store.root().join("git-home");
         store::fs::create_dir(&home).map_err(store::StoreError::from)?;
         Ok(Git {
             fetching,
