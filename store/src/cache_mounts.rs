@@ -529,19 +529,19 @@ mod tests {
         let images_only = PruneOptions {
             cache: false,
             dry_run: false,
-            ..everything.clone()
+            ..everything
         };
         assert!(collect(&images_only).is_empty());
         let for_good = PruneOptions {
             dry_run: false,
-            ..everything.clone()
+            ..everything
         };
         assert_eq!(collect(&for_good), ["free"]);
         assert!(held.data().exists());
         drop(held);
         let young = PruneOptions {
             until: Some(std::time::Duration::from_secs(3_600)),
-            ..for_good.clone()
+            ..for_good
         };
         assert!(collect(&young).is_empty());
         assert_eq!(collect(&for_good), ["held"]);

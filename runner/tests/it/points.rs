@@ -120,7 +120,7 @@ fn mount_points_in_read_only_mounts(world: &World) -> Result<(), String> {
         read_only: false,
     };
     spec.mounts = vec![
-        point("/m/n/deep", tmpfs.clone()),
+        point("/m/n/deep", tmpfs),
         point("/m", stacked(world, Some("written"), "", true)),
     ];
     let outcome = run(&spec).unwrap();
