@@ -1,6 +1,6 @@
 //! `--device`: devices by the Container Device Interface, from specifications that vendors install on the host.
 //!
-//! A specification is a JSON file that names devices of one kind (`vendor/class`) and says what each takes: nodes, mounts,
+//! A specification is a JSON or YAML file that names devices of one kind (`vendor/class`) and says what each takes: nodes, mounts,
 //! variables and groups. What it may ask for beyond those, hooks above all, is refused.
 
 use std::collections::BTreeMap;
@@ -32,14 +32,12 @@ pub enum DeviceError {
         name: String,
     },
     /// No specification has it.
-    #[error("there is no device `{name}`: {}", found(.known, .unreadable))]
+    #[error("there is no device `{name}`: {}", found(.known))]
     Missing {
         /// As it was asked for.
         name: String,
         /// The devices that there are.
         known: Vec<String>,
-        /// Specifications that are there but written in YAML.
-        unreadable: Vec<PathBuf>,
     },
     /// It has to be allowed.
     #[error("the device `{name}` has to be allowed: build with `--allow device={name}`")]
@@ -68,18 +66,11 @@ pub enum DeviceError {
     },
 }
 
-fn found(known: &[String], unreadable: &[PathBuf]) -> String {
-    let mut text = match known {
+fn found(known: &[String]) -> String {
+    match known {
         [] => "no specification names any".to_owned(),
         known => format!("those of this machine are `{}`", known.join("`, `")),
-    };
-    if let Some(path) = unreadable.first() {
-        text += &format!(
-            "; `{}` is YAML, which is not read: convert it to JSON",
-            path.display()
-        );
     }
-    text
 }
 
 /// What the devices of a step take.
@@ -161,7 +152,6 @@ pub(super) fn prepare(
             return Err(DeviceError::Missing {
                 name: request.name.clone(),
                 known: specs.names(),
-                unreadable: specs.unreadable.clone(),
             });
         }
         for (spec, device) in found {
@@ -243,15 +233,11 @@ impl Devices {
 /// The specifications of this machine.
 struct Specs {
     specs: Vec<Spec>,
-    unreadable: Vec<PathBuf>,
 }
 
 impl Specs {
     fn read(dirs: &[PathBuf]) -> Result<Specs, DeviceError> {
-        let mut specs = Specs {
-            specs: Vec::new(),
-            unreadable: Vec::new(),
-        };
+        let mut specs = Specs { specs: Vec::new() };
         // Of a device that several name, the last folder's counts.
         for dir in dirs.iter().rev() {
             let entries = match std::fs::read_dir(dir) {
@@ -267,10 +253,9 @@ impl Specs {
             let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
             paths.sort();
             for path in paths {
-                match path.extension().and_then(std::ffi::OsStr::to_str) {
-                    Some("json") => specs.specs.push(read(&path)?),
-                    Some("yaml" | "yml") => specs.unreadable.push(path),
-                    _ => {}
+                let extension = path.extension().and_then(std::ffi::OsStr::to_str);
+                if matches!(extension, Some("json" | "yaml")) {
+                    specs.specs.push(read(&path)?);
                 }
             }
         }
@@ -340,7 +325,19 @@ fn read(path: &Path) -> Result<Spec, DeviceError> {
     File::open(path)
         .and_then(|file| file.take(SPEC_BYTES_MAX).read_to_string(&mut text))
         .map_err(fail)?;
-    serde_json::from_str(&text).map_err(|error| fail(error.into()))
+    if path
+        .extension()
+        .is_some_and(|extension| extension == "json")
+    {
+        return serde_json::from_str(&text).map_err(|error| fail(error.into()));
+    }
+    // The parser bounds depth and aliases by itself.
+    serde_saphyr::from_str(&text).map_err(|error| {
+        fail(io::Error::new(
+            io::ErrorKind::InvalidData,
+            error.to_string(),
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -363,10 +360,28 @@ mod tests {
         ]
     }"#;
 
+    const YAML: &str = r#"---
+cdiVersion: 0.6.0
+kind: example.com/nic
+devices:
+- name: "0"
+  containerEdits:
+    deviceNodes:
+    - path: /dev/nic0
+      hostPath: /dev/zero
+    env:
+    - NIC=0
+- name: hooked
+  containerEdits:
+    hooks:
+    - hookName: createContainer
+      path: /usr/bin/nic
+"#;
+
     fn settings(allow: &[Entitlement]) -> (tempfile::TempDir, RunSettings) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("gpu.json"), SPEC).unwrap();
-        std::fs::write(dir.path().join("other.yaml"), "kind: x/y").unwrap();
+        std::fs::write(dir.path().join("nic.yaml"), YAML).unwrap();
         let settings = RunSettings {
             allow: allow.iter().cloned().collect(),
             cdi_dirs: vec![dir.path().to_owned(), dir.path().join("none")],
@@ -395,6 +410,7 @@ mod tests {
         check("example.com/gpu=one", &["COMMON=1", "ONE=1"], 0);
         check("example.com/gpu=fast", &["COMMON=1", "ONE=1"], 0);
         check("example.com/gpu", &["COMMON=1"], 2);
+        check("example.com/nic=0", &["NIC=0"], 1);
         assert_eq!(asked(&settings, "example.com/gpu").unwrap().groups, [44]);
     }
 
@@ -407,7 +423,8 @@ mod tests {
         };
         check("gpu", "expected `vendor/class=name`");
         check("example.com/gpu=two", "`example.com/gpu=one`");
-        check("example.com/tpu=0", "is YAML");
+        check("example.com/tpu=0", "`example.com/nic=0`");
+        check("example.com/nic=hooked", "asks for `hooks`");
         check("example.com/gpu=hooked", "asks for `hooks`");
         check("example.com/gpu=*", "asks for `hooks`");
         let optional = DeviceRequest {
