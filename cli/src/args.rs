@@ -207,9 +207,18 @@ pub struct BuildArgs {
         conflicts_with = "check"
     )]
     pub call: Option<Call>,
+    /// Set a label of the image, over what the Dockerfile says; may be repeated
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    pub labels: Vec<String>,
     /// Run every step, also those whose result is known
     #[arg(long)]
     pub no_cache: bool,
+    /// Ask the registries for base images even if they are here
+    #[arg(long)]
+    pub pull: bool,
+    /// Most steps at a time [default: one per processor]
+    #[arg(long, value_name = "COUNT")]
+    pub jobs: Option<std::num::NonZero<usize>>,
     /// Push the image under each of its names when it is built
     #[arg(long, requires = "tags")]
     pub push: bool,

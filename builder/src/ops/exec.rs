@@ -88,10 +88,12 @@ pub(crate) fn execute(
     };
     let mut points = devices.points;
     points.append(&mut mounts.points);
-    let spec = SandboxSpec {
-        mounts: points,
-        ..sandbox(exec, root, process)?
-    };
+    let mut spec = sandbox(exec, root, process)?;
+    if points.iter().any(|point| point.target == "/etc") {
+        // What is mounted there hides what would lie beneath it, as with BuildKit.
+        spec.etc = EtcFiles::default();
+    }
+    spec.mounts = points;
     let (status, tail) = run(operations, vertex, &spec)?;
     mounts.finish()?;
     match status {

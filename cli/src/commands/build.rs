@@ -92,7 +92,15 @@ fn request(
         .iter()
         .map(|tag| tag.parse())
         .collect::<Result<Vec<Reference>, _>>()?;
-    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let processors = || std::thread::available_parallelism().ok();
+    let jobs = args.jobs.or_else(processors);
+    let labels = args.labels.iter().map(|label| {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        match key {
+            "" => Err(no_key(label)),
+            key => Ok((key.to_owned(), value.to_owned())),
+        }
+    });
     Ok(BuildRequest {
         dockerfile_name: prepared.dockerfile_name,
         dockerfile: prepared.dockerfile,
@@ -100,18 +108,25 @@ fn request(
         ignore: prepared.ignore,
         contexts: sources::named_contexts(&args.build_contexts)?,
         build_args,
-        labels: BTreeMap::new(),
+        labels: labels.collect::<Result<_, _>>()?,
         target: args.target.clone(),
         platform: Platform::host(),
         tags,
         no_cache: args.no_cache,
-        pull: false,
+        pull: args.pull,
         outputs: vec![output(args)?],
-        jobs,
+        jobs: jobs.map_or(1, std::num::NonZero::get),
         epoch: None,
         run,
         made: prepared.made,
     })
+}
+
+fn no_key(label: &str) -> CliError {
+    CliError::new(
+        Kind::Usage,
+        format!("the label `{label}` has no key: expected `--label KEY=VALUE`"),
+    )
 }
 
 fn cannot(what: &str, path: &Path, source: &std::io::Error) -> CliError {
