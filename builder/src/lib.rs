@@ -43,6 +43,7 @@ use remote::Remote;
 use request::{BuildOutcome, BuildRequest};
 use solve::cancel::Cancel;
 use solve::driver::{self, SolveError};
+use solve::scheduler::Want;
 use solve::{PlannedVertex, ProgressEvent, ProgressSink};
 
 /// What a build works with, beside its request.
@@ -339,7 +340,8 @@ fn solve_plan(
     };
     let shapes = operations.shapes();
     let (cancel, abort) = (operations.cancel, operations.abort);
-    driver::solve(operations, shapes, &[root.0], request.jobs, cancel, abort)
+    let asked = (&[root.0][..], Want::Content);
+    driver::solve(operations, shapes, asked, request.jobs, cancel, abort)
 }
 
 /// Seconds since 1970.

@@ -49,7 +49,7 @@ use crate::graph::{Definition, FileAction, FileOp, Op, Vertex, VertexIndex};
 use crate::remote::Remote;
 use crate::request::RunSettings;
 use crate::solve::cancel::Cancel;
-use crate::solve::driver::Work;
+use crate::solve::driver::{Lane, Work};
 use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{ProgressEvent, ProgressSink};
 use exec::mounts::{ContextCopies, RenewedCaches};
@@ -502,8 +502,8 @@ impl Work for Operations<'_> {
         }
     }
 
-    fn is_quick(&self, action: Action) -> bool {
-        match action {
+    fn lane(&self, action: Action) -> Lane {
+        let is_quick = match action {
             // A server is asked whether its file is as it was.
             Action::Identify(vertex) => !matches!(self.vertex(vertex).op, Op::Http(_) | Op::Git(_)),
             Action::Fetch(vertex) => match &self.vertex(vertex).op {
@@ -511,6 +511,10 @@ impl Work for Operations<'_> {
                 _ => true,
             },
             Action::Digest(_) | Action::Execute(_) => false,
+        };
+        match is_quick {
+            true => Lane::Here,
+            false => Lane::Working,
         }
     }
 }

@@ -1,14 +1,29 @@
 //! The driver: performs the scheduler's actions on a bounded number of threads and feeds the answers back.
 //!
 //! Quick actions (a look into the index) are done in place; only what may take long goes to a thread, and threads are
-//! made when there is work for them. A build in which everything hits starts none.
+//! made when there is work for them. A build in which everything hits starts none. What only waits for an answer from
+//! elsewhere has threads of its own, so that look-ups in a shared cache are all in flight together.
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::cancel::Cancel;
-use super::scheduler::{Action, Event, Progress, Scheduler, VertexShape};
+use super::scheduler::{Action, Event, Progress, Scheduler, VertexShape, Want};
+
+/// Most actions that wait for answers at a time.
+const WAITING_MAX: usize = 64;
+
+/// Where an action is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// At once, by the driver itself: it is so quick that a thread would cost more.
+    Here,
+    /// On a thread that mostly waits for somebody's answer: as many as there are, within reason.
+    Waiting,
+    /// On one of the threads that do the work: at most as many as there are jobs.
+    Working,
+}
 
 /// Does what the scheduler asks for.
 pub trait Work: Sync {
@@ -23,8 +38,8 @@ pub trait Work: Sync {
     fn fetch(&self, vertex: usize) -> Result<bool, Self::Error>;
     /// Runs it.
     fn execute(&self, vertex: usize) -> Result<(), Self::Error>;
-    /// Whether the action is so quick that a thread would cost more.
-    fn is_quick(&self, action: Action) -> bool;
+    /// Where the action is done.
+    fn lane(&self, action: Action) -> Lane;
 }
 
 /// How a solve that did not finish ended.
@@ -41,34 +56,40 @@ pub enum SolveError<E> {
     Cancelled,
 }
 
-/// Solves `targets`, with at most `jobs` actions at a time. On a failure `abort` is set, which should end whatever else
-/// is under way; `cancel` is the caller's own flag. Returns once nothing is under way any more.
+/// Solves `targets` as far as is wanted, with at most `jobs` actions at a time. On a failure `abort` is set, which should
+/// end whatever else is under way; `cancel` is the caller's own flag. Returns once nothing is under way any more.
 pub fn solve<W: Work>(
     work: &W,
     shapes: Vec<VertexShape>,
-    targets: &[usize],
+    (targets, want): (&[usize], Want),
     jobs: usize,
     cancel: &Cancel,
     abort: &Cancel,
 ) -> Result<(), SolveError<W::Error>> {
-    let (mut scheduler, first) = Scheduler::new(shapes, targets);
-    let queue = Queue::default();
+    let (mut scheduler, first) = Scheduler::new(shapes, targets, want);
+    let (working, waiting) = (Queue::default(), Queue::default());
     let (answers, inbox) = mpsc::channel();
     std::thread::scope(|scope| {
-        let _close = CloseOnDrop(&queue);
+        let _close = [CloseOnDrop(&working), CloseOnDrop(&waiting)];
         let mut todo: VecDeque<Action> = first.into();
         let mut failure = None;
         let mut under_way = 0_usize;
-        let mut threads = 0_usize;
+        let (mut workers, mut waiters) = (0_usize, 0_usize);
         loop {
             // Slow work first, so that it runs while the quick work is done here.
-            let (quick, slow): (Vec<_>, Vec<_>) = todo.drain(..).partition(|&a| work.is_quick(a));
+            let (quick, slow): (Vec<_>, Vec<_>) = todo
+                .drain(..)
+                .partition(|&action| work.lane(action) == Lane::Here);
             for action in slow {
                 under_way += 1;
+                let (queue, threads, most) = match work.lane(action) {
+                    Lane::Waiting => (&waiting, &mut waiters, WAITING_MAX),
+                    Lane::Here | Lane::Working => (&working, &mut workers, jobs.max(1)),
+                };
                 let idle = queue.push(action);
-                if !idle && threads < jobs.max(1) {
-                    threads += 1;
-                    let (queue, sender) = (&queue, answers.clone());
+                if !idle && *threads < most {
+                    *threads += 1;
+                    let sender = answers.clone();
                     let spawned = std::thread::Builder::new()
                         .name("solve".to_owned())
                         .spawn_scoped(scope, move || {
@@ -79,8 +100,8 @@ pub fn solve<W: Work>(
                         });
                     if spawned.is_err() {
                         // No thread to be had: with none at all, the work is done here.
-                        threads -= 1;
-                        if threads == 0
+                        *threads -= 1;
+                        if *threads == 0
                             && let Some(action) = queue.try_pop()
                         {
                             let _sent = answers.send((action, perform(work, action)));
@@ -214,11 +235,14 @@ impl Drop for CloseOnDrop<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Runs everything, failing at one vertex, and counts how much runs at once.
     struct Recorder {
         fails: Option<usize>,
+        /// Whether identities are asked for elsewhere: the first answer comes when all were asked for.
+        asks: Option<Barrier>,
         running: AtomicUsize,
         most: AtomicUsize,
         executed: Mutex<Vec<usize>>,
@@ -227,7 +251,12 @@ mod tests {
     impl Work for Recorder {
         type Error = String;
 
-        fn identify(&self, _vertex: usize) -> Result<bool, String> {
+        fn identify(&self, vertex: usize) -> Result<bool, String> {
+            if let Some(barrier) = &self.asks
+                && vertex < FAN
+            {
+                barrier.wait();
+            }
             Ok(false)
         }
 
@@ -252,8 +281,12 @@ mod tests {
             }
         }
 
-        fn is_quick(&self, action: Action) -> bool {
-            matches!(action, Action::Identify(_))
+        fn lane(&self, action: Action) -> Lane {
+            match action {
+                Action::Identify(_) if self.asks.is_some() => Lane::Waiting,
+                Action::Identify(_) => Lane::Here,
+                _ => Lane::Working,
+            }
         }
     }
 
@@ -266,9 +299,20 @@ mod tests {
         shapes
     }
 
+    const FAN: usize = 40;
+
     fn run(fails: Option<usize>, cancelled: bool) -> (Result<(), SolveError<String>>, Recorder) {
+        run_with(fails, cancelled, None)
+    }
+
+    fn run_with(
+        fails: Option<usize>,
+        cancelled: bool,
+        asks: Option<Barrier>,
+    ) -> (Result<(), SolveError<String>>, Recorder) {
         let work = Recorder {
             fails,
+            asks,
             running: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             executed: Mutex::default(),
@@ -277,7 +321,7 @@ mod tests {
         if cancelled {
             cancel.cancel();
         }
-        let result = solve(&work, fan(40), &[40], 3, &cancel, &abort);
+        let result = solve(&work, fan(FAN), (&[FAN], Want::Content), 3, &cancel, &abort);
         assert_eq!(abort.is_cancelled(), fails.is_some() || cancelled);
         (result, work)
     }
@@ -290,6 +334,14 @@ mod tests {
         let executed = work.executed.into_inner().unwrap();
         assert_eq!(executed.len(), 41);
         assert_eq!(executed.last(), Some(&40));
+    }
+
+    #[test]
+    fn all_that_waits_for_answers_is_in_flight_together() {
+        // Each look-up waits for all the others: with fewer in flight this would never end.
+        let (result, work) = run_with(None, false, Some(Barrier::new(FAN)));
+        assert!(result.is_ok());
+        assert!(work.most.into_inner() <= 3);
     }
 
     #[test]

@@ -122,12 +122,21 @@ struct Node {
     content_wanted: bool,
 }
 
+/// What is asked of the targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Their identities: what a cache has of them may stay where it is.
+    Identity,
+    /// Their layers, on this disk.
+    Content,
+}
+
 /// How a solve stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// There are answers to wait for.
     Running,
-    /// Every target is complete.
+    /// Every target is what was asked of it.
     Finished,
     /// A vertex failed (or the solve was cancelled), and nothing is under way any more.
     Stopped,
@@ -138,6 +147,7 @@ pub enum Progress {
 pub struct Scheduler {
     nodes: Vec<Node>,
     targets: Vec<usize>,
+    want: Want,
     /// Vertices whose state may be able to move.
     ready: VecDeque<usize>,
     under_way: usize,
@@ -145,11 +155,15 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A solve of `targets`, whose content is wanted.
+    /// A solve of `targets`, of which `want` is asked.
     ///
     /// # Panics
     /// If an input does not stand before its user: a `Definition` cannot hold such a graph.
-    pub fn new(shapes: Vec<VertexShape>, targets: &[usize]) -> (Scheduler, Vec<Action>) {
+    pub fn new(
+        shapes: Vec<VertexShape>,
+        targets: &[usize],
+        want: Want,
+    ) -> (Scheduler, Vec<Action>) {
         let mut nodes: Vec<Node> = shapes
             .into_iter()
             .map(|shape| Node {
@@ -173,12 +187,16 @@ impl Scheduler {
         let mut scheduler = Scheduler {
             nodes,
             targets: targets.to_vec(),
+            want,
             ready: VecDeque::new(),
             under_way: 0,
             stopping: false,
         };
         for &target in targets {
-            scheduler.want_content(target);
+            match want {
+                Want::Identity => scheduler.want_identity(target),
+                Want::Content => scheduler.want_content(target),
+            }
         }
         let actions = scheduler.settle();
         (scheduler, actions)
@@ -236,8 +254,11 @@ impl Scheduler {
 
     /// How the solve stands.
     pub fn progress(&self) -> Progress {
-        let complete = |&target: &usize| self.nodes[target].state == State::Complete;
-        if self.targets.iter().all(complete) {
+        let is_done = |&target: &usize| match self.want {
+            Want::Identity => self.nodes[target].state.is_known(),
+            Want::Content => self.nodes[target].state == State::Complete,
+        };
+        if self.targets.iter().all(is_done) {
             Progress::Finished
         } else if self.stopping && self.under_way == 0 {
             Progress::Stopped

@@ -149,12 +149,12 @@ struct Faults {
 
 fn simulate(
     world: &World,
-    targets: &[usize],
+    (targets, want): (&[usize], Want),
     random: &mut Random,
     faults: &Faults,
 ) -> (Progress, BTreeSet<Action>) {
     let count = world.shapes.len();
-    let (mut scheduler, mut pending) = Scheduler::new(world.shapes.clone(), targets);
+    let (mut scheduler, mut pending) = Scheduler::new(world.shapes.clone(), targets, want);
     let (mut known, mut complete) = (vec![false; count], vec![false; count]);
     let mut performed = BTreeSet::new();
     for action in &pending {
@@ -240,14 +240,22 @@ fn agrees_with_the_naive_solver() {
             complete: BTreeSet::new(),
             missed: BTreeSet::new(),
         };
+        let want = match random.chance(30) {
+            true => Want::Identity,
+            false => Want::Content,
+        };
         for &target in &targets {
-            naive.content(target);
+            match want {
+                Want::Identity => naive.identity(target),
+                Want::Content => naive.content(target),
+            }
         }
+        let asked = (&targets[..], want);
         let none = Faults {
             fail_at: None,
             cancel_at: None,
         };
-        let (progress, performed) = simulate(&world, &targets, &mut random, &none);
+        let (progress, performed) = simulate(&world, asked, &mut random, &none);
         assert_eq!(progress, Progress::Finished, "seed {seed}: {world:?}");
         assert_eq!(performed, naive.done, "seed {seed}: {world:?}");
 
@@ -256,7 +264,7 @@ fn agrees_with_the_naive_solver() {
             fail_at: random.chance(60).then(|| 1 + random.below(steps)),
             cancel_at: random.chance(60).then(|| 1 + random.below(steps)),
         };
-        let (progress, performed) = simulate(&world, &targets, &mut random, &faults);
+        let (progress, performed) = simulate(&world, asked, &mut random, &faults);
         assert!(
             performed.is_subset(&naive.done),
             "seed {seed}: did what nobody needed"
@@ -296,7 +304,7 @@ fn a_cached_target_fetches_only_its_chain() {
         fail_at: None,
         cancel_at: None,
     };
-    let (progress, performed) = simulate(&world, &[3], &mut Random(7), &none);
+    let (progress, performed) = simulate(&world, (&[3], Want::Content), &mut Random(7), &none);
     assert_eq!(progress, Progress::Finished);
     let expected = [
         Action::Identify(0),
@@ -310,6 +318,13 @@ fn a_cached_target_fetches_only_its_chain() {
         Action::Fetch(3),
     ];
     assert_eq!(performed, expected.into_iter().collect());
+
+    // Who only wants to know what it is, needs no more than the context.
+    let (progress, performed) = simulate(&world, (&[3], Want::Identity), &mut Random(7), &none);
+    assert_eq!(progress, Progress::Finished);
+    assert!(!performed.contains(&Action::Fetch(0)));
+    assert!(!performed.contains(&Action::Fetch(2)));
+    assert!(!performed.contains(&Action::Fetch(3)));
 }
 
 #[test]
@@ -334,7 +349,7 @@ fn ten_thousand_vertices_in_a_row() {
         fail_at: None,
         cancel_at: None,
     };
-    let (progress, performed) = simulate(&world, &[9_999], &mut Random(7), &none);
+    let (progress, performed) = simulate(&world, (&[9_999], Want::Content), &mut Random(7), &none);
     assert_eq!(progress, Progress::Finished);
     assert_eq!(performed.len(), 20_000);
 }
