@@ -101,6 +101,8 @@ pub struct StepHistory {
     pub verdict: Verdict,
     /// Why it ran.
     pub reasons: Vec<Reason>,
+    /// It ran, and gave the same files as an earlier run: what reads them did not have to run again for it.
+    pub unchanged: bool,
     /// When it began, in microseconds since the build did.
     pub started: Option<u64>,
     /// How long it took, in microseconds.
@@ -146,6 +148,7 @@ impl StepHistory {
             inputs: planned.inputs.iter().map(|input| input + 1).collect(),
             verdict,
             reasons: Vec::new(),
+            unchanged: false,
             started: None,
             took: None,
             saved: None,
@@ -318,9 +321,11 @@ impl BuildHistory {
                 step,
                 key,
                 bytes,
+                unchanged,
             } => self.step(at, step, |step| {
                 step.key = Some(key);
                 step.bytes = Some(bytes);
+                step.unchanged = unchanged;
             }),
             Line::Failed { at, step, message } => self.step(at, step, |step| {
                 step.verdict = Verdict::Failed;

@@ -51,7 +51,7 @@ use crate::request::RunSettings;
 use crate::solve::cancel::Cancel;
 use crate::solve::driver::{Lane, Work};
 use crate::solve::scheduler::{Action, VertexShape};
-use crate::solve::{ProgressEvent, ProgressSink};
+use crate::solve::{OfVertex, ProgressEvent, ProgressSink};
 use exec::mounts::{ContextCopies, RenewedCaches};
 use results::{Outcome, StackLayer, VertexState, base_of};
 use source::Fetching;
@@ -190,7 +190,11 @@ impl<'a> Operations<'a> {
 
     fn fetch_source(&self, vertex: usize) -> Result<(), StepError> {
         let cancelled = || self.is_cancelled();
-        let fetching = self.fetching(&cancelled);
+        let progress = OfVertex::before(VertexIndex(vertex), self.progress);
+        let fetching = Fetching {
+            progress: &progress,
+            ..self.fetching(&cancelled)
+        };
         let found = self.telling(vertex, || match &self.vertex(vertex).op {
             Op::Http(op) => http::fetch(&fetching, op),
             Op::Git(op) => git::fetch(&fetching, op, &self.commit(&fetching, &op.url)?),
@@ -474,7 +478,7 @@ impl Work for Operations<'_> {
                     self.set_image_layers(vertex, &ids);
                     return Ok(true);
                 }
-                let ids = self.telling(vertex, || image::materialise(self, op))?;
+                let ids = self.telling(vertex, || image::materialise(self, vertex, op))?;
                 self.set_image_layers(vertex, &ids);
                 Ok(true)
             }

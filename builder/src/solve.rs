@@ -10,6 +10,7 @@
 pub mod cancel;
 pub mod driver;
 pub mod scheduler;
+mod transfers;
 
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use crate::cache::CacheKey;
 use crate::cache::explain::Reason;
 use crate::dockerfile::Problems;
 use crate::graph::{VertexDigest, VertexIndex};
+
+pub(crate) use transfers::OfVertex;
+pub use transfers::TransferKind;
 
 /// What a build reports while it goes on, in the order in which it happens.
 #[derive(Clone, Debug)]
@@ -58,7 +62,7 @@ pub enum ProgressEvent {
         /// Nothing asks for its files.
         unneeded: bool,
     },
-    /// A step is about to run.
+    /// A step runs; before [`ProgressEvent::Started`], or before [`ProgressEvent::Done`] where only what was fetched tells why.
     Runs {
         /// Which one.
         vertex: VertexIndex,
@@ -73,6 +77,8 @@ pub enum ProgressEvent {
         key: CacheKey,
         /// Bytes of the files that it made.
         bytes: u64,
+        /// An earlier run gave the same files, so what reads them need not run again for it.
+        unchanged: bool,
     },
     /// A process wrote something.
     Output {
@@ -111,16 +117,20 @@ pub enum ProgressEvent {
         /// One line.
         text: String,
     },
-    /// Bytes moved between this machine and a registry.
+    /// Bytes are on their way: from or to another machine, or out of a blob into a layer.
     Transfer {
-        /// What is moved: a digest.
+        /// Who waits for them; absent for what no vertex asked for.
+        vertex: Option<VertexIndex>,
+        /// What happens to them.
+        kind: TransferKind,
+        /// What they are: a digest or a URL. Kind and id tell a transfer from any other.
         id: String,
-        /// How it is shown: `pulling sha256:…`.
-        label: String,
+        /// The same for people: `sha256:0123…`, or a file's name.
+        name: String,
         /// Bytes so far.
         done: u64,
-        /// Bytes in all.
-        total: u64,
+        /// Bytes in all, as far as that is known; at the end, and only then, as many as are done.
+        total: Option<u64>,
     },
 }
 

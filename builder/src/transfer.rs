@@ -19,7 +19,7 @@ use store::snapshot::SnapshotError;
 use store::{Store, StoreError};
 
 use crate::remote::{Remote, RemoteError};
-use crate::solve::{ProgressEvent, ProgressSink};
+use crate::solve::{ProgressEvent, ProgressSink, TransferKind};
 
 /// Why an image could not be moved.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,7 @@ pub fn pull(
 ) -> Result<Pulled, TransferError> {
     let image = inspect(remote, reference, platform)?;
     let pairs: Vec<_> = layer_pairs(&image);
-    let missing = missing(store, &pairs)?;
+    let missing = missing(store, &pairs, &progress)?;
     fetch(store, remote, reference, &missing, progress)?;
     let id = keep(store, &image)?;
     if reference.tag().is_some() {
@@ -153,18 +153,36 @@ fn note(
 fn missing(
     store: &Store,
     layers: &[(DiffId, Descriptor)],
+    progress: &Arc<dyn ProgressSink>,
 ) -> Result<Vec<(DiffId, Descriptor)>, TransferError> {
     let mut missing = BTreeMap::new();
     for (diff_id, layer) in layers {
-        match store.ensure_unpacked(diff_id) {
-            Ok(_) => {}
-            Err(StoreError::Layer(store::layers::LayerError::Missing { .. })) => {
-                missing.insert(*diff_id, layer.clone());
-            }
-            Err(error) => return Err(error.into()),
+        if !unpack_here(store, diff_id, progress)? {
+            missing.insert(*diff_id, layer.clone());
         }
     }
     Ok(missing.into_iter().collect())
+}
+
+/// Makes a layer's directory of a blob that is here, unless it stands; tells whether there is either.
+pub(crate) fn unpack_here(
+    store: &Store,
+    diff_id: &DiffId,
+    progress: &Arc<dyn ProgressSink>,
+) -> Result<bool, StoreError> {
+    let mut told = None;
+    let unpacked = store.ensure_unpacked_telling(diff_id, &mut |digest, done, total| {
+        let extract = told.get_or_insert_with(|| {
+            let sink = Arc::clone(progress);
+            Steps::new(TransferKind::Extract, *digest, sink)
+        });
+        extract.tell(done, total);
+    });
+    match unpacked {
+        Ok(_) => Ok(true),
+        Err(StoreError::Layer(store::layers::LayerError::Missing { .. })) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Fetches layers and unpacks them, side by side.
@@ -182,10 +200,19 @@ pub fn fetch(
     let (diff_ids, descriptors): (Vec<DiffId>, Vec<Descriptor>) = layers.iter().cloned().unzip();
     let into = Arc::clone(store);
     let repository = reference.clone();
+    let sink = Arc::clone(&progress);
     let consume = move |index: usize, descriptor: &Descriptor, reader: BlobReader| {
-        receive(&into, &repository, diff_ids[index], descriptor, reader)
+        let extract = Steps::new(TransferKind::Extract, descriptor.digest, Arc::clone(&sink));
+        receive(
+            &into,
+            &repository,
+            diff_ids[index],
+            descriptor,
+            reader,
+            extract,
+        )
     };
-    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new("pulling", progress));
+    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Pull, progress));
     let pulled = runtime.block_on(registry_client::pull_layers(
         &client,
         reference,
@@ -213,9 +240,12 @@ fn receive(
     diff_id: DiffId,
     descriptor: &Descriptor,
     reader: BlobReader,
+    extract: Steps,
 ) -> Result<(), LayerError> {
     let mut tee = Tee {
         reader,
+        extract,
+        total: descriptor.size,
         ingest: store.blobs().ingest_as(descriptor.digest.algorithm())?,
     };
     store.publish_layer(|| {
@@ -228,6 +258,7 @@ fn receive(
     io::copy(&mut tee, &mut io::sink()).map_err(LayerError::Read)?;
     tee.ingest
         .commit(Some((descriptor.digest, Some(descriptor.size))))?;
+    tee.extract.end(descriptor.size);
     note(store, reference, &diff_id, descriptor)?;
     Ok(())
 }
@@ -236,6 +267,8 @@ fn receive(
 struct Tee {
     reader: BlobReader,
     ingest: Ingest,
+    extract: Steps,
+    total: u64,
 }
 
 impl Read for Tee {
@@ -244,6 +277,7 @@ impl Read for Tee {
         self.ingest
             .append(&buffer[..count])
             .map_err(io::Error::other)?;
+        self.extract.advance(count as u64, self.total);
         Ok(count)
     }
 }
@@ -282,7 +316,7 @@ pub fn push(
         blobs,
         mount_from,
     };
-    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new("pushing", progress));
+    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Push, progress));
     let (client, runtime) = remote.client()?;
     let report = runtime.block_on(registry_client::push_image(
         &client, reference, &image, bridge,
@@ -314,20 +348,74 @@ fn referenced(manifest: &RawManifest) -> Vec<Descriptor> {
     blobs
 }
 
+/// Transfers are told of in steps of at least this many bytes.
+const STEP_BYTES: u64 = 256 * 1024;
+
+/// One transfer, told of at its beginning and end, and in steps between them.
+struct Steps {
+    kind: TransferKind,
+    digest: Digest,
+    sink: Arc<dyn ProgressSink>,
+    done: u64,
+    told: Option<u64>,
+}
+
+impl Steps {
+    fn new(kind: TransferKind, digest: Digest, sink: Arc<dyn ProgressSink>) -> Steps {
+        Steps {
+            kind,
+            digest,
+            sink,
+            done: 0,
+            told: None,
+        }
+    }
+
+    /// `bytes` more of `total`; that it was the last of them is told by [`Steps::end`].
+    fn advance(&mut self, bytes: u64, total: u64) {
+        let done = (self.done + bytes).min(total.saturating_sub(1));
+        self.tell(done, total);
+    }
+
+    /// All of it is done.
+    fn end(&mut self, total: u64) {
+        self.tell(total, total);
+    }
+
+    fn tell(&mut self, done: u64, total: u64) {
+        self.done = done;
+        let step = done / STEP_BYTES;
+        if done != total && self.told == Some(step) {
+            return;
+        }
+        self.told = Some(step);
+        self.sink
+            .event(transfer(self.kind, &self.digest, done, total));
+    }
+}
+
+fn transfer(kind: TransferKind, digest: &Digest, done: u64, total: u64) -> ProgressEvent {
+    ProgressEvent::Transfer {
+        vertex: None,
+        kind,
+        id: digest.to_string(),
+        name: format!("{}:{}", digest.algorithm(), digest.short()),
+        done,
+        total: Some(total),
+    }
+}
+
 /// Passes the client's progress on as events.
 struct Bridge {
-    verb: &'static str,
+    kind: TransferKind,
     sink: Arc<dyn ProgressSink>,
     counts: Mutex<BTreeMap<Digest, (u64, u64)>>,
 }
 
-/// Transfers are told of in steps of at least this many bytes.
-const STEP_BYTES: u64 = 256 * 1024;
-
 impl Bridge {
-    fn new(verb: &'static str, sink: Arc<dyn ProgressSink>) -> Bridge {
+    fn new(kind: TransferKind, sink: Arc<dyn ProgressSink>) -> Bridge {
         Bridge {
-            verb,
+            kind,
             sink,
             counts: Mutex::default(),
         }
@@ -342,12 +430,7 @@ impl Bridge {
         drop(counts);
         let told = done == total || done == 0 || before / STEP_BYTES != done / STEP_BYTES;
         if told {
-            self.sink.event(ProgressEvent::Transfer {
-                id: digest.to_string(),
-                label: format!("{} {}", self.verb, digest.short()),
-                done,
-                total,
-            });
+            self.sink.event(transfer(self.kind, digest, done, total));
         }
     }
 }

@@ -123,6 +123,16 @@ impl Store {
 
     /// A directory of the layer, unpacked from its blob where there is none yet.
     pub fn ensure_unpacked(&self, diff_id: &DiffId) -> Result<LayerId, StoreError> {
+        self.ensure_unpacked_telling(diff_id, &mut |_, _, _| {})
+    }
+
+    /// The same; where a blob is unpacked, `told` is called with its digest, how many of its bytes are done, and how many
+    /// they are: with all of them once the directory stands, and only then.
+    pub fn ensure_unpacked_telling(
+        &self,
+        diff_id: &DiffId,
+        told: &mut dyn FnMut(&Digest, u64, u64),
+    ) -> Result<LayerId, StoreError> {
         if let Some(id) = self.unpacked(diff_id)? {
             return Ok(id);
         }
@@ -135,7 +145,7 @@ impl Store {
             .into_iter()
             .next()
             .ok_or(LayerError::Missing { diff_id: *diff_id })?;
-        self.unpack_blob(diff_id, &blob.digest)
+        self.unpack_blob(diff_id, &blob.digest, told)
     }
 
     /// A blob of the layer in the given compression, made where there is none yet. The level only counts when it is made.
@@ -242,7 +252,7 @@ impl Store {
             _ => None,
         };
         if self.unpacked(diff_id)?.is_none() {
-            self.unpack_blob(diff_id, digest)?;
+            self.unpack_blob(diff_id, digest, &mut |_, _, _| {})?;
         } else if packing != Packing::Plain || diff_id.0 != *digest {
             let mut hashed = Hashed {
                 out: &mut io::sink(),
@@ -314,13 +324,24 @@ impl Store {
         Ok(true)
     }
 
-    fn unpack_blob(&self, diff_id: &DiffId, digest: &Digest) -> Result<LayerId, StoreError> {
-        let (mut file, _) = self.blobs.open(digest)?;
+    fn unpack_blob(
+        &self,
+        diff_id: &DiffId,
+        digest: &Digest,
+        told: &mut dyn FnMut(&Digest, u64, u64),
+    ) -> Result<LayerId, StoreError> {
+        let (file, size) = self.blobs.open(digest)?;
+        let mut counted = Counted {
+            inner: file,
+            done: 0,
+            told: &mut |done| told(digest, done.min(size.saturating_sub(1)), size),
+        };
         let info = self.publish_layer(|| {
             self.snapshots
-                .unpack(*diff_id, &mut file)
+                .unpack(*diff_id, &mut counted)
                 .map_err(|error| StoreError::from(LayerError::from(error)))
         })?;
+        told(digest, size, size);
         Ok(info.id)
     }
 
@@ -417,6 +438,22 @@ impl Write for Hashed<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+/// A reader that tells how much was read.
+struct Counted<'a, R> {
+    inner: R,
+    done: u64,
+    told: &'a mut dyn FnMut(u64),
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.done += count as u64;
+        (self.told)(self.done);
+        Ok(count)
     }
 }
 

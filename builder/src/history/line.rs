@@ -71,6 +71,9 @@ pub(super) enum Line {
         step: usize,
         key: String,
         bytes: u64,
+        /// An earlier run gave the same files.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unchanged: bool,
     },
     /// A step failed.
     Failed {
@@ -87,8 +90,15 @@ pub(super) enum Line {
     },
     /// Something doubtful about the Dockerfile, with its lines.
     Warning { at: u64, text: String },
-    /// Bytes were moved from or to a registry.
-    Moved { at: u64, label: String, bytes: u64 },
+    /// Bytes were moved from or to another machine, or unpacked.
+    Moved {
+        at: u64,
+        /// The step that waited for them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<usize>,
+        label: String,
+        bytes: u64,
+    },
     /// The journal is full: what follows, but for the end, is missing.
     Full { at: u64 },
     /// The last.

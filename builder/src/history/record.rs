@@ -304,11 +304,17 @@ impl State {
                 }
                 return;
             }
-            ProgressEvent::Recorded { vertex, key, bytes } => Line::Recorded {
+            ProgressEvent::Recorded {
+                vertex,
+                key,
+                bytes,
+                unchanged,
+            } => Line::Recorded {
                 at,
                 step: vertex.0,
                 key: hex(&key.0),
                 bytes: *bytes,
+                unchanged: *unchanged,
             },
             ProgressEvent::Started { vertex, .. } => {
                 self.row.ran += u64::from(self.counts(*vertex));
@@ -340,11 +346,17 @@ impl State {
                 text: text.clone(),
             },
             ProgressEvent::Transfer {
-                label, done, total, ..
-            } if done == total => Line::Moved {
+                vertex,
+                kind,
+                name,
+                done,
+                total,
+                ..
+            } if *total == Some(*done) => Line::Moved {
                 at,
-                label: label.clone(),
-                bytes: *total,
+                step: vertex.map(|vertex| vertex.0),
+                label: format!("{} {name}", kind.as_str()),
+                bytes: *done,
             },
             _ => return,
         };

@@ -93,7 +93,13 @@ fn a_build_reads_back() {
     recorder.event(ProgressEvent::Done { vertex, elapsed });
     let key = CacheKey([9; 32]);
     let bytes = 12;
-    recorder.event(ProgressEvent::Recorded { vertex, key, bytes });
+    let unchanged = true;
+    recorder.event(ProgressEvent::Recorded {
+        vertex,
+        key,
+        bytes,
+        unchanged,
+    });
     let file = crate::dockerfile::SourceFile::new("Dockerfile", "FROM scratch");
     let odd = crate::dockerfile::Diagnostic::warning(crate::dockerfile::Span::new(0, 4), "odd");
     recorder.event(ProgressEvent::Warnings(Problems::new(&file, vec![odd])));
@@ -110,6 +116,7 @@ fn a_build_reads_back() {
     let verdicts: Vec<Verdict> = build.steps.iter().map(|step| step.verdict).collect();
     assert_eq!(verdicts, [Verdict::Cached, Verdict::Ran]);
     assert_eq!(build.steps[1].bytes, Some(12));
+    assert!(build.steps[1].unchanged);
     assert_eq!(build.steps[1].cache_key(), Some(key));
     assert_eq!(build.steps[1].output_bytes, 7);
     let mut logged = Vec::new();

@@ -3,6 +3,7 @@
 //! A file's layer is found by the URL, if the server says that nothing changed, and by its digest, if the Dockerfile
 //! says it: then nobody is asked.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps};
@@ -17,6 +18,9 @@ use crate::remote::{Downloaded, RemoteFile, Validators};
 
 /// Mode of a file that was downloaded.
 const FILE_MODE: u32 = 0o600;
+
+/// Downloads are told of in steps of at least this many bytes.
+const STEP_BYTES: u64 = 256 * 1024;
 
 /// Longest name of a file, in bytes: the kernel's own bound.
 const NAME_BYTES_MAX: usize = 255;
@@ -111,9 +115,12 @@ pub(crate) fn download(
     let file = file(fetching, url)?;
     let tmp = fetching.store.root().join("tmp");
     let temp = TempFile::create(&tmp).map_err(StoreError::from)?;
-    let label = format!("downloading {name}");
+    let step = Cell::new(u64::MAX);
     let told = |done: u64, total: Option<u64>| {
-        fetching.told(url, &label, done, total.unwrap_or(done));
+        if step.replace(done / STEP_BYTES) != done / STEP_BYTES {
+            // A part that is as long as the whole is not yet the end.
+            fetching.told(url, name, done, total.filter(|total| done < *total));
+        }
     };
     let downloaded = fetching
         .remote
@@ -121,6 +128,8 @@ pub(crate) fn download(
     let Some(downloaded) = downloaded else {
         return Err(StepError::Cancelled);
     };
+    let size = downloaded.size;
+    fetching.told(url, name, size, Some(size));
     Ok((temp, downloaded))
 }
 

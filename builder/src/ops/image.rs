@@ -1,7 +1,5 @@
 //! Base images: found here or in their registry, pulled and unpacked when something reads them.
 
-use std::sync::Arc;
-
 use store::images::ImageId;
 use store::layer::LayerId;
 use store::oci::Reference;
@@ -9,9 +7,10 @@ use store::{Store, StoreError};
 
 use super::Operations;
 use crate::error::StepError;
-use crate::graph::ImageOp;
+use crate::graph::{ImageOp, VertexIndex};
 use crate::lower::{ImageRequest, ResolvedImage};
 use crate::remote::Remote;
+use crate::solve::OfVertex;
 use crate::transfer::{self, RemoteImage};
 
 /// Finds an image: in its layout, or by name in the store, unless `pull` asks for the registry's word.
@@ -105,15 +104,15 @@ pub(crate) fn present(store: &Store, image: &ImageOp) -> Result<Option<Vec<Layer
 /// Brings an image's layers here: unpacks the blobs that the store has, and pulls the others.
 pub(crate) fn materialise(
     operations: &Operations<'_>,
+    vertex: usize,
     image: &ImageOp,
 ) -> Result<Vec<LayerId>, StepError> {
     let store = operations.store;
+    let progress = OfVertex::before(VertexIndex(vertex), operations.progress);
     let mut missing = Vec::new();
     for (position, diff_id) in image.diff_ids.iter().enumerate() {
-        match store.ensure_unpacked(diff_id) {
-            Ok(_) => continue,
-            Err(StoreError::Layer(store::layers::LayerError::Missing { .. })) => {}
-            Err(error) => return Err(error.into()),
+        if transfer::unpack_here(store, diff_id, &progress)? {
+            continue;
         }
         let Some(layer) = image.layers.get(position) else {
             return Err(StepError::LayerLost {
@@ -125,7 +124,6 @@ pub(crate) fn materialise(
             missing.push((*diff_id, layer.clone()));
         }
     }
-    let progress = Arc::clone(operations.progress);
     transfer::fetch(
         store,
         operations.remote,

@@ -109,6 +109,7 @@ impl Operations<'_> {
             took: Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
             bytes: Some(info.bytes),
         };
+        let mut unchanged = false;
         if info.entries > 0 {
             let tree = info.tree.ok_or(StepError::NoKey)?;
             record.layer = Some(RecordedLayer { id: info.id, tree });
@@ -126,6 +127,7 @@ impl Operations<'_> {
                         .layer
                         .is_some_and(|layer| self.store.snapshots().has(&layer.id))
                 {
+                    unchanged = true;
                     record.layer = known.layer;
                     record.created = known.created;
                     break;
@@ -155,6 +157,7 @@ impl Operations<'_> {
                 vertex: VertexIndex(vertex),
                 key,
                 bytes: info.bytes,
+                unchanged,
             });
         }
         if let (Some(layer), Some(finished)) = (record.layer, &self.finished) {

@@ -14,7 +14,7 @@ use crate::error::StepError;
 use crate::graph::op::Encoder;
 use crate::remote::{Remote, Validators};
 use crate::request::RunSettings;
-use crate::solve::{ProgressEvent, ProgressSink};
+use crate::solve::{ProgressEvent, ProgressSink, TransferKind};
 
 /// Version of the keys below; what one means must never change under it.
 const KEY_DOMAIN: &[u8] = b"longshore source 1";
@@ -170,11 +170,13 @@ impl Fetching<'_> {
         Found::new(&info, self.now)
     }
 
-    /// Tells how far a transfer is.
-    pub(crate) fn told(&self, id: &str, label: &str, done: u64, total: u64) {
+    /// Tells how far a download is.
+    pub(crate) fn told(&self, id: &str, name: &str, done: u64, total: Option<u64>) {
         self.progress.event(ProgressEvent::Transfer {
+            vertex: None,
+            kind: TransferKind::Download,
             id: id.to_owned(),
-            label: label.to_owned(),
+            name: name.to_owned(),
             done,
             total,
         });

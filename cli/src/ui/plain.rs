@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use builder::graph::VertexIndex;
-use builder::solve::{OutputStream, ProgressEvent};
+use builder::solve::{OutputStream, ProgressEvent, TransferKind};
 
 use super::human;
 use super::progress::{CANCELLED, Lines, Renderer};
@@ -22,7 +22,7 @@ pub struct Plain {
     /// The step whose lines are being printed.
     current: Option<VertexIndex>,
     /// Transfers whose end was told.
-    transferred: BTreeSet<String>,
+    transferred: BTreeSet<(TransferKind, String)>,
     /// Steps that failed, in that order.
     failed: Vec<VertexIndex>,
     /// Whether a heading was printed: a blank line goes before each other.
@@ -79,13 +79,16 @@ impl Renderer for Plain {
             }
             ProgressEvent::Note { text, .. } => self.line(text),
             ProgressEvent::Transfer {
+                kind,
                 id,
-                label,
+                name,
                 done,
                 total,
+                ..
                 // One line per blob: a log has no use for a moving number.
-            } if done == total && self.transferred.insert(id.clone()) => {
-                self.line(&format!("{label} {} done", human::size(*total)));
+            } if *total == Some(*done) && self.transferred.insert((*kind, id.clone())) => {
+                let verb = kind.as_str();
+                self.line(&format!("{verb} {name} {} done", human::size(*done)));
             }
             _ => {}
         }

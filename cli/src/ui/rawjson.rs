@@ -326,11 +326,16 @@ impl Renderer for RawJson {
                 self.log(at, vertex, 2, format!("{text}\n").as_bytes());
             }
             ProgressEvent::Transfer {
+                kind,
                 id,
-                label,
+                name,
                 done,
                 total,
-            } => self.transfer(at, id, label, *done, *total),
+                ..
+            } => {
+                let label = format!("{} {name}", kind.as_str());
+                self.transfer(at, id, &label, *done, total.unwrap_or(0));
+            }
             _ => {}
         }
         std::mem::take(&mut self.text)

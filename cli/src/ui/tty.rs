@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use builder::graph::VertexIndex;
-use builder::solve::ProgressEvent;
+use builder::solve::{ProgressEvent, TransferKind};
 
 use super::human;
 use super::progress::{Lines, Log, Renderer};
@@ -31,9 +31,9 @@ pub struct Tty {
     rows: usize,
     colour: bool,
     running: BTreeMap<VertexIndex, Step>,
-    transfers: BTreeMap<String, Transfer>,
+    transfers: BTreeMap<(TransferKind, String), Transfer>,
     /// Transfers whose end was told.
-    transferred: BTreeSet<String>,
+    transferred: BTreeSet<(TransferKind, String)>,
     /// What scrolls away with the next drawing.
     permanent: String,
     /// How many lines of the last drawing are to be drawn over.
@@ -190,23 +190,27 @@ impl Renderer for Tty {
             ProgressEvent::Failed { vertex, message } => self.failed(at, *vertex, message),
             ProgressEvent::Note { text, .. } => self.keep(&format!(" {text}"), "", ""),
             ProgressEvent::Transfer {
+                kind,
                 id,
-                label,
+                name,
                 done,
                 total,
+                ..
             } => {
-                if done == total {
-                    self.transfers.remove(id);
-                    if self.transferred.insert(id.clone()) {
-                        self.keep(&format!(" => {label}"), &human::size(*total), BLUE);
+                let label = format!("{} {name}", kind.as_str());
+                let id = (*kind, id.clone());
+                if *total == Some(*done) {
+                    self.transfers.remove(&id);
+                    if self.transferred.insert(id) {
+                        self.keep(&format!(" => {label}"), &human::size(*done), BLUE);
                     }
                 } else {
                     let transfer = Transfer {
-                        label: label.clone(),
+                        label,
                         done: *done,
-                        total: *total,
+                        total: total.unwrap_or(*done),
                     };
-                    self.transfers.insert(id.clone(), transfer);
+                    self.transfers.insert(id, transfer);
                     return Vec::new();
                 }
             }

@@ -9,6 +9,7 @@ fn step(number: usize, name: &str, inputs: &[usize], verdict: Verdict) -> StepHi
         inputs: inputs.to_vec(),
         verdict,
         reasons: Vec::new(),
+        unchanged: false,
         started: None,
         took: None,
         saved: None,
