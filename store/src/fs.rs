@@ -204,6 +204,15 @@ pub fn rename_if_free(from: &Path, to: &Path) -> Result<bool, FsError> {
     }
 }
 
+/// Gives a file a second name unless that is taken; tells whether it did.
+pub(crate) fn link_if_free(from: &Path, to: &Path) -> Result<bool, FsError> {
+    match attempt("link", to, || std::fs::hard_link(from, to)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes a file; tells whether there was one.
 pub fn remove_file(path: &Path) -> Result<bool, FsError> {
     Ok(optional(attempt("remove", path, || std::fs::remove_file(path)))?.is_some())

@@ -111,9 +111,10 @@ impl Index {
             source,
         };
         // The connection lives behind a mutex of our own.
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        if !fs::exists(&path)? {
+            create(root, &path)?;
+        }
         let mut connection = Connection::open_with_flags(&path, flags).map_err(sqlite)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
@@ -123,11 +124,6 @@ impl Index {
             .map_err(sqlite)?;
         let version = |c: &Connection| c.query_row("PRAGMA user_version", [], |row| row.get(0));
         let mut found: i64 = version(&connection).map_err(sqlite)?;
-        if found == 0 {
-            connection
-                .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
-                .map_err(sqlite)?;
-        }
         if found < SCHEMA_VERSION {
             found = update(&mut connection).map_err(sqlite)?;
         }
@@ -324,6 +320,26 @@ pub(crate) fn synced_epoch(c: &Connection) -> rusqlite::Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
+/// Makes the database aside and gives it its name, unless another process was faster. Going over to WAL takes locks that
+/// SQLite does not wait for, so nobody may see the database before.
+fn create(root: &Path, path: &Path) -> Result<(), IndexError> {
+    let aside = fs::TempDir::create(&root.join("tmp"))?;
+    let made = aside.path().join("index.db");
+    let sqlite = |source| IndexError::Sqlite {
+        path: made.clone(),
+        source,
+    };
+    let mut connection = Connection::open(&made).map_err(sqlite)?;
+    connection
+        .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
+        .map_err(sqlite)?;
+    update(&mut connection).map_err(sqlite)?;
+    // Writes everything into the one file.
+    connection.close().map_err(|(_, source)| sqlite(source))?;
+    fs::link_if_free(&made, path)?;
+    Ok(())
+}
+
 /// Makes the tables that are missing, and returns the version.
 fn update(connection: &mut Connection) -> rusqlite::Result<i64> {
     // Another process may be at it too; whoever is second finds the version set.
@@ -400,6 +416,27 @@ mod tests {
         drop(store);
         let error = crate::Store::open(dir.path()).unwrap_err();
         assert!(error.to_string().contains("schema 99"), "{error}");
+    }
+
+    #[test]
+    fn many_may_open_a_new_store_at_once() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let start = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                for number in 0..8u8 {
+                    let (path, start) = (dir.path(), &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        let store = crate::Store::open(path).unwrap();
+                        let key = format!("x.{number}");
+                        store.index().meta_put(&key, &[number]).unwrap();
+                    });
+                }
+            });
+            let store = crate::Store::open(dir.path()).unwrap();
+            assert_eq!(store.index().meta_list("x.").unwrap().len(), 8);
+        }
     }
 
     #[test]
