@@ -14,6 +14,7 @@ mod config;
 mod copy;
 mod go_format;
 mod mounts;
+mod platform;
 mod ports;
 mod remote_sources;
 mod run;
@@ -35,12 +36,13 @@ use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{Diagnostic, Dockerfile, SourceFile, Span, Word};
 use crate::graph::{Definition, ImageOp, Op, OpMetadata, VertexIndex};
 use crate::request::RunSettings;
+pub use platform::{PlatformError, parse_platform};
 pub(crate) use scope::GlobalArgs;
 use scope::Scope;
 pub use sources::KEEP_GIT_DIR;
 pub(crate) use sources::{context_keeps_git_dir, file_name, is_true};
+pub(crate) use stages::reachable;
 use stages::{Base, StagePlan, Stages, Step};
-pub(crate) use stages::{platform, reachable};
 
 /// What the history says made an entry; docker's own builder writes the same, and tools look for it.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
@@ -61,7 +63,7 @@ pub struct LowerRequest<'a> {
     pub target: Option<String>,
     /// The platform that is built for.
     pub platform: Platform,
-    /// The platform that is built on; steps cannot be run for another one yet.
+    /// The platform that is built on.
     pub build_platform: Platform,
     /// `--no-cache`: every step runs, cached or not.
     pub no_cache: bool,

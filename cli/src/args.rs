@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use store::oci::Platform;
 
 mod call;
 mod history;
@@ -193,6 +194,12 @@ pub struct BuildArgs {
     /// Build this stage, by name or number, and what it needs
     #[arg(long, value_name = "STAGE")]
     pub target: Option<String>,
+    /// Build for this platform [default: this machine's]
+    ///
+    /// Such as linux/arm64. Base images are taken for it, unless FROM --platform says otherwise. To
+    /// RUN its programs, the kernel needs an emulator (binfmt_misc).
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = platform)]
+    pub platform: Option<Platform>,
     /// Look for mistakes and build nothing: the same as --call check
     #[arg(long)]
     pub check: bool,
@@ -243,6 +250,17 @@ pub struct BuildArgs {
     /// What steps are given.
     #[command(flatten)]
     pub steps: StepArgs,
+}
+
+/// `--platform`
+fn platform(text: &str) -> Result<Platform, String> {
+    if text.contains(',') {
+        return Err(
+            "one build is for one platform: build for each, and push each under a tag of its own"
+                .to_owned(),
+        );
+    }
+    builder::lower::parse_platform(text).map_err(|error| error.to_string())
 }
 
 /// How the progress of a build is shown.

@@ -84,7 +84,9 @@ pub enum StartError {
         interpreter: String,
     },
     /// A program for another processor.
-    #[error("`{path}` is a program for {machine}, which this machine cannot run")]
+    #[error(
+        "`{path}` is a program for {machine}, which this machine cannot run: it needs an emulator, registered with the kernel (binfmt_misc)"
+    )]
     WrongMachine {
         /// Its path inside the sandbox.
         path: String,

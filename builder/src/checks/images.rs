@@ -37,7 +37,7 @@ pub(super) fn check(subject: &Subject<'_>, found: &mut Vec<Diagnostic>) {
 
 /// Whether a stage's name tells its platform, which then is meant.
 fn mentions(name: Option<&str>, platform: &str) -> bool {
-    let Some(platform) = crate::lower::platform(platform) else {
+    let Ok(platform) = crate::lower::parse_platform(platform) else {
         // It is an error elsewhere.
         return true;
     };

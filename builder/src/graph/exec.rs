@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use store::oci::Platform;
+
 use super::op::Encoder;
 
 /// A process to run.
@@ -36,6 +38,8 @@ pub struct ExecOp {
     pub devices: Vec<DeviceRequest>,
     /// What the build says of all its processes.
     pub setting: Setting,
+    /// What the programs are for, where that is not the machine: the kernel then needs an emulator.
+    pub foreign: Option<Box<Platform>>,
 }
 
 /// Where here-documents with an interpreter line are, inside the sandbox.
@@ -228,7 +232,10 @@ impl ExecOp {
     /// Encodes all that decides the result; `selecting` says whether which input and which of its paths a mount shows are
     /// among it.
     pub(crate) fn encode(&self, sink: &mut Encoder<'_>, selecting: bool) {
-        sink.text("exec");
+        match &self.foreign {
+            None => sink.text("exec"),
+            Some(platform) => sink.text(&format!("exec for {platform}")),
+        }
         sink.texts(&self.argv);
         sink.texts(&self.env);
         sink.text(&self.cwd);

@@ -32,6 +32,8 @@ impl Lowering<'_> {
         if let Some(hostname) = self.request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME") {
             setting.hostname.clone_from(hostname);
         }
+        let platform = state.config.platform();
+        let foreign = !platform.satisfies(&self.request.build_platform);
         let op = Op::Exec(ExecOp {
             argv,
             env: state.scope.environment(),
@@ -45,6 +47,7 @@ impl Lowering<'_> {
             security: security?,
             devices: devices?,
             setting,
+            foreign: foreign.then(|| Box::new(platform)),
         });
         let meta = self.step_metadata(state, plan, step);
         let vertex = self.definition.add(op, inputs, meta);

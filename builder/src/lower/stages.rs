@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use store::oci::{Platform, Reference};
 
+use super::platform::{self, PlatformError};
 use super::scope::{self, Globals};
 use super::{ImageRequest, LowerRequest, NeededImage, mounts};
 use crate::checks::values;
@@ -328,28 +329,27 @@ impl<'r, 'a> Resolver<'r, 'a> {
             return Some(self.request.platform.clone());
         };
         let text = self.expand(flag.value.as_deref().unwrap_or_default(), flag.span)?;
-        let Some(platform) = parse_platform(&text, &self.request.platform) else {
-            let message = format!("`{text}` is not a platform");
-            return self
-                .error(Diagnostic::error(flag.span, message).help("`linux/amd64`, `linux/arm64`"));
+        let platform = match platform::parse_on(&text, &self.request.platform) {
+            Ok(platform) => platform,
+            Err(PlatformError::Form { .. }) => {
+                let message = format!("`{text}` is not a platform");
+                return self.error(
+                    Diagnostic::error(flag.span, message).help("`linux/amd64`, `linux/arm64`"),
+                );
+            }
+            Err(PlatformError::Architecture { name }) => {
+                let message = format!("there is no architecture `{name}`");
+                let near = nearest(&name, platform::ARCHITECTURES);
+                let diagnostic = Diagnostic::error(flag.span, message);
+                return self.error(match near {
+                    Some(near) => diagnostic.suggest(Some(near)),
+                    None => diagnostic.help(format!(
+                        "known are `{}`",
+                        platform::ARCHITECTURES.join("`, `")
+                    )),
+                });
+            }
         };
-        if !ARCHITECTURES.contains(&platform.architecture.as_str()) {
-            let message = format!("there is no architecture `{}`", platform.architecture);
-            let near = nearest(&platform.architecture, ARCHITECTURES);
-            let diagnostic = Diagnostic::error(flag.span, message);
-            return self.error(match near {
-                Some(near) => diagnostic.suggest(Some(near)),
-                None => diagnostic.help(format!("known are `{}`", ARCHITECTURES.join("`, `"))),
-            });
-        }
-        let is_run = self.request.survey.is_none();
-        if is_run && !platform.satisfies(&self.request.build_platform) {
-            let message = format!(
-                "building for `{platform}` on `{}` is not supported yet",
-                self.request.build_platform
-            );
-            return self.error(Diagnostic::error(flag.span, message));
-        }
         Some(platform)
     }
 
@@ -640,56 +640,4 @@ impl<'r, 'a> Resolver<'r, 'a> {
             None => self.image(name, span, platform),
         }
     }
-}
-
-/// A platform as it is written, on a machine like this one.
-pub(crate) fn platform(text: &str) -> Option<Platform> {
-    parse_platform(text, &Platform::host())
-}
-
-/// The architectures that images are made for, as Go names them.
-const ARCHITECTURES: [&str; 14] = [
-    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64",
-    "ppc64le", "riscv64", "s390x", "wasm",
-];
-
-/// `os/architecture[/variant]`, or one of the two with the other one as in `default`.
-fn parse_platform(text: &str, default: &Platform) -> Option<Platform> {
-    let word = |part: &str| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
-    };
-    let lower = text.to_ascii_lowercase();
-    let parts: Vec<&str> = lower.split('/').collect();
-    if !parts.iter().all(|part| word(part)) {
-        return None;
-    }
-    let (os, architecture, variant) = match parts.as_slice() {
-        ["linux"] => ("linux", default.architecture.as_str(), None),
-        [architecture] => (default.os.as_str(), *architecture, None),
-        [os, architecture] => (*os, *architecture, None),
-        [os, architecture, variant] => (*os, *architecture, Some(*variant)),
-        _ => return None,
-    };
-    let (architecture, variant) = match (architecture, variant) {
-        ("x86_64" | "x86-64", variant) => ("amd64", variant),
-        ("aarch64", variant) => ("arm64", variant),
-        ("i386" | "i686", variant) => ("386", variant),
-        ("armhf", _) => ("arm", Some("v7")),
-        ("armel", _) => ("arm", Some("v6")),
-        other => other,
-    };
-    let variant = match (architecture, variant) {
-        ("amd64", Some("v1")) | ("arm64", Some("v8" | "8")) => None,
-        (_, variant) => variant,
-    };
-    Some(Platform {
-        architecture: architecture.to_owned(),
-        os: os.to_owned(),
-        os_version: None,
-        os_features: Vec::new(),
-        variant: variant.map(str::to_owned),
-    })
 }

@@ -105,6 +105,9 @@ fn surroundings(text: &mut String, exec: &ExecOp) {
     if exec.security != Security::Sandbox {
         *text += &format!("    security {:?}\n", exec.security);
     }
+    if let Some(platform) = &exec.foreign {
+        *text += &format!("    for {platform}\n");
+    }
     if exec.setting != Setting::default() {
         *text += &format!("    {:?}\n", exec.setting);
     }

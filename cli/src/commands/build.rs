@@ -110,7 +110,7 @@ fn request(
         build_args,
         labels: labels.collect::<Result<_, _>>()?,
         target: args.target.clone(),
-        platform: Platform::host(),
+        platform: args.platform.clone().unwrap_or_else(Platform::host),
         tags,
         no_cache: args.no_cache,
         pull: args.pull,

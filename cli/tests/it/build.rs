@@ -265,24 +265,66 @@ fn the_same_input_gives_the_same_image() {
 }
 
 #[test]
-fn what_is_not_supported_is_an_error_that_names_the_line() {
+fn images_are_built_for_other_platforms() {
     let place = Place::with_busybox();
-    for (line, word) in [
-        ("RUN --mount=type=cache,target=/c true", "mount"),
-        ("RUN --network=none true", "network"),
-        ("COPY --parents a /", "parents"),
-        ("ADD https://localhost/x /x", "https://localhost/x"),
+    let context = place.context(
+        "ctx",
+        &[(
+            "Dockerfile",
+            "FROM --platform=$BUILDPLATFORM busybox AS compiler
+ARG TARGETPLATFORM TARGETVARIANT BUILDPLATFORM
+RUN echo \"$BUILDPLATFORM to $TARGETPLATFORM, $TARGETVARIANT\" > /out
+FROM scratch
+COPY --from=compiler /out /
+",
+        )],
+    );
+    let other = match std::env::consts::ARCH {
+        "aarch64" => ("linux/amd64", "amd64", serde_json::Value::Null, 62u8),
+        _ => ("linux/arm/v7", "arm", "v7".into(), 40),
+    };
+    let (platform, architecture, variant, machine) = other;
+    let args = ["build", "--platform", platform, "-t", "other"];
+    place.words(args, [&context]).ok();
+    let inspected: serde_json::Value =
+        serde_json::from_str(&place.run(["inspect", "other"]).ok()).unwrap();
+    let config = &inspected[0];
+    assert_eq!(config["Architecture"], architecture, "{config}");
+    assert_eq!(config["Variant"], variant, "{config}");
+    let folder = place.path("out");
+    let dest = format!("type=local,dest={}", folder.display());
+    let args = ["build", "-q", "--platform", platform, "-o", &dest];
+    place.words(args, [&context]).ok();
+    let out = std::fs::read_to_string(folder.join("out")).unwrap();
+    let host = store::oci::Platform::host();
+    let said = format!(
+        "{host} to {platform}, {}\n",
+        variant.as_str().unwrap_or_default()
+    );
+    assert_eq!(out, said);
+
+    // Its programs need an emulator.
+    let mut program = vec![0u8; 64];
+    program[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    program[16] = 2;
+    program[18] = machine;
+    std::fs::write(context.join("program"), &program).unwrap();
+    std::fs::write(
+        context.join("Dockerfile"),
+        "FROM other\nCOPY --chmod=755 program /\nRUN [\"/program\"]\n",
+    )
+    .unwrap();
+    let ran = place.words(["build", "--platform", platform], [&context]);
+    ran.fails(1, "which this machine cannot run: it needs an emulator");
+    ran.fails(1, "Dockerfile:3");
+
+    for (given, said) in [
+        ("linux/arm46", "there is no architecture `arm46`"),
+        ("linux/amd64,linux/arm64", "one build is for one platform"),
+        ("", "`` is not a platform"),
     ] {
-        let context = place.context(
-            "ctx",
-            &[
-                ("a", ""),
-                ("Dockerfile", &format!("FROM busybox\n\n{line}\n")),
-            ],
-        );
-        let ran = place.words(["build"], [&context]);
-        ran.fails(1, "Dockerfile:3");
-        assert!(ran.stderr.contains(word), "{ran}");
+        let ran = place.words(["build", "--platform", given], [&context]);
+        ran.fails(2, said);
     }
 }
 
