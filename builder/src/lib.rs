@@ -11,6 +11,7 @@
 pub mod cache;
 pub mod checks;
 pub mod contexts;
+pub mod debug;
 pub mod dockerfile;
 pub mod error;
 pub mod export;

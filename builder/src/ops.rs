@@ -8,12 +8,14 @@
 //! | [`file`] | copies and new directories, straight into a layer |
 //! | [`exec`] | processes and their mounts (nothing else sees the runner) |
 //!
-//! `results` holds what is known of each vertex, `recall` what the cache knows, `explain` why it does not.
+//! `results` holds what is known of each vertex, `recall` what the cache knows, `explain` why it does not; `failure` is what
+//! happens when a step fails.
 
 mod auth;
 pub mod context;
 pub mod exec;
 mod explain;
+mod failure;
 pub mod file;
 pub mod git;
 pub(crate) mod http;
@@ -32,7 +34,7 @@ pub use tree::Tree;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
@@ -78,6 +80,8 @@ pub(crate) struct Operations<'a> {
     states: Vec<Mutex<VertexState>>,
     context_copies: Mutex<ContextCopies>,
     renewed_caches: Mutex<RenewedCaches>,
+    /// Whether somebody looks at a step that failed.
+    looking: AtomicBool,
     ran: AtomicUsize,
     cached: AtomicUsize,
 }
@@ -124,6 +128,7 @@ impl<'a> Operations<'a> {
             states,
             context_copies: Mutex::default(),
             renewed_caches: Mutex::default(),
+            looking: AtomicBool::new(false),
             ran,
             cached,
         }
@@ -356,11 +361,21 @@ impl<'a> Operations<'a> {
             reasons: self.why(vertex, &keys, &known),
         });
         let started = Instant::now();
+        let mut failed = None;
         let info = self.telling(vertex, || match &step.op {
-            Op::Exec(exec) => exec::execute(self, vertex, exec),
+            Op::Exec(exec) => exec::execute(self, vertex, exec, &mut failed),
             Op::File(file) => self.run_file(vertex, file),
             _ => Err(StepError::NoKey),
-        })?;
+        });
+        let info = match info {
+            Ok(info) => info,
+            Err(error) => {
+                if let Some(prepared) = failed {
+                    self.look_at_failure(vertex, prepared, &error);
+                }
+                return Err(error);
+            }
+        };
         self.ran.fetch_add(1, Ordering::Relaxed);
         self.record(vertex, &keys, &info, &known, started.elapsed())
     }
@@ -497,6 +512,9 @@ impl Work for Operations<'_> {
     }
 
     fn execute(&self, vertex: usize) -> Result<(), StepError> {
+        if self.looking.load(Ordering::SeqCst) {
+            self.wait_for_the_end();
+        }
         if self.is_cancelled() {
             return Err(StepError::Cancelled);
         }

@@ -10,11 +10,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use store::oci::Platform;
 
 mod call;
+mod debug;
 mod history;
 mod output;
 mod steps;
 
 pub use call::{Call, Format, Method};
+pub use debug::OnError;
 pub use history::{
     ExplainArgs, HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLsArgs, HistoryRmArgs,
     HistoryShowArgs, ImageHistoryArgs,
@@ -244,6 +246,12 @@ pub struct BuildArgs {
     /// Tell of each step, after the build, why it ran; `longshore explain` tells it later
     #[arg(long)]
     pub explain: bool,
+    /// What to do when a RUN step fails: fail, or shell to look around where it failed
+    ///
+    /// The shell has the files as the command left them, and the step's environment, mounts and network; the build ends
+    /// with it. Without a PATH it is the step's own shell, or the image's.
+    #[arg(long, value_name = "fail|shell[=PATH]", default_value = "fail")]
+    pub on_error: OnError,
     /// Write the image's ID to this file
     #[arg(long, value_name = "FILE")]
     pub iidfile: Option<PathBuf>,

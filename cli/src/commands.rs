@@ -3,6 +3,7 @@
 mod archive;
 mod build;
 mod call;
+mod debug;
 mod explain;
 mod history;
 mod images;

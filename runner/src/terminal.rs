@@ -76,9 +76,34 @@ impl Signals {
     ///
     /// When there are no descriptors left.
     pub fn collect() -> io::Result<Self> {
-        let set = SignalSet::of(&FORWARDED).with(libc::SIGWINCH);
-        let before = sys::block_signals(&set);
-        match sys::signal_fd(&set) {
+        let all = SignalSet::of(&FORWARDED).with(libc::SIGWINCH);
+        Self::take_from(&all, &all)
+    }
+
+    /// As [`Signals::collect`], but leaves SIGWINCH to a [`Signals::resizes`] made later, on whatever thread.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Signals::collect`].
+    pub fn collect_all_but_resizes() -> io::Result<Self> {
+        let set = SignalSet::of(&FORWARDED);
+        Self::take_from(&set.with(libc::SIGWINCH), &set)
+    }
+
+    /// Begins to collect SIGWINCH alone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Signals::collect`].
+    pub fn resizes() -> io::Result<Self> {
+        let set = SignalSet::of(&[libc::SIGWINCH]);
+        Self::take_from(&set, &set)
+    }
+
+    /// Blocks one set and collects another.
+    fn take_from(blocked: &SignalSet, taken: &SignalSet) -> io::Result<Self> {
+        let before = sys::block_signals(blocked);
+        match sys::signal_fd(taken) {
             Ok(fd) => Ok(Self { fd, before }),
             Err(error) => {
                 sys::set_signal_mask(&before);

@@ -1,13 +1,14 @@
 //! `RUN`: a process in a sandbox on a new snapshot. Here and below, and nowhere else, the runner is seen.
 //!
 //! `mounts` turns the graph's mounts into the sandbox's, with `secrets`, `ssh` and `devices` for what comes from outside;
-//! `digest` is what mounts add to a step's key.
+//! `digest` is what mounts add to a step's key, `stopped` is for looking around where a step runs.
 
 mod devices;
 pub(crate) mod digest;
 pub(crate) mod mounts;
 mod secrets;
 mod ssh;
+pub(crate) mod stopped;
 
 pub use devices::DeviceError;
 pub use secrets::SECRET_BYTES_MAX;
@@ -25,7 +26,8 @@ use runner::{
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use store::Store;
-use store::layer::LayerInfo;
+use store::layer::{LayerId, LayerInfo};
+use store::snapshot::ActiveSnapshot;
 
 use super::Operations;
 use super::results::base_of;
@@ -43,66 +45,116 @@ const OUTPUT_KEPT_BYTES_MAX: usize = 64 * 1024;
 /// The host name that steps see, as with other builders.
 const HOSTNAME: &str = "buildkitsandbox";
 
-/// Runs a step and commits what it changed.
+/// All that a step needs to run, and what has to live until it has.
+pub(crate) struct Prepared {
+    active: ActiveSnapshot,
+    mounts: mounts::Mounts,
+    pub(crate) spec: SandboxSpec,
+}
+
+impl Prepared {
+    /// Makes everything ready to run `exec` on its base, and what `above` adds to that.
+    pub(crate) fn new(
+        operations: &Operations<'_>,
+        vertex: usize,
+        exec: &ExecOp,
+        above: Option<LayerId>,
+    ) -> Result<Prepared, StepError> {
+        let store = operations.store;
+        let base = base_of(operations.vertex(vertex));
+        let mut parents = base.map(|base| operations.layers(base)).unwrap_or_default();
+        let mut user = {
+            let view = store.snapshots().view(&parents)?;
+            runner::resolve_user(view.as_fd(), &exec.user)?
+        };
+        parents.extend(above);
+        let mut active = store.snapshots().prepare(&parents)?;
+        let mount = active.mount()?;
+        let mut lower = mount.lower;
+        lower.push(stubs(store)?);
+        let root = Root::Overlay {
+            lower,
+            upper: mount.upper,
+            work: mount.work,
+            volatile: true,
+        };
+        let mut mounts = mounts::prepare(operations, vertex, exec)?;
+        let devices = devices::prepare(operations.run, &exec.devices)?;
+        user.groups.extend(devices.groups);
+        let mut env: Vec<String> = exec.env.clone();
+        let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+        for variable in exec.proxy_env.iter().chain(&mounts.env).chain(&devices.env) {
+            env.retain(|known| name(known) != name(variable));
+            env.push(variable.clone());
+        }
+        if !env.iter().any(|variable| name(variable) == "HOME") {
+            env.push(format!("HOME={}", user.home));
+        }
+        let process = ProcessSpec {
+            env,
+            cwd: exec.cwd.clone(),
+            make_cwd: true,
+            own_cwd: true,
+            user,
+            ..ProcessSpec::new(exec.argv.iter().cloned())
+        };
+        let mut points = devices.points;
+        points.append(&mut mounts.points);
+        let mut spec = sandbox(exec, root, process)?;
+        if points.iter().any(|point| point.target == "/etc") {
+            // What is mounted there hides what would lie beneath it, as with BuildKit.
+            spec.etc = EtcFiles::default();
+        }
+        spec.mounts = points;
+        Ok(Prepared {
+            active,
+            mounts,
+            spec,
+        })
+    }
+
+    /// Lets go of everything that was mounted; no process is left.
+    pub(crate) fn finish(self) -> Result<ActiveSnapshot, StepError> {
+        self.mounts.finish()?;
+        Ok(self.active)
+    }
+}
+
+/// Runs a step and commits what it changed. What a step that failed was given is left in `failed`.
 pub(crate) fn execute(
     operations: &Operations<'_>,
     vertex: usize,
     exec: &ExecOp,
+    failed: &mut Option<Prepared>,
 ) -> Result<LayerInfo, StepError> {
-    let store = operations.store;
-    let base = base_of(operations.vertex(vertex));
-    let parents = base.map(|base| operations.layers(base)).unwrap_or_default();
-    let mut user = {
-        let view = store.snapshots().view(&parents)?;
-        runner::resolve_user(view.as_fd(), &exec.user)?
-    };
-    let mut active = store.snapshots().prepare(&parents)?;
-    let mount = active.mount()?;
-    let mut lower = mount.lower;
-    lower.push(stubs(store)?);
-    let root = Root::Overlay {
-        lower,
-        upper: mount.upper,
-        work: mount.work,
-        volatile: true,
-    };
-    let mut mounts = mounts::prepare(operations, vertex, exec)?;
-    let devices = devices::prepare(operations.run, &exec.devices)?;
-    user.groups.extend(devices.groups);
-    let mut env: Vec<String> = exec.env.clone();
-    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
-    for variable in exec.proxy_env.iter().chain(&mounts.env).chain(&devices.env) {
-        env.retain(|known| name(known) != name(variable));
-        env.push(variable.clone());
-    }
-    if !env.iter().any(|variable| name(variable) == "HOME") {
-        env.push(format!("HOME={}", user.home));
-    }
-    let process = ProcessSpec {
-        env,
-        cwd: exec.cwd.clone(),
-        make_cwd: true,
-        own_cwd: true,
-        user,
-        ..ProcessSpec::new(exec.argv.iter().cloned())
-    };
-    let mut points = devices.points;
-    points.append(&mut mounts.points);
-    let mut spec = sandbox(exec, root, process)?;
-    if points.iter().any(|point| point.target == "/etc") {
-        // What is mounted there hides what would lie beneath it, as with BuildKit.
-        spec.etc = EtcFiles::default();
-    }
-    spec.mounts = points;
-    let (status, tail) = run(operations, vertex, &spec)?;
-    mounts.finish()?;
-    match status {
-        ExitStatus::Code(0) => store.publish_layer(|| Ok(active.commit()?)),
-        status => Err(StepError::Process {
+    let prepared = Prepared::new(operations, vertex, exec, None)?;
+    let error = match run(operations, vertex, &prepared.spec) {
+        Ok((ExitStatus::Code(0), _)) => {
+            let active = prepared.finish()?;
+            return operations.store.publish_layer(|| Ok(active.commit()?));
+        }
+        Ok((status, tail)) => StepError::Process {
             command: exec.argv.join(" "),
             status: status.code(),
             output: String::from_utf8_lossy(&tail).into_owned(),
-        }),
+        },
+        Err(error) => error,
+    };
+    if is_the_steps_own(&error) {
+        *failed = Some(prepared);
+    } else {
+        prepared.mounts.finish()?;
+    }
+    Err(error)
+}
+
+/// Whether it is the step that failed, and not what surrounds it.
+fn is_the_steps_own(error: &StepError) -> bool {
+    match error {
+        StepError::Process { .. } => true,
+        // Its command is not there, or cannot be executed.
+        StepError::Sandbox(error) => matches!(error.exit_code(), 126 | 127),
+        _ => false,
     }
 }
 

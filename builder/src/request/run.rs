@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::debug::FailureHook;
 use crate::graph::exec::{Network, Setting};
 
 /// What `RUN` steps are given, and what they may do.
@@ -21,6 +22,8 @@ pub struct RunSettings {
     pub ssh: BTreeMap<String, Vec<PathBuf>>,
     /// Where device specifications (CDI) are; in a later one, a file hides a file of the same device.
     pub cdi_dirs: Vec<PathBuf>,
+    /// What is done about a step that fails.
+    pub on_failure: Option<FailureHook>,
 }
 
 /// What has to be allowed explicitly.

@@ -35,6 +35,7 @@ pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> 
 }
 
 fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, Failure> {
+    super::debug::check_terminal(args)?;
     let cancel = Cancel::new().blame(Kind::Environment)?;
     let watch = Watch::start(&cancel)?;
     let store = Arc::new(context.store()?);
@@ -51,7 +52,8 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     }
     let display = Display::new(context.ui, how);
     let (named, sink) = super::explain::Named::before(display.sink());
-    let run = super::steps::settings(context, &args.steps)?;
+    let mut run = super::steps::settings(context, &args.steps)?;
+    run.on_failure = super::debug::on_failure(context, args, &display, &cancel);
     let main = sources::main_request(args, &build_args, run);
     let mut stdin = sources::Input::new(&cancel);
     let prepared = prepare(environment, &main, &mut stdin, &sink)?;

@@ -21,7 +21,7 @@ pub struct Watch {
 impl Watch {
     /// Starts to watch. To be called before there are other threads, which would take the signals themselves.
     pub fn start(cancel: &Cancel) -> Result<Watch, CliError> {
-        let signals = Signals::collect().blame(Kind::Environment)?;
+        let signals = Signals::collect_all_but_resizes().blame(Kind::Environment)?;
         let (stopped, done) = std::io::pipe().blame(Kind::Environment)?;
         let cancel = cancel.clone();
         let thread = std::thread::Builder::new()

@@ -57,6 +57,7 @@ pub fn settings(context: &Context, args: &StepArgs) -> Result<RunSettings, CliEr
         secrets,
         ssh,
         cdi_dirs: CDI_DIRS.iter().map(PathBuf::from).collect(),
+        on_failure: None,
     })
 }
 

@@ -33,6 +33,11 @@ pub trait Renderer: Send {
     /// Takes one event and returns what is to be written.
     fn event(&mut self, at: Duration, event: &ProgressEvent) -> Vec<u8>;
 
+    /// Makes room for something else on the screen; what is drawn next is drawn below it.
+    fn pause(&mut self, _at: Duration) -> Vec<u8> {
+        Vec::new()
+    }
+
     /// Redraws what changes with time alone.
     fn tick(&mut self, _at: Duration) -> Vec<u8> {
         Vec::new()
@@ -60,7 +65,65 @@ struct State {
     renderer: Box<dyn Renderer>,
     /// What is doubtful about the Dockerfile, kept until the end.
     warnings: Vec<Problems>,
+    /// What happened since somebody else has the screen.
+    held: Option<Held>,
     ended: bool,
+}
+
+/// Events that are shown later.
+#[derive(Default)]
+struct Held {
+    events: Vec<(Duration, ProgressEvent)>,
+    /// Bytes of output among them.
+    bytes: usize,
+    /// Bytes of output that are not.
+    left_out: usize,
+}
+
+/// Gives the screen to somebody else.
+#[derive(Clone)]
+pub struct Screen {
+    shared: Arc<Shared>,
+}
+
+impl Screen {
+    /// Runs `work` while nothing else is written. Events that come meanwhile are shown afterwards.
+    pub fn lend<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _held = Lent::begin(&self.shared);
+        work()
+    }
+}
+
+/// The screen, until this is dropped.
+struct Lent<'a>(&'a Shared);
+
+impl<'a> Lent<'a> {
+    fn begin(shared: &'a Shared) -> Lent<'a> {
+        let mut state = shared.lock();
+        let text = state.renderer.pause(shared.started.elapsed());
+        write(&text);
+        state.held.get_or_insert_default();
+        Lent(shared)
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        let mut held = state.held.take().unwrap_or_default();
+        if held.left_out > 0 {
+            let text = format!(
+                "{} bytes of output are left out: `longshore history show --logs` has them",
+                held.left_out
+            );
+            let note = ProgressEvent::Note { vertex: None, text };
+            held.events.push((self.0.started.elapsed(), note));
+        }
+        for (at, event) in held.events {
+            let text = state.renderer.event(at, &event);
+            write(&text);
+        }
+    }
 }
 
 impl Display {
@@ -82,6 +145,7 @@ impl Display {
             state: Mutex::new(State {
                 renderer,
                 warnings: Vec::new(),
+                held: None,
                 ended: false,
             }),
             ended: Condvar::new(),
@@ -96,6 +160,13 @@ impl Display {
     /// Where events go.
     pub fn sink(&self) -> Arc<dyn ProgressSink> {
         Arc::clone(&self.shared) as Arc<dyn ProgressSink>
+    }
+
+    /// A way to have the screen for a while.
+    pub fn screen(&self) -> Screen {
+        Screen {
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Ends the display and leaves the cursor on a line of its own. Returns the warnings that came.
@@ -133,11 +204,30 @@ impl ProgressSink for Shared {
         if let ProgressEvent::Warnings(problems) = &event {
             state.warnings.push(problems.clone());
         }
+        let at = self.started.elapsed();
+        if let Some(held) = &mut state.held {
+            held.push(at, event);
+            return;
+        }
         // After the end nothing may scribble below the command's last words.
         if !state.ended {
-            let text = state.renderer.event(self.started.elapsed(), &event);
+            let text = state.renderer.event(at, &event);
             write(&text);
         }
+    }
+}
+
+impl Held {
+    /// Keeps an event. Of output only so much: the whole of it is in the build's history.
+    fn push(&mut self, at: Duration, event: ProgressEvent) {
+        if let ProgressEvent::Output { bytes, .. } = &event {
+            if self.bytes + bytes.len() > LOG_BYTES_MAX {
+                self.left_out += bytes.len();
+                return;
+            }
+            self.bytes += bytes.len();
+        }
+        self.events.push((at, event));
     }
 }
 
@@ -150,8 +240,10 @@ impl Shared {
     fn redraw_until_ended(&self) {
         let mut state = self.lock();
         while !state.ended {
-            let text = state.renderer.tick(self.started.elapsed());
-            write(&text);
+            if state.held.is_none() {
+                let text = state.renderer.tick(self.started.elapsed());
+                write(&text);
+            }
             state = self
                 .ended
                 .wait_timeout(state, REDRAW_EVERY)

@@ -108,13 +108,18 @@ impl Tty {
         self.keep(&format!(" {message}"), "", RED);
     }
 
+    /// Takes the live lines away.
+    fn erase(&mut self) -> String {
+        match std::mem::take(&mut self.drawn) {
+            0 => String::new(),
+            drawn => format!("\x1b[{drawn}A\r\x1b[J"),
+        }
+    }
+
     /// Draws over the last drawing: what has become permanent, then the live lines.
     fn draw(&mut self, at: Duration) -> Vec<u8> {
         let live = self.live_lines(at);
-        let mut text = String::new();
-        if self.drawn > 0 {
-            text.push_str(&format!("\x1b[{}A\r\x1b[J", self.drawn));
-        }
+        let mut text = self.erase();
         text.push_str(&std::mem::take(&mut self.permanent));
         for line in &live {
             text.push_str(line);
@@ -217,6 +222,12 @@ impl Renderer for Tty {
             _ => {}
         }
         self.draw(at)
+    }
+
+    fn pause(&mut self, at: Duration) -> Vec<u8> {
+        let mut text = self.draw(at);
+        text.extend_from_slice(self.erase().as_bytes());
+        text
     }
 
     fn tick(&mut self, at: Duration) -> Vec<u8> {

@@ -9,6 +9,7 @@
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
 //! | [`copy`] | linked layers, here-documents, missing paths |
+//! | [`debug`] | looking around in steps: when they fail, and later |
 //! | [`explain`] | why steps ran, and what is remembered of builds |
 //! | [`reference`] | the examples in the reference of the language |
 //! | [`transfer`] | registries, archives, credentials, listings |
@@ -35,6 +36,7 @@ mod cases;
 mod checks;
 mod contexts;
 mod copy;
+mod debug;
 mod errors;
 mod examples;
 mod explain;
