@@ -13,6 +13,7 @@ mod call;
 mod debug;
 mod history;
 mod output;
+mod space;
 mod steps;
 
 pub use call::{Call, Format, Method};
@@ -22,6 +23,7 @@ pub use history::{
     HistoryShowArgs, ImageHistoryArgs,
 };
 pub use output::{Output, OutputKind};
+pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;
 
 /// Builds, ships and runs container images, without a daemon.
@@ -115,6 +117,9 @@ pub enum Command {
     Du(DuArgs),
     /// Free what nothing uses
     Prune(PruneArgs),
+    /// Look after the folder that everything is kept in
+    #[command(subcommand, after_help = "Example:\n  longshore store check --repair")]
+    Store(StoreCommand),
     /// Upload an image to a registry
     Push(PushArgs),
     /// Download an image from a registry
@@ -420,34 +425,6 @@ pub struct LoadArgs {
     /// Print nothing but the images' IDs
     #[arg(short, long)]
     pub quiet: bool,
-}
-
-/// `longshore du`.
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:
-  longshore du
-  longshore du --format json")]
-pub struct DuArgs {
-    /// How to print.
-    #[command(flatten)]
-    pub list: ListArgs,
-}
-
-/// `longshore prune`.
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:
-  longshore prune
-  longshore prune --all")]
-pub struct PruneArgs {
-    /// Also forget the build cache, and with it the layers that no image uses, and cache mounts
-    #[arg(short, long)]
-    pub all: bool,
-    /// Accepted for docker's sake: longshore never asks back
-    #[arg(short, long)]
-    pub force: bool,
-    /// Remove nothing, only tell
-    #[arg(long)]
-    pub dry_run: bool,
 }
 
 /// `longshore push`.

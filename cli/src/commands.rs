@@ -3,6 +3,7 @@
 mod archive;
 mod build;
 mod call;
+mod check;
 mod debug;
 mod explain;
 mod history;
@@ -26,7 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use store::Store;
 use store::images::ImageRow;
 
-use crate::args::{Command, RegistryCommand};
+use crate::args::{Command, RegistryCommand, StoreCommand};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 
@@ -47,6 +48,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Explain(args) => explain::explain(context, &args),
         Command::Du(args) => space::du(context, &args),
         Command::Prune(args) => space::prune(context, &args),
+        Command::Store(StoreCommand::Check(args)) => check::check(context, &args),
         Command::Login(args) => login::login(context, &args),
         Command::Logout(args) => login::logout(context, &args),
         Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),

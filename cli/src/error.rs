@@ -96,6 +96,12 @@ impl CliError {
         self
     }
 
+    /// Whether SQLite cannot make sense of the store's index.
+    pub fn is_index_damaged(&self) -> bool {
+        let store = self.source.downcast_ref::<store::StoreError>();
+        store.is_some_and(store::StoreError::is_index_damaged)
+    }
+
     /// What to do about it.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()

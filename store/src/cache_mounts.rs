@@ -303,7 +303,7 @@ impl Store {
         Ok(())
     }
 
-    fn discard_cache_mount(&self, path: &Path) -> Result<(), StoreError> {
+    pub(crate) fn discard_cache_mount(&self, path: &Path) -> Result<(), StoreError> {
         let aside = self.root.join("tmp").join(fs::temp::fresh_name("trash"));
         match fs::rename_if_free(path, &aside) {
             Ok(_) => fs::temp::sweep(&aside)?,

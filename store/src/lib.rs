@@ -14,6 +14,8 @@
 //!       sessions.lock, publishing                    held alone by a collection      content/gc.rs
 //! ```
 //!
+//! [`check`] compares all of it with what it should be.
+//!
 //! Several processes use one store at once, and each may be killed at any instruction: a name appears by rename, after
 //! everything it refers to. A crash of the machine can lose what was written since the last [`Store::sync`], and never
 //! leaves half of it: [`recover`].
@@ -35,6 +37,7 @@ use crate::session::Sessions;
 use crate::snapshot::{SnapshotError, Snapshots};
 
 pub mod cache_mounts;
+pub mod check;
 pub mod content;
 pub mod fs;
 pub mod history;
@@ -111,6 +114,20 @@ pub enum StoreError {
     /// An archive failed.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+}
+
+impl StoreError {
+    /// Whether SQLite cannot make sense of the index's file: `store check --repair` puts it aside.
+    pub fn is_index_damaged(&self) -> bool {
+        let StoreError::Index(IndexError::Sqlite { source, .. }) = self else {
+            return false;
+        };
+        let code = source.sqlite_error_code();
+        matches!(
+            code,
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+        )
+    }
 }
 
 /// A store, open. Safe to share between threads; several processes may have the same one open.

@@ -94,9 +94,19 @@ impl Store {
     /// Drops all repositories: a crash of the machine may have torn what git wrote.
     pub(crate) fn drop_mirrors(&self) -> Result<(), StoreError> {
         for row in self.mirrors()? {
-            if let Some(aside) = self.move_mirror_aside(&row, i64::MAX)? {
-                fs::temp::sweep(&aside)?;
-            }
+            self.discard_mirror(&row.name)?;
+        }
+        Ok(())
+    }
+
+    /// Drops a repository, unless somebody uses it.
+    pub(crate) fn discard_mirror(&self, name: &str) -> Result<(), StoreError> {
+        let row = MirrorRow {
+            name: name.to_owned(),
+            last_used: None,
+        };
+        if let Some(aside) = self.move_mirror_aside(&row, i64::MAX)? {
+            fs::temp::sweep(&aside)?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! After a crash of the machine, and on demand: what may be torn goes, what is wrong is told.
+//! After a crash of the machine: what may be torn goes.
 //!
 //! Nothing is `fsync`ed when it is published. Rows carry the epoch they were written in; [`Store::sync`] ends the epoch,
 //! writes the file system out and then notes that the epoch is on disk. The index also keeps the boot id of the kernel under which
@@ -10,51 +10,16 @@ use std::path::Path;
 
 use rusqlite::Transaction;
 
+use crate::check::{Problem, blob_row, layer_row};
 use crate::content::ContentError;
 use crate::fs::{self, Lock};
 use crate::images::ImageId;
-use crate::index::{Index, parse, synced_epoch};
+use crate::index::{Index, synced_epoch};
 use crate::layer::LayerId;
-use crate::oci::{DiffId, Digest};
+use crate::oci::Digest;
 use crate::{Store, StoreError};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// Something wrong in a store.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Problem {
-    /// A blob's bytes do not have its digest.
-    #[error("blob `{digest}` is damaged: its content has digest `{found}`")]
-    BlobDamaged {
-        /// Its name.
-        digest: Digest,
-        /// The digest of what it holds.
-        found: Digest,
-    },
-    /// An image's config or manifest is missing.
-    #[error("image `{image}` needs the blob `{digest}`, which is missing")]
-    BlobMissing {
-        /// Which image.
-        image: ImageId,
-        /// The blob.
-        digest: Digest,
-    },
-    /// An image's layer is there neither unpacked nor compressed.
-    #[error("image `{image}` needs the layer `{diff_id}`, which is missing")]
-    LayerMissing {
-        /// Which image.
-        image: ImageId,
-        /// The layer.
-        diff_id: DiffId,
-    },
-    /// The index lists a layer that has no directory.
-    #[error("the index lists the layer `{id}`, which has no directory")]
-    LayerDirectoryMissing {
-        /// Which layer.
-        id: LayerId,
-    },
-}
 
 impl Store {
     /// Whether something was published that a crash of the machine could still take.
@@ -73,41 +38,6 @@ impl Store {
         fs::syncfs(&self.root)?;
         self.index.set_synced_epoch(epoch)?;
         Ok(())
-    }
-
-    /// Checks that everything named exists and every blob has its digest. Reads every blob.
-    pub fn check(&self) -> Result<Vec<Problem>, StoreError> {
-        let mut problems = Vec::new();
-        for digest in self.blobs.list()? {
-            match self.blobs.verify(&digest) {
-                Ok(_) | Err(ContentError::Missing { .. }) => {}
-                Err(ContentError::DigestMismatch { found, .. }) => {
-                    problems.push(Problem::BlobDamaged { digest, found });
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        for layer in self.index.layers()? {
-            // The row is looked for again: a collection may have taken both meanwhile.
-            if !fs::is_dir(&self.layer_path(&layer.id))? && self.index.has_layer_row(&layer.id)? {
-                problems.push(Problem::LayerDirectoryMissing { id: layer.id });
-            }
-        }
-        problems.extend(self.check_images()?);
-        Ok(problems)
-    }
-
-    /// Whether a layer is in the store, unpacked or compressed.
-    fn has_layer(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
-        if self.index.has_diff_id(diff_id)? {
-            return Ok(true);
-        }
-        for (_, descriptor) in self.index.compressed(diff_id)? {
-            if fs::file_size(&self.blobs.path(&descriptor.digest))?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Compares the boot id with the one the index was last written under, and drops what a crash may have torn.
@@ -161,9 +91,9 @@ impl Store {
         }
         let missing = |problems: Vec<Problem>| -> Vec<ImageId> {
             let image = |problem| match problem {
-                Problem::BlobMissing { image, .. } | Problem::LayerMissing { image, .. } => {
-                    Some(image)
-                }
+                Problem::BlobMissing { image, .. }
+                | Problem::LayerMissing { image, .. }
+                | Problem::TarMissing { image, .. } => Some(image),
                 _ => None,
             };
             problems.into_iter().filter_map(image).collect()
@@ -182,21 +112,6 @@ impl Store {
         })?;
         Ok(())
     }
-
-    fn check_images(&self) -> Result<Vec<Problem>, StoreError> {
-        let mut problems = Vec::new();
-        for (image, digest) in self.index.read(documents)? {
-            if fs::file_size(&self.blobs.path(&digest))?.is_none() {
-                problems.push(Problem::BlobMissing { image, digest });
-            }
-        }
-        for (image, diff_id) in self.index.read(image_layers)? {
-            if !self.has_layer(&diff_id)? {
-                problems.push(Problem::LayerMissing { image, diff_id });
-            }
-        }
-        Ok(problems)
-    }
 }
 
 /// The running kernel's boot id, or a constant where it has none: then crashes go unnoticed.
@@ -208,46 +123,7 @@ pub(crate) fn boot_id() -> Result<String, StoreError> {
     ))
 }
 
-/// Each image's config and manifest.
-fn documents(c: &rusqlite::Connection) -> rusqlite::Result<Vec<(ImageId, Digest)>> {
-    pairs(
-        c,
-        "SELECT id, id FROM images
-         UNION ALL SELECT id, manifest FROM images WHERE manifest IS NOT NULL ORDER BY 1, 2",
-    )
-}
-
-fn image_layers(c: &rusqlite::Connection) -> rusqlite::Result<Vec<(ImageId, DiffId)>> {
-    let found: Vec<(ImageId, Digest)> = pairs(
-        c,
-        "SELECT image, diff_id FROM image_layers ORDER BY image, position",
-    )?;
-    Ok(found
-        .into_iter()
-        .map(|(image, digest)| (image, DiffId(digest)))
-        .collect())
-}
-
-fn pairs(c: &rusqlite::Connection, sql: &str) -> rusqlite::Result<Vec<(ImageId, Digest)>> {
-    let mut statement = c.prepare(sql)?;
-    let rows = statement.query_map([], |row| {
-        Ok((
-            parse("images.id", row.get_ref(0)?.as_str()?)?,
-            parse("digest", row.get_ref(1)?.as_str()?)?,
-        ))
-    })?;
-    rows.collect()
-}
-
 impl Index {
-    pub(crate) fn has_layer_row(&self, id: &LayerId) -> Result<bool, crate::index::IndexError> {
-        self.read(|c| layer_row(c, id))
-    }
-
-    pub(crate) fn has_blob_row(&self, digest: &Digest) -> Result<bool, crate::index::IndexError> {
-        self.read(|c| blob_row(c, digest))
-    }
-
     /// Runs `work` under the writer's lock if a layer has no row.
     pub(crate) fn unless_layer_row(
         &self,
@@ -275,13 +151,6 @@ impl Index {
         Ok(done?)
     }
 
-    fn has_diff_id(&self, diff_id: &DiffId) -> Result<bool, crate::index::IndexError> {
-        self.read(|c| {
-            c.prepare_cached("SELECT 1 FROM layers WHERE diff_id = ?1 OR id = ?2")?
-                .exists((diff_id.to_string(), LayerId::Unpacked(*diff_id).to_string()))
-        })
-    }
-
     fn is_blob_synced(&self, digest: &Digest) -> Result<bool, crate::index::IndexError> {
         self.read(|c| {
             c.prepare_cached(
@@ -301,16 +170,6 @@ impl Index {
             Ok(())
         })
     }
-}
-
-fn layer_row(c: &rusqlite::Connection, id: &LayerId) -> rusqlite::Result<bool> {
-    c.prepare_cached("SELECT 1 FROM layers WHERE id = ?1")?
-        .exists([id.to_string()])
-}
-
-fn blob_row(c: &rusqlite::Connection, digest: &Digest) -> rusqlite::Result<bool> {
-    c.prepare_cached("SELECT 1 FROM blobs WHERE digest = ?1")?
-        .exists([digest.to_string()])
 }
 
 #[cfg(test)]
@@ -395,35 +254,5 @@ mod tests {
         drop(store);
         let store = Store::open(dir.path()).unwrap();
         assert!(store.index().layer(&late.id).unwrap().is_some());
-    }
-
-    #[test]
-    fn check_tells_what_is_wrong() {
-        let (_dir, store) = crate::tests::store();
-        let made = layer(&store, 1);
-        let absent = DiffId(Digest::of(b"nowhere"));
-        let image = image_of(&store, &[made.diff_id.unwrap(), absent]);
-        let torn = store.blobs().put(b"x").unwrap();
-        std::fs::write(store.blobs().path(&torn.digest()), "y").unwrap();
-        fs::remove_tree(&store.layer_path(&made.id)).unwrap();
-        std::fs::remove_file(store.blobs().path(&image.0)).unwrap();
-        assert_eq!(
-            store.check().unwrap(),
-            [
-                Problem::BlobDamaged {
-                    digest: torn.digest(),
-                    found: Digest::of(b"y"),
-                },
-                Problem::LayerDirectoryMissing { id: made.id },
-                Problem::BlobMissing {
-                    image,
-                    digest: image.0,
-                },
-                Problem::LayerMissing {
-                    image,
-                    diff_id: absent,
-                },
-            ]
-        );
     }
 }

@@ -105,7 +105,37 @@ impl Sessions {
     /// of dead sessions.
     pub(crate) fn unused_since(&self) -> Result<i64, FsError> {
         let mut oldest = now_micros();
+        for (path, alive) in self.all_others()? {
+            match alive {
+                Some(started) => oldest = oldest.min(started.saturating_sub(self.grace)),
+                None => {
+                    fs::remove_file(&path)?;
+                }
+            }
+        }
+        Ok(oldest)
+    }
+
+    /// The same moment; removes nothing.
+    pub(crate) fn oldest_live(&self) -> Result<i64, FsError> {
+        let alive = self
+            .all_others()?
+            .into_iter()
+            .filter_map(|(_, alive)| alive);
+        let oldest = alive.map(|started| started.saturating_sub(self.grace));
+        Ok(oldest.min().unwrap_or_else(now_micros))
+    }
+
+    /// How many other processes use the store.
+    pub(crate) fn others(&self) -> Result<usize, FsError> {
+        let alive = self.all_others()?.into_iter();
+        Ok(alive.filter(|(_, alive)| alive.is_some()).count())
+    }
+
+    /// The files of all sessions but this one, each with its start unless it is dead.
+    fn all_others(&self) -> Result<Vec<(PathBuf, Option<i64>)>, FsError> {
         let own = self.current.get().map(|session| session.path.as_path());
+        let mut found = Vec::new();
         for name in fs::list(&self.dir)? {
             let path = self.dir.join(&name);
             if Some(path.as_path()) == own {
@@ -115,16 +145,13 @@ impl Sessions {
                 .split('-')
                 .next()
                 .and_then(|digits| i64::from_str_radix(digits, 16).ok());
-            match started {
-                Some(started) if !fs::temp::is_stale(&path)? => {
-                    oldest = oldest.min(started.saturating_sub(self.grace));
-                }
-                _ => {
-                    fs::remove_file(&path)?;
-                }
-            }
+            let alive = match started {
+                Some(started) if !fs::temp::is_stale(&path)? => Some(started),
+                _ => None,
+            };
+            found.push((path, alive));
         }
-        Ok(oldest)
+        Ok(found)
     }
 }
 

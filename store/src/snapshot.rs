@@ -249,15 +249,7 @@ impl Snapshots {
     /// # Errors
     /// The stream fails, is a hostile or broken archive, has another DiffID, or cannot be written.
     pub fn unpack(&self, expected: DiffId, tar: &mut dyn Read) -> Result<LayerInfo, SnapshotError> {
-        let scratch = self.scratch()?;
-        let layer = scratch.path().join("fs");
-        rustix::fs::mkdir(&layer, Mode::RWXU).map_err(failed("make", &layer))?;
-        let directory = open(&layer)?;
-        set_root(directory.as_fd(), &default_root())
-            .map_err(failed("set the metadata of", &layer))?;
-        let mut options = UnpackOptions::new(Form::Layer);
-        options.keep_own_if_unmapped = self.has_single_id;
-        let (unpacked, actual) = unpack_hashed(&directory, expected, tar, &options)?;
+        let (scratch, unpacked, actual) = self.unpack_scratch(expected, tar)?;
         if actual != expected {
             return Err(SnapshotError::WrongDiffId { expected, actual });
         }
@@ -270,6 +262,34 @@ impl Snapshots {
             bytes: unpacked.bytes,
             entries: unpacked.entries,
         })
+    }
+
+    /// Unpacks a layer's tar to a directory (`fs/` in what is returned) that goes when it is dropped; returns the DiffID
+    /// that the tar has.
+    pub(crate) fn unpack_aside(
+        &self,
+        expected: DiffId,
+        tar: &mut dyn Read,
+    ) -> Result<(TempDir, DiffId), SnapshotError> {
+        let (scratch, _, actual) = self.unpack_scratch(expected, tar)?;
+        Ok((scratch, actual))
+    }
+
+    fn unpack_scratch(
+        &self,
+        expected: DiffId,
+        tar: &mut dyn Read,
+    ) -> Result<(TempDir, Unpacked, DiffId), SnapshotError> {
+        let scratch = self.scratch()?;
+        let layer = scratch.path().join("fs");
+        rustix::fs::mkdir(&layer, Mode::RWXU).map_err(failed("make", &layer))?;
+        let directory = open(&layer)?;
+        set_root(directory.as_fd(), &default_root())
+            .map_err(failed("set the metadata of", &layer))?;
+        let mut options = UnpackOptions::new(Form::Layer);
+        options.keep_own_if_unmapped = self.has_single_id;
+        let (unpacked, actual) = unpack_hashed(&directory, expected, tar, &options)?;
+        Ok((scratch, unpacked, actual))
     }
 
     /// Waits until what this process's finished snapshots and views left behind is gone: it ends beside other work.

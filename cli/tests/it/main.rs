@@ -10,6 +10,7 @@
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
 //! | [`copy`] | linked layers, here-documents, missing paths |
 //! | [`debug`] | looking around in steps: when they fail, and later |
+//! | [`disk`] | the store checked, measured and pruned |
 //! | [`explain`] | why steps ran, and what is remembered of builds |
 //! | [`reference`] | the examples in the reference of the language |
 //! | [`transfer`] | registries, archives, credentials, listings |
@@ -37,6 +38,7 @@ mod checks;
 mod contexts;
 mod copy;
 mod debug;
+mod disk;
 mod errors;
 mod examples;
 mod explain;

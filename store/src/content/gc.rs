@@ -25,7 +25,7 @@ use crate::oci::{Digest, Reference};
 use crate::{Store, StoreError};
 
 /// Kernel time stamps may lie this many microseconds behind the clock that stamps sessions.
-const STAMP_SLACK: i64 = 50_000;
+pub(crate) const STAMP_SLACK: i64 = 50_000;
 
 /// Which images a collection removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,7 +253,11 @@ impl Store {
     }
 
     /// Moves every layer and blob that has no row and is older than `before` into `tmp/`.
-    fn move_aside(&self, before: i64, trash: &mut Vec<(PathBuf, Trash)>) -> Result<(), StoreError> {
+    pub(crate) fn move_aside(
+        &self,
+        before: i64,
+        trash: &mut Vec<(PathBuf, Trash)>,
+    ) -> Result<(), StoreError> {
         let tmp = self.root.join("tmp");
         let is_old = |path: &Path| -> Result<bool, fs::FsError> {
             Ok(fs::changed_micros(path)?.is_some_and(|changed| changed < before - STAMP_SLACK))
@@ -324,7 +328,7 @@ impl Store {
     }
 
     /// Removes the lock files of killed processes.
-    fn remove_free_locks(&self) -> Result<(), StoreError> {
+    pub(crate) fn remove_free_locks(&self) -> Result<(), StoreError> {
         let locks = self.root.join("locks");
         for name in fs::list(&locks)? {
             // Whoever gets the lock removes its file when dropping it.
@@ -342,7 +346,8 @@ impl Store {
     }
 }
 
-enum Trash {
+/// What something in `tmp/` was before it was moved there.
+pub(crate) enum Trash {
     Layer(LayerId),
     Blob(Digest),
     CacheMount(CacheMountRow),
