@@ -27,7 +27,7 @@ use crate::graph::{FileAction, Op};
 const FAST_DOMAIN: &[u8] = b"longshore fast key 1";
 const SLOW_DOMAIN: &[u8] = b"longshore slow key 1";
 const OP_DOMAIN: &[u8] = b"longshore op 1";
-const ROOT_DOMAIN: &[u8] = b"longshore root 1";
+const ROOT_DOMAIN: &[u8] = b"longshore root 2";
 const DIFF_ID_DOMAIN: &[u8] = b"longshore layer by diff id 1";
 
 /// Names a cache record.
@@ -52,15 +52,18 @@ impl Identity {
         Identity(*hasher.finalize().as_bytes())
     }
 
-    /// The identity of a stack of layers, oldest first.
-    pub fn of_layers(layers: impl ExactSizeIterator<Item = Identity>) -> Identity {
+    /// The identity of a stack without a layer.
+    pub fn of_nothing() -> Identity {
+        Identity(*blake3::hash(ROOT_DOMAIN).as_bytes())
+    }
+
+    /// The identity of this stack with one more layer: a stack costs the same to name however high it is.
+    #[must_use]
+    pub fn with_layer(self, layer: Identity) -> Identity {
         let mut hasher = blake3::Hasher::new();
         hasher.update(ROOT_DOMAIN);
-        let mut sink = Encoder::new(&mut hasher);
-        sink.list(layers.len());
-        for layer in layers {
-            sink.bytes(&layer.0);
-        }
+        hasher.update(&self.0);
+        hasher.update(&layer.0);
         Identity(*hasher.finalize().as_bytes())
     }
 }

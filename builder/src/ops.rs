@@ -8,11 +8,12 @@
 //! | [`file`] | copies and new directories, straight into a layer |
 //! | [`exec`] | processes and their mounts (nothing else sees the runner) |
 //!
-//! `results` holds what is known of each vertex, `recall` what the cache knows, `explain` why it does not; `failure` is what
-//! happens when a step fails.
+//! `results` holds what is known of each vertex, `recall` what the cache knows, `explain` why it does not, `estimate` how
+//! long steps take; `failure` is what happens when a step fails.
 
 mod auth;
 pub mod context;
+mod estimate;
 pub mod exec;
 mod explain;
 mod failure;
@@ -36,7 +37,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use store::Store;
 use store::layer::{LayerId, LayerInfo};
@@ -51,7 +52,7 @@ use crate::graph::{Definition, FileAction, FileOp, Op, Vertex, VertexIndex};
 use crate::remote::Remote;
 use crate::request::RunSettings;
 use crate::solve::cancel::Cancel;
-use crate::solve::driver::{Lane, Work};
+use crate::solve::driver::{Executed, Lane, Work};
 use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{OfVertex, ProgressEvent, ProgressSink};
 use exec::mounts::{ContextCopies, RenewedCaches};
@@ -82,6 +83,7 @@ pub(crate) struct Operations<'a> {
     renewed_caches: Mutex<RenewedCaches>,
     /// Whether somebody looks at a step that failed.
     looking: AtomicBool,
+    turns: recall::Turns,
     ran: AtomicUsize,
     cached: AtomicUsize,
 }
@@ -129,6 +131,7 @@ impl<'a> Operations<'a> {
             context_copies: Mutex::default(),
             renewed_caches: Mutex::default(),
             looking: AtomicBool::new(false),
+            turns: Mutex::default(),
             ran,
             cached,
         }
@@ -334,11 +337,12 @@ impl<'a> Operations<'a> {
         Ok(selected)
     }
 
-    fn run_step(&self, vertex: usize) -> Result<(), StepError> {
+    fn run_step(&self, vertex: usize) -> Result<Executed, StepError> {
+        let before = self.identity(vertex);
         let step = self.vertex(vertex);
         // The record is kept under keys of the inputs as they are now: one of them may have had to run again.
         let is_wanted = match &step.op {
-            Op::File(_) => has_context(self.definition, step),
+            Op::File(file) => !copied_inputs(file).is_empty(),
             Op::Exec(exec) => exec.selections().next().is_some(),
             _ => false,
         };
@@ -350,10 +354,23 @@ impl<'a> Operations<'a> {
         let Some(&first) = keys.first() else {
             return Err(StepError::NoKey);
         };
-        let _lock = self.lock(vertex, first)?;
+        let Some(_turn) = self.try_lock(vertex, first)? else {
+            return Ok(Executed::Busy);
+        };
+        let done = || {
+            let changed = before.is_some_and(|before| self.identity(vertex) != Some(before));
+            Executed::Done { changed }
+        };
         if !step.meta.no_cache && self.look_up(vertex, first)? && self.is_here(vertex) {
             self.tell_cached(vertex);
-            return Ok(());
+            return Ok(done());
+        }
+        if self.state(vertex).waited && !step.meta.no_cache {
+            let text = format!(
+                "{} was not finished elsewhere: it runs here",
+                step.meta.name
+            );
+            self.note(vertex, text);
         }
         let known = self.known(vertex);
         self.progress.event(ProgressEvent::Runs {
@@ -377,7 +394,8 @@ impl<'a> Operations<'a> {
             }
         };
         self.ran.fetch_add(1, Ordering::Relaxed);
-        self.record(vertex, &keys, &info, &known, started.elapsed())
+        self.record(vertex, &keys, &info, &known, started.elapsed())?;
+        Ok(done())
     }
 
     fn run_file(&self, vertex: usize, file: &FileOp) -> Result<LayerInfo, StepError> {
@@ -445,7 +463,7 @@ impl Work for Operations<'_> {
                         id: None,
                     })
                     .collect();
-                self.state(vertex).outcome = Some(Outcome { own, created: None });
+                self.set_outcome(vertex, Outcome { own, created: None });
                 Ok(true)
             }
             Op::Context(_) => Ok(true),
@@ -511,7 +529,7 @@ impl Work for Operations<'_> {
         }
     }
 
-    fn execute(&self, vertex: usize) -> Result<(), StepError> {
+    fn execute(&self, vertex: usize) -> Result<Executed, StepError> {
         if self.looking.load(Ordering::SeqCst) {
             self.wait_for_the_end();
         }
@@ -519,12 +537,28 @@ impl Work for Operations<'_> {
             return Err(StepError::Cancelled);
         }
         match &self.vertex(vertex).op {
-            Op::Http(_) | Op::Git(_) => self.fetch_source(vertex),
+            Op::Http(_) | Op::Git(_) => {
+                let before = self.identity(vertex);
+                self.fetch_source(vertex)?;
+                let changed = before.is_some_and(|before| self.identity(vertex) != Some(before));
+                Ok(Executed::Done { changed })
+            }
             _ => self.run_step(vertex),
         }
     }
 
+    fn wait(&self, vertex: usize) -> Result<(), StepError> {
+        self.wait_turn(vertex)
+    }
+
+    fn costs(&self) -> Vec<Duration> {
+        self.estimates()
+    }
+
     fn lane(&self, action: Action) -> Lane {
+        if matches!(action, Action::Await(_)) {
+            return Lane::Waiting;
+        }
         let is_quick = match action {
             // A server is asked whether its file is as it was.
             Action::Identify(vertex) => !matches!(self.vertex(vertex).op, Op::Http(_) | Op::Git(_)),
@@ -532,7 +566,7 @@ impl Work for Operations<'_> {
                 Op::Image(op) => image::present(self.store, op).is_ok_and(|ids| ids.is_some()),
                 _ => true,
             },
-            Action::Digest(_) | Action::Execute(_) => false,
+            Action::Digest(_) | Action::Execute(_) | Action::Await(_) => false,
         };
         match is_quick {
             true => Lane::Here,
@@ -587,11 +621,4 @@ fn copied_inputs(file: &FileOp) -> Vec<usize> {
     inputs.sort_unstable();
     inputs.dedup();
     inputs
-}
-
-fn has_context(definition: &Definition, vertex: &Vertex) -> bool {
-    vertex
-        .inputs
-        .iter()
-        .any(|&input| matches!(definition.vertex(input).op, Op::Context(_)))
 }

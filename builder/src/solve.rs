@@ -4,12 +4,15 @@
 //! Definition ─► scheduler (pure: Event -> Vec<Action>) ◄─► driver (threads, locks, cache) ─► ops
 //! ```
 //!
-//! [`scheduler`] decides, [`driver`] does. What is asked of a vertex comes in two strengths: its *identity* (what its
+//! [`scheduler`] decides, [`driver`] does, [`ready`] says what first. What is asked of a vertex comes in two strengths: its *identity* (what its
 //! result is, which a cache record can tell) and its *content* (its layers are on this disk).
 
 pub mod cancel;
 pub mod driver;
+pub mod ready;
 pub mod scheduler;
+#[cfg(test)]
+mod simulation;
 mod transfers;
 
 use std::time::Duration;

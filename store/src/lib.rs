@@ -244,14 +244,24 @@ impl Store {
 
     /// Waits until no other build, in whatever process, holds this step's key.
     pub fn lock_key(&self, key: &[u8; 32]) -> Result<KeyLock, StoreError> {
-        let _lock = Lock::exclusive(&self.key_path(key))?;
-        Ok(KeyLock { _lock })
+        let lock = Lock::exclusive(&self.key_path(key))?;
+        lock.sign()?;
+        Ok(KeyLock { _lock: lock })
     }
 
     /// Takes a step's key if it is free. `None` says that somebody builds the step: tell the user, then [`Store::lock_key`].
     pub fn try_lock_key(&self, key: &[u8; 32]) -> Result<Option<KeyLock>, StoreError> {
-        let lock = Lock::try_exclusive(&self.key_path(key))?;
-        Ok(lock.map(|_lock| KeyLock { _lock }))
+        let Some(lock) = Lock::try_exclusive(&self.key_path(key))? else {
+            return Ok(None);
+        };
+        lock.sign()?;
+        Ok(Some(KeyLock { _lock: lock }))
+    }
+
+    /// The process that holds a step's key, by its own word; none where nobody does, or nobody said so.
+    pub fn key_holder(&self, key: &[u8; 32]) -> Option<u32> {
+        let text = fs::optional(fs::read(&self.key_path(key), 16)).ok()??;
+        std::str::from_utf8(&text).ok()?.trim().parse().ok()
     }
 
     fn key_path(&self, key: &[u8; 32]) -> PathBuf {
@@ -356,6 +366,8 @@ mod tests {
         let other = Store::open(dir.path()).unwrap();
         let held = store.lock_key(&[1; 32]).unwrap();
         assert!(other.try_lock_key(&[1; 32]).unwrap().is_none());
+        assert_eq!(other.key_holder(&[1; 32]), Some(std::process::id()));
+        assert_eq!(other.key_holder(&[2; 32]), None);
         assert!(other.try_lock_key(&[2; 32]).unwrap().is_some());
         drop(held);
         assert!(other.try_lock_key(&[1; 32]).unwrap().is_some());

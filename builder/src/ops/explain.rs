@@ -36,9 +36,9 @@ pub(crate) struct Explainer<'a> {
 }
 
 /// An earlier build, with the position in it of each of this build's steps.
-struct Former {
-    build: BuildHistory,
-    pairs: Vec<Option<usize>>,
+pub(super) struct Former {
+    pub(super) build: BuildHistory,
+    pub(super) pairs: Vec<Option<usize>>,
 }
 
 impl<'a> Explainer<'a> {
@@ -223,7 +223,7 @@ impl Operations<'_> {
     }
 
     /// The latest builds of the same thing, latest first.
-    fn former(&self) -> &[Former] {
+    pub(super) fn former(&self) -> &[Former] {
         self.explainer.former.get_or_init(|| {
             let history = self.store.history();
             let ids = history.latest(&self.explainer.series, FORMER_BUILDS_MAX);

@@ -1,5 +1,7 @@
 //! Results found and kept: a step's keys, its record, and the lock under which it runs once among all processes.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use store::index::RecordRow;
@@ -15,7 +17,23 @@ use crate::graph::VertexIndex;
 use crate::solve::ProgressEvent;
 
 /// How long to wait between two looks at a lock that another process holds.
-const LOCK_POLL: Duration = Duration::from_millis(20);
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// The right to run what a key stands for, among all processes.
+pub(super) struct Turn<'a> {
+    running: &'a Turns,
+    key: CacheKey,
+    _lock: KeyLock,
+}
+
+/// What this build runs now: vertices by the keys that they hold.
+pub(super) type Turns = Mutex<BTreeMap<CacheKey, usize>>;
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        super::lock(self.running).remove(&self.key);
+    }
+}
 
 impl Operations<'_> {
     pub(super) fn fast_key(&self, vertex: usize) -> Option<CacheKey> {
@@ -62,34 +80,71 @@ impl Operations<'_> {
                 .map_err(StoreError::from)?;
             return Ok(false);
         };
-        self.state(vertex).outcome = Some(Outcome {
+        let outcome = Outcome {
             own: record.layer.iter().map(stack_layer).collect(),
             created: Some(record.created),
-        });
+        };
+        self.set_outcome(vertex, outcome);
         self.state(vertex).found = Some((key, record));
         Ok(true)
     }
 
-    /// Takes the lock of `key`, so that of all processes one runs the step; tells people if that means waiting.
-    pub(super) fn lock(&self, vertex: usize, key: CacheKey) -> Result<KeyLock, StepError> {
-        let mut told = false;
-        loop {
-            if let Some(lock) = self.store.try_lock_key(&key.0)? {
-                return Ok(lock);
-            }
+    /// Takes the lock of `key`, so that of all processes one runs the step; none, and people told, if somebody else has it.
+    pub(super) fn try_lock(
+        &self,
+        vertex: usize,
+        key: CacheKey,
+    ) -> Result<Option<Turn<'_>>, StepError> {
+        if let Some(lock) = self.store.try_lock_key(&key.0)? {
+            self.turns().insert(key, vertex);
+            return Ok(Some(Turn {
+                running: &self.turns,
+                key,
+                _lock: lock,
+            }));
+        }
+        if !std::mem::replace(&mut self.state(vertex).waited, true) {
+            let own = self.turns().get(&key).copied();
+            let name = &self.vertex(vertex).meta.name;
+            let holder = self.store.key_holder(&key.0);
+            let text = match (own, holder.filter(|id| *id != std::process::id())) {
+                (Some(other), _) => {
+                    let other = &self.vertex(other).meta.name;
+                    format!("{name} waits for {other}, which does the same")
+                }
+                (None, Some(id)) => {
+                    format!("{name} waits for another longshore, process {id}, which runs it")
+                }
+                (None, None) => format!("{name} waits for somebody else who runs it"),
+            };
+            self.note(vertex, text);
+        }
+        Ok(None)
+    }
+
+    /// Waits until nobody else holds the lock of the step's key.
+    pub(super) fn wait_turn(&self, vertex: usize) -> Result<(), StepError> {
+        let Some(&key) = self.keys(vertex).first() else {
+            return Err(StepError::NoKey);
+        };
+        while self.store.try_lock_key(&key.0)?.is_none() {
             if self.is_cancelled() {
                 return Err(StepError::Cancelled);
             }
-            if !told {
-                told = true;
-                let name = &self.vertex(vertex).meta.name;
-                self.progress.event(ProgressEvent::Note {
-                    vertex: Some(VertexIndex(vertex)),
-                    text: format!("waiting for another longshore that runs {name}"),
-                });
-            }
             std::thread::sleep(LOCK_POLL);
         }
+        Ok(())
+    }
+
+    pub(super) fn note(&self, vertex: usize, text: String) {
+        self.progress.event(ProgressEvent::Note {
+            vertex: Some(VertexIndex(vertex)),
+            text,
+        });
+    }
+
+    fn turns(&self) -> MutexGuard<'_, BTreeMap<CacheKey, usize>> {
+        super::lock(&self.turns)
     }
 
     pub(super) fn record(
@@ -164,13 +219,13 @@ impl Operations<'_> {
             // Nobody listening only means that the layer is prepared later.
             let _sent = finished.send(layer.id);
         }
-        let mut state = self.state(vertex);
-        state.outcome = Some(Outcome {
+        let outcome = Outcome {
             own: record.layer.iter().map(stack_layer).collect(),
             created: Some(record.created),
-        });
+        };
+        self.set_outcome(vertex, outcome);
         // They were written down.
-        state.lists = None;
+        self.state(vertex).lists = None;
         Ok(())
     }
 }

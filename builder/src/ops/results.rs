@@ -32,6 +32,8 @@ pub(super) struct Outcome {
 #[derive(Debug, Default)]
 pub(super) struct VertexState {
     pub(super) outcome: Option<Outcome>,
+    /// What the result is with all that it stands on; none for a folder.
+    pub(super) identity: Option<Identity>,
     /// The digests of what its copies select, once they were computed.
     pub(super) selected: Option<Vec<[u8; 32]>>,
     /// What those are, file by file.
@@ -40,6 +42,8 @@ pub(super) struct VertexState {
     pub(super) found: Option<(CacheKey, CacheRecord)>,
     /// Whether people were told of it already.
     pub(super) told: bool,
+    /// Whether somebody else was found to be running it.
+    pub(super) waited: bool,
 }
 
 impl Operations<'_> {
@@ -91,12 +95,20 @@ impl Operations<'_> {
 
     /// What a vertex's result is; none for a folder.
     pub(super) fn identity(&self, vertex: usize) -> Option<Identity> {
-        if matches!(self.vertex(vertex).op, Op::Context(_)) {
-            return None;
-        }
-        Some(Identity::of_layers(
-            self.stack(vertex).iter().map(|layer| layer.identity),
-        ))
+        self.state(vertex).identity
+    }
+
+    /// Sets what a vertex's result is. What it stands on is known.
+    pub(super) fn set_outcome(&self, vertex: usize, outcome: Outcome) {
+        let base = self.base_identity(vertex);
+        let layers = outcome.own.iter().map(|layer| layer.identity);
+        let identity = layers.fold(
+            base.unwrap_or_else(Identity::of_nothing),
+            Identity::with_layer,
+        );
+        let mut state = self.state(vertex);
+        state.identity = Some(identity);
+        state.outcome = Some(outcome);
     }
 
     pub(super) fn base_identity(&self, vertex: usize) -> Option<Identity> {
@@ -120,17 +132,15 @@ impl Operations<'_> {
             identity: Identity::of_tree(layer.tree),
             id: Some(layer.id),
         });
-        self.state(vertex).outcome = Some(Outcome {
-            own: layer.into_iter().collect(),
-            created: None,
-        });
+        let own = layer.into_iter().collect();
+        self.set_outcome(vertex, Outcome { own, created: None });
     }
 
     /// What a merge adds to its base: all that its upper input is.
     pub(super) fn merge(&self, vertex: usize) {
         if let [_, upper] = self.vertex(vertex).inputs[..] {
             let own = self.stack(upper.0);
-            self.state(vertex).outcome = Some(Outcome { own, created: None });
+            self.set_outcome(vertex, Outcome { own, created: None });
         }
     }
 

@@ -2,14 +2,17 @@
 //!
 //! Quick actions (a look into the index) are done in place; only what may take long goes to a thread, and threads are
 //! made when there is work for them. A build in which everything hits starts none. What only waits for an answer from
-//! elsewhere has threads of its own, so that look-ups in a shared cache are all in flight together.
+//! elsewhere has threads of its own, so that look-ups in a shared cache are all in flight together, and a step that somebody
+//! else is running keeps no other from running.
 
-use std::collections::VecDeque;
+mod hands;
+
 use std::sync::mpsc;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::cancel::Cancel;
 use super::scheduler::{Action, Event, Progress, Scheduler, VertexShape, Want};
+use hands::Hands;
 
 /// Most actions that wait for answers at a time.
 const WAITING_MAX: usize = 64;
@@ -25,6 +28,18 @@ pub enum Lane {
     Working,
 }
 
+/// How running a vertex went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executed {
+    /// It is complete.
+    Done {
+        /// Whether its identity was known, and is another one now.
+        changed: bool,
+    },
+    /// Somebody else is at it.
+    Busy,
+}
+
 /// Does what the scheduler asks for.
 pub trait Work: Sync {
     /// What can go wrong.
@@ -36,8 +51,13 @@ pub trait Work: Sync {
     fn digest(&self, vertex: usize) -> Result<bool, Self::Error>;
     /// Brings a known result's layers here; false if they exist nowhere.
     fn fetch(&self, vertex: usize) -> Result<bool, Self::Error>;
-    /// Runs it.
-    fn execute(&self, vertex: usize) -> Result<(), Self::Error>;
+    /// Runs it, unless somebody else does.
+    fn execute(&self, vertex: usize) -> Result<Executed, Self::Error>;
+    /// Waits until nobody else runs it.
+    fn wait(&self, vertex: usize) -> Result<(), Self::Error>;
+    /// How long each vertex takes, by what is known of earlier builds. Asked for at most once, and only when more is to
+    /// run than there are jobs.
+    fn costs(&self) -> Vec<Duration>;
     /// Where the action is done.
     fn lane(&self, action: Action) -> Lane;
 }
@@ -56,8 +76,9 @@ pub enum SolveError<E> {
     Cancelled,
 }
 
-/// Solves `targets` as far as is wanted, with at most `jobs` actions at a time. On a failure `abort` is set, which should
-/// end whatever else is under way; `cancel` is the caller's own flag. Returns once nothing is under way any more.
+/// Solves `targets` as far as is wanted, with at most `jobs` actions at a time; of more, those with the longest way to go
+/// are done first. On a failure `abort` is set, which should end whatever else is under way; `cancel` is the caller's own
+/// flag. Returns once nothing is under way any more.
 pub fn solve<W: Work>(
     work: &W,
     shapes: Vec<VertexShape>,
@@ -67,44 +88,34 @@ pub fn solve<W: Work>(
     abort: &Cancel,
 ) -> Result<(), SolveError<W::Error>> {
     let (mut scheduler, first) = Scheduler::new(shapes, targets, want);
-    let (working, waiting) = (Queue::default(), Queue::default());
-    let (answers, inbox) = mpsc::channel();
+    let (working, waiting) = (Hands::new(jobs.max(1)), Hands::new(WAITING_MAX));
+    let (answers, inbox) = mpsc::channel::<Answer<'_, W>>();
     std::thread::scope(|scope| {
         let _close = [CloseOnDrop(&working), CloseOnDrop(&waiting)];
-        let mut todo: VecDeque<Action> = first.into();
+        let mut todo = first;
         let mut failure = None;
-        let mut under_way = 0_usize;
-        let (mut workers, mut waiters) = (0_usize, 0_usize);
         loop {
+            let [quick, to_work, to_wait] = by_lane(work, std::mem::take(&mut todo));
+            let is_run = |action: &Action| matches!(action, Action::Execute(_));
+            if to_work.iter().any(is_run) && !working.has_room_for(to_work.len()) {
+                working.order(|| scheduler.remaining_paths(&work.costs()));
+            }
             // Slow work first, so that it runs while the quick work is done here.
-            let (quick, slow): (Vec<_>, Vec<_>) = todo
-                .drain(..)
-                .partition(|&action| work.lane(action) == Lane::Here);
-            for action in slow {
-                under_way += 1;
-                let (queue, threads, most) = match work.lane(action) {
-                    Lane::Waiting => (&waiting, &mut waiters, WAITING_MAX),
-                    Lane::Here | Lane::Working => (&working, &mut workers, jobs.max(1)),
-                };
-                let idle = queue.push(action);
-                if !idle && *threads < most {
-                    *threads += 1;
+            for (hands, actions) in [(&working, to_work), (&waiting, to_wait)] {
+                for _ in 0..hands.push(actions) {
                     let sender = answers.clone();
                     let spawned = std::thread::Builder::new()
                         .name("solve".to_owned())
                         .spawn_scoped(scope, move || {
-                            while let Some(action) = queue.pop() {
+                            while let Some(action) = hands.take() {
                                 // The receiver lives as long as this scope.
-                                let _sent = sender.send((action, perform(work, action)));
+                                let _sent = sender.send((hands, action, perform(work, action)));
                             }
                         });
-                    if spawned.is_err() {
-                        // No thread to be had: with none at all, the work is done here.
-                        *threads -= 1;
-                        if *threads == 0
-                            && let Some(action) = queue.try_pop()
-                        {
-                            let _sent = answers.send((action, perform(work, action)));
+                    // No thread to be had: with none at all, the work is done here.
+                    if spawned.is_err() && hands.lost_one() == 0 {
+                        while let Some(action) = hands.try_take() {
+                            let _sent = answers.send((hands, action, perform(work, action)));
                         }
                     }
                 }
@@ -115,15 +126,17 @@ pub fn solve<W: Work>(
             }
             if settled.is_empty() {
                 match scheduler.progress() {
-                    Progress::Finished if under_way == 0 => return Ok(()),
+                    Progress::Finished if working.are_idle() && waiting.are_idle() => {
+                        return Ok(());
+                    }
                     Progress::Stopped => {
                         return Err(failure.unwrap_or(SolveError::Cancelled));
                     }
                     Progress::Finished | Progress::Running => {}
                 }
-                let answer = inbox.recv().expect("this thread holds a sender");
-                under_way -= 1;
-                settled.push(answer);
+                let (hands, action, result) = inbox.recv().expect("this thread holds a sender");
+                hands.answered();
+                settled.push((action, result));
             }
             for (action, result) in settled {
                 let vertex = action.vertex();
@@ -141,10 +154,41 @@ pub fn solve<W: Work>(
             }
             if cancel.is_cancelled() {
                 abort.cancel();
-                todo.extend(scheduler.on_event(Event::Cancelled));
+                scheduler.on_event(Event::Cancelled);
+            }
+            if abort.is_cancelled() {
+                // Nothing more begins: neither what was just said to be next, nor what waits for a hand.
+                for action in todo.drain(..) {
+                    let vertex = action.vertex();
+                    scheduler.on_event(Event::Failed { vertex });
+                }
+                for hands in [&working, &waiting] {
+                    while let Some(action) = hands.try_take() {
+                        hands.answered();
+                        let vertex = action.vertex();
+                        scheduler.on_event(Event::Failed { vertex });
+                    }
+                }
             }
         }
     })
+}
+
+/// An action that a thread has done, and of which hands it was one.
+type Answer<'h, W> = (&'h Hands, Action, Result<Event, <W as Work>::Error>);
+
+/// Sorts actions by [`Lane`]: here, working, waiting.
+fn by_lane<W: Work>(work: &W, actions: Vec<Action>) -> [Vec<Action>; 3] {
+    let mut lanes = [const { Vec::new() }; 3];
+    for action in actions {
+        let lane = match work.lane(action) {
+            Lane::Here => 0,
+            Lane::Working => 1,
+            Lane::Waiting => 2,
+        };
+        lanes[lane].push(action);
+    }
+    lanes
 }
 
 fn perform<W: Work>(work: &W, action: Action) -> Result<Event, W::Error> {
@@ -161,85 +205,39 @@ fn perform<W: Work>(work: &W, action: Action) -> Result<Event, W::Error> {
             vertex,
             found: work.fetch(vertex)?,
         },
-        Action::Execute(vertex) => {
-            work.execute(vertex)?;
-            Event::Executed { vertex }
+        Action::Execute(vertex) => match work.execute(vertex)? {
+            Executed::Done { changed } => Event::Executed { vertex, changed },
+            Executed::Busy => Event::Busy { vertex },
+        },
+        Action::Await(vertex) => {
+            work.wait(vertex)?;
+            Event::Freed { vertex }
         }
     })
 }
 
-/// Actions waiting for a thread.
-#[derive(Default)]
-struct Queue {
-    inner: Mutex<QueueState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct QueueState {
-    actions: VecDeque<Action>,
-    idle: usize,
-    closed: bool,
-}
-
-impl Queue {
-    /// Adds an action; tells whether an idle thread is there to take it.
-    fn push(&self, action: Action) -> bool {
-        let mut state = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        state.actions.push_back(action);
-        self.changed.notify_one();
-        state.idle >= state.actions.len()
-    }
-
-    fn pop(&self) -> Option<Action> {
-        let mut state = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if state.closed {
-                return None;
-            }
-            if let Some(action) = state.actions.pop_front() {
-                return Some(action);
-            }
-            state.idle += 1;
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-            state.idle -= 1;
-        }
-    }
-
-    fn try_pop(&self) -> Option<Action> {
-        self.inner
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .actions
-            .pop_front()
-    }
-}
-
 /// Lets the threads end when the scope is left, by whatever way.
-struct CloseOnDrop<'a>(&'a Queue);
+struct CloseOnDrop<'a>(&'a Hands);
 
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
-        self.0
-            .inner
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .closed = true;
-        self.0.changed.notify_all();
+        self.0.close();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Barrier, Mutex};
 
     /// Runs everything, failing at one vertex, and counts how much runs at once.
+    #[derive(Default)]
     struct Recorder {
+        costs: Vec<Duration>,
+        /// One that somebody else runs until it is waited for.
+        busy: Option<usize>,
+        waited: AtomicUsize,
         fails: Option<usize>,
         /// Whether identities are asked for elsewhere: the first answer comes when all were asked for.
         asks: Option<Barrier>,
@@ -268,7 +266,10 @@ mod tests {
             Ok(true)
         }
 
-        fn execute(&self, vertex: usize) -> Result<(), String> {
+        fn execute(&self, vertex: usize) -> Result<Executed, String> {
+            if self.busy == Some(vertex) && self.waited.load(Ordering::SeqCst) == 0 {
+                return Ok(Executed::Busy);
+            }
             let now = self.running.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(now, Ordering::SeqCst);
             std::thread::yield_now();
@@ -277,14 +278,25 @@ mod tests {
             if self.fails == Some(vertex) {
                 Err(format!("vertex {vertex}"))
             } else {
-                Ok(())
+                Ok(Executed::Done { changed: false })
             }
+        }
+
+        fn wait(&self, vertex: usize) -> Result<(), String> {
+            assert_eq!(self.busy, Some(vertex));
+            self.waited.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+
+        fn costs(&self) -> Vec<Duration> {
+            self.costs.clone()
         }
 
         fn lane(&self, action: Action) -> Lane {
             match action {
                 Action::Identify(_) if self.asks.is_some() => Lane::Waiting,
                 Action::Identify(_) => Lane::Here,
+                Action::Await(_) => Lane::Waiting,
                 _ => Lane::Working,
             }
         }
@@ -302,27 +314,25 @@ mod tests {
     const FAN: usize = 40;
 
     fn run(fails: Option<usize>, cancelled: bool) -> (Result<(), SolveError<String>>, Recorder) {
-        run_with(fails, cancelled, None)
+        let work = Recorder {
+            fails,
+            ..Recorder::default()
+        };
+        run_with(work, 3, cancelled)
     }
 
     fn run_with(
-        fails: Option<usize>,
+        work: Recorder,
+        jobs: usize,
         cancelled: bool,
-        asks: Option<Barrier>,
     ) -> (Result<(), SolveError<String>>, Recorder) {
-        let work = Recorder {
-            fails,
-            asks,
-            running: AtomicUsize::new(0),
-            most: AtomicUsize::new(0),
-            executed: Mutex::default(),
-        };
         let (cancel, abort) = (Cancel::new().unwrap(), Cancel::new().unwrap());
         if cancelled {
             cancel.cancel();
         }
-        let result = solve(&work, fan(FAN), (&[FAN], Want::Content), 3, &cancel, &abort);
-        assert_eq!(abort.is_cancelled(), fails.is_some() || cancelled);
+        let asked = (&[FAN][..], Want::Content);
+        let result = solve(&work, fan(FAN), asked, jobs, &cancel, &abort);
+        assert_eq!(abort.is_cancelled(), work.fails.is_some() || cancelled);
         (result, work)
     }
 
@@ -339,9 +349,39 @@ mod tests {
     #[test]
     fn all_that_waits_for_answers_is_in_flight_together() {
         // Each look-up waits for all the others: with fewer in flight this would never end.
-        let (result, work) = run_with(None, false, Some(Barrier::new(FAN)));
+        let asks = Recorder {
+            asks: Some(Barrier::new(FAN)),
+            ..Recorder::default()
+        };
+        let (result, work) = run_with(asks, 3, false);
         assert!(result.is_ok());
         assert!(work.most.into_inner() <= 3);
+    }
+
+    #[test]
+    fn the_longest_path_begins_first() {
+        let work = Recorder {
+            costs: (0..FAN as u64).map(Duration::from_secs).collect(),
+            ..Recorder::default()
+        };
+        let (result, work) = run_with(work, 1, false);
+        assert!(result.is_ok());
+        let expected: Vec<usize> = (0..FAN).rev().chain([FAN]).collect();
+        assert_eq!(work.executed.into_inner().unwrap(), expected);
+    }
+
+    #[test]
+    fn what_somebody_else_runs_takes_no_job() {
+        let work = Recorder {
+            busy: Some(0),
+            ..Recorder::default()
+        };
+        let (result, work) = run_with(work, 1, false);
+        assert!(result.is_ok());
+        assert_eq!(work.waited.into_inner(), 1);
+        let executed = work.executed.into_inner().unwrap();
+        assert_eq!(executed.len(), FAN + 1);
+        assert_eq!(executed[0], 1, "the others went on");
     }
 
     #[test]
@@ -355,8 +395,9 @@ mod tests {
     }
 
     #[test]
-    fn cancelling_is_told_apart() {
-        let (result, _) = run(None, true);
+    fn cancelling_is_told_apart_and_begins_nothing() {
+        let (result, work) = run(None, true);
         assert!(matches!(result, Err(SolveError::Cancelled)));
+        assert!(work.executed.into_inner().unwrap().is_empty());
     }
 }

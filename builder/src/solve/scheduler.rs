@@ -11,13 +11,20 @@
 //!   │ content wanted                                              ▼                                          │
 //!   ▼                                                      AwaitInputs ◄─────────────────────────────────────┘
 //! AwaitBase ─► Fetching [Fetch] ─ it is gone ─► AwaitInputs ─► Executing [Execute] ─► Complete
-//!                  └──────────────────────────────────────────────────────────────────►
+//!                  └────────────────────────────────────────────►│   ▲──────────────────►
+//!                                            somebody else is at it ▼   │ he is done, or dead
+//!                                                            Waiting [Await]
 //! ```
 //!
 //! A vertex is *known* once its identity is, and *complete* once its layers are on this disk. Inputs are asked for the
 //! weaker of the two that will do, so nothing is fetched, digested or run that nobody reads.
+//!
+//! A known result may turn out to be gone, and running the step again may give another one. Whatever was derived from the
+//! old one is then derived again: it goes back to `AwaitIdentities`, from under an action once that is answered. Until all of
+//! these are, nothing is identified, so that no action sees its inputs change.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// What the scheduler must know of a vertex.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +65,18 @@ pub enum Event {
     Executed {
         /// The vertex.
         vertex: usize,
+        /// Whether its identity was known, and is another one now.
+        changed: bool,
+    },
+    /// [`Action::Execute`] could not begin: somebody else does the same.
+    Busy {
+        /// The vertex.
+        vertex: usize,
+    },
+    /// [`Action::Await`] is done: nobody else is at it any more.
+    Freed {
+        /// The vertex.
+        vertex: usize,
     },
     /// The action of a vertex failed.
     Failed {
@@ -79,13 +98,19 @@ pub enum Action {
     Fetch(usize),
     /// Run it. The inputs are complete.
     Execute(usize),
+    /// Wait until nobody else runs the same.
+    Await(usize),
 }
 
 impl Action {
     /// The vertex it is about.
     pub fn vertex(self) -> usize {
         match self {
-            Action::Identify(v) | Action::Digest(v) | Action::Fetch(v) | Action::Execute(v) => v,
+            Action::Identify(v)
+            | Action::Digest(v)
+            | Action::Fetch(v)
+            | Action::Execute(v)
+            | Action::Await(v) => v,
         }
     }
 }
@@ -99,6 +124,8 @@ enum State {
     Digesting,
     AwaitInputs,
     Executing,
+    AwaitTurn,
+    Waiting,
     Known,
     AwaitBase,
     Fetching,
@@ -106,6 +133,17 @@ enum State {
 }
 
 impl State {
+    fn is_under_way(self) -> bool {
+        matches!(
+            self,
+            State::Identifying
+                | State::Digesting
+                | State::Fetching
+                | State::Executing
+                | State::Waiting
+        )
+    }
+
     fn is_known(self) -> bool {
         matches!(
             self,
@@ -120,6 +158,14 @@ struct Node {
     users: Vec<usize>,
     state: State,
     content_wanted: bool,
+    /// What its action goes by holds no longer: the answer counts for nothing.
+    stale: bool,
+}
+
+impl Node {
+    fn is_known(&self) -> bool {
+        self.state.is_known() && !self.stale
+    }
 }
 
 /// What is asked of the targets.
@@ -151,6 +197,10 @@ pub struct Scheduler {
     /// Vertices whose state may be able to move.
     ready: VecDeque<usize>,
     under_way: usize,
+    /// Actions under way whose answers count for nothing.
+    stale: usize,
+    /// What would be identified, but for those.
+    held: Vec<usize>,
     stopping: bool,
 }
 
@@ -171,6 +221,7 @@ impl Scheduler {
                 users: Vec::new(),
                 state: State::Idle,
                 content_wanted: false,
+                stale: false,
             })
             .collect();
         for user in 0..nodes.len() {
@@ -190,6 +241,8 @@ impl Scheduler {
             want,
             ready: VecDeque::new(),
             under_way: 0,
+            stale: 0,
+            held: Vec::new(),
             stopping: false,
         };
         for &target in targets {
@@ -212,10 +265,7 @@ impl Scheduler {
             Event::Failed { vertex } => {
                 let state = self.nodes[vertex].state;
                 assert!(
-                    matches!(
-                        state,
-                        State::Identifying | State::Digesting | State::Fetching | State::Executing
-                    ),
+                    state.is_under_way(),
                     "vertex {vertex} failed in state {state:?}, in which nothing was under way"
                 );
                 self.under_way -= 1;
@@ -247,15 +297,28 @@ impl Scheduler {
                 };
                 self.answer(vertex, State::Fetching, next);
             }
-            Event::Executed { vertex } => self.answer(vertex, State::Executing, State::Complete),
+            Event::Executed { vertex, changed } => {
+                if changed {
+                    self.doubt_users(vertex);
+                }
+                self.answer(vertex, State::Executing, State::Complete);
+            }
+            Event::Busy { vertex } => self.answer(vertex, State::Executing, State::AwaitTurn),
+            Event::Freed { vertex } => self.answer(vertex, State::Waiting, State::AwaitInputs),
         }
         self.settle()
+    }
+
+    /// How long the longest path from each vertex is; see [`remaining_paths`](super::ready::remaining_paths).
+    pub fn remaining_paths(&self, costs: &[Duration]) -> Vec<Duration> {
+        let inputs: Vec<&[usize]> = self.nodes.iter().map(|n| &n.shape.inputs[..]).collect();
+        super::ready::remaining_paths(&inputs, costs)
     }
 
     /// How the solve stands.
     pub fn progress(&self) -> Progress {
         let is_done = |&target: &usize| match self.want {
-            Want::Identity => self.nodes[target].state.is_known(),
+            Want::Identity => self.nodes[target].is_known(),
             Want::Content => self.nodes[target].state == State::Complete,
         };
         if self.targets.iter().all(is_done) {
@@ -273,13 +336,41 @@ impl Scheduler {
             node.state, from,
             "an answer for vertex {vertex} that nobody asked for"
         );
+        let mut to = to;
+        if std::mem::take(&mut node.stale) {
+            to = State::AwaitIdentities;
+            self.stale -= 1;
+        }
         node.state = to;
         self.under_way -= 1;
         self.ready.push_back(vertex);
+        if self.stale == 0 {
+            self.ready.extend(self.held.drain(..));
+        }
         if to.is_known() {
             for index in 0..self.nodes[vertex].users.len() {
                 self.ready.push_back(self.nodes[vertex].users[index]);
             }
+        }
+    }
+
+    /// Sends all that goes by `vertex`'s former identity back to where identities are awaited.
+    fn doubt_users(&mut self, vertex: usize) {
+        let mut stack = self.nodes[vertex].users.clone();
+        while let Some(user) = stack.pop() {
+            let node = &mut self.nodes[user];
+            // Neither they nor their users can have gone by it.
+            if node.stale || matches!(node.state, State::Idle | State::AwaitIdentities) {
+                continue;
+            }
+            if node.state.is_under_way() {
+                node.stale = true;
+                self.stale += 1;
+            } else {
+                node.state = State::AwaitIdentities;
+                self.ready.push_back(user);
+            }
+            stack.extend(&node.users);
         }
     }
 
@@ -290,7 +381,7 @@ impl Scheduler {
             let node = &mut self.nodes[vertex];
             if node.state == State::Idle {
                 node.state = State::AwaitIdentities;
-                stack.extend(node.shape.inputs.iter().copied());
+                stack.extend(node.shape.inputs.iter().rev().copied());
                 self.ready.push_back(vertex);
             }
         }
@@ -323,8 +414,12 @@ impl Scheduler {
         let state = self.nodes[vertex].state;
         match state {
             State::AwaitIdentities => {
-                let known = |&input: &usize| self.nodes[input].state.is_known();
+                let known = |&input: &usize| self.nodes[input].is_known();
                 if !self.nodes[vertex].shape.inputs.iter().all(known) {
+                    return None;
+                }
+                if self.stale > 0 {
+                    self.held.push(vertex);
                     return None;
                 }
                 self.nodes[vertex].state = State::Identifying;
@@ -341,6 +436,10 @@ impl Scheduler {
                 }
                 self.nodes[vertex].state = State::Digesting;
                 Some(Action::Digest(vertex))
+            }
+            State::AwaitTurn => {
+                self.nodes[vertex].state = State::Waiting;
+                Some(Action::Await(vertex))
             }
             State::AwaitInputs => {
                 let inputs = self.nodes[vertex].shape.inputs.clone();
@@ -367,6 +466,7 @@ impl Scheduler {
             | State::Digesting
             | State::Fetching
             | State::Executing
+            | State::Waiting
             | State::Complete => None,
         }
     }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags};
@@ -54,6 +54,17 @@ impl Lock {
                 }));
             }
         }
+    }
+}
+
+impl Lock {
+    /// Writes this process's id into the file, for others to name whom they wait for.
+    pub fn sign(&self) -> Result<(), FsError> {
+        let text = std::process::id().to_string();
+        attempt("write", &self.path, || {
+            self.file.set_len(0)?;
+            self.file.write_all_at(text.as_bytes(), 0)
+        })
     }
 }
 

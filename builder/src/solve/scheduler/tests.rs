@@ -1,286 +1,46 @@
-//! A seeded simulation: random graphs, caches, completion orders, failures and cancellations, against a naive solver.
+//! Single solves, written out. Random ones are in `solve/simulation.rs`.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// xorshift64*: small, seeded, the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).unwrap()
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-}
-
-/// A graph, and what the world would answer.
-#[derive(Debug)]
-struct World {
+/// Answers every action as it comes, with what the world has, until there are no more; what was done, in order.
+fn solve(
     shapes: Vec<VertexShape>,
-    fast_hit: Vec<bool>,
-    slow_hit: Vec<bool>,
-    found: Vec<bool>,
+    target: usize,
+    want: Want,
+    mut answer: impl FnMut(Action) -> Event,
+) -> Vec<Action> {
+    let (mut scheduler, first) = Scheduler::new(shapes, &[target], want);
+    let mut todo: VecDeque<Action> = first.into();
+    let mut done = Vec::new();
+    while let Some(action) = todo.pop_front() {
+        done.push(action);
+        todo.extend(scheduler.on_event(answer(action)));
+    }
+    assert_eq!(scheduler.progress(), Progress::Finished);
+    done
 }
 
-fn random_world(random: &mut Random) -> World {
-    let count = 1 + random.below(24);
-    let hit_percent = [0, 30, 70, 100][random.below(4)];
-    let lost_percent = [0, 0, 20][random.below(3)];
-    let mut shapes = Vec::new();
-    for vertex in 0..count {
-        let mut inputs = Vec::new();
-        for _ in 0..random.below(4) {
-            if vertex > 0 {
-                let input = random.below(vertex);
-                if !inputs.contains(&input) {
-                    inputs.push(input);
-                }
-            }
-        }
-        let bases = inputs.iter().copied().take(random.below(2)).collect();
-        let digest_inputs = random.chance(50).then(|| {
-            inputs
-                .iter()
-                .copied()
-                .filter(|_| random.chance(60))
-                .collect()
-        });
-        shapes.push(VertexShape {
-            inputs,
-            bases,
-            digest_inputs,
-        });
-    }
-    let mut flags = |percent| (0..count).map(|_| random.chance(percent)).collect();
-    World {
-        shapes,
-        fast_hit: flags(hit_percent),
-        slow_hit: flags(hit_percent),
-        found: flags(100 - lost_percent),
+/// Everything is known by its fast key, but vertices of which only the slow key is; nothing is lost.
+fn all_hits(action: Action, slow: &[usize]) -> Event {
+    match action {
+        Action::Identify(vertex) => Event::Identified {
+            vertex,
+            hit: !slow.contains(&vertex),
+        },
+        Action::Digest(vertex) => Event::Digested { vertex, hit: true },
+        Action::Fetch(vertex) => Event::Fetched {
+            vertex,
+            found: true,
+        },
+        Action::Execute(_) | Action::Await(_) => panic!("{action:?} though all is cached"),
     }
 }
 
-/// The naive solver: recursive, one thing after the other; yields the set of actions that have to happen.
-struct Naive<'a> {
-    world: &'a World,
-    done: BTreeSet<Action>,
-    complete: BTreeSet<usize>,
-    missed: BTreeSet<usize>,
-}
-
-impl Naive<'_> {
-    fn identity(&mut self, vertex: usize) {
-        if !self.done.insert(Action::Identify(vertex)) {
-            return;
-        }
-        let shape = &self.world.shapes[vertex];
-        for &input in &shape.inputs {
-            self.identity(input);
-        }
-        if self.world.fast_hit[vertex] {
-            return;
-        }
-        if let Some(inputs) = &shape.digest_inputs {
-            for &input in inputs {
-                self.content(input);
-            }
-            self.done.insert(Action::Digest(vertex));
-            if self.world.slow_hit[vertex] {
-                return;
-            }
-        }
-        self.execute(vertex);
-    }
-
-    fn execute(&mut self, vertex: usize) {
-        self.missed.insert(vertex);
-        for &input in &self.world.shapes[vertex].inputs {
-            self.content(input);
-        }
-        self.done.insert(Action::Execute(vertex));
-        self.complete.insert(vertex);
-    }
-
-    fn content(&mut self, vertex: usize) {
-        self.identity(vertex);
-        if self.complete.contains(&vertex) {
-            return;
-        }
-        for &base in &self.world.shapes[vertex].bases {
-            self.content(base);
-        }
-        self.done.insert(Action::Fetch(vertex));
-        if self.world.found[vertex] {
-            self.complete.insert(vertex);
-        } else {
-            self.execute(vertex);
-        }
-    }
-}
-
-/// What the driver would be allowed to assume when it performs `action`.
-fn check_preconditions(world: &World, known: &[bool], complete: &[bool], action: Action) {
-    let shape = &world.shapes[action.vertex()];
-    let all = |set: &[bool], inputs: &[usize]| inputs.iter().all(|&input| set[input]);
-    let holds = match action {
-        Action::Identify(_) => all(known, &shape.inputs),
-        Action::Digest(_) => all(complete, shape.digest_inputs.as_deref().unwrap()),
-        Action::Fetch(v) => known[v] && all(complete, &shape.bases),
-        Action::Execute(_) => all(complete, &shape.inputs),
-    };
-    assert!(holds, "{action:?} came too early");
-}
-
-struct Faults {
-    fail_at: Option<usize>,
-    cancel_at: Option<usize>,
-}
-
-fn simulate(
-    world: &World,
-    (targets, want): (&[usize], Want),
-    random: &mut Random,
-    faults: &Faults,
-) -> (Progress, BTreeSet<Action>) {
-    let count = world.shapes.len();
-    let (mut scheduler, mut pending) = Scheduler::new(world.shapes.clone(), targets, want);
-    let (mut known, mut complete) = (vec![false; count], vec![false; count]);
-    let mut performed = BTreeSet::new();
-    for action in &pending {
-        check_preconditions(world, &known, &complete, *action);
-    }
-    let mut steps = 0;
-    let mut stopped = false;
-    while !pending.is_empty() {
-        assert_ne!(
-            scheduler.progress(),
-            Progress::Stopped,
-            "stopped with work under way"
-        );
-        steps += 1;
-        if faults.cancel_at == Some(steps) {
-            stopped = true;
-            assert_eq!(scheduler.on_event(Event::Cancelled), []);
-        }
-        let action = pending.swap_remove(random.below(pending.len()));
-        let vertex = action.vertex();
-        assert!(performed.insert(action), "{action:?} twice");
-        let event = if faults.fail_at == Some(steps) {
-            stopped = true;
-            Event::Failed { vertex }
-        } else {
-            match action {
-                Action::Identify(_) => {
-                    known[vertex] |= world.fast_hit[vertex];
-                    Event::Identified {
-                        vertex,
-                        hit: world.fast_hit[vertex],
-                    }
-                }
-                Action::Digest(_) => {
-                    known[vertex] |= world.slow_hit[vertex];
-                    Event::Digested {
-                        vertex,
-                        hit: world.slow_hit[vertex],
-                    }
-                }
-                Action::Fetch(_) => {
-                    complete[vertex] |= world.found[vertex];
-                    Event::Fetched {
-                        vertex,
-                        found: world.found[vertex],
-                    }
-                }
-                Action::Execute(_) => {
-                    known[vertex] = true;
-                    complete[vertex] = true;
-                    Event::Executed { vertex }
-                }
-            }
-        };
-        let next = scheduler.on_event(event);
-        if stopped {
-            assert_eq!(next, [], "a stopping solve started something");
-        }
-        for action in next {
-            check_preconditions(world, &known, &complete, action);
-            pending.push(action);
-        }
-    }
-    (scheduler.progress(), performed)
-}
-
-/// Seeds per run; `LONGSHORE_SIM_GRAPHS` in the long run (docs/testing.md) sets more.
-const GRAPHS: u64 = 4_000;
-
-#[test]
-fn agrees_with_the_naive_solver() {
-    let graphs = option_env!("LONGSHORE_SIM_GRAPHS")
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(GRAPHS);
-    for seed in 1..=graphs {
-        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let world = random_world(&mut random);
-        let count = world.shapes.len();
-        let targets = vec![count - 1, random.below(count)];
-        let mut naive = Naive {
-            world: &world,
-            done: BTreeSet::new(),
-            complete: BTreeSet::new(),
-            missed: BTreeSet::new(),
-        };
-        let want = match random.chance(30) {
-            true => Want::Identity,
-            false => Want::Content,
-        };
-        for &target in &targets {
-            match want {
-                Want::Identity => naive.identity(target),
-                Want::Content => naive.content(target),
-            }
-        }
-        let asked = (&targets[..], want);
-        let none = Faults {
-            fail_at: None,
-            cancel_at: None,
-        };
-        let (progress, performed) = simulate(&world, asked, &mut random, &none);
-        assert_eq!(progress, Progress::Finished, "seed {seed}: {world:?}");
-        assert_eq!(performed, naive.done, "seed {seed}: {world:?}");
-
-        let steps = performed.len();
-        let faults = Faults {
-            fail_at: random.chance(60).then(|| 1 + random.below(steps)),
-            cancel_at: random.chance(60).then(|| 1 + random.below(steps)),
-        };
-        let (progress, performed) = simulate(&world, asked, &mut random, &faults);
-        assert!(
-            performed.is_subset(&naive.done),
-            "seed {seed}: did what nobody needed"
-        );
-        if faults.fail_at.is_some() {
-            assert_eq!(progress, Progress::Stopped, "seed {seed}: {world:?}");
-        } else if faults.cancel_at.is_none() {
-            assert_eq!(progress, Progress::Finished, "seed {seed}: {world:?}");
-        }
-    }
-}
-
-#[test]
-fn a_cached_target_fetches_only_its_chain() {
-    // 0 image, 1 context, 2 exec on 0, 3 copy from 1 on 2: everything hits.
-    let shapes = vec![
+/// 0 image, 1 context, 2 exec on 0, 3 copy from 1 on 2.
+fn small() -> Vec<VertexShape> {
+    vec![
         VertexShape::default(),
         VertexShape::default(),
         VertexShape {
@@ -293,19 +53,12 @@ fn a_cached_target_fetches_only_its_chain() {
             bases: vec![2],
             digest_inputs: Some(vec![1]),
         },
-    ];
-    let world = World {
-        shapes,
-        fast_hit: vec![true, true, true, false],
-        slow_hit: vec![true; 4],
-        found: vec![true; 4],
-    };
-    let none = Faults {
-        fail_at: None,
-        cancel_at: None,
-    };
-    let (progress, performed) = simulate(&world, (&[3], Want::Content), &mut Random(7), &none);
-    assert_eq!(progress, Progress::Finished);
+    ]
+}
+
+#[test]
+fn a_cached_target_fetches_only_its_chain() {
+    let done = solve(small(), 3, Want::Content, |action| all_hits(action, &[3]));
     let expected = [
         Action::Identify(0),
         Action::Identify(1),
@@ -317,14 +70,70 @@ fn a_cached_target_fetches_only_its_chain() {
         Action::Fetch(2),
         Action::Fetch(3),
     ];
-    assert_eq!(performed, expected.into_iter().collect());
+    assert_eq!(done.len(), expected.len());
+    let done: BTreeSet<Action> = done.into_iter().collect();
+    assert_eq!(done, expected.into_iter().collect());
+}
 
-    // Who only wants to know what it is, needs no more than the context.
-    let (progress, performed) = simulate(&world, (&[3], Want::Identity), &mut Random(7), &none);
-    assert_eq!(progress, Progress::Finished);
-    assert!(!performed.contains(&Action::Fetch(0)));
-    assert!(!performed.contains(&Action::Fetch(2)));
-    assert!(!performed.contains(&Action::Fetch(3)));
+#[test]
+fn who_wants_to_know_what_it_is_needs_no_more_than_the_context() {
+    let done = solve(small(), 3, Want::Identity, |action| all_hits(action, &[3]));
+    let fetched = |action: &&Action| matches!(action, Action::Fetch(_));
+    assert_eq!(
+        done.iter().filter(fetched).collect::<Vec<_>>(),
+        [&Action::Fetch(1)]
+    );
+}
+
+#[test]
+fn what_went_by_a_result_that_is_another_now_is_derived_again() {
+    // 3 is a hit by what 2 was; 2 is gone, and comes out different.
+    let mut identified = Vec::new();
+    let done = solve(small(), 3, Want::Content, |action| match action {
+        Action::Identify(3) => {
+            identified.push(3);
+            Event::Identified {
+                vertex: 3,
+                hit: true,
+            }
+        }
+        Action::Fetch(2) => Event::Fetched {
+            vertex: 2,
+            found: false,
+        },
+        Action::Execute(2) => Event::Executed {
+            vertex: 2,
+            changed: true,
+        },
+        action => all_hits(action, &[]),
+    });
+    assert_eq!(identified, [3, 3]);
+    let place = |wanted: Action| done.iter().rposition(|&action| action == wanted);
+    assert!(place(Action::Identify(3)) > place(Action::Execute(2)));
+    assert_eq!(done.last(), Some(&Action::Fetch(3)));
+}
+
+#[test]
+fn a_step_that_somebody_else_runs_is_waited_for_and_tried_again() {
+    let mut busy = true;
+    let done = solve(small(), 2, Want::Content, |action| match action {
+        Action::Identify(2) => Event::Identified {
+            vertex: 2,
+            hit: false,
+        },
+        Action::Execute(2) if busy => Event::Busy { vertex: 2 },
+        Action::Execute(2) => Event::Executed {
+            vertex: 2,
+            changed: false,
+        },
+        Action::Await(2) => {
+            busy = false;
+            Event::Freed { vertex: 2 }
+        }
+        action => all_hits(action, &[]),
+    });
+    let expected = [Action::Execute(2), Action::Await(2), Action::Execute(2)];
+    assert_eq!(done[done.len() - 3..], expected);
 }
 
 #[test]
@@ -338,18 +147,48 @@ fn ten_thousand_vertices_in_a_row() {
                 digest_inputs: None,
             }
         })
-        .collect::<Vec<_>>();
-    let world = World {
-        fast_hit: vec![true; shapes.len()],
-        slow_hit: vec![true; shapes.len()],
-        found: vec![true; shapes.len()],
-        shapes,
+        .collect();
+    let done = solve(shapes, 9_999, Want::Content, |action| all_hits(action, &[]));
+    assert_eq!(done.len(), 20_000);
+}
+
+#[test]
+fn nothing_is_identified_anew_under_a_step_that_reads_it() {
+    let on = |base: usize| VertexShape {
+        inputs: vec![base],
+        bases: vec![base],
+        digest_inputs: None,
     };
-    let none = Faults {
-        fail_at: None,
-        cancel_at: None,
+    // 2 copies from 1, 3 runs on the copy, 4 on what was copied from; 1 is known, gone, and comes out different.
+    let copy = VertexShape {
+        inputs: vec![1],
+        bases: Vec::new(),
+        digest_inputs: Some(vec![1]),
     };
-    let (progress, performed) = simulate(&world, (&[9_999], Want::Content), &mut Random(7), &none);
-    assert_eq!(progress, Progress::Finished);
-    assert_eq!(performed.len(), 20_000);
+    let shapes = vec![VertexShape::default(), on(0), copy, on(2), on(1)];
+    let (mut scheduler, mut todo) = Scheduler::new(shapes, &[3, 4], Want::Content);
+    let mut running = Vec::new();
+    while let Some(action) = todo.pop() {
+        let vertex = action.vertex();
+        todo.extend(match action {
+            Action::Identify(3 | 4) => scheduler.on_event(Event::Identified { vertex, hit: false }),
+            Action::Fetch(1) => scheduler.on_event(Event::Fetched {
+                vertex,
+                found: false,
+            }),
+            Action::Execute(_) => {
+                running.push(vertex);
+                continue;
+            }
+            action => scheduler.on_event(all_hits(action, &[])),
+        });
+    }
+    running.sort_unstable();
+    assert_eq!(running, [1, 3]);
+    let executed = |vertex, changed| Event::Executed { vertex, changed };
+    // 2 is to be derived again, but 3 is reading it.
+    assert_eq!(scheduler.on_event(executed(1, true)), []);
+    let mut next = scheduler.on_event(executed(3, false));
+    next.sort_unstable();
+    assert_eq!(next, [Action::Identify(2), Action::Identify(4)]);
 }
