@@ -271,6 +271,12 @@ impl Store {
         Ok(matches!(held, Held::Yes(_)))
     }
 
+    /// What Dockerfiles call it; empty if that cannot be read.
+    pub(crate) fn cache_mount_id(&self, name: &str) -> Result<String, StoreError> {
+        let info = read_info(&self.cache_mounts_path().join(name).join("info"))?;
+        Ok(info.map(|info| info.id).unwrap_or_default())
+    }
+
     /// Moves a cache that nobody uses into `tmp/`, unless it was used at or after `before`; returns where it is now.
     pub(crate) fn move_cache_mount_aside(
         &self,

@@ -7,6 +7,7 @@
 //! | [`layout`] | OCI image layouts, directories and tars |
 //! | [`docker_archive`] | `docker save` and `docker load` |
 //! | [`gc`] | removing what nothing needs |
+//! | [`collect`] | choosing what else goes: by kind, age and size |
 //! | [`usage`] | measuring what there is |
 //!
 //! A [`VerifiedBlob`] is the only proof that a blob's bytes have its digest, and only [`Ingest::commit`] gives one.
@@ -20,6 +21,7 @@ use crate::oci::{DiffId, Digest};
 use crate::{Store, StoreError};
 
 pub mod archive;
+pub mod collect;
 pub(crate) mod docker_archive;
 pub mod gc;
 pub(crate) mod layout;

@@ -175,6 +175,24 @@ pub fn list(path: &Path) -> Result<Vec<String>, FsError> {
     Ok(names)
 }
 
+/// What is in a directory, whatever it is called, by name; nothing where there is no such directory.
+pub(crate) fn entries(path: &Path) -> Result<Vec<PathBuf>, FsError> {
+    let listed = optional(attempt("list", path, || {
+        std::fs::read_dir(path)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<Vec<_>>>()
+    }))?;
+    let mut paths = listed.unwrap_or_default();
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+/// Bytes that a directory itself takes on disk, without what is in it.
+pub(crate) fn own_usage(path: &Path) -> Result<u64, FsError> {
+    let metadata = optional(attempt("measure", path, || std::fs::symlink_metadata(path)))?;
+    Ok(metadata.map_or(0, |metadata| metadata.blocks() * 512))
+}
+
 /// Renames, replacing a file that has the new name.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FsError> {
     attempt("rename", from, || rustix::fs::rename(from, to))
@@ -258,6 +276,24 @@ pub fn open_beneath(
             mode,
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
         )
+    })
+}
+
+/// Size of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes that are free for whoever is not root.
+    pub free: u64,
+}
+
+/// The size of the disk that `path` is on.
+pub(crate) fn disk_space(path: &Path) -> Result<DiskSpace, FsError> {
+    let status = attempt("measure the disk of", path, || rustix::fs::statvfs(path))?;
+    Ok(DiskSpace {
+        total: status.f_blocks.saturating_mul(status.f_frsize),
+        free: status.f_bavail.saturating_mul(status.f_frsize),
     })
 }
 

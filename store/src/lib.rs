@@ -7,6 +7,7 @@
 //!       layers/ID/fs/    one directory per layer                                     layer/, snapshot/
 //!       cache-mounts/    directories that steps keep between builds                  cache_mounts.rs
 //!       builds/ID        what a build did: its journal                               history.rs
+//!       contexts/        what contexts' files contained the last time                stat_caches.rs
 //!       git/NAME/        bare repositories that builds fetch into                    mirrors.rs
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
 //!       sessions/        one locked file per process that uses the store             session.rs
@@ -50,6 +51,7 @@ pub mod oci;
 pub mod recover;
 pub mod session;
 pub mod snapshot;
+pub mod stat_caches;
 
 #[cfg(test)]
 mod faults;
@@ -316,17 +318,22 @@ mod tests {
     }
 
     pub(crate) fn try_layer(store: &Store, number: u8) -> Result<LayerInfo, StoreError> {
-        let info = LayerInfo {
-            id: LayerId::Built([number; 32]),
-            tree: None,
-            diff_id: Some(DiffId(Digest::of(&[number]))),
-            bytes: 1,
-            entries: 1,
-        };
         store.publish_layer(|| {
             let dir = store.temp_dir()?;
-            std::fs::create_dir(dir.path().join("fs")).unwrap();
-            std::fs::write(dir.path().join("fs/file"), [number]).unwrap();
+            let layer = dir.path().join("fs");
+            std::fs::create_dir(&layer).unwrap();
+            let mut file = std::fs::File::create(layer.join("file")).unwrap();
+            std::io::Write::write_all(&mut file, &[number]).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+            let scan = crate::layer::scan::scan(&layer).unwrap();
+            let info = LayerInfo {
+                id: LayerId::Built(scan.id),
+                tree: Some(scan.tree),
+                // Not that of its tar: no test makes one.
+                diff_id: Some(DiffId(Digest::of(&[number]))),
+                bytes: scan.bytes,
+                entries: scan.entries,
+            };
             dir.publish(&store.layer_path(&info.id))?;
             Ok(info)
         })

@@ -77,13 +77,13 @@ impl Store {
     /// Moves a repository that nobody uses or used since `before` into `tmp/`.
     pub(crate) fn move_mirror_aside(
         &self,
-        row: &MirrorRow,
+        name: &str,
         before: i64,
     ) -> Result<Option<PathBuf>, StoreError> {
-        let Some(_lock) = self.try_lock_key(&mirror_key(&row.name))? else {
+        let Some(_lock) = self.try_lock_key(&mirror_key(name))? else {
             return Ok(None);
         };
-        let path = self.mirrors_path().join(&row.name);
+        let path = self.mirrors_path().join(name);
         if fs::modified_micros(&path)?.is_some_and(|used| used >= before) {
             return Ok(None);
         }
@@ -101,11 +101,7 @@ impl Store {
 
     /// Drops a repository, unless somebody uses it.
     pub(crate) fn discard_mirror(&self, name: &str) -> Result<(), StoreError> {
-        let row = MirrorRow {
-            name: name.to_owned(),
-            last_used: None,
-        };
-        if let Some(aside) = self.move_mirror_aside(&row, i64::MAX)? {
+        if let Some(aside) = self.move_mirror_aside(name, i64::MAX)? {
             fs::temp::sweep(&aside)?;
         }
         Ok(())

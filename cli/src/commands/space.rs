@@ -62,12 +62,15 @@ fn name(kind: UsageKind) -> &'static str {
     match kind {
         UsageKind::Images => "Images",
         UsageKind::BuildCache => "Build Cache",
+        UsageKind::CacheRecords => "Cache Records",
         UsageKind::CacheMounts => "Cache Mounts",
         UsageKind::GitMirrors => "Git Repositories",
+        UsageKind::StatCaches => "Stat Caches",
         UsageKind::Blobs => "Blobs",
         UsageKind::Temporary => "Temporary",
         UsageKind::History => "Build History",
         UsageKind::Index => "Index",
+        UsageKind::Other => "Other",
     }
 }
 
@@ -98,6 +101,7 @@ pub fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode, CliError> 
             Pruned::Blob { digest, .. } => format!("blob {digest}"),
             Pruned::CacheMount { id, .. } => format!("cache mount {id}"),
             Pruned::GitMirror { name, .. } => format!("git repository {name}"),
+            Pruned::StatCache { name, .. } => format!("stat cache {name}"),
             Pruned::Temporary { name, .. } => format!("temporary {name}"),
             // Records are of no use to anybody outside, and there are thousands.
             Pruned::Record { .. } => continue,

@@ -19,6 +19,7 @@
 //! | [`run_mounts`] | what surrounds a `RUN`: mounts, secrets, agents, limits |
 //! | [`bad_input`] | clear errors, and nothing left behind |
 //! | [`errors`] | what is said of common mistakes, beside what BuildKit says |
+//! | [`killed`] | `kill -9` at any moment |
 //! | [`interop`] | skopeo, umoci, podman, buildah |
 //! | [`rootless`] | an ordinary user |
 //! | [`examples`] | real software on Debian |
@@ -44,6 +45,7 @@ mod examples;
 mod explain;
 mod help;
 mod interop;
+mod killed;
 mod progress;
 mod reference;
 mod remote;

@@ -11,11 +11,13 @@
 //! What a killed process published without a row, or a killed collection left, is found in step 2 as well, once it is older than
 //! every live session.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Params, Transaction};
 
+use super::collect::{CacheKind, Candidate, Collection, Rule};
 use crate::cache_mounts::CacheMountRow;
 use crate::fs::{self, Inodes, Lock, Shared};
 use crate::images::ImageId;
@@ -96,6 +98,13 @@ pub enum Pruned {
         /// Bytes on disk.
         bytes: u64,
     },
+    /// What was remembered of a context's files.
+    StatCache {
+        /// Its name below `contexts/`.
+        name: String,
+        /// Bytes on disk.
+        bytes: u64,
+    },
     /// What a killed process left in `tmp/`.
     Temporary {
         /// Its name there.
@@ -114,6 +123,7 @@ impl Pruned {
             | Pruned::Blob { bytes, .. }
             | Pruned::CacheMount { bytes, .. }
             | Pruned::GitMirror { bytes, .. }
+            | Pruned::StatCache { bytes, .. }
             | Pruned::Temporary { bytes, .. } => *bytes,
         }
     }
@@ -126,6 +136,33 @@ pub struct PruneReport {
     pub items: Vec<Pruned>,
     /// Bytes on disk that they took together.
     pub bytes: u64,
+}
+
+impl PruneReport {
+    fn name(&mut self, images: Vec<(ImageId, Vec<Reference>)>, records: Vec<[u8; 32]>) {
+        let images = images.into_iter();
+        let images = images.map(|(id, names)| Pruned::Image { id, names });
+        let records = records.into_iter().map(|key| Pruned::Record { key });
+        self.items.extend(images.chain(records));
+    }
+}
+
+/// Moments, in microseconds since 1970, before which something was last used that may go.
+#[derive(Clone, Copy)]
+struct Before {
+    /// For what was chosen: no live process has used it since.
+    live: i64,
+    /// For what nothing needs.
+    garbage: i64,
+}
+
+impl Before {
+    fn new(live: i64, oldest_garbage: i64) -> Before {
+        Before {
+            live,
+            garbage: live.min(oldest_garbage),
+        }
+    }
 }
 
 /// Rows that a transaction deleted.
@@ -141,75 +178,110 @@ impl Store {
     /// Removes what nothing needs, or tells what it would remove. Other processes' builds may go on meanwhile; what *this* store
     /// handle has looked at is not protected, so call it when done with that.
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport, StoreError> {
-        if options.dry_run {
-            return self.would_prune(options, self.prune_before(options)?);
+        let mut kinds = BTreeSet::new();
+        match options.images {
+            PruneImages::Keep => {}
+            PruneImages::Nameless => kinds.extend([CacheKind::NamelessImages]),
+            PruneImages::Unused => kinds.extend([CacheKind::Images]),
+        }
+        if options.cache {
+            kinds.extend([
+                CacheKind::Records,
+                CacheKind::CacheMounts,
+                CacheKind::GitMirrors,
+                CacheKind::StatCaches,
+            ]);
+        }
+        let age = options.until.unwrap_or_default();
+        self.collect(&Collection {
+            rules: vec![Rule {
+                kinds,
+                unused_for: age,
+                ..Rule::default()
+            }],
+            garbage_age: age,
+            dry_run: options.dry_run,
+            ..Collection::default()
+        })
+    }
+
+    /// Removes what was chosen, if still nobody has used it, and what nothing needs.
+    pub(super) fn remove(
+        &self,
+        chosen: &[Candidate],
+        collection: &Collection,
+    ) -> Result<PruneReport, StoreError> {
+        let age = i64::try_from(collection.garbage_age.as_micros()).unwrap_or(i64::MAX);
+        let oldest_garbage = now_micros().saturating_sub(age);
+        let spared = self.spared(collection)?;
+        if collection.dry_run {
+            let live = self.sessions.oldest_live()?.min(spared);
+            let before = Before::new(live, oldest_garbage);
+            return self.would_remove(chosen, before);
         }
         let mut trash = Vec::new();
         let victims = {
             // A layer is published, and a session begins, before this or after it.
             let _publishing = Shared::lock_alone(&self.publishing_path())?;
             let _beginning = self.sessions.hold()?;
-            let before = self.prune_before(options)?;
-            let victims = self.index.write(|t| delete_rows(t, options, before))?;
-            self.move_aside(before, &mut trash)?;
-            if options.cache {
-                for row in self.cache_mounts()? {
-                    if let Some(aside) = self.move_cache_mount_aside(&row, before)? {
-                        trash.push((aside, Trash::CacheMount(row)));
-                    }
-                }
-                for row in self.mirrors()? {
-                    if let Some(aside) = self.move_mirror_aside(&row, before)? {
-                        trash.push((aside, Trash::GitMirror(row.name)));
-                    }
-                }
-            }
+            let before = Before::new(self.sessions.unused_since()?.min(spared), oldest_garbage);
+            let victims = self.index.write(|t| delete_rows(t, chosen, before))?;
+            self.move_aside(before.garbage, &mut trash)?;
+            self.move_chosen_aside(chosen, before.live, &mut trash)?;
             victims
         };
         let mut report = PruneReport::default();
-        report.items.extend(
-            victims
-                .images
-                .into_iter()
-                .map(|(id, names)| Pruned::Image { id, names }),
-        );
-        report.items.extend(
-            victims
-                .records
-                .into_iter()
-                .map(|key| Pruned::Record { key }),
-        );
+        report.name(victims.images, victims.records);
         self.sweep(trash, &mut report)?;
         self.remove_free_locks()?;
+        report.items.sort();
         report.bytes = report.items.iter().map(Pruned::bytes).sum();
         Ok(report)
     }
 
-    /// What was last used before this moment may go.
-    fn prune_before(&self, options: &PruneOptions) -> Result<i64, StoreError> {
-        let age = options.until.unwrap_or_default().as_micros();
-        let wanted = now_micros().saturating_sub(i64::try_from(age).unwrap_or(i64::MAX));
-        Ok(self.sessions.unused_since()?.min(wanted))
+    /// Moves those of the chosen that have no rows into `tmp/`.
+    fn move_chosen_aside(
+        &self,
+        chosen: &[Candidate],
+        before: i64,
+        trash: &mut Vec<(PathBuf, Trash)>,
+    ) -> Result<(), StoreError> {
+        let mounts = self.cache_mounts()?;
+        for candidate in chosen {
+            let (moved, was) = match candidate {
+                Candidate::CacheMount(name) => {
+                    let Some(row) = mounts.iter().find(|row| row.name == *name) else {
+                        continue;
+                    };
+                    let moved = self.move_cache_mount_aside(row, before)?;
+                    (moved, Trash::CacheMount(row.clone()))
+                }
+                Candidate::GitMirror(name) => {
+                    let moved = self.move_mirror_aside(name, before)?;
+                    (moved, Trash::GitMirror(name.clone()))
+                }
+                Candidate::StatCache(name) => {
+                    let moved = self.move_stat_cache_aside(name, before)?;
+                    (moved, Trash::StatCache(name.clone()))
+                }
+                Candidate::Record(_) | Candidate::Image { .. } => continue,
+            };
+            trash.extend(moved.map(|path| (path, was)));
+        }
+        Ok(())
     }
 
-    fn would_prune(&self, options: &PruneOptions, before: i64) -> Result<PruneReport, StoreError> {
+    fn would_remove(
+        &self,
+        chosen: &[Candidate],
+        before: Before,
+    ) -> Result<PruneReport, StoreError> {
         // The same deletions, rolled back.
-        let victims = self.index.rehearse(|t| delete_rows(t, options, before))?;
+        let victims = self.index.rehearse(|t| delete_rows(t, chosen, before))?;
         let mut seen = Inodes::new();
         let mut report = PruneReport::default();
+        report.name(victims.images, victims.records);
         let items = &mut report.items;
-        items.extend(
-            victims
-                .images
-                .into_iter()
-                .map(|(id, names)| Pruned::Image { id, names }),
-        );
-        items.extend(
-            victims
-                .records
-                .into_iter()
-                .map(|key| Pruned::Record { key }),
-        );
         for id in victims.layers {
             let bytes = fs::disk_usage(&self.layer_path(&id), &mut seen)?;
             items.push(Pruned::Layer { id, bytes });
@@ -218,27 +290,26 @@ impl Store {
             let bytes = fs::disk_usage(&self.blobs.path(&digest), &mut seen)?;
             items.push(Pruned::Blob { digest, bytes });
         }
-        if options.cache {
-            for row in self.cache_mounts()? {
-                let is_old = row.last_used.is_none_or(|used| used < before);
-                if is_old && self.is_cache_mount_free(&row.name)? {
-                    let path = self.cache_mounts_path().join(&row.name);
+        for candidate in chosen {
+            match candidate {
+                Candidate::CacheMount(name) => {
+                    let path = self.cache_mounts_path().join(name);
                     let bytes = fs::disk_usage(&path, &mut seen)?;
-                    items.push(Pruned::CacheMount {
-                        name: row.name,
-                        id: row.id,
-                        bytes,
-                    });
+                    let id = self.cache_mount_id(name)?;
+                    let name = name.clone();
+                    items.push(Pruned::CacheMount { name, id, bytes });
                 }
-            }
-            for row in self.mirrors()? {
-                let is_old = row.last_used.is_none_or(|used| used < before);
-                if is_old && self.is_mirror_free(&row.name)? {
-                    let path = self.mirrors_path().join(&row.name);
-                    let bytes = fs::disk_usage(&path, &mut seen)?;
-                    let name = row.name;
+                Candidate::GitMirror(name) => {
+                    let bytes = fs::disk_usage(&self.mirrors_path().join(name), &mut seen)?;
+                    let name = name.clone();
                     items.push(Pruned::GitMirror { name, bytes });
                 }
+                Candidate::StatCache(name) => {
+                    let bytes = fs::disk_usage(&self.stat_caches_path().join(name), &mut seen)?;
+                    let name = name.clone();
+                    items.push(Pruned::StatCache { name, bytes });
+                }
+                Candidate::Record(_) | Candidate::Image { .. } => {}
             }
         }
         for path in fs::temp::stale(&self.root.join("tmp"))? {
@@ -248,6 +319,7 @@ impl Store {
                 bytes,
             });
         }
+        report.items.sort();
         report.bytes = report.items.iter().map(Pruned::bytes).sum();
         Ok(report)
     }
@@ -314,6 +386,7 @@ impl Store {
                     bytes,
                 },
                 Trash::GitMirror(name) => Pruned::GitMirror { name, bytes },
+                Trash::StatCache(name) => Pruned::StatCache { name, bytes },
             });
         }
         for path in fs::temp::stale(&self.root.join("tmp"))? {
@@ -352,6 +425,7 @@ pub(crate) enum Trash {
     Blob(Digest),
     CacheMount(CacheMountRow),
     GitMirror(String),
+    StatCache(String),
 }
 
 fn file_name(path: &Path) -> String {
@@ -368,46 +442,42 @@ const LAYER_IN_IMAGE: &str =
 
 fn delete_rows(
     t: &Transaction<'_>,
-    options: &PruneOptions,
-    before: i64,
+    chosen: &[Candidate],
+    before: Before,
 ) -> rusqlite::Result<Victims> {
     let mut victims = Victims::default();
     t.execute(
         "DELETE FROM leases WHERE expires <= ?1",
         [now_micros() / 1_000_000],
     )?;
-    let condition = match options.images {
-        PruneImages::Keep => None,
-        PruneImages::Nameless => Some("NOT EXISTS (SELECT 1 FROM names WHERE image = images.id)"),
-        PruneImages::Unused => Some("1"),
-    };
-    if let Some(condition) = condition {
-        let ids: Vec<ImageId> = texts(
-            t,
-            &format!(
-                "SELECT id FROM images WHERE {condition} AND last_used < ?1 AND NOT EXISTS
-                   (SELECT 1 FROM lease_items WHERE kind = 'image' AND name = images.id)
-                 ORDER BY id"
-            ),
-            [before],
-        )?;
-        for id in ids {
-            let names = texts(
-                t,
-                "DELETE FROM names WHERE image = ?1 RETURNING name",
-                [id.to_string()],
-            )?;
-            t.execute("DELETE FROM images WHERE id = ?1", [id.to_string()])?;
-            victims.images.push((id, names));
+    let mut is_free = t.prepare(
+        "SELECT 1 FROM images WHERE id = ?1 AND last_used < ?2
+           AND (?3 OR NOT EXISTS (SELECT 1 FROM names WHERE image = images.id))
+           AND NOT EXISTS (SELECT 1 FROM lease_items WHERE kind = 'image' AND name = images.id)",
+    )?;
+    let mut delete_record = t.prepare("DELETE FROM records WHERE key = ?1 AND last_used < ?2")?;
+    for candidate in chosen {
+        match candidate {
+            Candidate::Image { id, named } => {
+                if !is_free.exists((id.to_string(), before.live, named))? {
+                    continue;
+                }
+                let names = texts(
+                    t,
+                    "DELETE FROM names WHERE image = ?1 RETURNING name",
+                    [id.to_string()],
+                )?;
+                t.execute("DELETE FROM images WHERE id = ?1", [id.to_string()])?;
+                victims.images.push((*id, names));
+            }
+            Candidate::Record(key) => {
+                let gone = delete_record.execute((key, before.live))? > 0;
+                victims.records.extend(gone.then_some(*key));
+            }
+            _ => {}
         }
     }
-    if options.cache {
-        let mut statement = t.prepare("DELETE FROM records WHERE last_used < ?1 RETURNING key")?;
-        victims.records = statement
-            .query_map([before], |row| row.get(0))?
-            .collect::<rusqlite::Result<_>>()?;
-        victims.records.sort_unstable();
-    }
+    let before = before.garbage;
     victims.layers = texts(
         t,
         &format!(

@@ -1,6 +1,7 @@
 //! `du`: what the store takes on disk, by what it is for.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use crate::fs::{self, Inodes};
 use crate::layer::LayerId;
@@ -14,18 +15,41 @@ pub enum UsageKind {
     Images,
     /// Layers that only cache records keep, or nothing.
     BuildCache,
+    /// Cache records: pages of the index.
+    CacheRecords,
     /// Directories that steps keep between builds.
     CacheMounts,
     /// Bare repositories that builds fetched into.
     GitMirrors,
+    /// What is remembered of contexts' files.
+    StatCaches,
     /// Configs, manifests and compressed layers.
     Blobs,
     /// What is being made, or was left by a killed process.
     Temporary,
     /// What builds did: their journals.
     History,
-    /// The index, with the cache records in it.
+    /// The index, without the cache records in it.
     Index,
+    /// Folders themselves, lock files, and what is not longshore's.
+    Other,
+}
+
+impl UsageKind {
+    /// All of them, in order.
+    pub const ALL: [UsageKind; 11] = [
+        UsageKind::Images,
+        UsageKind::BuildCache,
+        UsageKind::CacheRecords,
+        UsageKind::CacheMounts,
+        UsageKind::GitMirrors,
+        UsageKind::StatCaches,
+        UsageKind::Blobs,
+        UsageKind::Temporary,
+        UsageKind::History,
+        UsageKind::Index,
+        UsageKind::Other,
+    ];
 }
 
 /// One thing that takes space.
@@ -35,6 +59,8 @@ pub struct UsageItem {
     pub kind: UsageKind,
     /// A layer's name, a blob's digest, or a file's name.
     pub name: String,
+    /// What people call it, where that is something else: the id of a cache mount.
+    pub alias: String,
     /// Bytes on disk; what it shares by hard link with an earlier item is counted there.
     pub bytes: u64,
     /// When it was last used, in microseconds since 1970, where that is known.
@@ -48,8 +74,8 @@ pub struct UsageItem {
 pub struct UsageRow {
     /// Which kind.
     pub kind: UsageKind,
-    /// How many: images, cache records' layers, cache mounts, git repositories, blobs, temporary entries, builds, cache
-    /// records.
+    /// How many: images, cache records' layers, cache records, cache mounts, git repositories, stat caches, blobs,
+    /// temporary entries, builds, files.
     pub count: u64,
     /// How many of them are in use: kept by a lease, or used by a live process.
     pub in_use: u64,
@@ -91,105 +117,100 @@ struct Counted {
 }
 
 impl Store {
-    /// Measures the store: real bytes on disk, each inode once.
+    /// Measures the store: real bytes on disk, each inode once. All of it is some item's.
     pub fn du(&self) -> Result<Usage, StoreError> {
-        let live = self.sessions.unused_since()?;
-        let mut seen = Inodes::new();
-        let mut items = Vec::new();
+        let live = self.sessions.oldest_live()?;
+        let mut measured = Measured::default();
         let mut layers = self.index.read(|c| counted(c, LAYERS))?;
         layers.sort_by_key(|layer| !layer.in_image);
+        let layers_path = self.root.join("layers");
         for layer in layers {
-            let path = self.root.join("layers").join(&layer.name);
-            items.push(UsageItem {
-                kind: if layer.in_image {
-                    UsageKind::Images
-                } else {
-                    UsageKind::BuildCache
-                },
-                bytes: fs::disk_usage(&path, &mut seen)?,
-                last_used: Some(layer.last_used),
-                reclaimable: !layer.leased && layer.last_used < live,
-                name: layer.name,
-            });
+            let kind = if layer.in_image {
+                UsageKind::Images
+            } else {
+                UsageKind::BuildCache
+            };
+            let is_free = !layer.leased && layer.last_used < live;
+            let path = layers_path.join(&layer.name);
+            let item = measured.add(kind, layer.name, path)?;
+            (item.last_used, item.reclaimable) = (Some(layer.last_used), is_free);
         }
-        let known: BTreeSet<String> = items.iter().map(|item| item.name.clone()).collect();
-        for name in fs::list(&self.root.join("layers"))? {
-            if name.parse::<LayerId>().is_ok() && !known.contains(&name) {
-                let path = self.root.join("layers").join(&name);
-                items.push(UsageItem {
-                    kind: UsageKind::BuildCache,
-                    bytes: fs::disk_usage(&path, &mut seen)?,
-                    last_used: None,
-                    reclaimable: true,
-                    name,
-                });
+        for name in fs::list(&layers_path)? {
+            let path = layers_path.join(&name);
+            if name.parse::<LayerId>().is_ok() && !measured.paths.contains(&path) {
+                measured.add(UsageKind::BuildCache, name, path)?.reclaimable = true;
             }
         }
         for blob in self.index.read(|c| counted(c, BLOBS))? {
             let Ok(digest) = blob.name.parse::<Digest>() else {
                 continue;
             };
-            items.push(UsageItem {
-                kind: UsageKind::Blobs,
-                bytes: fs::disk_usage(&self.blobs.path(&digest), &mut seen)?,
-                last_used: Some(blob.last_used),
-                reclaimable: !blob.leased && blob.last_used < live,
-                name: blob.name,
-            });
+            let is_free = !blob.leased && blob.last_used < live;
+            let item = measured.add(UsageKind::Blobs, blob.name, self.blobs.path(&digest))?;
+            (item.last_used, item.reclaimable) = (Some(blob.last_used), is_free);
         }
+        for digest in self.blobs.list()? {
+            let path = self.blobs.path(&digest);
+            if !measured.paths.contains(&path) {
+                let item = measured.add(UsageKind::Blobs, digest.to_string(), path)?;
+                item.reclaimable = true;
+            }
+        }
+        let is_old = |last_used: Option<i64>| last_used.is_none_or(|used| used < live);
         for row in self.cache_mounts()? {
+            let is_free = is_old(row.last_used) && self.is_cache_mount_free(&row.name)?;
             let path = self.cache_mounts_path().join(&row.name);
-            let is_free = self.is_cache_mount_free(&row.name)?;
-            items.push(UsageItem {
-                kind: UsageKind::CacheMounts,
-                bytes: fs::disk_usage(&path, &mut seen)?,
-                last_used: row.last_used,
-                reclaimable: is_free && row.last_used.is_none_or(|used| used < live),
-                name: row.name,
-            });
+            let item = measured.add(UsageKind::CacheMounts, row.name, path)?;
+            (item.last_used, item.reclaimable) = (row.last_used, is_free);
+            item.alias = row.id;
         }
         for row in self.mirrors()? {
+            let is_free = is_old(row.last_used) && self.is_mirror_free(&row.name)?;
             let path = self.mirrors_path().join(&row.name);
-            let is_free = self.is_mirror_free(&row.name)?;
-            items.push(UsageItem {
-                kind: UsageKind::GitMirrors,
-                bytes: fs::disk_usage(&path, &mut seen)?,
-                last_used: row.last_used,
-                reclaimable: is_free && row.last_used.is_none_or(|used| used < live),
-                name: row.name,
-            });
+            let item = measured.add(UsageKind::GitMirrors, row.name, path)?;
+            (item.last_used, item.reclaimable) = (row.last_used, is_free);
+        }
+        for (name, last_used) in self.stat_caches()? {
+            let path = self.stat_caches_path().join(&name);
+            let item = measured.add(UsageKind::StatCaches, name, path)?;
+            (item.last_used, item.reclaimable) = (last_used, is_old(last_used));
         }
         let tmp = self.root.join("tmp");
         for name in fs::list(&tmp)? {
             let path = tmp.join(&name);
-            items.push(UsageItem {
-                kind: UsageKind::Temporary,
-                bytes: fs::disk_usage(&path, &mut seen)?,
-                last_used: None,
-                reclaimable: fs::temp::is_stale(&path)?,
-                name,
-            });
+            let is_stale = fs::temp::is_stale(&path)?;
+            measured.add(UsageKind::Temporary, name, path)?.reclaimable = is_stale;
         }
+        // Kept by number and age, whatever else is pruned.
         let builds = self.root.join("builds");
         for name in fs::list(&builds)? {
-            items.push(UsageItem {
-                kind: UsageKind::History,
-                bytes: fs::disk_usage(&builds.join(&name), &mut seen)?,
-                last_used: None,
-                // Kept by number and age, whatever else is pruned.
-                reclaimable: false,
-                name,
-            });
+            let path = builds.join(&name);
+            measured.add(UsageKind::History, name, path)?;
         }
+        let mut records = self.index.read(record_bytes)?;
         for name in ["index.db", "index.db-wal", "index.db-shm"] {
-            items.push(UsageItem {
-                kind: UsageKind::Index,
-                name: name.to_owned(),
-                bytes: fs::disk_usage(&self.root.join(name), &mut seen)?,
-                last_used: None,
-                reclaimable: false,
-            });
+            let item = measured.add(UsageKind::Index, name.to_owned(), self.root.join(name))?;
+            // Pages may still be in the log, and what is not in the file takes no room in it.
+            records = records.min(item.bytes);
+            if name == "index.db" {
+                item.bytes -= records;
+            } else {
+                records = 0;
+            }
+            if records > 0 {
+                measured.items.push(UsageItem {
+                    kind: UsageKind::CacheRecords,
+                    name: "records".to_owned(),
+                    alias: String::new(),
+                    bytes: records,
+                    last_used: None,
+                    // The index uses its pages again, and does not give them back.
+                    reclaimable: false,
+                });
+            }
         }
+        measured.rest(&self.root)?;
+        let mut items = measured.items;
         items.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         let rows = self.usage_rows(&items, live)?;
         Ok(Usage { rows, items })
@@ -220,23 +241,11 @@ impl Store {
         )?;
         let (records, records_used) =
             pair("SELECT count(*), count(*) FILTER (WHERE last_used >= ?1) FROM records")?;
-        let mut rows: Vec<UsageRow> = [
-            UsageKind::Images,
-            UsageKind::BuildCache,
-            UsageKind::CacheMounts,
-            UsageKind::GitMirrors,
-            UsageKind::Blobs,
-            UsageKind::Temporary,
-            UsageKind::History,
-            UsageKind::Index,
-        ]
-        .into_iter()
-        .map(sums)
-        .collect();
+        let mut rows: Vec<UsageRow> = UsageKind::ALL.into_iter().map(sums).collect();
         for row in &mut rows {
             let (count, used) = match row.kind {
                 UsageKind::Images => (images, images_used),
-                UsageKind::Index => (records, records_used),
+                UsageKind::CacheRecords => (records, records_used),
                 _ => continue,
             };
             row.count = count.cast_unsigned();
@@ -244,6 +253,82 @@ impl Store {
         }
         Ok(rows)
     }
+}
+
+/// What has been measured so far.
+#[derive(Default)]
+struct Measured {
+    items: Vec<UsageItem>,
+    paths: BTreeSet<PathBuf>,
+    /// Folders that something measured is in.
+    above: BTreeSet<PathBuf>,
+    seen: Inodes,
+}
+
+impl Measured {
+    fn add(
+        &mut self,
+        kind: UsageKind,
+        name: String,
+        path: PathBuf,
+    ) -> Result<&mut UsageItem, StoreError> {
+        let bytes = fs::disk_usage(&path, &mut self.seen)?;
+        for folder in path.ancestors().skip(1) {
+            if !self.above.insert(folder.to_owned()) {
+                break;
+            }
+        }
+        self.paths.insert(path);
+        self.items.push(UsageItem {
+            kind,
+            name,
+            alias: String::new(),
+            bytes,
+            last_used: None,
+            reclaimable: false,
+        });
+        Ok(self.items.last_mut().expect("one was pushed"))
+    }
+
+    /// Everything below `root` that was not measured, and the folders that hold what was.
+    fn rest(&mut self, root: &Path) -> Result<(), StoreError> {
+        let mut todo = vec![root.to_owned()];
+        while let Some(folder) = todo.pop() {
+            let name = folder.strip_prefix(root).unwrap_or(&folder);
+            self.items.push(UsageItem {
+                kind: UsageKind::Other,
+                name: format!("{}/", name.display()),
+                alias: String::new(),
+                bytes: fs::own_usage(&folder)?,
+                last_used: None,
+                reclaimable: false,
+            });
+            for path in fs::entries(&folder)? {
+                if self.paths.contains(&path) {
+                    continue;
+                }
+                if self.above.contains(&path) {
+                    todo.push(path);
+                    continue;
+                }
+                let name = path.strip_prefix(root).unwrap_or(&path);
+                let name = name.display().to_string();
+                self.add(UsageKind::Other, name, path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of the index's pages that hold cache records.
+fn record_bytes(c: &rusqlite::Connection) -> rusqlite::Result<u64> {
+    let bytes: i64 = c.query_row(
+        "SELECT ifnull(sum(pgsize), 0) FROM dbstat WHERE aggregate = TRUE AND name IN
+           (SELECT name FROM sqlite_schema WHERE tbl_name IN ('records', 'record_layers', 'record_files'))",
+        [],
+        |row| row.get(0),
+    )?;
+    Ok(bytes.cast_unsigned())
 }
 
 const LAYERS: &str = "SELECT id, last_used,
@@ -301,14 +386,15 @@ mod tests {
             UsageKind::Temporary,
             UsageKind::History,
         ];
-        assert_eq!(counts, kinds.map(one_of));
+        let last = counts.len() - 2;
+        assert_eq!(counts[..last], kinds.map(one_of));
+        assert_eq!(counts[last].0, UsageKind::Index);
         for row in &usage.rows {
-            assert_eq!(
-                row.bytes > 0,
-                row.kind == UsageKind::Index || row.count > 0,
-                "{row:?}"
-            );
+            let records = row.kind == UsageKind::CacheRecords;
+            assert_eq!(row.bytes > 0, records || row.count > 0, "{row:?}");
         }
+        let all = fs::disk_usage(dir.path(), &mut Inodes::new()).unwrap();
+        assert_eq!(usage.bytes(), all, "{:#?}", usage.items);
         assert_eq!(usage.reclaimable(), 0);
         let rows: u64 = usage.items.iter().map(|item| item.bytes).sum();
         assert_eq!(usage.bytes(), rows);

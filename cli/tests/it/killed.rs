@@ -1,0 +1,262 @@
+//! `kill -9` at any moment: of builds, pulls, pushes, saves, loads and collections that work on one store at the same time.
+//!
+//! A few dozen kills by default; `LONGSHORE_TEST_KILLS=500` asks for as many, `LONGSHORE_TEST_SEED` for another course of
+//! events. Every ten kills, and at the end, `longshore store check` has to find nothing wrong.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::{Place, Ran, Server, mounts_below};
+
+/// Kills in an ordinary run.
+const KILLS: u64 = 40;
+
+/// Kills between two checks.
+const KILLS_PER_CHECK: u64 = 10;
+
+/// Commands at the same time, at most.
+const WORKERS: u64 = 3;
+
+/// A command is killed within this time of its start, in milliseconds, or runs to its end.
+const MOMENTS: u64 = 160;
+
+/// What is waited for the processes that end by themselves: those that write the store out.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const SHARED: &str = "\
+FROM busybox AS made
+ARG N
+COPY files /files
+RUN cat /files/* > /all && echo $N > /n
+RUN --mount=type=cache,target=/cache echo $N >> /cache/log && wc -l < /cache/log > /lines
+FROM busybox
+COPY --from=made /all /n /
+RUN dd if=/dev/zero of=/zeros bs=64k count=8 2>/dev/null
+";
+
+/// Numbers that look random and are the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        // Xorshift: any spread will do.
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    let given = std::env::var(name).ok();
+    given.map_or(default, |text| text.parse().expect("a number"))
+}
+
+struct Churn {
+    place: Place,
+    registry: Server,
+    context: PathBuf,
+    from_registry: PathBuf,
+    kills: AtomicU64,
+    /// Commands that were left alone and did what they were for.
+    done: AtomicU64,
+}
+
+impl Churn {
+    fn new() -> Churn {
+        let place = Place::with_busybox();
+        let registry = Server::registry(&place.path("registry"));
+        let files: Vec<(String, String)> = (0..30)
+            .map(|n| (format!("files/{n}"), format!("file {n}\n").repeat(200)))
+            .collect();
+        let mut files: Vec<(&str, &str)> = files
+            .iter()
+            .map(|(path, text)| (path.as_str(), text.as_str()))
+            .collect();
+        files.push(("Dockerfile", SHARED));
+        let context = place.context("context", &files);
+        let base = format!("{}/base:1", registry.host);
+        place.run(["tag", "busybox", &base]).ok();
+        place.run(["push", "-q", &base]).ok();
+        let dockerfile = format!("FROM {base}\nARG N\nRUN echo $N > /n\n");
+        let from_registry = place.context("from-registry", &[("Dockerfile", &dockerfile)]);
+        Churn {
+            place,
+            registry,
+            context,
+            from_registry,
+            kills: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+        }
+    }
+
+    /// A command of any kind, on few enough names that the workers meet.
+    fn command(&self, random: &mut Random) -> Vec<String> {
+        let image = format!("image{}", random.below(4));
+        let there = format!("{}/{image}:1", self.registry.host);
+        let number = format!("N={}", random.below(6));
+        let archive = self.place.path(&format!("archive{}.tar", random.below(3)));
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        let words: Vec<String> = match random.below(12) {
+            0..=3 => ["build", "-q", "-t", &image, "--build-arg", &number]
+                .map(str::to_owned)
+                .into_iter()
+                .chain((random.below(4) == 0).then(|| "--no-cache".to_owned()))
+                .chain([path(&self.context)])
+                .collect(),
+            4 => [
+                "build",
+                "-q",
+                "-t",
+                &there,
+                "--push",
+                "--build-arg",
+                &number,
+            ]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([path(&self.from_registry)])
+            .collect(),
+            5 => vec!["pull".to_owned(), "-q".to_owned(), there],
+            6 => vec!["tag".to_owned(), image, there],
+            7 => vec!["push".to_owned(), "-q".to_owned(), there],
+            8 => vec!["rmi".to_owned(), image],
+            9 => vec!["prune".to_owned(), "--all".to_owned()],
+            10 => vec!["save".to_owned(), "-o".to_owned(), path(&archive), image],
+            _ => vec![
+                "load".to_owned(),
+                "-q".to_owned(),
+                "-i".to_owned(),
+                path(&archive),
+            ],
+        };
+        words
+    }
+
+    /// Starts commands and kills most of them, until there were enough kills.
+    fn work(&self, mut random: Random, until: u64) {
+        while self.kills.load(Ordering::Relaxed) < until {
+            let words = self.command(&mut random);
+            let mut command = self.place.command(&words);
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            let child = command.spawn().unwrap();
+            if random.below(3) == 0 {
+                let output = child.wait_with_output().unwrap();
+                let ran = Ran::from_output(format!("{words:?}"), &output);
+                // An image or archive that is not there is in order, a panic or a store that fails is not.
+                assert!(matches!(ran.code, Some(0 | 1 | 4)), "{ran}");
+                self.done
+                    .fetch_add(u64::from(ran.code == Some(0)), Ordering::Relaxed);
+                continue;
+            }
+            let moment = Duration::from_micros(random.below(MOMENTS * 1000));
+            self.kill_at(child, moment);
+        }
+    }
+
+    fn kill_at(&self, mut child: Child, moment: Duration) {
+        // The moment is what the test is about, and nothing waits for it.
+        std::thread::sleep(moment);
+        let ended = child.try_wait().unwrap().is_some();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if !ended {
+            self.kills.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn check(&self, when: &str) {
+        let ran = self.place.run(["store", "check"]);
+        assert_eq!(ran.code, Some(0), "{when}: {ran}");
+        let mounts = mounts_below(&self.place.store());
+        assert!(mounts.is_empty(), "{when}: {mounts:?}");
+    }
+
+    /// Waits until nobody uses the store: whoever has it open, or one of its layers mounted, is named otherwise.
+    fn wait_for_the_last_process(&self) {
+        let start = Instant::now();
+        loop {
+            let users = users(&self.place.store());
+            if users.is_empty() {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "still there: {users:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Processes that run on a store, or see mounts of it in a namespace of their own.
+fn users(store: &Path) -> Vec<String> {
+    let store = store.to_str().unwrap();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let folder = entry.unwrap().path();
+        let read = |name: &str| std::fs::read(folder.join(name)).unwrap_or_default();
+        if !folder.join("mountinfo").exists() {
+            continue;
+        }
+        let mentions = |name: &str| {
+            let text = String::from_utf8_lossy(&read(name)).into_owned();
+            text.contains(&format!("{store}/")) || text.contains(&format!("LONGSHORE_ROOT={store}"))
+        };
+        // A process that has ended but whose parent has not looked has neither.
+        if mentions("mountinfo") || mentions("environ") {
+            let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            found.push(format!("{}: {line}", folder.display()));
+        }
+    }
+    found
+}
+
+#[test]
+fn killed_commands_leave_a_store_with_nothing_wrong() {
+    let kills = number("LONGSHORE_TEST_KILLS", KILLS);
+    let seed = number("LONGSHORE_TEST_SEED", 0x9e37_79b9);
+    let churn = Churn::new();
+    let mut until = 0;
+    while until < kills {
+        until = (until + KILLS_PER_CHECK).min(kills);
+        std::thread::scope(|scope| {
+            // Alone now and then: beside another a collection takes nothing that is younger than that.
+            for worker in 0..1 + until / KILLS_PER_CHECK % WORKERS {
+                let random = Random(seed.wrapping_mul(1 + until).wrapping_add(worker) | 1);
+                let churn = &churn;
+                scope.spawn(move || churn.work(random, until));
+            }
+        });
+        churn.check(&format!("seed {seed}, after {until} kills"));
+    }
+    churn.wait_for_the_last_process();
+    churn.check("at the end");
+    let done = churn.done.load(Ordering::Relaxed);
+    println!("{kills} kills, {done} commands done beside them");
+    assert!(
+        done > kills / 10,
+        "most commands fail, so this tests nothing"
+    );
+
+    // What is left is leftovers, and one collection takes them all.
+    churn.place.run(["prune", "--all"]).ok();
+    let ran = churn.place.run(["store", "check"]);
+    assert_eq!(ran.ok(), "");
+    for folder in ["tmp", "locks", "sessions"] {
+        let left = std::fs::read_dir(churn.place.store().join(folder)).unwrap();
+        assert_eq!(left.count(), 0, "{folder}");
+    }
+    // The store works as if nothing had been.
+    let build = ["build", "-q", "-t", "last", "--build-arg", "N=1"];
+    churn.place.ok(build, [&churn.context]);
+    assert_eq!(churn.place.sh("last", "cat /n"), "1");
+
+    // What was pushed is whole, whoever pushed it was killed or not.
+    let fresh = Place::new();
+    for image in 0..4 {
+        let name = format!("{}/image{image}:1", churn.registry.host);
+        let ran = fresh.run(["pull", "-q", &name]);
+        assert!(matches!(ran.code, Some(0 | 4)), "{ran}");
+    }
+    assert_eq!(fresh.run(["store", "check"]).ok(), "");
+}
