@@ -14,6 +14,9 @@ use crate::dockerfile::ast::{ArgDeclaration, InstructionKind};
 use crate::dockerfile::words::{self, WordError};
 use crate::dockerfile::{Diagnostic, Dockerfile, Span};
 
+/// `ARG`s that say which stages a scanner looks at; steps do not see them.
+const SCANNER_ARGS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+
 /// Build arguments that need no declaration, reach `RUN` and are no part of any cache key.
 const PROXY_NAMES: [&str; 5] = [
     "HTTP_PROXY",
@@ -104,9 +107,17 @@ impl Scope {
         self.bytes
     }
 
-    /// `NAME=value` for `RUN`.
+    /// `NAME=value` for `RUN`, without what only tells a scanner what to look at.
     pub(super) fn environment(&self) -> Vec<String> {
-        self.variables.clone()
+        let is_for_scanners = |variable: &&String| {
+            let name = variable.split('=').next().unwrap_or_default();
+            self.is_declared.contains(name) && SCANNER_ARGS.contains(&name)
+        };
+        self.variables
+            .iter()
+            .filter(|variable| !is_for_scanners(variable))
+            .cloned()
+            .collect()
     }
 
     /// `|N NAME=value… ` as the history of a `RUN` begins, where `ARG`s are declared.
