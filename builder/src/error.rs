@@ -421,6 +421,16 @@ pub enum ExportError {
     /// A push needs a name to push to.
     #[error("there is nothing to push to: name the image with `-t`")]
     NoTag,
+    /// Several images, and a format for one.
+    #[error(
+        "an output of type `{kind}` is of one image, and this build makes {count}: name one `--platform`, or use `type=oci` or --push"
+    )]
+    SeveralPlatforms {
+        /// The output's type.
+        kind: &'static str,
+        /// How many images there are.
+        count: usize,
+    },
     /// A result without files cannot be a folder or a tar.
     #[error("a layer is missing in the store: run `longshore prune` and build again")]
     LayerMissing,

@@ -1,5 +1,6 @@
 //! From solved steps to an image: DiffIDs, configuration, names, and the outputs that were asked for.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,12 +13,13 @@ use store::layer::LayerId;
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
 use store::layer::compress::Compression;
 use store::layer::tar::write_tar;
-use store::oci::{DiffId, Digest, ImageConfig, time};
+use store::oci::{DiffId, Digest, ImageConfig, Platform, time};
 use store::snapshot::View;
 use store::{Store, StoreError};
 
 use crate::BuildEnvironment;
 use crate::error::{BuildError, ExportError};
+use crate::joint::JointPlan;
 use crate::lower::Plan;
 use crate::ops::Operations;
 use crate::request::{BuildOutcome, BuildRequest, Destination, Output};
@@ -59,15 +61,93 @@ pub(crate) fn prepare_layer(store: &Store, layer: &LayerId, prepare: Prepare) {
     }
 }
 
-/// Puts the result of a solved plan wherever the request wants it.
+/// Puts the results of a solved plan wherever the request wants them.
 pub(crate) fn export(
     environment: BuildEnvironment<'_>,
     request: &BuildRequest,
-    plan: &Plan,
+    plan: &JointPlan,
     operations: &Operations<'_>,
     outcome: &mut BuildOutcome,
 ) -> Result<(), BuildError> {
     let store = environment.store;
+    let mut built = Vec::new();
+    for (platform, plan) in request.platforms.iter().zip(&plan.images) {
+        let id = keep(store, request, plan, operations)?;
+        built.push(Built { platform, plan, id });
+    }
+    // An index needs the manifests, and those compressed layers: it is made where it is wanted.
+    let makes_index = request.makes_index();
+    let here = built
+        .iter()
+        .find(|built| built.platform.satisfies(&Platform::host()))
+        .unwrap_or(&built[0]);
+    outcome.image = Some(here.id.0);
+    for output in outputs(request) {
+        if environment.cancel.is_cancelled() {
+            return Err(BuildError::Cancelled);
+        }
+        match output {
+            Output::Image { push } => {
+                name(store, request, &here.id)?;
+                if push && makes_index {
+                    push_index(environment, request, &built, operations, outcome)
+                        .map_err(failed)?;
+                } else if push {
+                    push_image(environment, request, &here.id, operations, outcome)
+                        .map_err(failed)?;
+                }
+            }
+            Output::Oci { dest } if makes_index => {
+                let index = index_archive(store, request, &built, &dest).map_err(failed)?;
+                outcome.image = Some(index);
+            }
+            Output::Oci { dest } => {
+                archive(store, request, &here.id, ArchiveFormat::Oci, &dest).map_err(failed)?;
+            }
+            Output::Docker { dest } => {
+                one(&built, "docker").map_err(failed)?;
+                archive(store, request, &here.id, ArchiveFormat::Docker, &dest).map_err(failed)?;
+            }
+            Output::Tar { dest } => {
+                one(&built, "tar").map_err(failed)?;
+                tar(store, here.plan, operations, &dest).map_err(failed)?;
+            }
+            Output::Local { dest } if built.len() > 1 => {
+                for built in &built {
+                    let folder = built.platform.to_string().replace('/', "_");
+                    local(store, built.plan, operations, &dest.join(folder)).map_err(failed)?;
+                }
+            }
+            Output::Local { dest } => {
+                local(store, here.plan, operations, &dest).map_err(failed)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An image for one platform.
+struct Built<'a> {
+    platform: &'a Platform,
+    plan: &'a Plan,
+    id: ImageId,
+}
+
+/// Refuses several images where the format has room for one.
+fn one(built: &[Built<'_>], kind: &'static str) -> Result<(), ExportError> {
+    match built.len() {
+        1 => Ok(()),
+        count => Err(ExportError::SeveralPlatforms { kind, count }),
+    }
+}
+
+/// Writes the image's configuration into the store.
+fn keep(
+    store: &Store,
+    request: &BuildRequest,
+    plan: &Plan,
+    operations: &Operations<'_>,
+) -> Result<ImageId, BuildError> {
     let config = config(store, request, plan, operations).map_err(failed)?;
     let bytes = serde_json::to_vec(&config).expect("a configuration has only text keys");
     let id = ImageId(Digest::of(&bytes));
@@ -79,33 +159,21 @@ pub(crate) fn export(
             .put_image(&bytes, None)
             .map_err(StoreError::from)?;
     }
-    outcome.image = Some(id.0);
-    for output in outputs(request) {
-        if environment.cancel.is_cancelled() {
-            return Err(BuildError::Cancelled);
-        }
-        match output {
-            Output::Image { push } => {
-                for tag in &request.tags {
-                    let known = known
-                        .as_ref()
-                        .is_some_and(|image| image.names.contains(tag));
-                    if !known {
-                        store.images().tag(tag, &id).map_err(StoreError::from)?;
-                    }
-                }
-                if push {
-                    push_image(environment, request, &id, operations, outcome).map_err(failed)?;
-                }
-            }
-            Output::Oci { dest } => {
-                archive(store, request, &id, ArchiveFormat::Oci, &dest).map_err(failed)?;
-            }
-            Output::Docker { dest } => {
-                archive(store, request, &id, ArchiveFormat::Docker, &dest).map_err(failed)?;
-            }
-            Output::Tar { dest } => tar(store, plan, operations, &dest).map_err(failed)?,
-            Output::Local { dest } => local(store, plan, operations, &dest).map_err(failed)?,
+    Ok(id)
+}
+
+/// Gives the image the names that were asked for.
+fn name(store: &Store, request: &BuildRequest, id: &ImageId) -> Result<(), BuildError> {
+    if request.tags.is_empty() {
+        return Ok(());
+    }
+    let known = store.images().image(id).map_err(StoreError::from)?;
+    for tag in &request.tags {
+        let named = known
+            .as_ref()
+            .is_some_and(|image| image.names.contains(tag));
+        if !named {
+            store.images().tag(tag, id).map_err(StoreError::from)?;
         }
     }
     Ok(())
@@ -181,6 +249,58 @@ fn push_image(
         outcome.pushed.push((tag.clone(), report.digest));
     }
     Ok(())
+}
+
+/// Pushes every image under its digest, and then under each name the index of them.
+fn push_index(
+    environment: BuildEnvironment<'_>,
+    request: &BuildRequest,
+    built: &[Built<'_>],
+    operations: &Operations<'_>,
+    outcome: &mut BuildOutcome,
+) -> Result<(), ExportError> {
+    if request.tags.is_empty() {
+        return Err(ExportError::NoTag);
+    }
+    let store = environment.store;
+    let ids: Vec<ImageId> = built.iter().map(|built| built.id).collect();
+    let index = store.index_for(&ids)?;
+    let mut done = BTreeSet::new();
+    for tag in &request.tags {
+        // Two tags of one repository need the images there once.
+        let is_new = done.insert((tag.registry(), tag.repository()));
+        for id in ids.iter().filter(|_| is_new) {
+            let manifest = store.manifest_for(id, None)?;
+            let name = tag.with_digest(manifest.digest());
+            let progress = Arc::clone(operations.progress);
+            transfer::push(store, environment.remote, id, &name, None, progress)?;
+        }
+        let digest = transfer::push_index(environment.remote, tag, &index)?;
+        outcome.pushed.push((tag.clone(), digest));
+    }
+    outcome.image = Some(index.digest());
+    Ok(())
+}
+
+/// Writes a layout whose names are those of an index; its digest.
+fn index_archive(
+    store: &Store,
+    request: &BuildRequest,
+    built: &[Built<'_>],
+    dest: &Destination,
+) -> Result<Digest, ExportError> {
+    let ids: Vec<ImageId> = built.iter().map(|built| built.id).collect();
+    match dest {
+        Destination::Folder(folder) => {
+            store.save_index_directory(&ids, &request.tags, folder)?;
+        }
+        Destination::Stdout | Destination::File(_) => {
+            write_to(dest, |out| {
+                Ok(store.save_index(&ids, &request.tags, out)?)
+            })?;
+        }
+    }
+    Ok(store.index_for(&ids)?.digest())
 }
 
 fn archive(

@@ -101,6 +101,25 @@ impl Definition {
         index
     }
 
+    /// Takes in all of another definition, and tells where each of its vertices is now: what both have is here once.
+    pub fn absorb(&mut self, other: Definition) -> Vec<VertexIndex> {
+        let mut places: Vec<VertexIndex> = Vec::with_capacity(other.vertices.len());
+        for mut vertex in other.vertices {
+            if let Some(&known) = self.by_digest.get(&vertex.digest) {
+                places.push(known);
+                continue;
+            }
+            for input in &mut vertex.inputs {
+                *input = places[input.0];
+            }
+            let index = VertexIndex(self.vertices.len());
+            self.by_digest.insert(vertex.digest, index);
+            self.vertices.push(vertex);
+            places.push(index);
+        }
+        places
+    }
+
     /// The vertices, inputs before users.
     pub fn vertices(&self) -> &[Vertex] {
         &self.vertices

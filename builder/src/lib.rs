@@ -17,6 +17,7 @@ pub mod error;
 pub mod export;
 pub mod graph;
 pub mod history;
+mod joint;
 pub mod lower;
 pub mod ops;
 pub mod remote;
@@ -31,12 +32,14 @@ use std::sync::{Arc, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use store::Store;
+use store::oci::Platform;
 
 use contexts::{MainContext, NamedContext};
 use dockerfile::{Diagnostic, Dockerfile, InstructionKind, Problems, SourceFile, Span, Word};
 use error::{BuildError, Place};
 use graph::{Definition, Op};
 use history::record::{Recorder, Subject};
+use joint::JointPlan;
 use lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage};
 use ops::context::Context;
 use ops::{Explainer, Operations};
@@ -84,7 +87,7 @@ fn build_recorded(
     let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
     let request = &contexts::epoch::settle(environment, request, &source, progress)?;
     let (plan, warnings) = plan(environment, request, &source)?;
-    announce(&plan, &warnings, progress.as_ref());
+    announce(&plan.definition, &warnings, progress.as_ref());
     recorder.planned(&plan.definition);
     let contexts = open_contexts(environment.store, request, &plan.definition)?;
     let abort = Cancel::new().map_err(BuildError::Setup)?;
@@ -165,24 +168,55 @@ fn check(
     }
 }
 
-/// Parses and lowers, resolving the base images that lowering asks for; with what is doubtful.
+/// Parses and lowers for every platform, resolving the base images that lowering asks for; with what is doubtful.
 fn plan(
     environment: BuildEnvironment<'_>,
     request: &BuildRequest,
     source: &SourceFile,
-) -> Result<(Plan, Vec<Problems>), BuildError> {
+) -> Result<(JointPlan, Vec<Problems>), BuildError> {
     check_syntax(request)?;
     let (parsed, problems) = dockerfile::parse(source.text());
     if problems.iter().any(Diagnostic::is_error) {
         return Err(refused(source, problems));
     }
     let mut images = BTreeMap::new();
+    let mut joint = JointPlan::default();
+    let mut warnings: Vec<Problems> = Vec::new();
+    for platform in &request.platforms {
+        let (plan, found) = plan_for(
+            environment,
+            request,
+            source,
+            (&parsed, &problems),
+            platform,
+            &mut images,
+        )?;
+        joint.add(plan);
+        // Mostly the same for each.
+        let more: Vec<Problems> = found
+            .iter()
+            .filter_map(|found| found.beyond(&warnings))
+            .collect();
+        warnings.extend(more);
+    }
+    Ok((joint, warnings))
+}
+
+/// Lowers for one platform.
+fn plan_for(
+    environment: BuildEnvironment<'_>,
+    request: &BuildRequest,
+    source: &SourceFile,
+    (parsed, problems): (&Dockerfile, &[Diagnostic]),
+    platform: &Platform,
+    images: &mut BTreeMap<ImageRequest, ResolvedImage>,
+) -> Result<(Plan, Vec<Problems>), BuildError> {
     loop {
-        let lowered = lower::lower(&lower_request(request, source, &parsed, &images));
+        let lowered = lower::lower(&lower_request(request, source, parsed, platform, images));
         let needed = match lowered {
             Ok(Lowered::Done(mut plan)) => {
-                plan.warnings.splice(0..0, problems);
-                let warnings = check(request, source, &parsed, &mut plan)?;
+                plan.warnings.splice(0..0, problems.iter().cloned());
+                let warnings = check(request, source, parsed, &mut plan)?;
                 return Ok((*plan, warnings));
             }
             Ok(Lowered::NeedImages(needed)) => needed,
@@ -204,7 +238,7 @@ fn plan(
                     file: source.clone(),
                     span: image.span,
                 }),
-                stage: stage_meant(&parsed, &image.request.reference),
+                stage: stage_meant(parsed, &image.request.reference),
                 source: Box::new(error),
             })?;
             images.insert(image.request, resolved);
@@ -217,6 +251,7 @@ fn lower_request<'a>(
     request: &BuildRequest,
     source: &'a SourceFile,
     dockerfile: &'a Dockerfile,
+    platform: &Platform,
     images: &'a BTreeMap<ImageRequest, ResolvedImage>,
 ) -> LowerRequest<'a> {
     LowerRequest {
@@ -224,8 +259,9 @@ fn lower_request<'a>(
         source,
         build_args: request.build_args.clone(),
         target: request.target.clone(),
-        platform: request.platform.clone(),
-        build_platform: store::oci::Platform::host(),
+        platform: platform.clone(),
+        label_platforms: request.platforms.len() > 1,
+        build_platform: Platform::host(),
         no_cache: request.no_cache,
         labels: request.labels.clone(),
         ignore: request.ignore.clone(),
@@ -279,8 +315,8 @@ fn stage_meant(dockerfile: &Dockerfile, reference: &store::oci::Reference) -> Op
 }
 
 /// Tells what lies ahead.
-fn announce(plan: &Plan, warnings: &[Problems], progress: &dyn ProgressSink) {
-    let vertices = plan.definition.vertices().iter().map(|step| PlannedVertex {
+fn announce(definition: &Definition, warnings: &[Problems], progress: &dyn ProgressSink) {
+    let vertices = definition.vertices().iter().map(|step| PlannedVertex {
         digest: step.digest,
         inputs: step.inputs.clone(),
         name: step.meta.name.clone(),
@@ -333,15 +369,16 @@ fn folder<'r>(request: &'r BuildRequest, name: &str) -> Option<&'r PathBuf> {
 
 fn solve_plan(
     operations: &Operations<'_>,
-    plan: &Plan,
+    plan: &JointPlan,
     request: &BuildRequest,
 ) -> Result<(), SolveError<error::StepError>> {
-    let Some(root) = plan.root else {
+    let roots = plan.roots();
+    if roots.is_empty() {
         return Ok(());
-    };
+    }
     let shapes = operations.shapes();
     let (cancel, abort) = (operations.cancel, operations.abort);
-    let asked = (&[root.0][..], Want::Content);
+    let asked = (&roots[..], Want::Content);
     driver::solve(operations, shapes, asked, request.jobs, cancel, abort)
 }
 

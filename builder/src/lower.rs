@@ -63,6 +63,8 @@ pub struct LowerRequest<'a> {
     pub target: Option<String>,
     /// The platform that is built for.
     pub platform: Platform,
+    /// Whether steps are labelled with their platforms, since there are several.
+    pub label_platforms: bool,
     /// The platform that is built on.
     pub build_platform: Platform,
     /// `--no-cache`: every step runs, cached or not.
@@ -97,6 +99,7 @@ impl<'a> LowerRequest<'a> {
             build_args: BTreeMap::new(),
             target: None,
             platform: platform.clone(),
+            label_platforms: false,
             build_platform: platform.clone(),
             no_cache: false,
             labels: BTreeMap::new(),

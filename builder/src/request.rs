@@ -12,6 +12,7 @@ use store::oci::{Digest, Platform, Reference};
 
 use crate::contexts::{MainContext, NamedContexts};
 use crate::dockerfile::Problems;
+use crate::lower::is_true;
 
 /// One build.
 #[derive(Clone, Debug)]
@@ -32,8 +33,8 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// `--target`: a stage's name or number; none for the last.
     pub target: Option<String>,
-    /// What is built for.
-    pub platform: Platform,
+    /// What is built for: an image for each, put together in an index where there are several. Never empty, none twice.
+    pub platforms: Vec<Platform>,
     /// `-t`, in the order given.
     pub tags: Vec<Reference>,
     /// `--no-cache`: run everything.
@@ -51,6 +52,20 @@ pub struct BuildRequest {
     pub run: RunSettings,
     /// When the main context was made, for `SOURCE_DATE_EPOCH=context`, in seconds since 1970; none for a folder.
     pub made: Option<i64>,
+}
+
+impl BuildRequest {
+    /// Whether the result is an index of images, also where that has only one: `BUILDKIT_MULTI_PLATFORM` asks for it.
+    pub fn makes_index(&self) -> bool {
+        let asked = self.build_args.get("BUILDKIT_MULTI_PLATFORM");
+        self.platforms.len() > 1 || asked.is_some_and(|text| is_true(text))
+    }
+
+    /// The platforms as people write them, in the order given.
+    pub(crate) fn platform_list(&self) -> String {
+        let names = self.platforms.iter().map(ToString::to_string);
+        names.collect::<Vec<_>>().join(",")
+    }
 }
 
 /// Where a result goes.
@@ -97,7 +112,7 @@ pub enum Destination {
 /// What came out.
 #[derive(Clone, Debug)]
 pub struct BuildOutcome {
-    /// The image's id: the digest of its configuration.
+    /// The image's id: the digest of its configuration; of images for several platforms, of their index.
     pub image: Option<Digest>,
     /// What was pushed, with the manifest's digest.
     pub pushed: Vec<(Reference, Digest)>,

@@ -37,7 +37,8 @@ fn ask<T>(
         return Err(crate::refused(&source, problems));
     }
     let (images, unknown) = (BTreeMap::new(), BTreeSet::new());
-    let mut lowering = crate::lower_request(request, &source, &parsed, &images);
+    let mut lowering =
+        crate::lower_request(request, &source, &parsed, &request.platforms[0], &images);
     lowering.survey = Some(&unknown);
     answer(&lowering).map_err(|problems| crate::refused(&source, problems))
 }

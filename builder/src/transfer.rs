@@ -334,6 +334,16 @@ pub fn push(
     Ok(report)
 }
 
+/// Writes an index under a name, whose images are in that repository by now; its digest.
+pub fn push_index(
+    remote: &Remote,
+    reference: &Reference,
+    index: &RawManifest,
+) -> Result<Digest, TransferError> {
+    let (client, runtime) = remote.client()?;
+    Ok(runtime.block_on(client.put_manifest(reference, index))?)
+}
+
 /// The blobs that a manifest names: its configuration, then its layers; each once.
 fn referenced(manifest: &RawManifest) -> Vec<Descriptor> {
     let store::oci::manifest::ParsedManifest::Image(image) = manifest.parsed() else {

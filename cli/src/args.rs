@@ -201,12 +201,18 @@ pub struct BuildArgs {
     /// Build this stage, by name or number, and what it needs
     #[arg(long, value_name = "STAGE")]
     pub target: Option<String>,
-    /// Build for this platform [default: this machine's]
+    /// Build for these platforms [default: this machine's]; may be repeated
     ///
-    /// Such as linux/arm64. Base images are taken for it, unless FROM --platform says otherwise. To
-    /// RUN its programs, the kernel needs an emulator (binfmt_misc).
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = platform)]
-    pub platform: Option<Platform>,
+    /// Such as linux/amd64,linux/arm64; `local` is this machine's. Images for several are pushed, and
+    /// written with --output type=oci, as one index. To RUN programs of another platform, the kernel
+    /// needs an emulator (binfmt_misc).
+    #[arg(
+        long = "platform",
+        value_name = "OS/ARCH[/VARIANT]",
+        value_delimiter = ',',
+        value_parser = platform
+    )]
+    pub platforms: Vec<Platform>,
     /// Look for mistakes and build nothing: the same as --call check
     #[arg(long)]
     pub check: bool,
@@ -267,11 +273,8 @@ pub struct BuildArgs {
 
 /// `--platform`
 fn platform(text: &str) -> Result<Platform, String> {
-    if text.contains(',') {
-        return Err(
-            "one build is for one platform: build for each, and push each under a tag of its own"
-                .to_owned(),
-        );
+    if text == "local" {
+        return Ok(Platform::host());
     }
     builder::lower::parse_platform(text).map_err(|error| error.to_string())
 }

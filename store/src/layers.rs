@@ -19,7 +19,7 @@ use crate::layer::compress::{Compression, Packing, compressor, decompressor};
 use crate::layer::tar::{self, TarError, write_tar};
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::manifest::ParsedManifest;
-use crate::oci::{Descriptor, DiffId, Digest, Hasher, Manifest, MediaType, RawManifest};
+use crate::oci::{Descriptor, DiffId, Digest, Hasher, Index, Manifest, MediaType, RawManifest};
 use crate::snapshot::SnapshotError;
 use crate::{Store, StoreError};
 
@@ -298,6 +298,17 @@ impl Store {
         let manifest = RawManifest::from(Manifest::image(described, layers));
         self.images.put_image(&config, Some(&manifest))?;
         Ok(manifest)
+    }
+
+    /// An index of images for several platforms, in the order given. Their manifests are kept, the index is not.
+    pub fn index_for(&self, ids: &[ImageId]) -> Result<RawManifest, StoreError> {
+        let mut listed = Vec::new();
+        for id in ids {
+            let mut described = self.manifest_for(id, None)?.descriptor();
+            described.platform = Some(self.images.config(id)?.platform());
+            listed.push(described);
+        }
+        Ok(RawManifest::from(Index::new(listed)))
     }
 
     fn is_complete(

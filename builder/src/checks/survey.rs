@@ -45,7 +45,8 @@ pub fn survey(
         let mut images = BTreeMap::new();
         let mut missing = BTreeSet::new();
         loop {
-            let mut lowering = crate::lower_request(request, &source, &parsed, &images);
+            let mut lowering =
+                crate::lower_request(request, &source, &parsed, &request.platforms[0], &images);
             lowering.survey = Some(&missing);
             let needed = match lower::lower(&lowering) {
                 Ok(Lowered::NeedImages(needed)) => needed,

@@ -139,7 +139,13 @@ fn stage_source(
     let mut request = request.clone();
     request.target = Some(name.to_owned());
     let images = BTreeMap::new();
-    let lowered = lower::lower(&crate::lower_request(&request, source, parsed, &images));
+    let lowered = lower::lower(&crate::lower_request(
+        &request,
+        source,
+        parsed,
+        &request.platforms[0],
+        &images,
+    ));
     let Ok(Lowered::Done(plan)) = lowered else {
         return None;
     };

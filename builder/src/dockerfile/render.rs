@@ -53,6 +53,18 @@ impl Problems {
         &self.list
     }
 
+    /// What is said here and in none of `others` about the same file; none if nothing is left.
+    pub(crate) fn beyond(&self, others: &[Problems]) -> Option<Problems> {
+        let is_said = |diagnostic: &&Diagnostic| {
+            let mut same = others.iter().filter(|other| {
+                other.file.name() == self.file.name() && other.file.text() == self.file.text()
+            });
+            same.any(|other| other.list.contains(diagnostic))
+        };
+        let list: Vec<Diagnostic> = self.list.iter().filter(|d| !is_said(d)).cloned().collect();
+        (!list.is_empty()).then(|| Problems::new(&self.file, list))
+    }
+
     /// Whether one of them makes the build impossible.
     pub fn has_error(&self) -> bool {
         self.list.iter().any(Diagnostic::is_error)

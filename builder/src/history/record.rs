@@ -65,7 +65,7 @@ impl Subject {
             context,
             dockerfile: request.dockerfile_name.clone(),
             target: request.target.clone(),
-            platform: request.platform.to_string(),
+            platform: request.platform_list(),
             tags: tags.collect(),
         }
     }
@@ -91,7 +91,7 @@ fn series(request: &BuildRequest) -> [u8; 32] {
     let name = name.canonicalize().unwrap_or_else(|_| name.to_owned());
     sink.bytes(name.as_os_str().as_encoded_bytes());
     sink.text(request.target.as_deref().unwrap_or_default());
-    sink.text(&request.platform.to_string());
+    sink.text(&request.platform_list());
     *hasher.finalize().as_bytes()
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Stages<'a> {
 
 /// One stage, before its instructions are lowered.
 pub(super) struct StagePlan<'a> {
-    /// What its steps are labelled with; empty if it is the only stage and has no name.
+    /// What its steps are labelled with; empty if it is the only stage, has no name, and there is one platform.
     pub(super) label: String,
     pub(super) base: Base,
     pub(super) platform: Platform,
@@ -192,6 +192,8 @@ struct Resolver<'r, 'a> {
     needed: Vec<NeededImage>,
     /// Stages that the target needs.
     wanted: BTreeSet<usize>,
+    /// Platforms of stages that others stand on.
+    platforms: BTreeMap<usize, Platform>,
 }
 
 impl<'r, 'a> Resolver<'r, 'a> {
@@ -217,6 +219,7 @@ impl<'r, 'a> Resolver<'r, 'a> {
             diagnostics,
             needed: Vec::new(),
             wanted: BTreeSet::from([target]),
+            platforms: BTreeMap::new(),
         };
         Ok((resolver, target))
     }
@@ -257,6 +260,12 @@ impl<'r, 'a> Resolver<'r, 'a> {
             Some(base) => base?,
             None => self.base(index, from, &platform)?,
         };
+        let platform = match base {
+            Base::Stage(parent) if instruction.flag("platform").is_none() => {
+                self.platform_of(parent)
+            }
+            _ => platform,
+        };
         let (body, mut steps) = match is_replaced {
             true => (0..0, Vec::new()),
             false => (stage.body.clone(), self.triggers(&base, instruction.head)),
@@ -287,17 +296,30 @@ impl<'r, 'a> Resolver<'r, 'a> {
         let total = steps.iter().filter(counted).count()
             + usize::from(matches!(base, Base::Image(_) | Base::Context(_)));
         Some(StagePlan {
-            label: match &self.names[index] {
-                Some(name) => name.clone(),
-                None if self.names.len() > 1 => format!("stage-{index}"),
-                None => String::new(),
-            },
+            label: self.label(index, &platform),
             base,
             platform,
             from: instruction.head,
             steps,
             total,
         })
+    }
+
+    /// What the steps of a stage are labelled with, in the field's form.
+    fn label(&self, index: usize, platform: &Platform) -> String {
+        let mut words = Vec::new();
+        let target = &self.request.platform;
+        match (self.request.label_platforms, platform == target) {
+            (false, _) => {}
+            (true, true) => words.push(platform.to_string()),
+            (true, false) => words.push(format!("{platform}->{target}")),
+        }
+        match &self.names[index] {
+            Some(name) => words.push(name.clone()),
+            None if self.names.len() > 1 => words.push(format!("stage-{index}")),
+            None => {}
+        }
+        words.join(" ")
     }
 
     fn error<T>(&mut self, diagnostic: Diagnostic) -> Option<T> {
@@ -351,6 +373,43 @@ impl<'r, 'a> Resolver<'r, 'a> {
             }
         };
         Some(platform)
+    }
+
+    /// The platform of a stage that another one stands on: its own, or that of the stage below it, and so on. What is wrong
+    /// with a `--platform` is said where its stage is looked at.
+    fn platform_of(&mut self, stage: usize) -> Platform {
+        let dockerfile = self.request.dockerfile;
+        let mut heirs = Vec::new();
+        let mut at = stage;
+        let found = loop {
+            if let Some(known) = self.platforms.get(&at) {
+                break Some(known.clone());
+            }
+            heirs.push(at);
+            let instruction = &dockerfile.instructions[dockerfile.stages[at].from];
+            let lookup = |name: &str| self.globals.value(name);
+            let expand = |text: &str| words::expand(text, dockerfile.escape, &lookup).ok();
+            if let Some(flag) = instruction.flag("platform") {
+                let text = expand(flag.value.as_deref().unwrap_or_default());
+                let parsed =
+                    text.map(|text| platform::parse_on(&text.text, &self.request.platform));
+                break parsed.and_then(Result::ok);
+            }
+            let InstructionKind::From(from) = &instruction.kind else {
+                break None;
+            };
+            let below =
+                expand(&from.image.text).and_then(|image| self.by_name.before(&image.text, at));
+            match below {
+                Some(below) => at = below,
+                None => break None,
+            }
+        };
+        let found = found.unwrap_or_else(|| self.request.platform.clone());
+        for heir in heirs {
+            self.platforms.insert(heir, found.clone());
+        }
+        found
     }
 
     fn base(&mut self, index: usize, from: &From, platform: &Platform) -> Option<Base> {

@@ -2,7 +2,7 @@
 
 use store::images::ImageId;
 use store::layer::LayerId;
-use store::oci::Reference;
+use store::oci::{Platform, Reference};
 use store::{Store, StoreError};
 
 use super::Operations;
@@ -55,10 +55,17 @@ fn kept(
 ) -> Result<ResolvedImage, StepError> {
     let id = transfer::keep(store, &image)?;
     if reference.tag().is_some() {
-        store
-            .images()
-            .tag(reference, &id)
-            .map_err(StoreError::from)?;
+        let images = store.images();
+        // An image for another machine does not take the name from one that can be run here.
+        let runs_here = image.config.platform().satisfies(&Platform::host());
+        let is_free = || {
+            images
+                .resolve(&reference.to_string())
+                .map(|row| row.is_none())
+        };
+        if runs_here || is_free().map_err(StoreError::from)? {
+            images.tag(reference, &id).map_err(StoreError::from)?;
+        }
     }
     Ok(ResolvedImage {
         reference: reference.clone(),

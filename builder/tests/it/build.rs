@@ -67,7 +67,7 @@ impl Bench {
             build_args: [].into(),
             labels: [].into(),
             target: None,
-            platform: Platform::host(),
+            platforms: vec![Platform::host()],
             tags: vec!["test".parse().unwrap()],
             no_cache: false,
             pull: false,

@@ -112,7 +112,7 @@ fn request(
         build_args,
         labels: labels.collect::<Result<_, _>>()?,
         target: args.target.clone(),
-        platform: args.platform.clone().unwrap_or_else(Platform::host),
+        platforms: platforms(&args.platforms),
         tags,
         no_cache: args.no_cache,
         pull: args.pull,
@@ -122,6 +122,20 @@ fn request(
         run,
         made: prepared.made,
     })
+}
+
+/// The platforms that were asked for, each once; this machine's where none was.
+fn platforms(given: &[Platform]) -> Vec<Platform> {
+    let mut platforms: Vec<Platform> = Vec::new();
+    for platform in given {
+        if !platforms.contains(platform) {
+            platforms.push(platform.clone());
+        }
+    }
+    if platforms.is_empty() {
+        platforms.push(Platform::host());
+    }
+    platforms
 }
 
 fn no_key(label: &str) -> CliError {

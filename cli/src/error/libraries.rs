@@ -173,7 +173,7 @@ fn source(error: &RemoteError) -> Blamed {
 fn export(error: &ExportError) -> Blamed {
     match error {
         ExportError::Transfer(error) => transfer(error),
-        ExportError::NoTag => (Kind::Usage, None),
+        ExportError::NoTag | ExportError::SeveralPlatforms { .. } => (Kind::Usage, None),
         _ => (Kind::Environment, None),
     }
 }

@@ -15,6 +15,7 @@
 //! | [`reference`] | the examples in the reference of the language |
 //! | [`transfer`] | registries, archives, credentials, listings |
 //! | [`run`] | what goes into a container, and what comes out |
+//! | [`platforms`] | images for other machines, and for several |
 //! | [`progress`] | what a build says while it runs |
 //! | [`run_mounts`] | what surrounds a `RUN`: mounts, secrets, agents, limits |
 //! | [`bad_input`] | clear errors, and nothing left behind |
@@ -46,6 +47,7 @@ mod explain;
 mod help;
 mod interop;
 mod killed;
+mod platforms;
 mod progress;
 mod reference;
 mod remote;

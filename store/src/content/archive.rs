@@ -211,6 +211,33 @@ impl Store {
         self.save_into(images, format, &mut output)
     }
 
+    /// Writes images for several platforms as an OCI layout in one tar; the names are those of the index of them.
+    pub fn save_index(
+        &self,
+        ids: &[ImageId],
+        names: &[Reference],
+        out: &mut dyn Write,
+    ) -> Result<(), StoreError> {
+        let mut tar = TarOutput { out };
+        super::layout::save_index(self, ids, names, &mut tar)?;
+        tar.finish()?;
+        Ok(())
+    }
+
+    /// Writes the same as [`Store::save_index`] as a directory, under the conditions of [`Store::save_directory`].
+    pub fn save_index_directory(
+        &self,
+        ids: &[ImageId],
+        names: &[Reference],
+        directory: &Path,
+    ) -> Result<(), StoreError> {
+        let mut output = DirectoryOutput {
+            root: directory.to_owned(),
+        };
+        fs::create_dir(directory)?;
+        super::layout::save_index(self, ids, names, &mut output)
+    }
+
     fn save_into(
         &self,
         images: &[SavedImage],

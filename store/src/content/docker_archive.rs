@@ -68,7 +68,9 @@ pub(crate) fn save(
         }
         let config_described = Descriptor::of(MediaType::OCI_CONFIG, &config);
         let raw = RawManifest::from(Manifest::image(config_described, described));
-        listed.extend(describe(&raw, &parsed.platform(), &image.names));
+        let mut plain = raw.descriptor();
+        plain.platform = Some(parsed.platform());
+        listed.extend(describe(&plain, &image.names));
         documents.insert(image.id.0, config);
         documents.insert(raw.digest(), raw.bytes().to_vec());
     }

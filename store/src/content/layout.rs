@@ -58,35 +58,66 @@ pub(crate) fn save(
     let mut blobs = BTreeSet::new();
     let mut listed = Vec::new();
     for image in images {
-        let manifest = store.manifest_for(&image.id, None)?;
-        store.blobs().put(manifest.bytes())?;
-        let platform = store.images().config(&image.id)?.platform();
-        listed.extend(describe(&manifest, &platform, &image.names));
-        blobs.insert(manifest.digest());
-        if let ParsedManifest::Image(parsed) = manifest.parsed() {
-            blobs.insert(parsed.config.digest);
-            blobs.extend(parsed.layers.iter().map(|layer| layer.digest));
-        }
+        let manifest = add_image(store, &image.id, &mut blobs)?;
+        let mut described = manifest.descriptor();
+        described.platform = Some(store.images().config(&image.id)?.platform());
+        listed.extend(describe(&described, &image.names));
     }
+    write(store, output, listed, &blobs)
+}
+
+/// Writes an index of images as a layout; the names are the index's.
+pub(crate) fn save_index(
+    store: &Store,
+    ids: &[ImageId],
+    names: &[Reference],
+    output: &mut dyn Output,
+) -> Result<(), StoreError> {
+    let mut blobs = BTreeSet::new();
+    for id in ids {
+        add_image(store, id, &mut blobs)?;
+    }
+    let index = store.index_for(ids)?;
+    store.blobs().put(index.bytes())?;
+    blobs.insert(index.digest());
+    write(store, output, describe(&index.descriptor(), names), &blobs)
+}
+
+/// Adds what an image consists of to the blobs to be written.
+fn add_image(
+    store: &Store,
+    id: &ImageId,
+    blobs: &mut BTreeSet<Digest>,
+) -> Result<RawManifest, StoreError> {
+    let manifest = store.manifest_for(id, None)?;
+    store.blobs().put(manifest.bytes())?;
+    blobs.insert(manifest.digest());
+    if let ParsedManifest::Image(parsed) = manifest.parsed() {
+        blobs.insert(parsed.config.digest);
+        blobs.extend(parsed.layers.iter().map(|layer| layer.digest));
+    }
+    Ok(manifest)
+}
+
+fn write(
+    store: &Store,
+    output: &mut dyn Output,
+    listed: Vec<Descriptor>,
+    blobs: &BTreeSet<Digest>,
+) -> Result<(), StoreError> {
     write_index(output, listed)?;
     write_blob_directories(output, blobs.iter())?;
     for digest in blobs {
-        let (mut file, size) = store.blobs().open(&digest)?;
-        output.file(&blob_path(&digest), size, &mut file)?;
+        let (mut file, size) = store.blobs().open(digest)?;
+        output.file(&blob_path(digest), size, &mut file)?;
     }
     Ok(())
 }
 
 /// One descriptor per name, or one without.
-pub(crate) fn describe(
-    manifest: &RawManifest,
-    platform: &Platform,
-    names: &[Reference],
-) -> Vec<Descriptor> {
-    let mut plain = manifest.descriptor();
-    plain.platform = Some(platform.clone());
+pub(crate) fn describe(plain: &Descriptor, names: &[Reference]) -> Vec<Descriptor> {
     if names.is_empty() {
-        return vec![plain];
+        return vec![plain.clone()];
     }
     let named = |name: &Reference| {
         let mut annotations = Annotations::new();
