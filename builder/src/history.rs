@@ -5,11 +5,13 @@
 //! | this one | a build read back: [`BuildHistory`], and the list of all that are kept |
 //! | `line` | the lines of a journal |
 //! | `record` | writing one |
+//! | `replay` | one as the events that it was made of |
 //!
 //! Where journals lie, and how a killed build is told from one that runs, is [`store::history`]'s business.
 
 mod line;
 pub(crate) mod record;
+mod replay;
 
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -23,6 +25,8 @@ use crate::cache::explain::Reason;
 use crate::graph::VertexIndex;
 use crate::solve::OutputStream;
 use line::Line;
+
+pub use replay::replay;
 
 /// Longest line of a journal that is read, in bytes: a damaged one may have no end.
 const LINE_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -162,7 +166,7 @@ impl StepHistory {
 
     /// Whether it counts as a step: images and folders do not.
     pub fn is_step(&self) -> bool {
-        !matches!(self.kind.as_str(), "image" | "context" | "tree" | "merge")
+        is_step(&self.kind)
     }
 
     /// The key of its record.
@@ -440,10 +444,7 @@ pub fn for_each_output(
             hex,
         } = line
         {
-            let bytes = match (text, hex) {
-                (Some(text), _) => text.into_bytes(),
-                (None, hex) => from_hex(&hex.unwrap_or_default()),
-            };
+            let bytes = bytes_of(text, hex);
             take(LoggedOutput {
                 at: Duration::from_micros(at),
                 step: VertexIndex(step),
@@ -456,6 +457,19 @@ pub fn for_each_output(
         }
     });
     Ok(true)
+}
+
+/// Whether a kind of vertex counts as a step: images and folders do not.
+fn is_step(kind: &str) -> bool {
+    !matches!(kind, "image" | "context" | "tree" | "merge")
+}
+
+/// What a process wrote.
+fn bytes_of(text: Option<String>, hex: Option<String>) -> Vec<u8> {
+    match text {
+        Some(text) => text.into_bytes(),
+        None => from_hex(&hex.unwrap_or_default()),
+    }
 }
 
 /// Reads line by line until the end, or until the file can be read no further: a journal may be torn.

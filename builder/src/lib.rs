@@ -320,6 +320,7 @@ fn announce(definition: &Definition, warnings: &[Problems], progress: &dyn Progr
         digest: step.digest,
         inputs: step.inputs.clone(),
         name: step.meta.name.clone(),
+        is_step: history::record::is_step(&step.op),
     });
     progress.event(ProgressEvent::Planned {
         vertices: vertices.collect(),

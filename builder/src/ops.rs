@@ -377,24 +377,23 @@ impl<'a> Operations<'a> {
             vertex: VertexIndex(vertex),
             reasons: self.why(vertex, &keys, &known),
         });
-        let started = Instant::now();
         let mut failed = None;
-        let info = self.telling(vertex, || match &step.op {
-            Op::Exec(exec) => exec::execute(self, vertex, exec, &mut failed),
-            Op::File(file) => self.run_file(vertex, file),
-            _ => Err(StepError::NoKey),
+        let ran = self.telling(vertex, || {
+            let started = Instant::now();
+            let info = match &step.op {
+                Op::Exec(exec) => exec::execute(self, vertex, exec, &mut failed),
+                Op::File(file) => self.run_file(vertex, file),
+                _ => Err(StepError::NoKey),
+            }?;
+            self.ran.fetch_add(1, Ordering::Relaxed);
+            self.record(vertex, &keys, &info, &known, started.elapsed())
         });
-        let info = match info {
-            Ok(info) => info,
-            Err(error) => {
-                if let Some(prepared) = failed {
-                    self.look_at_failure(vertex, prepared, &error);
-                }
-                return Err(error);
+        if let Err(error) = ran {
+            if let Some(prepared) = failed {
+                self.look_at_failure(vertex, prepared, &error);
             }
-        };
-        self.ran.fetch_add(1, Ordering::Relaxed);
-        self.record(vertex, &keys, &info, &known, started.elapsed())?;
+            return Err(error);
+        }
         Ok(done())
     }
 

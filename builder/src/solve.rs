@@ -72,7 +72,7 @@ pub enum ProgressEvent {
         /// Why, the most telling first.
         reasons: Vec<Reason>,
     },
-    /// A step's result is kept; after [`ProgressEvent::Done`].
+    /// A step's result is kept; before [`ProgressEvent::Done`].
     Recorded {
         /// Which one.
         vertex: VertexIndex,
@@ -146,6 +146,8 @@ pub struct PlannedVertex {
     pub inputs: Vec<VertexIndex>,
     /// Its label.
     pub name: String,
+    /// Whether it is counted: images and folders are not.
+    pub is_step: bool,
 }
 
 /// The two streams of a process.

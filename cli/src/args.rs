@@ -19,8 +19,8 @@ mod steps;
 pub use call::{Call, Format, Method};
 pub use debug::OnError;
 pub use history::{
-    ExplainArgs, HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLsArgs, HistoryRmArgs,
-    HistoryShowArgs, ImageHistoryArgs,
+    ExplainArgs, HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLogsArgs, HistoryLsArgs,
+    HistoryRmArgs, HistoryShowArgs, ImageHistoryArgs, LogFormat,
 };
 pub use output::{Output, OutputKind};
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
@@ -242,9 +242,11 @@ pub struct BuildArgs {
     /// Push the image under each of its names when it is built
     #[arg(long, requires = "tags")]
     pub push: bool,
-    /// How progress is shown: `auto` is `tty` where stderr is a terminal, else `plain`
-    #[arg(long, value_name = "HOW", default_value = "auto")]
-    pub progress: Progress,
+    /// How progress is shown [default: BUILDKIT_PROGRESS, else auto]
+    ///
+    /// `auto` is `tty` where stderr is a terminal, else `plain`.
+    #[arg(long, value_name = "HOW")]
+    pub progress: Option<Progress>,
     /// Show nothing but the image's ID and errors: the same as --progress quiet
     #[arg(short, long, conflicts_with = "progress")]
     pub quiet: bool,
@@ -289,6 +291,7 @@ pub enum Progress {
     /// Redrawn in place.
     Tty,
     /// Nothing; the image's ID is printed at the end.
+    #[value(alias = "none")]
     Quiet,
     /// One JSON object per line, as buildx prints them; the last one tells how the build ended.
     Rawjson,

@@ -14,6 +14,7 @@ use store::{OpenOptions, Store};
 use crate::args::GlobalArgs;
 use crate::error::{CliError, Kind};
 use crate::ui::Ui;
+use crate::ui::colours::Colours;
 
 /// Where a system-wide store is.
 const SYSTEM_ROOT: &str = "/var/lib/longshore";
@@ -35,8 +36,17 @@ impl Context {
             None => forced.then_some(true),
         };
         let dumb = variable("TERM").is_some_and(|term| term == "dumb");
+        let mut ui = Ui::new(colour, dumb);
+        let text = |name| variable(name)?.into_string().ok();
+        if let Some(text) = text("BUILDKIT_COLORS") {
+            ui.colours = Colours::parse(&text);
+        }
+        // As in docker: a number that is none counts as not there.
+        if let Some(lines) = text("BUILDKIT_TTY_LOG_LINES").and_then(|text| text.parse().ok()) {
+            ui.log_lines = lines;
+        }
         Context {
-            ui: Ui::new(colour, dumb),
+            ui,
             root: root(global.root.clone(), is_root),
         }
     }

@@ -93,7 +93,7 @@ fn start_logging(level: LogLevel) {
     ];
     let targets = Targets::new().with_targets(ours.map(|target| (target, filter)));
     let printer = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(|| ui::progress::LogWriter)
         .without_time();
     tracing_subscriber::registry()
         .with(printer.with_target(false))

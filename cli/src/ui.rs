@@ -4,17 +4,25 @@
 //! |---|---|
 //! | [`table`] | listings |
 //! | [`human`] | sizes, ages and times |
+//! | [`text`] | foreign text on a terminal |
 //! | [`verdict`] | why steps ran |
 //! | [`graph_page`] | a build as a page for the browser |
 //! | [`progress`] | a build, a pull or a push while it runs: [`plain`], [`tty`], [`quiet`] or [`rawjson`] |
+//! | [`lines`], [`tally`], [`transfers`], [`region`], [`colours`] | what those are made of |
 
+pub mod colours;
 pub mod graph_page;
 pub mod human;
+pub mod lines;
 pub mod plain;
 pub mod progress;
 pub mod quiet;
 pub mod rawjson;
+pub mod region;
 pub mod table;
+pub mod tally;
+pub mod text;
+pub mod transfers;
 pub mod tty;
 pub mod verdict;
 
@@ -23,6 +31,7 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 
 use crate::error::{Blame, CliError, Kind};
+use colours::Colours;
 
 /// The terminal, or what stands in for it.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +40,14 @@ pub struct Ui {
     pub colour: bool,
     /// Whether stderr is a terminal that can be redrawn.
     pub live: bool,
+    /// The colours of progress.
+    pub colours: Colours,
+    /// Lines of output that are shown of each running step, where the screen has room for them.
+    pub log_lines: usize,
 }
+
+/// How many of a running step's lines are shown if nothing else is said: as many as docker shows.
+const LOG_LINES: usize = 6;
 
 impl Ui {
     /// Looks at stderr; `colour` is what the environment asks for, `dumb` a terminal that cannot be redrawn.
@@ -40,6 +56,8 @@ impl Ui {
         Ui {
             colour: colour.unwrap_or(terminal),
             live: terminal,
+            colours: Colours::default(),
+            log_lines: LOG_LINES,
         }
     }
 

@@ -369,8 +369,8 @@ impl State {
 }
 
 /// Whether a vertex counts as a step: images and folders do not.
-fn is_step(op: &Op) -> bool {
-    !matches!(op, Op::Image(_) | Op::Context(_) | Op::Tree(_) | Op::Merge)
+pub(crate) fn is_step(op: &Op) -> bool {
+    super::is_step(kind(op))
 }
 
 fn kind(op: &Op) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::ListArgs;
 
@@ -14,7 +14,7 @@ use super::ListArgs;
     after_help = "Examples:
   longshore history --no-trunc web
   longshore history ls
-  longshore history show --logs
+  longshore history logs
   longshore history graph -o build.html
 
 An image whose name is that of a command is reached by `longshore history image ls` or
@@ -38,7 +38,10 @@ pub enum HistoryCommand {
     /// List builds, latest first
     Ls(HistoryLsArgs),
     /// Show a build: its steps, their timings, what they wrote
+    #[command(visible_alias = "inspect")]
     Show(HistoryShowArgs),
+    /// Print what the steps of a build wrote
+    Logs(HistoryLogsArgs),
     /// Forget builds
     Rm(HistoryRmArgs),
     /// Write a page for the browser: graph, timeline and critical path of a build
@@ -99,6 +102,37 @@ pub struct HistoryShowArgs {
     /// How to print.
     #[command(flatten)]
     pub list: ListArgs,
+}
+
+/// `longshore history logs`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore history logs
+  longshore history logs 3f9a 'RUN make'
+  longshore history logs latest 4 --raw > make.log
+  longshore history logs --progress rawjson")]
+pub struct HistoryLogsArgs {
+    /// The start of its ID, or `latest`
+    #[arg(value_name = "BUILD", default_value = "latest")]
+    pub build: String,
+    /// Only this step: its number, or a part of its name
+    #[arg(value_name = "STEP")]
+    pub step: Option<String>,
+    /// Print what was written byte by byte, and nothing else
+    #[arg(long, conflicts_with = "progress")]
+    pub raw: bool,
+    /// How to print: as the build itself would have printed it
+    #[arg(long, value_name = "HOW", default_value = "plain")]
+    pub progress: LogFormat,
+}
+
+/// How the log of a build is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line after the other.
+    Plain,
+    /// One JSON object per line.
+    Rawjson,
 }
 
 /// `longshore history rm`.

@@ -18,17 +18,16 @@ use super::transfer::remote;
 use crate::args::{BuildArgs, Call, Method, OutputKind, Progress};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
-use crate::ui::progress::Display;
+use crate::ui::progress::{Display, Work};
 
 /// One time for everything in the image.
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// `longshore build`.
 pub fn build(context: &Context, args: &BuildArgs) -> Result<ExitCode, CliError> {
-    let how = if args.quiet {
-        Progress::Quiet
-    } else {
-        args.progress
+    let how = match args.quiet {
+        true => Progress::Quiet,
+        false => outcome::progress(context, args.progress)?,
     };
     let built = run(context, args, how);
     built.map_err(|failure| failure.shown(context, how))
@@ -50,7 +49,7 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     if let Some(epoch) = context.text_variable(EPOCH) {
         build_args.entry(EPOCH.to_owned()).or_insert(epoch);
     }
-    let display = Display::new(context.ui, how);
+    let display = Display::new(context.ui, how, Work::Building);
     let (named, sink) = super::explain::Named::before(display.sink());
     let mut run = super::steps::settings(context, &args.steps)?;
     run.on_failure = super::debug::on_failure(context, args, &display, &cancel);
@@ -79,7 +78,7 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     if let (Some(image), Some(file)) = (&outcome.image, &args.iidfile) {
         std::fs::write(file, image.to_string()).map_err(|source| cannot("write", file, &source))?;
     }
-    outcome::tell(context, args, how, &request, &outcome)?;
+    outcome::tell(context, &store, args, how, &request, &outcome)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,10 +1,11 @@
-//! `history`: what builds did. `history IMAGE` is in `inspect`.
+//! `history`: what builds did. `history IMAGE` is in `inspect`; `logs` has what steps wrote.
 
-use std::collections::BTreeMap;
+mod logs;
+
 use std::path::Path;
 use std::process::ExitCode;
 
-use builder::history::{BuildHistory, ListedBuild, StepHistory, Verdict, for_each_output, list};
+use builder::history::{BuildHistory, ListedBuild, StepHistory, list};
 use serde_json::json;
 use store::Store;
 use store::history::BuildId;
@@ -12,13 +13,13 @@ use store::history::BuildId;
 use super::now;
 use crate::args::{
     HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLsArgs, HistoryRmArgs, HistoryShowArgs,
-    ListFormat,
+    ListFormat, LogFormat,
 };
 use crate::context::Context;
 use crate::error::{CliError, Kind};
-use crate::ui::progress::Lines;
 use crate::ui::table::table;
 use crate::ui::{graph_page, human, verdict};
+use logs::How;
 
 /// `longshore history …`.
 pub fn history(context: &Context, args: &HistoryArgs) -> Result<ExitCode, CliError> {
@@ -27,6 +28,7 @@ pub fn history(context: &Context, args: &HistoryArgs) -> Result<ExitCode, CliErr
         Some(HistoryCommand::Image(args)) => super::inspect::history(context, args),
         Some(HistoryCommand::Ls(args)) => ls(context, args),
         Some(HistoryCommand::Show(args)) => show(context, args),
+        Some(HistoryCommand::Logs(args)) => logs::logs(context, args),
         Some(HistoryCommand::Rm(args)) => rm(context, args),
         Some(HistoryCommand::Graph(args)) => graph(context, args),
     }
@@ -163,7 +165,13 @@ fn show(context: &Context, args: &HistoryShowArgs) -> Result<ExitCode, CliError>
     let build = find_build(&store, &args.build)?;
     let steps = matching(&build, args.step.as_deref())?;
     if args.logs {
-        return logs(context, &store, &build, &steps);
+        return logs::print(
+            context,
+            &store,
+            &build,
+            &steps,
+            How::Shown(LogFormat::Plain),
+        );
     }
     if args.list.format() == ListFormat::Json {
         let mut value = serde_json::to_value(&build).expect("our own types have text keys");
@@ -220,68 +228,6 @@ fn step_columns(step: &StepHistory) -> Vec<String> {
         step.bytes.map_or_else(dash, human::size),
         step.name.clone(),
     ]
-}
-
-/// Everything that steps wrote, line by line as `--progress plain` shows it.
-fn logs(
-    context: &Context,
-    store: &Store,
-    build: &BuildHistory,
-    steps: &[&StepHistory],
-) -> Result<ExitCode, CliError> {
-    let id: BuildId = build
-        .id
-        .parse()
-        .map_err(|error| CliError::new(Kind::Input, error))?;
-    let shown: BTreeMap<usize, &StepHistory> =
-        steps.iter().map(|step| (step.number - 1, *step)).collect();
-    let mut partial: BTreeMap<(usize, bool), Lines> = BTreeMap::new();
-    let mut current = None;
-    context.ui.stream(|out| {
-        let mut failed = None;
-        let mut write = |step: &StepHistory, at: u64, lines: Vec<Vec<u8>>| {
-            let mut text = Vec::new();
-            if current != Some(step.number) && !lines.is_empty() {
-                current = Some(step.number);
-                text.extend(format!("#{} {}\n", step.number, step.name).bytes());
-            }
-            let since = at.saturating_sub(step.started.unwrap_or(0)) as f64 / 1e6;
-            for line in lines {
-                text.extend(format!("#{} {since:.3} ", step.number).bytes());
-                text.extend(line);
-                text.push(b'\n');
-            }
-            if failed.is_none() {
-                failed = out.write_all(&text).err();
-            }
-        };
-        let mut last = 0;
-        for_each_output(store, &id, |output| {
-            let Some(step) = shown.get(&output.step.0) else {
-                return;
-            };
-            last = u64::try_from(output.at.as_micros()).unwrap_or(u64::MAX);
-            let stderr = output.stream == builder::solve::OutputStream::Stderr;
-            let lines = partial.entry((output.step.0, stderr)).or_default();
-            write(step, last, lines.push(&output.bytes));
-        })?;
-        for ((step, _), mut lines) in partial {
-            if let Some(line) = lines.rest() {
-                write(shown[&step], last, vec![line]);
-            }
-        }
-        match failed {
-            Some(error) => Err(CliError::new(Kind::Environment, error)),
-            None => Ok(()),
-        }
-    })?;
-    for step in steps.iter().filter(|step| step.verdict == Verdict::Failed) {
-        let error = step.error.as_deref().unwrap_or_default();
-        context
-            .ui
-            .line(&format!("#{} ERROR: {error}", step.number))?;
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn rm(context: &Context, args: &HistoryRmArgs) -> Result<ExitCode, CliError> {

@@ -3,12 +3,15 @@
 use builder::dockerfile::{Problems, Severity};
 use builder::error::BuildError;
 use builder::request::{BuildOutcome, BuildRequest};
+use clap::ValueEnum;
+use store::Store;
+use store::images::ImageId;
 use store::oci::Reference;
 
 use crate::args::{BuildArgs, OutputKind, Progress};
 use crate::context::Context;
-use crate::error::CliError;
-use crate::ui::rawjson;
+use crate::error::{CliError, Kind};
+use crate::ui::{human, rawjson};
 
 /// An error, with the lines of the Dockerfile that it is about.
 pub(super) struct Failure {
@@ -56,9 +59,28 @@ impl Failure {
     }
 }
 
+/// How progress is shown: as a flag says, or else the variable that docker and buildctl look at.
+pub(super) fn progress(context: &Context, given: Option<Progress>) -> Result<Progress, CliError> {
+    const VARIABLE: &str = "BUILDKIT_PROGRESS";
+    let variable = || {
+        context
+            .text_variable(VARIABLE)
+            .filter(|text| !text.is_empty())
+    };
+    match given.map_or_else(variable, |_| None) {
+        Some(text) => Progress::from_str(&text, true).map_err(|_| {
+            let message =
+                format!("{VARIABLE} is `{text}`: expected auto, plain, tty, quiet or rawjson");
+            CliError::new(Kind::Usage, message)
+        }),
+        None => Ok(given.unwrap_or(Progress::Auto)),
+    }
+}
+
 /// Tells of a build that succeeded.
 pub(super) fn tell(
     context: &Context,
+    store: &Store,
     args: &BuildArgs,
     how: Progress,
     request: &BuildRequest,
@@ -83,8 +105,10 @@ pub(super) fn tell(
             _ => Ok(()),
         };
     }
-    if let Some(image) = image {
-        context.ui.note(&format!("image {image}"));
+    if let Some(id) = &outcome.image {
+        let row = store.images().image(&ImageId(*id))?;
+        let size = row.map_or(String::new(), |row| format!(" {}", human::size(row.size)));
+        context.ui.note(&format!("image {id}{size}"));
     }
     for name in names {
         context.ui.note(&format!("named {name}"));

@@ -13,7 +13,7 @@ use super::find_image;
 use crate::args::{Progress, PullArgs, PushArgs};
 use crate::context::Context;
 use crate::error::CliError;
-use crate::ui::progress::Display;
+use crate::ui::progress::{Display, Work};
 
 /// `longshore push`.
 pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
@@ -21,7 +21,7 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
     let store = Arc::new(context.store()?);
     let image = find_image(&store, &args.name)?;
     let remote = remote(context);
-    let display = display(context, args.quiet);
+    let display = display(context, args.quiet, Work::Pushing);
     let pushed = transfer::push(&store, &remote, &image.id, &reference, None, display.sink());
     display.finish(pushed.is_ok());
     let report = pushed?;
@@ -57,7 +57,7 @@ pub fn fetch(
     quiet: bool,
 ) -> Result<ImageId, CliError> {
     let reference: Reference = name.parse()?;
-    let display = display(context, quiet);
+    let display = display(context, quiet, Work::Pulling);
     let pulled = transfer::pull(
         store,
         &remote(context),
@@ -87,11 +87,11 @@ pub fn remote(context: &Context) -> Remote {
     Remote::new(Box::new(move || context.client_options())).with_git(git)
 }
 
-fn display(context: &Context, quiet: bool) -> Display {
+fn display(context: &Context, quiet: bool, work: Work) -> Display {
     let how = if quiet {
         Progress::Quiet
     } else {
         Progress::Auto
     };
-    Display::new(context.ui, how)
+    Display::new(context.ui, how, work)
 }

@@ -1,28 +1,43 @@
 //! Progress line by line, for logs: `#N [stage 2/5] RUN …`, `#N 0.123 output`, `#N DONE 0.1s`, as buildctl prints it.
 //!
-//! Each line tells its step by number. When another step speaks up in between, its heading is repeated. Nothing is cut:
-//! whoever reads a log has no other place to look. The last lines of a step that failed are repeated at the end.
+//! Each line tells its step by number: the one that the history calls it by. Of several steps that run at once, one speaks; what the others have to say waits
+//! until that one has ended or has had its turn, so that their lines are not shuffled. Nothing is cut: whoever reads a log
+//! has no other place to look. The last lines of a step that failed are repeated at the end.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use builder::cache::explain::Reason;
 use builder::graph::VertexIndex;
 use builder::solve::{OutputStream, ProgressEvent, TransferKind};
 
-use super::human;
-use super::progress::{CANCELLED, Lines, Renderer};
+use super::lines::Streams;
+use super::progress::{CANCELLED, Renderer, Work};
+use super::tally::Tally;
+use super::text::one_line;
+use super::{human, verdict};
 
 /// Lines of a failed step that are repeated at the end: as many as buildctl repeats.
 const TAIL_LINES: usize = 10;
+
+/// How long a step keeps the word while another one has something to say: as long as in buildctl.
+const TURN: Duration = Duration::from_secs(5);
+
+/// Most bytes that wait for their turn.
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
+
+/// How often it is told how far a transfer is.
+const TRANSFER_EVERY: Duration = Duration::from_secs(5);
 
 /// The renderer.
 #[derive(Debug, Default)]
 pub struct Plain {
     steps: BTreeMap<VertexIndex, Step>,
-    /// The step whose lines are being printed.
+    reasons: BTreeMap<VertexIndex, Vec<Reason>>,
+    tally: Tally,
+    transfers: BTreeMap<(TransferKind, String), Transfer>,
+    /// The step that speaks.
     current: Option<VertexIndex>,
-    /// Transfers whose end was told.
-    transferred: BTreeSet<(TransferKind, String)>,
     /// Steps that failed, in that order.
     failed: Vec<VertexIndex>,
     /// Whether a heading was printed: a blank line goes before each other.
@@ -35,67 +50,113 @@ struct Step {
     number: usize,
     name: String,
     started: Duration,
-    stdout: Lines,
-    stderr: Lines,
+    streams: Streams,
     tail: VecDeque<Vec<u8>>,
+    /// What it has to say and could not say yet; since when.
+    waiting: Vec<u8>,
+    waits_since: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Transfer {
+    began: Duration,
+    told: Duration,
+    ended: bool,
 }
 
 impl Renderer for Plain {
     fn event(&mut self, at: Duration, event: &ProgressEvent) -> Vec<u8> {
+        self.tally.take(event);
         match event {
+            ProgressEvent::Runs { vertex, reasons } => {
+                self.reasons.insert(*vertex, reasons.clone());
+                if self.steps.contains_key(vertex) {
+                    self.tell_reasons(at, *vertex);
+                }
+            }
             ProgressEvent::Started { vertex, name, .. } => {
                 self.add(*vertex, name, at);
-                self.switch_to(*vertex);
+                self.say(at, *vertex, b"");
+                self.tell_reasons(at, *vertex);
             }
             ProgressEvent::Cached { vertex, name } => {
                 self.add(*vertex, name, at);
-                self.end(*vertex, "CACHED");
+                self.end(at, *vertex, "CACHED");
             }
             ProgressEvent::Output {
                 vertex,
                 stream,
                 bytes,
             } => self.output(at, *vertex, *stream, bytes),
+            ProgressEvent::Recorded {
+                vertex,
+                unchanged: true,
+                ..
+            } => {
+                self.rest(at, *vertex);
+                self.note(at, *vertex, verdict::UNCHANGED);
+            }
             ProgressEvent::Done { vertex, elapsed } => {
-                self.flush(at, *vertex);
-                self.end(*vertex, &format!("DONE {:.1}s", elapsed.as_secs_f64()));
+                self.rest(at, *vertex);
+                let how = format!("DONE {:.1}s", elapsed.as_secs_f64());
+                self.end(at, *vertex, &how);
             }
             ProgressEvent::Failed { vertex, message } => {
-                self.flush(at, *vertex);
+                self.rest(at, *vertex);
                 if message == CANCELLED {
-                    self.end(*vertex, "CANCELED");
+                    self.end(at, *vertex, "CANCELED");
                 } else {
-                    self.end(*vertex, &format!("ERROR: {message}"));
+                    self.end(at, *vertex, &format!("ERROR: {message}"));
                     self.failed.push(*vertex);
                 }
             }
             ProgressEvent::Note {
                 vertex: Some(vertex),
                 text,
-            } if self.steps.contains_key(vertex) => {
-                self.switch_to(*vertex);
-                let number = self.steps[vertex].number;
-                self.line(&format!("#{number} {text}"));
-            }
+            } if self.steps.contains_key(vertex) => self.note(at, *vertex, text),
             ProgressEvent::Note { text, .. } => self.line(text),
             ProgressEvent::Transfer {
+                vertex,
                 kind,
                 id,
                 name,
                 done,
                 total,
-                ..
-                // One line per blob: a log has no use for a moving number.
-            } if *total == Some(*done) && self.transferred.insert((*kind, id.clone())) => {
-                let verb = kind.as_str();
-                self.line(&format!("{verb} {name} {} done", human::size(*done)));
+            } => {
+                let key = (*kind, id.clone());
+                if let Some(line) = self.transfer(at, key, name, *done, *total) {
+                    match vertex.filter(|vertex| self.steps.contains_key(vertex)) {
+                        Some(vertex) => self.note(at, vertex, &line),
+                        None => self.line(&line),
+                    }
+                }
             }
             _ => {}
         }
         std::mem::take(&mut self.text)
     }
 
-    fn finish(&mut self, _at: Duration, _succeeded: bool) -> Vec<u8> {
+    fn tick(&mut self, at: Duration) -> Vec<u8> {
+        let waiting = self.steps.iter();
+        let waiting = waiting.filter_map(|(vertex, step)| Some((step.waits_since?, *vertex)));
+        if let Some((since, vertex)) = waiting.min()
+            && at.saturating_sub(since) >= TURN
+        {
+            self.switch_to(vertex);
+        }
+        std::mem::take(&mut self.text)
+    }
+
+    fn finish(&mut self, at: Duration, succeeded: bool) -> Vec<u8> {
+        for vertex in Vec::from_iter(self.steps.keys().copied()) {
+            self.rest(at, vertex);
+        }
+        let steps = self.steps.iter();
+        let waiting = steps.filter(|(_, step)| step.waits_since.is_some());
+        let waiting: Vec<VertexIndex> = waiting.map(|(vertex, _)| *vertex).collect();
+        for vertex in waiting {
+            self.switch_to(vertex);
+        }
         for vertex in std::mem::take(&mut self.failed) {
             let step = &self.steps[&vertex];
             if step.tail.is_empty() {
@@ -109,6 +170,10 @@ impl Renderer for Plain {
             }
             self.text.extend_from_slice(b"------\n");
         }
+        if succeeded && self.tally.is_planned() {
+            let header = Tally::header(Work::Building.as_str(), at, self.tally.ended());
+            self.line(&format!("\n{header}{}", self.tally.ending(succeeded)));
+        }
         std::mem::take(&mut self.text)
     }
 }
@@ -120,18 +185,23 @@ impl Plain {
     }
 
     fn add(&mut self, vertex: VertexIndex, name: &str, at: Duration) {
-        let number = self.steps.len() + 1;
+        // The number that the step has in the history, too; what goes before all steps has none.
+        let number = match vertex.0 < usize::MAX / 2 {
+            true => vertex.0 + 1,
+            false => 0,
+        };
         self.steps.entry(vertex).or_insert_with(|| Step {
             number,
-            name: name.to_owned(),
+            name: one_line(name),
             started: at,
-            stdout: Lines::default(),
-            stderr: Lines::default(),
+            streams: Streams::default(),
             tail: VecDeque::new(),
+            waiting: Vec::new(),
+            waits_since: None,
         });
     }
 
-    /// Makes a step the one that is being printed, with its heading.
+    /// Gives a step the word, with its heading, and says what it could not say before.
     fn switch_to(&mut self, vertex: VertexIndex) {
         if self.current == Some(vertex) {
             return;
@@ -140,139 +210,149 @@ impl Plain {
             let text = format!("#{} ...", interrupted.number);
             self.line(&text);
         }
-        if std::mem::replace(&mut self.begun, true) {
-            self.line("");
-        }
-        let Some(step) = self.steps.get(&vertex) else {
+        let Some(step) = self.steps.get_mut(&vertex) else {
             return;
         };
-        let heading = format!("#{} {}", step.number, step.name);
-        self.line(&heading);
+        if std::mem::replace(&mut self.begun, true) {
+            self.text.push(b'\n');
+        }
+        let heading = format!("#{} {}\n", step.number, step.name);
+        self.text.extend_from_slice(heading.as_bytes());
+        self.text.append(&mut step.waiting);
+        step.waits_since = None;
         self.current = Some(vertex);
     }
 
-    fn output(&mut self, at: Duration, vertex: VertexIndex, stream: OutputStream, bytes: &[u8]) {
-        let Some(step) = self.steps.get_mut(&vertex) else {
+    /// Says whole lines of a step, now or when it is its turn.
+    fn say(&mut self, at: Duration, vertex: VertexIndex, lines: &[u8]) {
+        if self.current.is_none() {
+            self.switch_to(vertex);
+        }
+        if self.current == Some(vertex) {
+            self.text.extend_from_slice(lines);
             return;
-        };
-        let lines = match stream {
-            OutputStream::Stdout => step.stdout.push(bytes),
-            OutputStream::Stderr => step.stderr.push(bytes),
-        };
-        self.lines(at, vertex, lines);
+        }
+        if let Some(step) = self.steps.get_mut(&vertex) {
+            step.waiting.extend_from_slice(lines);
+            step.waits_since.get_or_insert(at);
+        }
+        let waiting: usize = self.steps.values().map(|step| step.waiting.len()).sum();
+        if waiting > WAITING_BYTES_MAX {
+            self.switch_to(vertex);
+        }
     }
 
-    fn flush(&mut self, at: Duration, vertex: VertexIndex) {
-        let Some(step) = self.steps.get_mut(&vertex) else {
-            return;
-        };
-        let lines = [step.stdout.rest(), step.stderr.rest()];
-        self.lines(at, vertex, lines.into_iter().flatten().collect());
+    /// Says something about a step.
+    fn note(&mut self, at: Duration, vertex: VertexIndex, text: &str) {
+        if let Some(step) = self.steps.get(&vertex) {
+            let line = format!("#{} {text}\n", step.number);
+            self.say(at, vertex, line.as_bytes());
+        }
+    }
+
+    fn tell_reasons(&mut self, at: Duration, vertex: VertexIndex) {
+        for reason in self.reasons.remove(&vertex).unwrap_or_default() {
+            for line in verdict::reason(&reason) {
+                self.note(at, vertex, &format!("runs: {line}"));
+            }
+        }
+    }
+
+    fn output(&mut self, at: Duration, vertex: VertexIndex, stream: OutputStream, bytes: &[u8]) {
+        if let Some(step) = self.steps.get_mut(&vertex) {
+            let lines = step.streams.push(stream, bytes);
+            self.lines(at, vertex, lines);
+        }
+    }
+
+    /// Says what a step's streams end with, if that is no whole line.
+    fn rest(&mut self, at: Duration, vertex: VertexIndex) {
+        if let Some(step) = self.steps.get_mut(&vertex) {
+            let lines = step.streams.rest();
+            self.lines(at, vertex, lines);
+        }
     }
 
     fn lines(&mut self, at: Duration, vertex: VertexIndex, lines: Vec<Vec<u8>>) {
         if lines.is_empty() {
             return;
         }
-        self.switch_to(vertex);
         let Some(step) = self.steps.get_mut(&vertex) else {
             return;
         };
-        let elapsed = at.saturating_sub(step.started).as_secs_f64();
-        let digits = match elapsed {
-            ..10.0 => 3,
-            ..100.0 => 2,
-            _ => 1,
-        };
-        let prefix = format!("{elapsed:.digits$} ");
+        let prefix = output_prefix(at.saturating_sub(step.started));
         let number = format!("#{} ", step.number);
+        let mut text = Vec::new();
         for line in lines {
             let line = [prefix.as_bytes(), &line].concat();
-            self.text.extend_from_slice(number.as_bytes());
-            self.text.extend_from_slice(&line);
-            self.text.push(b'\n');
+            text.extend_from_slice(number.as_bytes());
+            text.extend_from_slice(&line);
+            text.push(b'\n');
             if step.tail.len() == TAIL_LINES {
                 step.tail.pop_front();
             }
             step.tail.push_back(line);
         }
+        self.say(at, vertex, &text);
     }
 
-    fn end(&mut self, vertex: VertexIndex, how: &str) {
+    /// Ends a step: all that it had to say is said now, and whoever comes next has the word.
+    fn end(&mut self, at: Duration, vertex: VertexIndex, how: &str) {
         self.switch_to(vertex);
-        if let Some(step) = self.steps.get(&vertex) {
-            let text = format!("#{} {how}", step.number);
-            self.line(&text);
-        }
+        self.note(at, vertex, how);
         self.current = None;
     }
+
+    /// How far a transfer is, where that is worth a line: `sha256:… 1.05MB / 2.2MB 5.1s`.
+    fn transfer(
+        &mut self,
+        at: Duration,
+        key: (TransferKind, String),
+        name: &str,
+        done: u64,
+        total: Option<u64>,
+    ) -> Option<String> {
+        let (kind, id) = (key.0, key.1.clone());
+        let transfer = self.transfers.entry(key).or_insert(Transfer {
+            began: at,
+            told: at,
+            ended: false,
+        });
+        let ends = total == Some(done);
+        let is_due = at.saturating_sub(transfer.told) >= TRANSFER_EVERY;
+        if transfer.ended || !(ends || is_due) {
+            return None;
+        }
+        transfer.told = at;
+        transfer.ended = ends;
+        let mut line = match kind {
+            TransferKind::Pull => id,
+            TransferKind::Download => format!("{} {name}", kind.as_str()),
+            _ => format!("{} {id}", kind.as_str()),
+        };
+        line.push_str(&format!(" {}", human::size(done)));
+        if let Some(total) = total {
+            line.push_str(&format!(" / {}", human::size(total)));
+        }
+        let took = at.saturating_sub(transfer.began).as_secs_f64();
+        line.push_str(&format!(" {took:.1}s"));
+        if ends {
+            line.push_str(" done");
+        }
+        Some(line)
+    }
+}
+
+/// The time before a line of output: three digits of it, as buildctl prints it, and a space.
+pub fn output_prefix(since: Duration) -> String {
+    let seconds = since.as_secs_f64();
+    let digits = match seconds {
+        ..10.0 => 3,
+        ..100.0 => 2,
+        _ => 1,
+    };
+    format!("{seconds:.digits$} ")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn steps_that_overlap_stay_readable() {
-        let mut plain = Plain::default();
-        let mut text = Vec::new();
-        let started = |vertex, name: &str| ProgressEvent::Started {
-            vertex: VertexIndex(vertex),
-            name: name.to_owned(),
-            line: 0,
-        };
-        let output = |vertex, bytes: &[u8]| ProgressEvent::Output {
-            vertex: VertexIndex(vertex),
-            stream: OutputStream::Stdout,
-            bytes: bytes.to_vec(),
-        };
-        let events = [
-            ProgressEvent::Cached {
-                vertex: VertexIndex(0),
-                name: "[a 1/2] FROM x".to_owned(),
-            },
-            started(1, "[a 2/2] RUN one"),
-            output(1, b"first\nsec"),
-            started(2, "[b 2/2] RUN two"),
-            output(2, b"other\n"),
-            output(1, b"ond"),
-            ProgressEvent::Done {
-                vertex: VertexIndex(1),
-                elapsed: Duration::from_millis(1250),
-            },
-            ProgressEvent::Failed {
-                vertex: VertexIndex(2),
-                message: "exit code 3".to_owned(),
-            },
-        ];
-        for (index, event) in events.iter().enumerate() {
-            let at = Duration::from_millis(100 * index as u64);
-            text.extend(plain.event(at, event));
-        }
-        text.extend(plain.finish(Duration::from_secs(1), false));
-        expect_test::expect![[r#"
-            #1 [a 1/2] FROM x
-            #1 CACHED
-
-            #2 [a 2/2] RUN one
-            #2 0.100 first
-            #2 ...
-
-            #3 [b 2/2] RUN two
-            #3 0.100 other
-            #3 ...
-
-            #2 [a 2/2] RUN one
-            #2 0.500 second
-            #2 DONE 1.2s
-
-            #3 [b 2/2] RUN two
-            #3 ERROR: exit code 3
-            ------
-             > [b 2/2] RUN two:
-            0.100 other
-            ------
-        "#]]
-        .assert_eq(std::str::from_utf8(&text).unwrap());
-    }
-}
+mod tests;

@@ -1,11 +1,10 @@
 //! What runs right now: events of the libraries in, text on stderr out.
 //!
 //! A [`Display`] takes events from any thread, stamps them and hands them to one [`Renderer`], which is a plain state
-//! machine from events to text: tests drive it with times of their own.
+//! machine from events to text: tests drive it with times of their own. What is logged meanwhile goes through it too.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,8 +21,8 @@ use crate::args::Progress;
 /// How often a live display is redrawn: often enough to look alive, seldom enough to cost nothing.
 const REDRAW_EVERY: Duration = Duration::from_millis(100);
 
-/// Most output of one step that is kept to be shown if the step fails; what is older is dropped, and that is said.
-const LOG_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most bytes of output that are kept while somebody else has the screen.
+const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What the error of a step says that ended because another one failed, or because of Ctrl-C.
 pub const CANCELLED: &str = "cancelled";
@@ -38,7 +37,15 @@ pub trait Renderer: Send {
         Vec::new()
     }
 
-    /// Redraws what changes with time alone.
+    /// Takes a line that was logged, with its newline, and returns what is to be written.
+    fn logged(&mut self, line: &[u8]) -> Vec<u8> {
+        line.to_vec()
+    }
+
+    /// Says how many columns and rows the terminal has now.
+    fn resize(&mut self, _size: (usize, usize)) {}
+
+    /// Shows what changes with time alone.
     fn tick(&mut self, _at: Duration) -> Vec<u8> {
         Vec::new()
     }
@@ -46,6 +53,28 @@ pub trait Renderer: Send {
     /// Ends the display: `succeeded` tells how.
     fn finish(&mut self, _at: Duration, _succeeded: bool) -> Vec<u8> {
         Vec::new()
+    }
+}
+
+/// What is shown the progress of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A build.
+    Building,
+    /// An image on its way here.
+    Pulling,
+    /// An image on its way elsewhere.
+    Pushing,
+}
+
+impl Work {
+    /// One word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Work::Building => "Building",
+            Work::Pulling => "Pulling",
+            Work::Pushing => "Pushing",
+        }
     }
 }
 
@@ -57,6 +86,8 @@ pub struct Display {
 
 struct Shared {
     started: Instant,
+    /// Whether the size of the terminal matters.
+    live: bool,
     state: Mutex<State>,
     ended: Condvar,
 }
@@ -99,7 +130,7 @@ struct Lent<'a>(&'a Shared);
 
 impl<'a> Lent<'a> {
     fn begin(shared: &'a Shared) -> Lent<'a> {
-        let mut state = shared.lock();
+        let mut state = lock(&shared.state);
         let text = state.renderer.pause(shared.started.elapsed());
         write(&text);
         state.held.get_or_insert_default();
@@ -109,11 +140,11 @@ impl<'a> Lent<'a> {
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = lock(&self.0.state);
         let mut held = state.held.take().unwrap_or_default();
         if held.left_out > 0 {
             let text = format!(
-                "{} bytes of output are left out: `longshore history show --logs` has them",
+                "{} bytes of output are left out: `longshore history logs` has them",
                 held.left_out
             );
             let note = ProgressEvent::Note { vertex: None, text };
@@ -126,9 +157,12 @@ impl Drop for Lent<'_> {
     }
 }
 
+/// The display that there is, for what is logged.
+static CURRENT: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+
 impl Display {
     /// A display as the command line asks for it.
-    pub fn new(ui: Ui, how: Progress) -> Display {
+    pub fn new(ui: Ui, how: Progress, work: Work) -> Display {
         let live = match how {
             Progress::Tty => true,
             Progress::Auto => ui.live,
@@ -137,11 +171,13 @@ impl Display {
         let renderer: Box<dyn Renderer> = match how {
             Progress::Quiet => Box::new(Quiet::default()),
             Progress::Rawjson => Box::new(RawJson::new(SystemTime::now())),
-            _ if live => Box::new(Tty::new(terminal_size(), ui.colour)),
+            _ if live => Box::new(Tty::new(work, terminal_size(), ui)),
             _ => Box::new(Plain::default()),
         };
+        let ticks = matches!(how, Progress::Plain | Progress::Tty | Progress::Auto);
         let shared = Arc::new(Shared {
             started: Instant::now(),
+            live,
             state: Mutex::new(State {
                 renderer,
                 warnings: Vec::new(),
@@ -150,9 +186,10 @@ impl Display {
             }),
             ended: Condvar::new(),
         });
-        let ticker = live.then(|| {
+        *lock(&CURRENT) = Arc::downgrade(&shared);
+        let ticker = ticks.then(|| {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || shared.redraw_until_ended())
+            std::thread::spawn(move || shared.tick_until_ended())
         });
         Display { shared, ticker }
     }
@@ -172,16 +209,16 @@ impl Display {
     /// Ends the display and leaves the cursor on a line of its own. Returns the warnings that came.
     pub fn finish(mut self, succeeded: bool) -> Vec<Problems> {
         self.end(succeeded);
-        std::mem::take(&mut self.shared.lock().warnings)
+        std::mem::take(&mut lock(&self.shared.state).warnings)
     }
 
     fn end(&mut self, succeeded: bool) {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         if !state.ended {
             state.ended = true;
-            let text = state
-                .renderer
-                .finish(self.shared.started.elapsed(), succeeded);
+            self.shared.measure(&mut state);
+            let at = self.shared.started.elapsed();
+            let text = state.renderer.finish(at, succeeded);
             write(&text);
         }
         drop(state);
@@ -200,7 +237,7 @@ impl Drop for Display {
 
 impl ProgressSink for Shared {
     fn event(&self, event: ProgressEvent) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if let ProgressEvent::Warnings(problems) = &event {
             state.warnings.push(problems.clone());
         }
@@ -221,7 +258,7 @@ impl Held {
     /// Keeps an event. Of output only so much: the whole of it is in the build's history.
     fn push(&mut self, at: Duration, event: ProgressEvent) {
         if let ProgressEvent::Output { bytes, .. } = &event {
-            if self.bytes + bytes.len() > LOG_BYTES_MAX {
+            if self.bytes + bytes.len() > HELD_BYTES_MAX {
                 self.left_out += bytes.len();
                 return;
             }
@@ -232,25 +269,37 @@ impl Held {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A renderer that panicked on another thread must not hide that panic behind one of ours.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn redraw_until_ended(&self) {
-        let mut state = self.lock();
-        while !state.ended {
-            if state.held.is_none() {
-                let text = state.renderer.tick(self.started.elapsed());
-                write(&text);
-            }
+    fn tick_until_ended(&self) {
+        let mut state = lock(&self.state);
+        loop {
+            // First to wait: what is done at once is shown once.
             state = self
                 .ended
                 .wait_timeout(state, REDRAW_EVERY)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            if state.ended {
+                return;
+            }
+            if state.held.is_some() {
+                continue;
+            }
+            self.measure(&mut state);
+            let text = state.renderer.tick(self.started.elapsed());
+            write(&text);
         }
     }
+
+    fn measure(&self, state: &mut State) {
+        if self.live {
+            state.renderer.resize(terminal_size());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A renderer that panicked on another thread must not hide that panic behind one of ours.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes to stderr. Where that fails there is nobody left to tell.
@@ -260,102 +309,27 @@ fn write(text: &[u8]) {
     }
 }
 
-/// Cuts a stream of bytes into lines.
-#[derive(Debug, Default)]
-pub struct Lines {
-    partial: Vec<u8>,
-}
+/// Stderr for what is logged: while there is a display, it is asked where the line goes.
+#[derive(Debug)]
+pub struct LogWriter;
 
-impl Lines {
-    /// Adds bytes and returns the lines that are complete with them, without their newlines.
-    pub fn push(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut lines = Vec::new();
-        let mut rest = bytes;
-        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-            let mut line = std::mem::take(&mut self.partial);
-            line.extend_from_slice(&rest[..end]);
-            if line.last() == Some(&b'\r') {
-                line.pop();
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let display = lock(&CURRENT).upgrade();
+        match display {
+            Some(display) => {
+                let mut state = lock(&display.state);
+                match state.ended {
+                    true => write(bytes),
+                    false => write(&state.renderer.logged(bytes)),
+                }
             }
-            lines.push(line);
-            rest = &rest[end + 1..];
+            None => write(bytes),
         }
-        self.partial.extend_from_slice(rest);
-        lines
+        Ok(bytes.len())
     }
 
-    /// The last line, where it came without a newline.
-    pub fn rest(&mut self) -> Option<Vec<u8>> {
-        (!self.partial.is_empty()).then(|| std::mem::take(&mut self.partial))
-    }
-}
-
-/// The lines that a step wrote, kept to be shown if it fails.
-#[derive(Debug, Default)]
-pub struct Log {
-    lines: VecDeque<Vec<u8>>,
-    bytes: usize,
-    dropped: usize,
-}
-
-impl Log {
-    /// Adds a line.
-    pub fn push(&mut self, line: Vec<u8>) {
-        self.bytes += line.len() + 1;
-        self.lines.push_back(line);
-        while self.bytes > LOG_BYTES_MAX
-            && let Some(oldest) = self.lines.pop_front()
-        {
-            self.bytes -= oldest.len() + 1;
-            self.dropped += 1;
-        }
-    }
-
-    /// The newest lines, oldest first.
-    pub fn tail(&self, count: usize) -> impl Iterator<Item = &[u8]> {
-        let skipped = self.lines.len().saturating_sub(count);
-        self.lines.range(skipped..).map(Vec::as_slice)
-    }
-
-    /// Everything, between two rules and below the step's name, as buildctl shows the output of a failed step.
-    pub fn report(&self, name: &str) -> Vec<u8> {
-        let mut text = format!("------\n > {name}:\n").into_bytes();
-        if self.dropped > 0 {
-            let note = format!("[the first {} lines are left out]\n", self.dropped);
-            text.extend_from_slice(note.as_bytes());
-        }
-        for line in &self.lines {
-            text.extend_from_slice(line);
-            text.push(b'\n');
-        }
-        text.extend_from_slice(b"------\n");
-        text
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_become_lines() {
-        let mut lines = Lines::default();
-        assert_eq!(lines.push(b"a\nb"), [b"a"]);
-        assert!(lines.push(b"c").is_empty());
-        assert_eq!(lines.push(b"\r\n\n"), [b"bc".to_vec(), Vec::new()]);
-        assert_eq!(lines.rest(), None);
-        lines.push(b"end");
-        assert_eq!(lines.rest(), Some(b"end".to_vec()));
-    }
-
-    #[test]
-    fn logs_are_bounded_and_say_so() {
-        let mut log = Log::default();
-        for _ in 0..5 {
-            log.push(vec![b'x'; LOG_BYTES_MAX / 4]);
-        }
-        assert!(log.bytes <= LOG_BYTES_MAX);
-        let report = log.report("[1/1] RUN x");
-        assert!(report.starts_with(b"------\n > [1/1] RUN x:\n[the first 2 lines are left out]\n"));
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -6,41 +6,54 @@ use std::time::Duration;
 use builder::graph::VertexIndex;
 use builder::solve::ProgressEvent;
 
-use super::progress::{Lines, Log, Renderer};
+use super::lines::Log;
+use super::progress::{CANCELLED, Renderer};
 
 /// The renderer.
 #[derive(Debug, Default)]
 pub struct Quiet {
-    running: BTreeMap<VertexIndex, (String, Lines, Log)>,
+    build: Option<String>,
+    running: BTreeMap<VertexIndex, (String, Log)>,
 }
 
 impl Renderer for Quiet {
     fn event(&mut self, _at: Duration, event: &ProgressEvent) -> Vec<u8> {
         match event {
+            ProgressEvent::Begun { build } => self.build = Some(build.to_string()),
             ProgressEvent::Started { vertex, name, .. } => {
-                let step = (name.clone(), Lines::default(), Log::default());
-                self.running.insert(*vertex, step);
+                self.running.insert(*vertex, (name.clone(), Log::default()));
             }
-            ProgressEvent::Output { vertex, bytes, .. } => {
-                if let Some((_, lines, log)) = self.running.get_mut(vertex) {
-                    for line in lines.push(bytes) {
-                        log.push(line);
-                    }
+            ProgressEvent::Output {
+                vertex,
+                stream,
+                bytes,
+            } => {
+                if let Some((_, log)) = self.running.get_mut(vertex) {
+                    log.push(*stream, bytes);
                 }
             }
             ProgressEvent::Done { vertex, .. } => {
                 self.running.remove(vertex);
             }
-            ProgressEvent::Failed { vertex, .. } => {
-                if let Some((name, mut lines, mut log)) = self.running.remove(vertex) {
-                    if let Some(rest) = lines.rest() {
-                        log.push(rest);
-                    }
-                    return log.report(&name);
+            ProgressEvent::Failed { vertex, message } => {
+                if let Some((name, mut log)) = self.running.remove(vertex)
+                    && message != CANCELLED
+                {
+                    log.end();
+                    let whole = self.whole();
+                    return log.report(&name, usize::MAX, whole.as_deref(), <[u8]>::to_vec);
                 }
             }
             _ => {}
         }
         Vec::new()
+    }
+}
+
+impl Quiet {
+    /// Where all of a step's output is, if it was too much to be kept.
+    fn whole(&self) -> Option<String> {
+        let build = self.build.as_ref()?;
+        Some(format!("`longshore history logs {build}` has them"))
     }
 }

@@ -4,11 +4,12 @@
 //! {"vertexes":[{"digest","inputs","name","started","completed","cached","error"}],
 //!  "statuses":[{"id","vertex","name","total","current","timestamp","started","completed"}],
 //!  "logs":[{"vertex","stream","data","timestamp"}],
-//!  "warnings":[{"vertex","level","short","detail","url","sourceInfo","range"}]}
+//!  "warnings":[{"vertex","level","short","detail","url","sourceInfo","range"}],
+//!  "verdicts":[{"vertex","verdict","reasons","unchanged","saved"}]}
 //! ```
 //!
-//! A field that is empty is left out; times are RFC 3339 in UTC, `data` and `short` are base64. The last line is ours and
-//! has none of these fields, so that programs which know only buildx's pass over it: `{"result":…}` or `{"error":…}`.
+//! A field that is empty is left out; times are RFC 3339 in UTC, `data` and `short` are base64. `verdicts` are ours: why
+//! a step ran, in the words of `longshore explain --format json`. So is the last line, which has none of these fields, so that programs which know only buildx's pass over it: `{"result":…}` or `{"error":…}`.
 //! `docs/reference/progress.md` describes all of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,10 +17,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use builder::cache::explain::Reason;
 use builder::checks::Rule;
 use builder::dockerfile::{Diagnostic, Problems, Severity};
 use builder::graph::{VertexDigest, VertexIndex};
-use builder::solve::{OutputStream, PlannedVertex, ProgressEvent};
+use builder::history::Verdict;
+use builder::solve::{OutputStream, PlannedVertex, ProgressEvent, TransferKind};
 use serde::Serialize;
 use store::oci::time::rfc3339;
 
@@ -40,9 +43,11 @@ pub struct RawJson {
     /// The vertices that have something to do: since when, and their labels.
     started: BTreeMap<VertexIndex, (Duration, String)>,
     /// Transfers under way: when each began.
-    transfers: BTreeMap<String, Duration>,
+    transfers: BTreeMap<(TransferKind, String), Duration>,
     /// Transfers whose end was told.
-    transferred: BTreeSet<String>,
+    transferred: BTreeSet<(TransferKind, String)>,
+    /// What is known of steps that have not ended.
+    verdicts: BTreeMap<VertexIndex, VertexVerdict>,
     /// Since when there is a [`TRANSFER`].
     transferring: Option<Duration>,
     text: Vec<u8>,
@@ -58,6 +63,22 @@ struct SolveStatus {
     logs: Vec<VertexLog>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<VertexWarning>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    verdicts: Vec<VertexVerdict>,
+}
+
+/// How it went with a step, and why.
+#[derive(Clone, Debug, Serialize)]
+struct VertexVerdict {
+    vertex: String,
+    verdict: Verdict,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<Reason>,
+    #[serde(skip_serializing_if = "is_false")]
+    unchanged: bool,
+    /// Microseconds that it took when it ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved: Option<u64>,
 }
 
 #[derive(Default, Serialize)]
@@ -147,6 +168,7 @@ impl RawJson {
             started: BTreeMap::new(),
             transfers: BTreeMap::new(),
             transferred: BTreeSet::new(),
+            verdicts: BTreeMap::new(),
             transferring: None,
             text: Vec::new(),
         }
@@ -217,24 +239,65 @@ impl RawJson {
         }
     }
 
-    fn transfer(&mut self, at: Duration, id: &str, label: &str, current: u64, total: u64) {
-        if self.transferring.is_none() {
-            self.transferring = Some(at);
-            self.show_vertex(self.internal(TRANSFER, at, None));
+    /// What is known of a step's verdict.
+    fn verdict(&mut self, vertex: VertexIndex) -> &mut VertexVerdict {
+        let digest = self.vertex(vertex).digest;
+        self.verdicts.entry(vertex).or_insert(VertexVerdict {
+            vertex: digest,
+            verdict: Verdict::Ran,
+            reasons: Vec::new(),
+            unchanged: false,
+            saved: None,
+        })
+    }
+
+    /// Tells a step's verdict, if there is any.
+    fn tell_verdict(&mut self, vertex: VertexIndex, verdict: Verdict) {
+        if let Some(told) = self.verdicts.remove(&vertex) {
+            self.line(&SolveStatus {
+                verdicts: vec![VertexVerdict { verdict, ..told }],
+                ..SolveStatus::default()
+            });
         }
-        let completed = current == total;
-        if self.transferred.contains(id) {
+    }
+
+    fn transfer(
+        &mut self,
+        at: Duration,
+        vertex: Option<VertexIndex>,
+        key: (TransferKind, String),
+        name: &str,
+        current: u64,
+        total: Option<u64>,
+    ) {
+        if self.transferred.contains(&key) {
             return;
         }
-        let started = *self.transfers.entry(id.to_owned()).or_insert(at);
+        let vertex = match vertex {
+            Some(vertex) => self.vertex(vertex).digest,
+            None => {
+                if self.transferring.is_none() {
+                    self.transferring = Some(at);
+                    self.show_vertex(self.internal(TRANSFER, at, None));
+                }
+                internal_digest(TRANSFER)
+            }
+        };
+        let completed = total == Some(current);
+        let started = *self.transfers.entry(key.clone()).or_insert(at);
         if completed {
-            self.transferred.insert(id.to_owned());
+            self.transferred.insert(key.clone());
         }
+        let (kind, id) = key;
         let status = VertexStatus {
-            id: label.to_owned(),
-            vertex: internal_digest(TRANSFER),
-            name: id.to_owned(),
-            total,
+            id: match kind {
+                TransferKind::Pull => id,
+                TransferKind::Download => format!("{} {name}", kind.as_str()),
+                _ => format!("{} {id}", kind.as_str()),
+            },
+            vertex,
+            name: kind.as_str().to_owned(),
+            total: total.unwrap_or(0),
             current,
             timestamp: self.time(at),
             started: self.time(started),
@@ -290,6 +353,26 @@ impl Renderer for RawJson {
                 self.started.insert(*vertex, (at, name.clone()));
                 self.show_vertex(self.vertex(*vertex));
             }
+            ProgressEvent::Runs { vertex, reasons } => {
+                self.verdict(*vertex).reasons.clone_from(reasons);
+            }
+            ProgressEvent::Recorded {
+                vertex, unchanged, ..
+            } => self.verdict(*vertex).unchanged = *unchanged,
+            ProgressEvent::Known {
+                vertex,
+                took,
+                unneeded,
+                ..
+            } => {
+                let saved = took.and_then(|took| u64::try_from(took.as_micros()).ok());
+                self.verdict(*vertex).saved = saved;
+                let verdict = match unneeded {
+                    true => Verdict::Unneeded,
+                    false => Verdict::Cached,
+                };
+                self.tell_verdict(*vertex, verdict);
+            }
             ProgressEvent::Cached { vertex, name } => {
                 self.started.insert(*vertex, (at, name.clone()));
                 self.show_vertex(Vertex {
@@ -298,15 +381,21 @@ impl Renderer for RawJson {
                     ..self.vertex(*vertex)
                 });
             }
-            ProgressEvent::Done { vertex, .. } => self.show_vertex(Vertex {
-                completed: Some(self.time(at)),
-                ..self.vertex(*vertex)
-            }),
-            ProgressEvent::Failed { vertex, message } => self.show_vertex(Vertex {
-                completed: Some(self.time(at)),
-                error: message.clone(),
-                ..self.vertex(*vertex)
-            }),
+            ProgressEvent::Done { vertex, .. } => {
+                self.show_vertex(Vertex {
+                    completed: Some(self.time(at)),
+                    ..self.vertex(*vertex)
+                });
+                self.tell_verdict(*vertex, Verdict::Ran);
+            }
+            ProgressEvent::Failed { vertex, message } => {
+                self.show_vertex(Vertex {
+                    completed: Some(self.time(at)),
+                    error: message.clone(),
+                    ..self.vertex(*vertex)
+                });
+                self.tell_verdict(*vertex, Verdict::Failed);
+            }
             ProgressEvent::Output {
                 vertex,
                 stream,
@@ -326,16 +415,13 @@ impl Renderer for RawJson {
                 self.log(at, vertex, 2, format!("{text}\n").as_bytes());
             }
             ProgressEvent::Transfer {
+                vertex,
                 kind,
                 id,
                 name,
                 done,
                 total,
-                ..
-            } => {
-                let label = format!("{} {name}", kind.as_str());
-                self.transfer(at, id, &label, *done, total.unwrap_or(0));
-            }
+            } => self.transfer(at, *vertex, (*kind, id.clone()), name, *done, *total),
             _ => {}
         }
         std::mem::take(&mut self.text)
@@ -486,6 +572,7 @@ mod tests {
             digest: VertexDigest([byte; 32]),
             inputs,
             name: name.to_owned(),
+            is_step: true,
         };
         let vertices = vec![
             vertex(0xaa, Vec::new(), "[1/2] FROM x"),
@@ -502,6 +589,10 @@ mod tests {
                 vertex: run,
                 name: "[2/2] RUN y".to_owned(),
                 line: 2,
+            },
+            ProgressEvent::Runs {
+                vertex: run,
+                reasons: vec![Reason::bare(builder::cache::explain::Ingredient::NoRecord)],
             },
             ProgressEvent::Output {
                 vertex: run,
@@ -526,8 +617,9 @@ mod tests {
             {"vertexes":[{"digest":"LOAD","name":"[internal] load build definition from Dockerfile","started":"1970-01-02T00:00:00.000000000Z","completed":"1970-01-02T00:00:00.000000000Z"},{"digest":"blake3:AA","name":"[1/2] FROM x"},{"digest":"blake3:BB","inputs":["blake3:AA"],"name":"[2/2] RUN y"}]}
             {"vertexes":[{"digest":"blake3:AA","name":"[1/2] FROM x","started":"1970-01-02T00:00:00.250000000Z","completed":"1970-01-02T00:00:00.250000000Z","cached":true}]}
             {"vertexes":[{"digest":"blake3:BB","inputs":["blake3:AA"],"name":"[2/2] RUN y","started":"1970-01-02T00:00:00.500000000Z"}]}
-            {"logs":[{"vertex":"blake3:BB","stream":2,"data":"b2gK","timestamp":"1970-01-02T00:00:00.750000000Z"}]}
-            {"vertexes":[{"digest":"blake3:BB","inputs":["blake3:AA"],"name":"[2/2] RUN y","started":"1970-01-02T00:00:00.500000000Z","completed":"1970-01-02T00:00:01.000000000Z","error":"exit code: 3"}]}
+            {"logs":[{"vertex":"blake3:BB","stream":2,"data":"b2gK","timestamp":"1970-01-02T00:00:01.000000000Z"}]}
+            {"vertexes":[{"digest":"blake3:BB","inputs":["blake3:AA"],"name":"[2/2] RUN y","started":"1970-01-02T00:00:00.500000000Z","completed":"1970-01-02T00:00:01.250000000Z","error":"exit code: 3"}]}
+            {"verdicts":[{"vertex":"blake3:BB","verdict":"failed","reasons":[{"ingredient":"no-record"}]}]}
         "#]].assert_eq(&text);
     }
 }

@@ -1,95 +1,147 @@
-//! Progress redrawn in place: finished steps collapse to one line each and scroll away, below them stand the running
-//! ones with their elapsed time and the last lines they wrote.
+//! Progress redrawn in place, as docker shows it: finished steps collapse to one line each and scroll away, below them
+//! stand a header and what runs, with elapsed times, the last lines of output, and a bar for each layer on its way.
 //!
 //! ```text
-//!  => CACHED [1/3] FROM docker.io/library/debian:bookworm
-//!  => [2/3] RUN apt-get update                                      2.1s
-//! [+] 3.4s
-//!  => [3/3] RUN apt-get install -y nginx                            1.3s
+//!  => CACHED [1/4] FROM docker.io/library/debian:bookworm
+//!  => [2/4] COPY etc /etc                                           0.1s
+//!  => => file etc/motd: 3783395b1ab39992 → 8ca4a3341326fc4c
+//! [+] Building 3.4s (1/3)
+//!  => [3/4] RUN apt-get install -y nginx                            1.3s
 //!  => => # Unpacking nginx (1.22.1-9) ...
 //! ```
+//!
+//! Nothing is drawn but at a tick: a chatty step makes no screen flicker. [`Region`] knows what is on the screen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use builder::cache::explain::Reason;
 use builder::graph::VertexIndex;
-use builder::solve::{ProgressEvent, TransferKind};
+use builder::solve::ProgressEvent;
 
-use super::human;
-use super::progress::{Lines, Log, Renderer};
+use super::colours::Colour;
+use super::lines::Log;
+use super::progress::{CANCELLED, Renderer, Work};
+use super::region::Region;
+use super::tally::Tally;
+use super::text::{clip, fit, one_line, printable};
+use super::transfers::{Step as TransferStep, Transfers};
+use super::{Ui, human, verdict};
 
-/// Lines of output shown of each running step, where the screen has room for them.
-const TAIL_LINES: usize = 6;
-
-const RED: &str = "31";
-const BLUE: &str = "34";
+/// Lines of a failed step's output that are shown: more than that is read elsewhere.
+const REPORT_LINES: usize = 500;
 
 /// The renderer.
 #[derive(Debug)]
 pub struct Tty {
+    work: Work,
     columns: usize,
     rows: usize,
-    colour: bool,
+    ui: Ui,
+    /// The build's name in the history.
+    build: Option<String>,
+    tally: Tally,
     running: BTreeMap<VertexIndex, Step>,
-    transfers: BTreeMap<(TransferKind, String), Transfer>,
-    /// Transfers whose end was told.
-    transferred: BTreeSet<(TransferKind, String)>,
+    reasons: BTreeMap<VertexIndex, Vec<Reason>>,
+    transfers: Transfers,
+    /// Steps that failed, to be reported at the end.
+    failed: Vec<Step>,
     /// What scrolls away with the next drawing.
     permanent: String,
-    /// How many lines of the last drawing are to be drawn over.
-    drawn: usize,
-    steps: usize,
-    cached: usize,
+    region: Region,
 }
 
 #[derive(Debug)]
 struct Step {
     name: String,
     started: Duration,
-    lines: Lines,
     log: Log,
-}
-
-#[derive(Debug)]
-struct Transfer {
-    label: String,
-    done: u64,
-    total: u64,
+    /// Its files are those of an earlier run.
+    unchanged: bool,
 }
 
 impl Tty {
     /// A renderer for a terminal of `(columns, rows)`.
-    pub fn new(size: (usize, usize), colour: bool) -> Tty {
+    pub fn new(work: Work, size: (usize, usize), ui: Ui) -> Tty {
         Tty {
+            work,
             columns: size.0,
             rows: size.1,
-            colour,
+            ui,
+            build: None,
+            tally: Tally::default(),
             running: BTreeMap::new(),
-            transfers: BTreeMap::new(),
-            transferred: BTreeSet::new(),
+            reasons: BTreeMap::new(),
+            transfers: Transfers::default(),
+            failed: Vec::new(),
             permanent: String::new(),
-            drawn: 0,
-            steps: 0,
-            cached: 0,
+            region: Region::default(),
         }
     }
 
-    fn keep(&mut self, text: &str, right: &str, colour: &str) {
-        let line = fit(text, right, self.columns);
-        if self.colour && !colour.is_empty() {
-            self.permanent
-                .push_str(&format!("\x1b[{colour}m{line}\x1b[0m\n"));
-        } else {
-            self.permanent.push_str(&line);
-            self.permanent.push('\n');
+    fn keep(&mut self, left: &str, right: &str, colour: Option<Colour>) {
+        let line = fit(left, right, self.columns);
+        let line = match colour {
+            Some(colour) => self.paint(colour, &line),
+            None => line,
+        };
+        self.permanent.push_str(&line);
+        self.permanent.push('\n');
+    }
+
+    /// A line below a step's own.
+    fn keep_below(&mut self, text: &str) {
+        let line = clip(&format!(" => => {text}"), self.columns.saturating_sub(1));
+        let line = self.dim(&line);
+        self.permanent.push_str(&line);
+        self.permanent.push('\n');
+    }
+
+    fn paint(&self, colour: Colour, text: &str) -> String {
+        match self.ui.colour {
+            true => format!("\x1b[{colour}m{text}\x1b[0m"),
+            false => text.to_owned(),
         }
     }
 
-    fn output(&mut self, vertex: VertexIndex, bytes: &[u8]) {
-        if let Some(step) = self.running.get_mut(&vertex) {
-            for line in step.lines.push(bytes) {
-                step.log.push(line);
-            }
+    fn dim(&self, text: &str) -> String {
+        match self.ui.colour {
+            true => format!("\x1b[2m{text}\x1b[0m"),
+            false => text.to_owned(),
+        }
+    }
+
+    fn start(&mut self, at: Duration, vertex: VertexIndex, name: &str) {
+        let step = Step {
+            name: one_line(name),
+            started: at,
+            log: Log::default(),
+            unchanged: false,
+        };
+        self.running.insert(vertex, step);
+    }
+
+    fn cached(&mut self, vertex: VertexIndex, name: &str) {
+        let name = one_line(name);
+        let run = self.ui.colours.run;
+        self.keep(&format!(" => CACHED {name}"), "", Some(run));
+        self.end_transfers(Some(vertex));
+    }
+
+    fn done(&mut self, vertex: VertexIndex, elapsed: Duration) {
+        let Some(step) = self.running.remove(&vertex) else {
+            return;
+        };
+        let run = self.ui.colours.run;
+        let took = seconds(elapsed);
+        self.keep(&format!(" => {}", step.name), &took, Some(run));
+        self.end_transfers(Some(vertex));
+        let reasons = self.reasons.remove(&vertex).unwrap_or_default();
+        for line in verdict::telling(&reasons) {
+            self.keep_below(&line);
+        }
+        if step.unchanged {
+            self.keep_below(verdict::UNCHANGED);
         }
     }
 
@@ -97,155 +149,246 @@ impl Tty {
         let Some(mut step) = self.running.remove(&vertex) else {
             return;
         };
-        if let Some(rest) = step.lines.rest() {
-            step.log.push(rest);
+        step.log.end();
+        let took = seconds(at.saturating_sub(step.started));
+        if message == CANCELLED {
+            let cancel = self.ui.colours.cancel;
+            self.keep(&format!(" => CANCELED {}", step.name), &took, Some(cancel));
+            return;
         }
-        self.steps += 1;
-        let right = seconds(at.saturating_sub(step.started));
-        self.keep(&format!(" => ERROR {}", step.name), &right, RED);
-        let report = step.log.report(&step.name);
-        self.permanent.push_str(&String::from_utf8_lossy(&report));
-        self.keep(&format!(" {message}"), "", RED);
+        let error = self.ui.colours.error;
+        self.keep(&format!(" => ERROR {}", step.name), &took, Some(error));
+        self.failed.push(step);
     }
 
-    /// Takes the live lines away.
-    fn erase(&mut self) -> String {
-        match std::mem::take(&mut self.drawn) {
-            0 => String::new(),
-            drawn => format!("\x1b[{drawn}A\r\x1b[J"),
+    /// Tells of what has arrived: of a step's layers all in one line, else each in its own.
+    fn end_transfers(&mut self, vertex: Option<VertexIndex>) {
+        let ended = self.transfers.untold(vertex);
+        let lines: Vec<(String, String)> = match vertex {
+            None => ended
+                .iter()
+                .map(|row| {
+                    let size = human::size(row.bytes());
+                    (
+                        format!(" => {}", row.ended_label()),
+                        format!("{size} {}", seconds(row.took())),
+                    )
+                })
+                .collect(),
+            Some(_) => match ended.as_slice() {
+                [] => Vec::new(),
+                [only] => vec![(
+                    format!(" => => {}", only.ended_label()),
+                    human::size(only.bytes()),
+                )],
+                many => {
+                    let bytes: u64 = many.iter().map(|row| row.bytes()).sum();
+                    let text = format!(" => => pulled {} layers", many.len());
+                    vec![(text, human::size(bytes))]
+                }
+            },
+        };
+        let run = vertex.is_none().then_some(self.ui.colours.run);
+        for (left, right) in lines {
+            self.keep(&left, &right, run);
         }
+    }
+
+    fn header(&self, at: Duration) -> String {
+        let ended = match self.work {
+            Work::Building => self.tally.ended(),
+            Work::Pulling | Work::Pushing => {
+                let (all, done) = self.transfers.counts();
+                (done, all)
+            }
+        };
+        Tally::header(self.work.as_str(), at, ended)
     }
 
     /// Draws over the last drawing: what has become permanent, then the live lines.
-    fn draw(&mut self, at: Duration) -> Vec<u8> {
-        let live = self.live_lines(at);
-        let mut text = self.erase();
-        text.push_str(&std::mem::take(&mut self.permanent));
-        for line in &live {
-            text.push_str(line);
-            text.push('\n');
-        }
-        self.drawn = live.len();
+    fn draw(&mut self, live: Vec<String>) -> Vec<u8> {
+        let permanent = std::mem::take(&mut self.permanent);
+        let text = self.region.draw(&permanent, live, self.columns);
         text.into_bytes()
     }
 
     fn live_lines(&self, at: Duration) -> Vec<String> {
-        if self.running.is_empty() && self.transfers.is_empty() {
-            return Vec::new();
-        }
-        let mut lines = vec![format!("[+] {}", seconds(at))];
-        // The cursor's own line and one to spare: a live region taller than the screen cannot be drawn over.
-        let room = self.rows.saturating_sub(lines.len() + 2);
-        let shown = self.running.len() + self.transfers.len();
-        let spare = room.saturating_sub(shown);
-        let tail = TAIL_LINES.min(spare / self.running.len().max(1));
-        for step in self.running.values() {
+        let header = clip(&self.header(at), self.columns.saturating_sub(1));
+        // The header, and the cursor's own line: a live region taller than the screen cannot be drawn over.
+        let room = self.rows.saturating_sub(2);
+        let mut groups = vec![self.transfer_lines(at, None, " =>")];
+        let tails: Vec<Vec<&[u8]>> = self.running.values().map(|step| self.tail(step)).collect();
+        for (vertex, step) in &self.running {
             let right = seconds(at.saturating_sub(step.started));
-            lines.push(fit(&format!(" => {}", step.name), &right, self.columns));
-            for line in step.log.tail(tail) {
-                let text = format!(" => => # {}", printable(line));
-                lines.push(fit(&text, "", self.columns));
+            let mut lines = vec![fit(&format!(" => {}", step.name), &right, self.columns)];
+            lines.extend(self.transfer_lines(at, Some(*vertex), " => =>"));
+            groups.push(lines);
+        }
+        let needed: usize = groups.iter().map(Vec::len).sum();
+        let mut spare = room.saturating_sub(needed);
+        let mut lines = vec![header];
+        let mut waiting = tails.iter().filter(|tail| !tail.is_empty()).count();
+        for (index, group) in groups.into_iter().enumerate() {
+            lines.extend(group);
+            let Some(tail) = index.checked_sub(1).map(|at| &tails[at]) else {
+                continue;
+            };
+            let share = tail.len().min(spare / waiting.max(1));
+            waiting -= usize::from(!tail.is_empty());
+            spare -= share;
+            for line in &tail[tail.len() - share..] {
+                let text = format!(" => => # {}", printable(line, false));
+                let text = clip(&text, self.columns.saturating_sub(1));
+                lines.push(self.dim(&text));
             }
         }
-        for transfer in self.transfers.values() {
-            let right = format!(
-                "{} / {}",
-                human::size(transfer.done),
-                human::size(transfer.total)
-            );
-            lines.push(fit(
-                &format!(" => {}", transfer.label),
-                &right,
-                self.columns,
-            ));
+        if lines.len() > room + 1 {
+            let hidden = lines.len() - room;
+            lines.truncate(room);
+            let more = format!(" => … and {hidden} more lines");
+            lines.push(clip(&more, self.columns.saturating_sub(1)));
         }
-        lines.truncate(room + 1);
+        lines.truncate(self.rows.saturating_sub(1).max(1));
         lines
+    }
+
+    fn tail<'s>(&self, step: &'s Step) -> Vec<&'s [u8]> {
+        step.log.tail(self.ui.log_lines)
+    }
+
+    /// Each transfer that a vertex waits for, and how many of them have ended.
+    fn transfer_lines(
+        &self,
+        at: Duration,
+        vertex: Option<VertexIndex>,
+        prefix: &str,
+    ) -> Vec<String> {
+        let rows = || self.transfers.of(vertex);
+        let mut lines: Vec<String> = rows()
+            .filter(|row| !row.is_ended())
+            .map(|row| {
+                let state = row.state(at, self.columns);
+                fit(&format!("{prefix} {}", row.label()), &state, self.columns)
+            })
+            .collect();
+        let ended = rows().filter(|row| row.is_ended()).count();
+        if vertex.is_some() && ended > 0 {
+            let bytes: u64 = rows()
+                .filter(|row| row.is_ended())
+                .map(super::transfers::Row::bytes)
+                .sum();
+            let text = format!("{prefix} {ended} of {} done", rows().count());
+            lines.push(fit(&text, &human::size(bytes), self.columns));
+        }
+        lines
+    }
+
+    /// What the failed steps wrote.
+    fn report(&mut self) {
+        let whole = self
+            .build
+            .as_ref()
+            .map(|build| format!("`longshore history logs {build}` has them"));
+        let colour = self.ui.colour;
+        for step in std::mem::take(&mut self.failed) {
+            let shown = |line: &[u8]| printable(line, colour).into_bytes();
+            let report = step
+                .log
+                .report(&step.name, REPORT_LINES, whole.as_deref(), shown);
+            self.permanent.push_str(&String::from_utf8_lossy(&report));
+        }
     }
 }
 
 impl Renderer for Tty {
     fn event(&mut self, at: Duration, event: &ProgressEvent) -> Vec<u8> {
+        self.tally.take(event);
         match event {
-            ProgressEvent::Started { vertex, name, .. } => {
-                let step = Step {
-                    name: name.clone(),
-                    started: at,
-                    lines: Lines::default(),
-                    log: Log::default(),
-                };
-                self.running.insert(*vertex, step);
-            }
-            ProgressEvent::Output { vertex, bytes, .. } => {
-                // Seen at the next tick: a chatty step must not make the screen flicker.
-                self.output(*vertex, bytes);
-                return Vec::new();
-            }
-            ProgressEvent::Cached { name, .. } => {
-                self.steps += 1;
-                self.cached += 1;
-                self.keep(&format!(" => CACHED {name}"), "", BLUE);
-            }
-            ProgressEvent::Done { vertex, elapsed } => {
-                self.steps += 1;
-                if let Some(step) = self.running.remove(vertex) {
-                    self.keep(&format!(" => {}", step.name), &seconds(*elapsed), BLUE);
+            ProgressEvent::Begun { build } => self.build = Some(build.to_string()),
+            ProgressEvent::Started { vertex, name, .. } => self.start(at, *vertex, name),
+            ProgressEvent::Output {
+                vertex,
+                stream,
+                bytes,
+            } => {
+                if let Some(step) = self.running.get_mut(vertex) {
+                    step.log.push(*stream, bytes);
                 }
             }
+            ProgressEvent::Runs { vertex, reasons } => {
+                self.reasons.insert(*vertex, reasons.clone());
+            }
+            ProgressEvent::Recorded {
+                vertex, unchanged, ..
+            } => {
+                if let Some(step) = self.running.get_mut(vertex) {
+                    step.unchanged = *unchanged;
+                }
+            }
+            ProgressEvent::Cached { vertex, name } => self.cached(*vertex, name),
+            ProgressEvent::Done { vertex, elapsed } => self.done(*vertex, *elapsed),
             ProgressEvent::Failed { vertex, message } => self.failed(at, *vertex, message),
-            ProgressEvent::Note { text, .. } => self.keep(&format!(" {text}"), "", ""),
+            ProgressEvent::Note { text, .. } => {
+                let text = format!(" => {}", one_line(text));
+                self.keep(&text, "", None);
+            }
             ProgressEvent::Transfer {
+                vertex,
                 kind,
                 id,
                 name,
                 done,
                 total,
-                ..
             } => {
-                let label = format!("{} {name}", kind.as_str());
-                let id = (*kind, id.clone());
-                if *total == Some(*done) {
-                    self.transfers.remove(&id);
-                    if self.transferred.insert(id) {
-                        self.keep(&format!(" => {label}"), &human::size(*done), BLUE);
-                    }
-                } else {
-                    let transfer = Transfer {
-                        label,
-                        done: *done,
-                        total: total.unwrap_or(*done),
-                    };
-                    self.transfers.insert(id, transfer);
-                    return Vec::new();
-                }
+                let step = TransferStep {
+                    vertex: *vertex,
+                    kind: *kind,
+                    id,
+                    name,
+                    done: *done,
+                    total: *total,
+                };
+                self.transfers.take(at, &step);
             }
             _ => {}
         }
-        self.draw(at)
+        Vec::new()
     }
 
-    fn pause(&mut self, at: Duration) -> Vec<u8> {
-        let mut text = self.draw(at);
-        text.extend_from_slice(self.erase().as_bytes());
-        text
+    fn logged(&mut self, line: &[u8]) -> Vec<u8> {
+        let shown = printable(line.trim_ascii_end(), self.ui.colour);
+        self.permanent.push_str(&shown);
+        self.permanent.push('\n');
+        Vec::new()
+    }
+
+    fn resize(&mut self, size: (usize, usize)) {
+        (self.columns, self.rows) = size;
+    }
+
+    fn pause(&mut self, _at: Duration) -> Vec<u8> {
+        // Whoever takes the screen wants to see what went wrong.
+        self.report();
+        self.draw(Vec::new())
     }
 
     fn tick(&mut self, at: Duration) -> Vec<u8> {
-        if self.running.is_empty() && self.transfers.is_empty() && self.permanent.is_empty() {
-            return Vec::new();
-        }
-        self.draw(at)
+        self.end_transfers(None);
+        let live = self.live_lines(at);
+        self.draw(live)
     }
 
     fn finish(&mut self, at: Duration, succeeded: bool) -> Vec<u8> {
+        self.end_transfers(None);
         self.running.clear();
-        self.transfers.clear();
-        if succeeded && self.steps > 0 {
-            let (steps, cached) = (self.steps, self.cached);
-            let text = format!("[+] {steps} steps, {cached} of them cached");
-            self.keep(&text, &seconds(at), "");
+        self.report();
+        let moved = self.transfers.counts().0;
+        // A command that had nothing to move, or a question that was answered, needs no last word.
+        if self.tally.is_planned() || moved > 0 {
+            let summary = self.header(at) + &self.tally.ending(succeeded);
+            self.keep(&summary, "", None);
         }
-        self.draw(at)
+        self.draw(Vec::new())
     }
 }
 
@@ -253,117 +396,5 @@ fn seconds(time: Duration) -> String {
     format!("{:.1}s", time.as_secs_f64())
 }
 
-/// Cuts `left` and pads it so that it ends with `right` in the last column but one.
-fn fit(left: &str, right: &str, columns: usize) -> String {
-    // The last column stays empty, for some terminals wrap when it is written.
-    let room = columns.saturating_sub(right.len() + 2);
-    let mut used = 0;
-    let mut line = String::new();
-    for c in left.chars() {
-        let width = width(c);
-        if used + width > room {
-            break;
-        }
-        line.push(c);
-        used += width;
-    }
-    if !right.is_empty() {
-        line.extend(std::iter::repeat_n(' ', room - used + 1));
-        line.push_str(right);
-    }
-    line
-}
-
-/// Columns that a character takes. Wide scripts and symbols begin at U+1100; an answer too large only cuts a line short.
-fn width(c: char) -> usize {
-    if u32::from(c) < 0x1100 { 1 } else { 2 }
-}
-
-/// A line without what would move the cursor: escape sequences, control characters, and what a carriage return overwrote.
-fn printable(line: &[u8]) -> String {
-    let text = String::from_utf8_lossy(line);
-    let visible = text.rsplit('\r').next().unwrap_or_default();
-    let mut clean = String::new();
-    let mut characters = visible.chars().peekable();
-    while let Some(c) = characters.next() {
-        match c {
-            '\x1b' if characters.next_if_eq(&'[').is_some() => {
-                // A control sequence ends with a byte from `@` to `~`.
-                while characters
-                    .next()
-                    .is_some_and(|parameter| !('@'..='~').contains(&parameter))
-                {}
-            }
-            '\t' => clean.push_str("    "),
-            c if c.is_control() => {}
-            c => clean.push(c),
-        }
-    }
-    clean
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn running_steps_are_drawn_over_and_finished_ones_stay() {
-        let mut tty = Tty::new((40, 10), false);
-        let vertex = VertexIndex(1);
-        let at = Duration::from_millis;
-        let event = ProgressEvent::Started {
-            vertex,
-            name: "[2/2] RUN make".to_owned(),
-            line: 2,
-        };
-        let text = String::from_utf8(tty.event(at(0), &event)).unwrap();
-        assert_eq!(text, "[+] 0.0s\n => [2/2] RUN make                 0.0s\n");
-        let event = ProgressEvent::Output {
-            vertex,
-            stream: builder::solve::OutputStream::Stdout,
-            bytes: b"\x1b[32mok\x1b[0m\n".to_vec(),
-        };
-        assert!(tty.event(at(1), &event).is_empty());
-        let text = String::from_utf8(tty.tick(at(1500))).unwrap();
-        assert_eq!(
-            text,
-            "\x1b[2A\r\x1b[J[+] 1.5s\n => [2/2] RUN make                 1.5s\n => => # ok\n"
-        );
-        let event = ProgressEvent::Failed {
-            vertex,
-            message: "exit code 3".to_owned(),
-        };
-        let text = String::from_utf8(tty.event(at(2000), &event)).unwrap();
-        assert!(
-            text.starts_with("\x1b[3A\r\x1b[J => ERROR [2/2] RUN make"),
-            "{text:?}"
-        );
-        assert!(text.contains("\n > [2/2] RUN make:\n\x1b[32mok\x1b[0m\n------\n exit code 3\n"));
-        assert_eq!(tty.drawn, 0);
-    }
-
-    #[test]
-    fn no_drawing_is_wider_or_taller_than_the_screen() {
-        let mut tty = Tty::new((20, 6), false);
-        for index in 0..9 {
-            let event = ProgressEvent::Started {
-                vertex: VertexIndex(index),
-                name: "日本語 and more than fits".to_owned(),
-                line: 0,
-            };
-            tty.event(Duration::ZERO, &event);
-        }
-        let lines = tty.live_lines(Duration::ZERO);
-        assert!(lines.len() < 6);
-        for line in lines {
-            assert!(line.chars().map(width).sum::<usize>() < 20, "{line}");
-        }
-    }
-
-    #[test]
-    fn output_cannot_move_the_cursor() {
-        assert_eq!(printable(b"50%\r100%"), "100%");
-        assert_eq!(printable(b"\x1b[2J\x1b[1;31mred\x07\x1b[0m\tx"), "red    x");
-        assert_eq!(printable(b"\x1b"), "");
-    }
-}
+mod tests;

@@ -11,6 +11,12 @@ const INLINE_CHARS_MAX: usize = 60;
 /// Lines of a long text that are shown.
 const LINES_MAX: usize = 12;
 
+/// Lines that progress has room for below a step.
+const TELLING_MAX: usize = 3;
+
+/// What is said of a step that ran, and whose files are those of an earlier run.
+pub const UNCHANGED: &str = "ran again, same result";
+
 /// One word for how it went with a step, as progress shows it.
 pub fn verdict(step: &StepHistory) -> String {
     let took = step.took.map(human::micros);
@@ -76,10 +82,25 @@ pub fn reasons(step: &StepHistory) -> Vec<String> {
             _ => {}
         }
     }
-    step.reasons.iter().flat_map(lines).collect()
+    step.reasons.iter().flat_map(reason).collect()
 }
 
-fn lines(reason: &Reason) -> Vec<String> {
+/// The reasons that tell something, in a few lines: that a step is new needs no words.
+pub fn telling(reasons: &[Reason]) -> Vec<String> {
+    let telling = reasons
+        .iter()
+        .filter(|reason| reason.ingredient != Ingredient::NoRecord);
+    let mut lines: Vec<String> = telling.flat_map(reason).collect();
+    if lines.len() > TELLING_MAX {
+        let more = lines.len() - (TELLING_MAX - 1);
+        lines.truncate(TELLING_MAX - 1);
+        lines.push(format!("… and {more} more: `longshore explain` has them"));
+    }
+    lines
+}
+
+/// One reason, in one or more lines.
+pub fn reason(reason: &Reason) -> Vec<String> {
     let name = reason.name.as_deref().unwrap_or_default();
     let old = reason.old.as_deref();
     let new = reason.new.as_deref();
@@ -171,13 +192,13 @@ mod tests {
         new: Option<&str>,
         expected: &[&str],
     ) {
-        let reason = Reason {
+        let found = Reason {
             ingredient,
             name: Some(name.to_owned()),
             old: old.map(str::to_owned),
             new: new.map(str::to_owned),
         };
-        assert_eq!(lines(&reason), expected);
+        assert_eq!(reason(&found), expected);
     }
 
     #[test]

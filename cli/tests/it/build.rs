@@ -1,7 +1,5 @@
 //! What instructions, flags and outputs of `build` give.
 
-use std::process::Command;
-
 use crate::support::{Place, Ran, busybox_rootfs, tool};
 
 #[test]
@@ -299,34 +297,4 @@ RUN rm /d/gone && rm -r /opaque && mkdir /opaque && touch /opaque/new && ln /d/k
         /d/kept
         4755"#]]
     .assert_eq(&found);
-}
-
-#[test]
-fn a_build_can_be_watched_on_a_terminal() {
-    let place = Place::with_busybox();
-    let context = place.context(
-        "ctx",
-        &[(
-            "Dockerfile",
-            "FROM busybox\nRUN echo hidden-when-done; exit 0\n",
-        )],
-    );
-    // `script` gives it a terminal.
-    let line = format!(
-        "{} build -t tty {}",
-        crate::support::LONGSHORE,
-        context.display()
-    );
-    let mut command = Command::new("script");
-    command
-        .args(["-qec", &line, "/dev/null"])
-        .env("LONGSHORE_ROOT", place.store())
-        .env("TERM", "xterm");
-    let shown = Ran::of(&mut command).ok();
-    assert!(shown.contains("\x1b["), "not drawn in place: {shown:?}");
-    assert!(shown.contains("RUN echo hidden-when-done"), "{shown:?}");
-    assert!(
-        !shown.contains("#1 "),
-        "plain progress on a terminal: {shown:?}"
-    );
 }

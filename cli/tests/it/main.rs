@@ -55,5 +55,6 @@ mod rootless;
 mod run;
 mod run_mounts;
 mod support;
+mod terminal;
 mod tidy;
 mod transfer;

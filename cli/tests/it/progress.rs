@@ -152,6 +152,7 @@ fn plain_progress_is_what_buildctl_prints() {
         #1 CACHED
 
         #2 [2/2] RUN echo a name that is longer than any terminal is wide, and longer than what buildctl cut in its time; seq 12; exit 3
+        #2 runs: no record of it: built for the first time
         #2 TIME a name that is longer than any terminal is wide, and longer than what buildctl cut in its time
         #2 TIME 1
         #2 TIME 2
