@@ -11,6 +11,7 @@ use store::oci::Platform;
 
 mod call;
 mod debug;
+mod filter;
 mod history;
 mod output;
 mod space;
@@ -18,6 +19,7 @@ mod steps;
 
 pub use call::{Call, Format, Method};
 pub use debug::OnError;
+pub use filter::Filter;
 pub use history::{
     ExplainArgs, HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLogsArgs, HistoryLsArgs,
     HistoryRmArgs, HistoryShowArgs, ImageHistoryArgs, LogFormat,
@@ -60,6 +62,12 @@ pub struct GlobalArgs {
     /// (~/.local/share/longshore). Several commands may use one folder at the same time.
     #[arg(long, value_name = "DIR", global = true, help_heading = GLOBAL)]
     pub root: Option<PathBuf>,
+    /// Configuration file
+    ///
+    /// Default: $LONGSHORE_CONFIG, else $XDG_CONFIG_HOME/longshore/config.toml (~/.config/…; not for
+    /// root), else /etc/longshore/config.toml. See docs/reference/config.md.
+    #[arg(long, value_name = "FILE", global = true, help_heading = GLOBAL)]
+    pub config: Option<PathBuf>,
     /// How much to say about longshore's own doings: off, error, warn, info, debug or trace
     #[arg(
         long,

@@ -4,6 +4,7 @@ mod archive;
 mod build;
 mod call;
 mod check;
+mod collect;
 mod debug;
 mod explain;
 mod history;

@@ -12,6 +12,7 @@ use store::history::Keep;
 use store::{OpenOptions, Store};
 
 use crate::args::GlobalArgs;
+use crate::config::Config;
 use crate::error::{CliError, Kind};
 use crate::ui::Ui;
 use crate::ui::colours::Colours;
@@ -19,12 +20,17 @@ use crate::ui::colours::Colours;
 /// Where a system-wide store is.
 const SYSTEM_ROOT: &str = "/var/lib/longshore";
 
+/// What an administrator says for everybody.
+const SYSTEM_CONFIG: &str = "/etc/longshore/config.toml";
+
 /// What every command is given.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// Somewhere to print.
     pub ui: Ui,
     root: Option<PathBuf>,
+    config: Option<PathBuf>,
+    is_root: bool,
 }
 
 impl Context {
@@ -48,6 +54,8 @@ impl Context {
         Context {
             ui,
             root: root(global.root.clone(), is_root),
+            config: global.config.clone(),
+            is_root,
         }
     }
 
@@ -68,9 +76,36 @@ impl Context {
         Ok(Store::open_with(&self.root()?, &options)?)
     }
 
+    /// What the configuration file says: the one that is named, or the first of the usual ones that is there.
+    pub fn config(&self) -> Result<Config, CliError> {
+        let named = self.config.clone();
+        let named = named.or_else(|| variable("LONGSHORE_CONFIG").map(PathBuf::from));
+        let read = match named {
+            Some(path) => Config::read(&path),
+            None => Config::first(&self.usual_configs()),
+        };
+        Ok(read?)
+    }
+
+    fn usual_configs(&self) -> Vec<PathBuf> {
+        let absolute = |path: &PathBuf| path.is_absolute();
+        let folder = variable("XDG_CONFIG_HOME").map(PathBuf::from);
+        let folder = folder
+            .filter(absolute)
+            .or_else(|| Some(home()?.join(".config")));
+        let own = folder.filter(|_| !self.is_root);
+        let own = own.map(|folder| folder.join("longshore/config.toml"));
+        own.into_iter()
+            .chain([PathBuf::from(SYSTEM_CONFIG)])
+            .collect()
+    }
+
     /// How much build history is kept.
     fn history_keep(&self) -> Result<Keep, CliError> {
         let mut keep = Keep::default();
+        let config = self.config()?.history;
+        keep.builds = config.builds.unwrap_or(keep.builds);
+        keep.age = config.keep_duration.unwrap_or(keep.age);
         if let Some(builds) = self.number("LONGSHORE_HISTORY_BUILDS")? {
             keep.builds = builds;
         }

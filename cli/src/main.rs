@@ -3,8 +3,10 @@
 //! | module | holds |
 //! |---|---|
 //! | [`args`] | the command line, as types |
+//! | [`config`] | the configuration file |
 //! | [`context`] | flags and environment put together; the only reader of the environment |
 //! | [`commands`] | one function per command |
+//! | [`quantity`] | sizes and durations |
 //! | [`error`] | whose fault an error is, and the exit code for it |
 //! | [`ui`] | everything that is printed |
 
@@ -16,8 +18,10 @@
 
 mod args;
 mod commands;
+mod config;
 mod context;
 mod error;
+mod quantity;
 mod ui;
 
 use std::process::ExitCode;

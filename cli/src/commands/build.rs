@@ -67,6 +67,7 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     let built = builder::build(environment, &request, &sink);
     let warnings = display.finish(built.is_ok());
     watch.stop();
+    super::collect::if_due(context, &store);
     super::sync::soon(&store);
     if built.is_err() {
         outcome::warn(context, how, &warnings);

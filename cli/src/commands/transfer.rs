@@ -44,6 +44,7 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
 pub fn pull(context: &Context, args: &PullArgs) -> Result<ExitCode, CliError> {
     let store = Arc::new(context.store()?);
     let id = fetch(context, &store, &args.name, args.quiet)?;
+    super::collect::if_due(context, &store);
     super::sync::soon(&store);
     context.ui.line(&id.to_string())?;
     Ok(ExitCode::SUCCESS)

@@ -14,6 +14,7 @@ use store::oci::ReferenceError;
 use store::snapshot::SnapshotError;
 
 use super::{CliError, Kind};
+use crate::config::ConfigError;
 
 impl From<ReferenceError> for CliError {
     fn from(error: ReferenceError) -> CliError {
@@ -50,6 +51,16 @@ impl From<StoreError> for CliError {
             }
             error => CliError::new(Kind::Environment, error),
         }
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> CliError {
+        let kind = match error {
+            ConfigError::Read { .. } => Kind::Environment,
+            ConfigError::Wrong { .. } => Kind::Usage,
+        };
+        CliError::new(kind, error)
     }
 }
 

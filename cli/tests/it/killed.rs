@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::{Place, Ran, Server, mounts_below};
 
@@ -21,9 +21,6 @@ const WORKERS: u64 = 3;
 
 /// A command is killed within this time of its start, in milliseconds, or runs to its end.
 const MOMENTS: u64 = 160;
-
-/// What is waited for the processes that end by themselves: those that write the store out.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const SHARED: &str = "\
 FROM busybox AS made
@@ -173,42 +170,6 @@ impl Churn {
         let mounts = mounts_below(&self.place.store());
         assert!(mounts.is_empty(), "{when}: {mounts:?}");
     }
-
-    /// Waits until nobody uses the store: whoever has it open, or one of its layers mounted, is named otherwise.
-    fn wait_for_the_last_process(&self) {
-        let start = Instant::now();
-        loop {
-            let users = users(&self.place.store());
-            if users.is_empty() {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "still there: {users:?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// Processes that run on a store, or see mounts of it in a namespace of their own.
-fn users(store: &Path) -> Vec<String> {
-    let store = store.to_str().unwrap();
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap() {
-        let folder = entry.unwrap().path();
-        let read = |name: &str| std::fs::read(folder.join(name)).unwrap_or_default();
-        if !folder.join("mountinfo").exists() {
-            continue;
-        }
-        let mentions = |name: &str| {
-            let text = String::from_utf8_lossy(&read(name)).into_owned();
-            text.contains(&format!("{store}/")) || text.contains(&format!("LONGSHORE_ROOT={store}"))
-        };
-        // A process that has ended but whose parent has not looked has neither.
-        if mentions("mountinfo") || mentions("environ") {
-            let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
-            found.push(format!("{}: {line}", folder.display()));
-        }
-    }
-    found
 }
 
 #[test]
@@ -229,7 +190,7 @@ fn killed_commands_leave_a_store_with_nothing_wrong() {
         });
         churn.check(&format!("seed {seed}, after {until} kills"));
     }
-    churn.wait_for_the_last_process();
+    churn.place.wait_until_unused();
     churn.check("at the end");
     let done = churn.done.load(Ordering::Relaxed);
     println!("{kills} kills, {done} commands done beside them");

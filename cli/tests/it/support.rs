@@ -104,6 +104,8 @@ impl Place {
             .args(arguments)
             .env("LONGSHORE_ROOT", self.store())
             .env("DOCKER_CONFIG", self.path("docker"))
+            .env("XDG_CONFIG_HOME", self.path("config"))
+            .env_remove("LONGSHORE_CONFIG")
             .env_remove("SOURCE_DATE_EPOCH")
             .env_remove("RUST_BACKTRACE")
             .stdin(Stdio::null());
@@ -144,6 +146,19 @@ impl Place {
         let ran = self.words(["build", "--progress", "plain", "-t", tag], [context]);
         ran.ok();
         Built::of(&ran)
+    }
+
+    /// Waits until no process uses the store: those that write it out outlive the command that started them.
+    pub fn wait_until_unused(&self) {
+        let start = std::time::Instant::now();
+        loop {
+            let users = users(&self.store());
+            if users.is_empty() {
+                return;
+            }
+            assert!(start.elapsed().as_secs() < 60, "still there: {users:?}");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
 
     /// Runs a shell line in a new container of an image; expects success.
@@ -385,4 +400,27 @@ pub fn mounts_below(folder: &Path) -> Vec<String> {
         .filter(|line| line.contains(folder))
         .map(str::to_owned)
         .collect()
+}
+
+/// Processes that run on a store, or see mounts of it in a namespace of their own.
+fn users(store: &Path) -> Vec<String> {
+    let store = store.to_str().unwrap();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let folder = entry.unwrap().path();
+        let read = |name: &str| std::fs::read(folder.join(name)).unwrap_or_default();
+        if !folder.join("mountinfo").exists() {
+            continue;
+        }
+        let mentions = |name: &str| {
+            let text = String::from_utf8_lossy(&read(name)).into_owned();
+            text.contains(&format!("{store}/")) || text.contains(&format!("LONGSHORE_ROOT={store}"))
+        };
+        // A process that has ended but whose parent has not looked has neither.
+        if mentions("mountinfo") || mentions("environ") {
+            let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            found.push(format!("{}: {line}", folder.display()));
+        }
+    }
+    found
 }

@@ -1,0 +1,198 @@
+//! The configuration file: TOML, described in `docs/reference/config.md`.
+//!
+//! | file | what |
+//! |---|---|
+//! | this one | where it is, and what it is made of |
+//! | [`table`] | reading a table: what nobody asks for is an error, with its line and what may have been meant |
+//! | [`gc`] | `[gc]`: what is collected by itself |
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use self::gc::GcConfig;
+use self::table::{Table, TableError};
+
+pub mod gc;
+mod table;
+
+/// Largest configuration file that is read, in bytes.
+const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read the configuration `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no TOML, or says what nothing understands.
+    #[error("{}:{error}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what is wrong there.
+        error: TableError,
+    },
+}
+
+/// What the file says; defaults where it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `[gc]`.
+    pub gc: GcConfig,
+    /// `[history]`.
+    pub history: HistoryConfig,
+}
+
+/// `[history]`: how much of it is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HistoryConfig {
+    /// `builds`: at most so many.
+    pub builds: Option<u64>,
+    /// `keep_duration`: none older than this.
+    pub keep_duration: Option<Duration>,
+}
+
+impl Config {
+    /// Reads a file that has to be there.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let fail = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let size = std::fs::metadata(path).map_err(fail)?.len();
+        if size > CONFIG_BYTES_MAX {
+            let message = format!("it has more than {CONFIG_BYTES_MAX} bytes");
+            return Err(fail(io::Error::new(io::ErrorKind::FileTooLarge, message)));
+        }
+        let text = std::fs::read_to_string(path).map_err(fail)?;
+        Config::parse(&text).map_err(|error| ConfigError::Wrong {
+            path: path.to_owned(),
+            error,
+        })
+    }
+
+    /// Reads the first of these that is there; defaults if none is.
+    pub fn first(paths: &[PathBuf]) -> Result<Config, ConfigError> {
+        for path in paths {
+            match Config::read(path) {
+                Err(ConfigError::Read { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound => {}
+                read => return read,
+            }
+        }
+        Ok(Config::default())
+    }
+
+    fn parse(text: &str) -> Result<Config, TableError> {
+        let document = table::document(text)?;
+        let mut root = Table::new(text, "", &document);
+        let mut config = Config::default();
+        if let Some(mut gc) = root.table("gc")? {
+            config.gc = GcConfig::read(&mut gc)?;
+            gc.finish()?;
+        }
+        if let Some(mut history) = root.table("history")? {
+            config.history.builds = history.number("builds")?;
+            config.history.keep_duration = history.duration("keep_duration")?;
+            history.finish()?;
+        }
+        root.finish()?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_says_nothing() {
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        assert_eq!(
+            Config::parse("# only words\n[gc]\n").unwrap(),
+            Config::default()
+        );
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_place() {
+        let check = |text: &str, expect: &str| {
+            let error = Config::parse(text).unwrap_err();
+            assert_eq!(error.to_string(), expect);
+        };
+        check(
+            "[gc]\nmax_usd = \"1GB\"\n",
+            "2:1: unknown key `gc.max_usd`: did you mean `max_used`?",
+        );
+        check("[cg]\n", "1:2: unknown key `cg`: did you mean `gc`?");
+        check(
+            "[registries]\n",
+            "1:2: unknown key `registries`: expected one of gc, history",
+        );
+        check(
+            "[gc]\n\n  max_used = \"ten\"\n",
+            "3:14: `gc.max_used` is `ten`: expected a size such as 500MB, 1.5GB or 2GiB, or a share of the disk such as 10%",
+        );
+        check(
+            "[gc]\nenabled = 1\n",
+            "2:11: `gc.enabled` is a number: expected true or false",
+        );
+        check("gc = 3\n", "1:6: `gc` is a number: expected a table");
+        check(
+            "[gc]\ninterval = \"1 hour\"\n",
+            "2:12: `gc.interval` is `1 hour`: expected a duration such as 30m, 24h, 1h30m or 7d",
+        );
+        check(
+            "[[gc.policy]]\nkinds = [\"cache-mount\"]\n",
+            "2:10: `gc.policy.kinds` has `cache-mount`: did you mean `cache-mounts`?",
+        );
+        check(
+            "[[gc.policy]]\n[[gc.policy]]\nkeep = 1\n",
+            "3:1: unknown key `gc.policy.keep`: expected one of keep_duration, kinds, max_used, min_free, reserved",
+        );
+        check(
+            "[history]\nbuilds = -1\n",
+            "2:10: `history.builds` is `-1`: expected a number that is not negative",
+        );
+        let error = Config::parse("[gc\n").unwrap_err().to_string();
+        assert!(error.starts_with("1:4: "), "{error}");
+    }
+
+    #[test]
+    fn everything_can_be_said() {
+        let text = r#"
+[gc]
+enabled = false
+interval = "1h"
+max_used = "50GB"
+reserved = "5%"
+min_free = 1000
+
+[[gc.policy]]
+kinds = ["cache-mounts", "git", "contexts"]
+keep_duration = "48h"
+max_used = "512MB"
+
+[[gc.policy]]
+
+[history]
+builds = 5
+keep_duration = "3d"
+"#;
+        let config = Config::parse(text).unwrap();
+        assert!(!config.gc.enabled);
+        assert_eq!(config.gc.interval, Duration::from_secs(3_600));
+        assert_eq!(config.gc.policy.as_ref().unwrap().len(), 2);
+        assert_eq!(config.history.builds, Some(5));
+        assert_eq!(
+            config.history.keep_duration,
+            Some(Duration::from_secs(3 * 86_400))
+        );
+    }
+}
