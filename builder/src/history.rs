@@ -26,6 +26,7 @@ use crate::graph::VertexIndex;
 use crate::solve::OutputStream;
 use line::Line;
 
+pub use record::{Outline, Recording};
 pub use replay::replay;
 
 /// Longest line of a journal that is read, in bytes: a damaged one may have no end.
@@ -62,10 +63,23 @@ pub struct BuildHistory {
     pub notes: Vec<String>,
     /// Whether the journal became full, so that lines are missing.
     pub incomplete: bool,
+    /// What was done before the steps were known: a context fetched, base images looked for.
+    pub before: Vec<Before>,
     /// Images, contexts and steps, inputs before users.
     pub steps: Vec<StepHistory>,
     #[serde(skip)]
     series: [u8; 32],
+}
+
+/// Something that was done before the steps were known. Times are microseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Before {
+    /// Its label.
+    pub name: String,
+    /// When it began, since the build did.
+    pub started: u64,
+    /// How long it took.
+    pub took: u64,
 }
 
 /// How it went with a step.
@@ -197,6 +211,7 @@ impl BuildHistory {
             warnings: Vec::new(),
             notes: Vec::new(),
             incomplete: false,
+            before: Vec::new(),
             steps,
             series: [0; 32],
         }
@@ -266,6 +281,7 @@ impl BuildHistory {
             warnings: Vec::new(),
             notes: Vec::new(),
             incomplete: false,
+            before: Vec::new(),
             steps: Vec::new(),
             series: *blake3::Hash::from_hex(series).ok()?.as_bytes(),
         })
@@ -273,7 +289,33 @@ impl BuildHistory {
 
     fn take(&mut self, line: Line) {
         match line {
-            Line::Build { .. } => {}
+            Line::Build {
+                series,
+                context,
+                dockerfile,
+                target,
+                platform,
+                tags,
+                ..
+            } => {
+                if let Ok(series) = blake3::Hash::from_hex(series) {
+                    self.series = *series.as_bytes();
+                }
+                self.context = context;
+                self.dockerfile = dockerfile;
+                self.target = target;
+                self.platform = platform;
+                self.tags = tags;
+            }
+            Line::Before { at, name, took } => {
+                self.took = self.took.max(at);
+                let started = at.saturating_sub(took);
+                self.before.push(Before {
+                    name,
+                    started,
+                    took,
+                });
+            }
             Line::Steps { at, steps } => {
                 self.took = self.took.max(at);
                 let numbered = (1..).zip(steps);

@@ -26,18 +26,20 @@ pub mod solve;
 pub mod subrequests;
 pub mod transfer;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use store::Store;
 use store::oci::Platform;
 
 use contexts::{MainContext, NamedContext};
 use dockerfile::{Diagnostic, Dockerfile, InstructionKind, Problems, SourceFile, Span, Word};
-use error::{BuildError, Place};
+use error::{BuildError, Place, StepError};
 use graph::{Definition, Op};
+use history::Recording;
 use history::record::{Recorder, Subject};
 use joint::JointPlan;
 use lower::{ImageRequest, LowerRequest, Lowered, Plan, ResolvedImage};
@@ -70,9 +72,20 @@ pub fn build(
     request: &BuildRequest,
     progress: &Arc<dyn ProgressSink>,
 ) -> Result<BuildOutcome, BuildError> {
-    let subject = Subject::of(request);
-    let recorder = Recorder::begin(environment.store, &subject, progress);
-    let result = build_recorded(environment, request, subject.series, &recorder);
+    let outline = Subject::of(request).outline;
+    let recording = Recording::begin(environment.store, outline, progress);
+    build_recording(environment, request, &recording)
+}
+
+/// The same for a build that is in the history already: from before its context was fetched, say.
+pub fn build_recording(
+    environment: BuildEnvironment<'_>,
+    request: &BuildRequest,
+    recording: &Recording,
+) -> Result<BuildOutcome, BuildError> {
+    let (subject, recorder) = (Subject::of(request), &recording.0);
+    recorder.settle(&subject);
+    let result = build_recorded(environment, request, subject.series, recorder);
     recorder.end(result.as_ref().map(|outcome| outcome.image));
     result
 }
@@ -86,7 +99,7 @@ fn build_recorded(
     let progress = &(Arc::clone(recorder) as Arc<dyn ProgressSink>);
     let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
     let request = &contexts::epoch::settle(environment, request, &source, progress)?;
-    let (plan, warnings) = plan(environment, request, &source)?;
+    let (plan, warnings) = plan(environment, request, &source, progress.as_ref())?;
     announce(&plan.definition, &warnings, progress.as_ref());
     recorder.planned(&plan.definition);
     let contexts = open_contexts(environment.store, request, &plan.definition)?;
@@ -173,6 +186,7 @@ fn plan(
     environment: BuildEnvironment<'_>,
     request: &BuildRequest,
     source: &SourceFile,
+    progress: &dyn ProgressSink,
 ) -> Result<(JointPlan, Vec<Problems>), BuildError> {
     check_syntax(request)?;
     let (parsed, problems) = dockerfile::parse(source.text());
@@ -190,6 +204,7 @@ fn plan(
             (&parsed, &problems),
             platform,
             &mut images,
+            progress,
         )?;
         joint.add(plan);
         // Mostly the same for each.
@@ -210,6 +225,7 @@ fn plan_for(
     (parsed, problems): (&Dockerfile, &[Diagnostic]),
     platform: &Platform,
     images: &mut BTreeMap<ImageRequest, ResolvedImage>,
+    progress: &dyn ProgressSink,
 ) -> Result<(Plan, Vec<Problems>), BuildError> {
     loop {
         let lowered = lower::lower(&lower_request(request, source, parsed, platform, images));
@@ -226,24 +242,57 @@ fn plan_for(
             if environment.cancel.is_cancelled() {
                 return Err(BuildError::Cancelled);
             }
-            let resolved = ops::image::resolve(
-                environment.store,
-                environment.remote,
-                &image.request,
-                request.pull,
-            )
-            .map_err(|error| BuildError::Base {
-                reference: Box::new(image.request.reference.clone()),
-                place: Box::new(Place {
-                    file: source.clone(),
-                    span: image.span,
-                }),
-                stage: stage_meant(parsed, &image.request.reference),
-                source: Box::new(error),
-            })?;
+            let number = images.len();
+            let resolved = resolve(environment, &image.request, request.pull, number, progress)
+                .map_err(|error| BuildError::Base {
+                    reference: Box::new(image.request.reference.clone()),
+                    place: Box::new(Place {
+                        file: source.clone(),
+                        span: image.span,
+                    }),
+                    stage: stage_meant(parsed, &image.request.reference),
+                    source: Box::new(error),
+                })?;
             images.insert(image.request, resolved);
         }
     }
+}
+
+/// Finds a base image, and tells of it where its registry has to be asked.
+fn resolve(
+    environment: BuildEnvironment<'_>,
+    image: &ImageRequest,
+    pull: bool,
+    number: usize,
+    progress: &dyn ProgressSink,
+) -> Result<ResolvedImage, StepError> {
+    let vertex = contexts::main_context::before_the_steps(number);
+    let since = OnceCell::new();
+    let asking = || {
+        since.get_or_init(|| {
+            progress.event(ProgressEvent::Started {
+                vertex,
+                name: format!("[internal] load metadata for {}", image.reference),
+                line: 0,
+            });
+            Instant::now()
+        });
+    };
+    let (store, remote) = (environment.store, environment.remote);
+    let resolved = ops::image::resolve(store, remote, image, pull, &asking);
+    if let Some(since) = since.get() {
+        progress.event(match &resolved {
+            Ok(_) => ProgressEvent::Done {
+                vertex,
+                elapsed: since.elapsed(),
+            },
+            Err(error) => ProgressEvent::Failed {
+                vertex,
+                message: error.to_string(),
+            },
+        });
+    }
+    resolved
 }
 
 /// What lowering is asked for.
@@ -372,7 +421,7 @@ fn solve_plan(
     operations: &Operations<'_>,
     plan: &JointPlan,
     request: &BuildRequest,
-) -> Result<(), SolveError<error::StepError>> {
+) -> Result<(), SolveError<StepError>> {
     let roots = plan.roots();
     if roots.is_empty() {
         return Ok(());

@@ -64,7 +64,7 @@ pub fn survey(
                     return Err(BuildError::Cancelled);
                 }
                 let (store, remote) = (environment.store, environment.remote);
-                match ops::image::resolve(store, remote, &image.request, request.pull) {
+                match ops::image::resolve(store, remote, &image.request, request.pull, &|| ()) {
                     Ok(resolved) => drop(images.insert(image.request, resolved)),
                     Err(error) => {
                         let name = image.request.reference.familiar();

@@ -43,6 +43,11 @@ const TAR_CHECKSUM: std::ops::Range<usize> = 148..156;
 const CONTEXT: VertexIndex = VertexIndex(usize::MAX);
 const DOCKERFILE: VertexIndex = VertexIndex(usize::MAX - 1);
 
+/// What stands in the same way for other things that go before the steps, counted from 0.
+pub(crate) fn before_the_steps(number: usize) -> VertexIndex {
+    VertexIndex(DOCKERFILE.0 - 1 - number)
+}
+
 /// What the command line says of context and Dockerfile.
 #[derive(Clone, Debug, Default)]
 pub struct MainRequest {

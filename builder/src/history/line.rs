@@ -11,7 +11,7 @@ pub(super) const VERSION: u32 = 1;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub(super) enum Line {
-    /// The first: what is built.
+    /// The first: what is built. A second one says it anew, once more is known.
     Build {
         version: u32,
         /// Microseconds since 1970.
@@ -28,6 +28,13 @@ pub(super) enum Line {
     },
     /// The steps, once the Dockerfile is understood.
     Steps { at: u64, steps: Vec<Planned> },
+    /// Something that went before the steps has ended: the context was fetched, say.
+    Before {
+        at: u64,
+        name: String,
+        /// Microseconds.
+        took: u64,
+    },
     /// A step's result is known.
     Cached {
         at: u64,

@@ -2,6 +2,7 @@
 //!
 //! What cannot be written is said once, in the log, and keeps no build from going on.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -37,7 +38,77 @@ struct State {
     full: bool,
     /// Which vertices count as steps.
     steps: Vec<bool>,
+    /// Names of what goes before the steps, and since when it runs.
+    before: BTreeMap<VertexIndex, (u64, String)>,
     row: BuildRow,
+}
+
+/// A build's place in the history, from its first moment on: before it is known what exactly is built.
+#[derive(Clone)]
+pub struct Recording(pub(crate) Arc<Recorder>);
+
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recording").finish_non_exhaustive()
+    }
+}
+
+impl Recording {
+    /// Begins a journal, unless the store keeps no history. Events go on to `inner`.
+    pub fn begin(store: &Store, outline: Outline, inner: &Arc<dyn ProgressSink>) -> Recording {
+        let subject = Subject {
+            series: outline.series(),
+            outline,
+        };
+        Recording(Recorder::begin(store, &subject, inner))
+    }
+
+    /// Where events go.
+    pub fn sink(&self) -> Arc<dyn ProgressSink> {
+        Arc::clone(&self.0) as Arc<dyn ProgressSink>
+    }
+
+    /// Ends it: the build was refused before it began.
+    pub fn refused(&self, error: &BuildError) {
+        self.0.end(Err(error));
+    }
+
+    /// The same for an error of somebody else's, with its causes, one line each.
+    pub fn refused_for(&self, error: &str) {
+        let brief = Some(one_line(error));
+        self.0
+            .end_with(BuildStatus::Failed, Some(error.to_owned()), brief, None);
+    }
+}
+
+/// What is built, as far as it was said.
+#[derive(Clone, Debug, Default)]
+pub struct Outline {
+    /// The context, as it was given.
+    pub context: String,
+    /// The Dockerfile, as messages call it.
+    pub dockerfile: String,
+    /// The stage that was asked for.
+    pub target: Option<String>,
+    /// What is built for.
+    pub platform: String,
+    /// The image's names.
+    pub tags: Vec<String>,
+}
+
+impl Outline {
+    /// The same for builds that were refused for the same thing.
+    fn series(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(SERIES_DOMAIN);
+        let mut sink = Encoder::new(&mut hasher);
+        sink.text("outline");
+        sink.text(&self.context);
+        sink.text(&self.dockerfile);
+        sink.text(self.target.as_deref().unwrap_or_default());
+        sink.text(&self.platform);
+        *hasher.finalize().as_bytes()
+    }
 }
 
 /// What is built, as the history names it.
@@ -45,11 +116,7 @@ struct State {
 pub(crate) struct Subject {
     /// The same for builds that build the same thing: of one context, Dockerfile, target and platform.
     pub(crate) series: [u8; 32],
-    pub(crate) context: String,
-    pub(crate) dockerfile: String,
-    pub(crate) target: Option<String>,
-    pub(crate) platform: String,
-    pub(crate) tags: Vec<String>,
+    pub(crate) outline: Outline,
 }
 
 impl Subject {
@@ -62,11 +129,13 @@ impl Subject {
         let tags = request.tags.iter().map(store::oci::Reference::familiar);
         Subject {
             series: series(request),
-            context,
-            dockerfile: request.dockerfile_name.clone(),
-            target: request.target.clone(),
-            platform: request.platform_list(),
-            tags: tags.collect(),
+            outline: Outline {
+                context,
+                dockerfile: request.dockerfile_name.clone(),
+                target: request.target.clone(),
+                platform: request.platform_list(),
+                tags: tags.collect(),
+            },
         }
     }
 }
@@ -124,22 +193,33 @@ impl Recorder {
             state: Mutex::new(state),
         };
         recorder.write(|state, _| {
-            let row = &state.row;
-            let line = Line::Build {
-                version: VERSION,
-                started: row.started,
-                series: hex(&row.series),
-                context: row.context.clone(),
-                dockerfile: row.dockerfile.clone(),
-                target: row.target.clone(),
-                platform: subject.platform.clone(),
-                tags: row.tags.clone(),
-            };
-            state.push(&line);
+            state.begin(subject);
             // So that a build that is killed at once is known.
             state.flush();
         });
         Arc::new(recorder)
+    }
+
+    /// Writes down what is built, now that it is known.
+    pub(crate) fn settle(&self, subject: &Subject) {
+        self.write(|state, _| {
+            let Outline {
+                context,
+                dockerfile,
+                target,
+                platform: _,
+                tags,
+            } = subject.outline.clone();
+            state.row = BuildRow {
+                series: subject.series,
+                context,
+                dockerfile,
+                target,
+                tags,
+                ..state.row.clone()
+            };
+            state.begin(subject);
+        });
     }
 
     /// Writes down what is going to be built.
@@ -164,16 +244,29 @@ impl Recorder {
 
     /// Ends the journal. Nothing is written after it.
     pub(crate) fn end(&self, result: Result<Option<Digest>, &BuildError>) {
+        let (status, error) = match result {
+            Ok(_) => (BuildStatus::Done, None),
+            Err(BuildError::Cancelled) => (BuildStatus::Cancelled, None),
+            Err(error) => (BuildStatus::Failed, Some(chain(error))),
+        };
+        let brief = result
+            .err()
+            .and_then(mistake)
+            .or(error.as_deref().map(one_line));
+        self.end_with(status, error, brief, result.ok().flatten());
+    }
+
+    fn end_with(
+        &self,
+        status: BuildStatus,
+        error: Option<String>,
+        brief: Option<String>,
+        image: Option<Digest>,
+    ) {
         self.write(|state, at| {
-            let (status, error) = match result {
-                Ok(_) => (BuildStatus::Done, None),
-                Err(BuildError::Cancelled) => (BuildStatus::Cancelled, None),
-                Err(error) => (BuildStatus::Failed, Some(chain(error))),
-            };
             state.row.status = status;
             state.row.took = i64::try_from(at).unwrap_or(i64::MAX);
-            state.row.error = error.as_deref().map(one_line);
-            let image = result.ok().flatten();
+            state.row.error = brief;
             state.push(&Line::End {
                 at,
                 status: status.as_str().to_owned(),
@@ -220,10 +313,10 @@ impl State {
             started: journal.started(),
             took: 0,
             status: BuildStatus::Killed,
-            context: subject.context.clone(),
-            dockerfile: subject.dockerfile.clone(),
-            target: subject.target.clone(),
-            tags: subject.tags.clone(),
+            context: subject.outline.context.clone(),
+            dockerfile: subject.outline.dockerfile.clone(),
+            target: subject.outline.target.clone(),
+            tags: subject.outline.tags.clone(),
             error: None,
             steps: 0,
             ran: 0,
@@ -237,8 +330,24 @@ impl State {
             buffer: Vec::new(),
             full: false,
             steps: Vec::new(),
+            before: BTreeMap::new(),
             row,
         }
+    }
+
+    fn begin(&mut self, subject: &Subject) {
+        let outline = subject.outline.clone();
+        let line = Line::Build {
+            version: VERSION,
+            started: self.row.started,
+            series: hex(&subject.series),
+            context: outline.context,
+            dockerfile: outline.dockerfile,
+            target: outline.target,
+            platform: outline.platform,
+            tags: outline.tags,
+        };
+        self.push(&line);
     }
 
     fn push(&mut self, line: &Line) {
@@ -262,6 +371,11 @@ impl State {
             Err(error) => tracing::warn!(%error, "the journal of this build ends early"),
         }
         self.full = true;
+    }
+
+    /// Whether it is none of the steps: the fetching of a context, say.
+    fn is_before(&self, vertex: VertexIndex) -> bool {
+        vertex.0 >= self.steps.len()
     }
 
     fn counts(&self, vertex: VertexIndex) -> bool {
@@ -316,6 +430,19 @@ impl State {
                 bytes: *bytes,
                 unchanged: *unchanged,
             },
+            ProgressEvent::Started { vertex, name, .. } if self.is_before(*vertex) => {
+                self.before.insert(*vertex, (at, name.clone()));
+                return;
+            }
+            ProgressEvent::Done { vertex, .. } | ProgressEvent::Failed { vertex, .. }
+                if self.is_before(*vertex) =>
+            {
+                let Some((since, name)) = self.before.remove(vertex) else {
+                    return;
+                };
+                let took = at.saturating_sub(since);
+                Line::Before { at, name, took }
+            }
             ProgressEvent::Started { vertex, .. } => {
                 self.row.ran += u64::from(self.counts(*vertex));
                 Line::Started { at, step: vertex.0 }
@@ -354,7 +481,9 @@ impl State {
                 ..
             } if *total == Some(*done) => Line::Moved {
                 at,
-                step: vertex.map(|vertex| vertex.0),
+                step: vertex
+                    .filter(|vertex| !self.is_before(*vertex))
+                    .map(|vertex| vertex.0),
                 label: format!("{} {name}", kind.as_str()),
                 bytes: *done,
             },
@@ -400,6 +529,17 @@ fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// The first mistake in a Dockerfile, where it is one that an error is about: `Dockerfile:2: unknown instruction`.
+fn mistake(error: &BuildError) -> Option<String> {
+    let BuildError::Dockerfile(problems) = error else {
+        return None;
+    };
+    let first = problems.list().iter().find(|said| said.is_error())?;
+    let (line, _) = problems.file().position(first.span.start);
+    let text = format!("{}:{line}: {}", problems.file().name(), first.message);
+    Some(one_line(&text))
 }
 
 fn one_line(text: &str) -> String {

@@ -171,6 +171,11 @@ impl Replay {
                 let vertex = step.map(VertexIndex);
                 take(micros(at), ProgressEvent::Note { vertex, text });
             }
+            Line::Before { at, name, took } => {
+                let text = format!("{name} {:.1}s", micros(took).as_secs_f64());
+                let vertex = None;
+                take(micros(at), ProgressEvent::Note { vertex, text });
+            }
             Line::Build { .. } | Line::Full { .. } | Line::End { .. } => {}
         }
     }

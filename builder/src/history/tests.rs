@@ -12,14 +12,20 @@ fn store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn recorder(store: &Store) -> Arc<Recorder> {
-    let subject = Subject {
-        series: [1; 32],
+fn outline(dockerfile: &str) -> Outline {
+    Outline {
         context: ".".to_owned(),
-        dockerfile: "Dockerfile".to_owned(),
+        dockerfile: dockerfile.to_owned(),
         target: None,
         platform: "linux/amd64".to_owned(),
         tags: vec!["app".to_owned()],
+    }
+}
+
+fn recorder(store: &Store) -> Arc<Recorder> {
+    let subject = Subject {
+        series: [1; 32],
+        outline: outline("Dockerfile"),
     };
     let nobody: Arc<dyn ProgressSink> = Arc::new(NoProgress);
     Recorder::begin(store, &subject, &nobody)
@@ -163,6 +169,42 @@ fn a_build_that_runs_is_listed_and_a_killed_one_is_called_so() {
     assert_eq!(read().status, "killed");
     assert_eq!(read().steps[1].verdict, Verdict::Unfinished);
     assert!(store.history().unlisted().unwrap().is_empty());
+}
+
+#[test]
+fn a_build_that_was_refused_at_once_is_kept() {
+    let (_dir, store) = store();
+    let nobody: Arc<dyn ProgressSink> = Arc::new(NoProgress);
+    let recording = Recording::begin(&store, outline("guess"), &nobody);
+    let vertex = VertexIndex(usize::MAX);
+    let sink = recording.sink();
+    sink.event(ProgressEvent::Started {
+        vertex,
+        name: "[internal] load build context".to_owned(),
+        line: 0,
+    });
+    let message = "no route".to_owned();
+    sink.event(ProgressEvent::Failed { vertex, message });
+    let settled = Subject {
+        series: [9; 32],
+        outline: outline("Dockerfile"),
+    };
+    recording.0.settle(&settled);
+    recording.refused(&BuildError::NoContext);
+    recording.refused_for("said twice");
+    let row = only(&store).row;
+    assert_eq!((row.status, row.series), (BuildStatus::Failed, [9; 32]));
+    assert_eq!(row.dockerfile, "Dockerfile");
+    let build = BuildHistory::read(&store, &row.id).unwrap().unwrap();
+    assert_eq!(build.dockerfile, "Dockerfile");
+    assert_eq!(build.before[0].name, "[internal] load build context");
+    assert!(build.error.unwrap().contains("without one"));
+    let mut told = Vec::new();
+    replay(&store, &row.id, |_, event| told.push(event)).unwrap();
+    let [ProgressEvent::Note { text, .. }] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    assert!(text.starts_with("[internal] load build context "), "{text}");
 }
 
 #[test]

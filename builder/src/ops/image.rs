@@ -13,12 +13,14 @@ use crate::remote::Remote;
 use crate::solve::OfVertex;
 use crate::transfer::{self, RemoteImage};
 
-/// Finds an image: in its layout, or by name in the store, unless `pull` asks for the registry's word.
+/// Finds an image: in its layout, or by name in the store, unless `pull` asks for the registry's word. `asking` is called
+/// before the registry is.
 pub(crate) fn resolve(
     store: &Store,
     remote: &Remote,
     image: &ImageRequest,
     pull: bool,
+    asking: &dyn Fn(),
 ) -> Result<ResolvedImage, StepError> {
     let (reference, platform) = (&image.reference, &image.platform);
     if let Some(layout) = &image.layout {
@@ -36,6 +38,7 @@ pub(crate) fn resolve(
             return Ok(here);
         }
         // The registry may have it for the right platform, too. If not, the build checks warn of what is here.
+        asking();
         return match transfer::inspect(remote, reference, platform) {
             Ok(image) if image.config.platform().satisfies(platform) => {
                 kept(store, reference, image)
@@ -43,6 +46,7 @@ pub(crate) fn resolve(
             _ => Ok(here),
         };
     }
+    asking();
     let image = transfer::inspect(remote, reference, platform)?;
     kept(store, reference, image)
 }

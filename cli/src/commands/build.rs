@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use builder::BuildEnvironment;
 use builder::contexts::main_context::{PreparedContext, prepare};
+use builder::history::{Outline, Recording};
 use builder::request::{BuildRequest, Destination, Output, RunSettings};
 use builder::solve::cancel::Cancel;
 use store::oci::{Platform, Reference};
@@ -55,16 +56,21 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     run.on_failure = super::debug::on_failure(context, args, &display, &cancel);
     let main = sources::main_request(args, &build_args, run);
     let mut stdin = sources::Input::new(&cancel);
-    let prepared = prepare(environment, &main, &mut stdin, &sink)?;
-    let request = request(args, build_args, main.run, prepared)?;
     let asked = args.call.or(args.check.then_some(Call::CHECK));
     if let Some(asked) = asked.filter(|asked| asked.method != Method::Build) {
+        let prepared = prepare(environment, &main, &mut stdin, &sink)?;
+        let request = request(args, build_args, main.run, prepared)?;
         display.finish(true);
         let answered = super::call::call(context, environment, &request, asked);
         watch.stop();
         return answered;
     }
-    let built = builder::build(environment, &request, &sink);
+    let recording = Recording::begin(&store, outline(args), &sink);
+    let prepared = prepare(environment, &main, &mut stdin, &recording.sink());
+    let prepared = prepared.inspect_err(|error| recording.refused(error))?;
+    let request = request(args, build_args, main.run, prepared);
+    let request = request.inspect_err(|error| recording.refused_for(&error.chain().join("\n")))?;
+    let built = builder::build_recording(environment, &request, &recording);
     let warnings = display.finish(built.is_ok());
     watch.stop();
     super::collect::if_due(context, &store);
@@ -81,6 +87,27 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     }
     outcome::tell(context, &store, args, how, &request, &outcome)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is built, as far as the command line says it.
+fn outline(args: &BuildArgs) -> Outline {
+    let dockerfile = match &args.file {
+        Some(file) => file.clone(),
+        None => Path::new("Dockerfile").to_owned(),
+    };
+    let platforms = platforms(&args.platforms);
+    let platforms: Vec<String> = platforms.iter().map(Platform::to_string).collect();
+    let tags = args.tags.iter().map(|tag| match tag.parse::<Reference>() {
+        Ok(reference) => reference.familiar(),
+        Err(_) => tag.clone(),
+    });
+    Outline {
+        context: args.context.display().to_string(),
+        dockerfile: dockerfile.display().to_string(),
+        target: args.target.clone(),
+        platform: platforms.join(","),
+        tags: tags.collect(),
+    }
 }
 
 fn request(

@@ -410,3 +410,34 @@ fn dump_dom(place: &Place, page: &Path) -> String {
         .arg(format!("file://{}", page.display()));
     Ran::of(&mut browser).ok()
 }
+
+#[test]
+fn builds_that_fail_before_their_first_step_are_kept() {
+    let place = Place::new();
+    let check = |context: &Path, error: &str| {
+        let ran = place.words(["build", "-q", "-t", "app"], [context]);
+        assert_ne!(ran.code, Some(0), "{ran}");
+        let text = place.run(["history", "ls", "-n", "1", "--json"]).ok();
+        let row: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(row["status"], "failed", "{row}");
+        assert_eq!(row["tags"][0], "app:latest", "{row}");
+        let said = row["error"].as_str().unwrap();
+        assert!(said.contains(error), "{row}");
+        let shown = place.run(["history", "show"]).ok();
+        assert!(shown.contains("error: "), "{shown}");
+        assert!(!said.contains(" |"), "one line: {said}");
+    };
+    check(Path::new("not-there"), "not-there");
+    let mistake = place.context("mistake", &[("Dockerfile", "FROM scratch\nRUNN x\n")]);
+    check(&mistake, "Dockerfile:2: unknown instruction `RUNN`");
+    let base = "FROM localhost:1/no/such:image\n";
+    let missing = place.context("missing", &[("Dockerfile", base)]);
+    check(&missing, "localhost:1/no/such:image");
+    let empty = place.context("empty", &[]);
+    check(&empty, "Dockerfile");
+    // They are listed, and nothing is left of the questions that only look.
+    let ran = place.words(["build", "--check"], [mistake.as_path()]);
+    assert_ne!(ran.code, Some(0), "{ran}");
+    let ids = place.run(["history", "ls", "-q"]).ok();
+    assert_eq!(ids.lines().count(), 4, "{ids}");
+}
