@@ -249,7 +249,8 @@ pub fn lower(request: &LowerRequest<'_>) -> Result<Lowered, Vec<Diagnostic>> {
         .remove(&stages.target)
         .expect("the target is among the stages that it needs");
     let mut config = target.config;
-    config.config.env = target.env.environment();
+    let variables = target.env.environment();
+    config.config.env = variables.iter().map(ToString::to_string).collect();
     if !request.labels.is_empty() {
         let labels = config.config.labels.get_or_insert_default();
         labels.extend(request.labels.clone());

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use store::oci::Platform;
 
@@ -17,7 +18,7 @@ pub struct ExecOp {
     /// Program and arguments.
     pub argv: Vec<String>,
     /// `NAME=value`, in order, no name twice: ENV and declared ARGs.
-    pub env: Vec<String>,
+    pub env: Vec<Arc<str>>,
     /// `NAME=value` that the process gets but the digest does not cover: predefined proxy arguments.
     pub proxy_env: Vec<String>,
     /// Working directory, absolute.

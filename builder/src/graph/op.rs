@@ -185,10 +185,10 @@ impl<'a> Encoder<'a> {
     }
 
     /// A list of texts.
-    pub fn texts(&mut self, texts: &[String]) {
+    pub fn texts<T: AsRef<str>>(&mut self, texts: &[T]) {
         self.list(texts.len());
         for text in texts {
-            self.text(text);
+            self.text(text.as_ref());
         }
     }
 }

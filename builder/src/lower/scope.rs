@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use store::oci::{Platform, Reference};
 
@@ -29,8 +30,8 @@ const PROXY_NAMES: [&str; 5] = [
 /// The variables of a stage.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scope {
-    /// `NAME=value`, in order of first appearance.
-    variables: Vec<String>,
+    /// `NAME=value`, in order of first appearance. Every `RUN` gets them all, so they are shared.
+    variables: Vec<Arc<str>>,
     positions: BTreeMap<String, usize>,
     /// Names that `ARG` declared, in order of first appearance.
     declared: Vec<String>,
@@ -78,7 +79,7 @@ impl Scope {
     }
 
     pub(super) fn set(&mut self, name: &str, value: &str) {
-        let variable = format!("{name}={value}");
+        let variable: Arc<str> = format!("{name}={value}").into();
         self.bytes += variable.len();
         match self.positions.get(name) {
             Some(&position) => {
@@ -108,16 +109,19 @@ impl Scope {
     }
 
     /// `NAME=value` for `RUN`, without what only tells a scanner what to look at.
-    pub(super) fn environment(&self) -> Vec<String> {
-        let is_for_scanners = |variable: &&String| {
-            let name = variable.split('=').next().unwrap_or_default();
-            self.is_declared.contains(name) && SCANNER_ARGS.contains(&name)
-        };
-        self.variables
+    pub(super) fn environment(&self) -> Vec<Arc<str>> {
+        let mut variables = self.variables.clone();
+        if SCANNER_ARGS
             .iter()
-            .filter(|variable| !is_for_scanners(variable))
-            .cloned()
-            .collect()
+            .any(|name| self.is_declared.contains(*name))
+        {
+            let is_for_scanners = |variable: &str| {
+                let name = variable.split('=').next().unwrap_or_default();
+                self.is_declared.contains(name) && SCANNER_ARGS.contains(&name)
+            };
+            variables.retain(|variable| !is_for_scanners(variable));
+        }
+        variables
     }
 
     /// `|N NAME=value… ` as the history of a `RUN` begins, where `ARG`s are declared.

@@ -81,7 +81,7 @@ impl Prepared {
         let mut mounts = mounts::prepare(operations, vertex, exec)?;
         let devices = devices::prepare(operations.run, &exec.devices)?;
         user.groups.extend(devices.groups);
-        let mut env: Vec<String> = exec.env.clone();
+        let mut env: Vec<String> = exec.env.iter().map(ToString::to_string).collect();
         let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
         for variable in exec.proxy_env.iter().chain(&mounts.env).chain(&devices.env) {
             env.retain(|known| name(known) != name(variable));

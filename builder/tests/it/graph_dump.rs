@@ -70,10 +70,11 @@ fn operation(text: &mut String, vertex: &Vertex) {
                 ..
             } = exec;
             *text += &format!("    exec {argv:?}\n");
-            for (name, list) in [("env", env), ("proxy", proxy_env)] {
-                for variable in list {
-                    *text += &format!("    {name} {variable:?}\n");
-                }
+            for variable in env {
+                *text += &format!("    env {variable:?}\n");
+            }
+            for variable in proxy_env {
+                *text += &format!("    proxy {variable:?}\n");
             }
             *text += &format!("    cwd {cwd:?} user {user:?}\n");
             surroundings(text, exec);

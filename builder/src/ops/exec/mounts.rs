@@ -131,9 +131,10 @@ pub(super) fn prepare(
     Ok(mounts)
 }
 
-fn has_variable(env: &[String], more: &[String], name: &str) -> bool {
-    let is_it = |variable: &String| variable.split('=').next() == Some(name);
-    env.iter().chain(more).any(is_it)
+fn has_variable(env: &[Arc<str>], more: &[String], name: &str) -> bool {
+    let all = env.iter().map(AsRef::as_ref);
+    all.chain(more.iter().map(String::as_str))
+        .any(|variable: &str| variable.split('=').next() == Some(name))
 }
 
 fn bind(
