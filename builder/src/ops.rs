@@ -203,10 +203,22 @@ impl<'a> Operations<'a> {
             progress: &progress,
             ..self.fetching(&cancelled)
         };
-        let found = self.telling(vertex, || match &self.vertex(vertex).op {
-            Op::Http(op) => http::fetch(&fetching, op),
-            Op::Git(op) => git::fetch(&fetching, op, &self.commit(&fetching, &op.url)?),
-            _ => Err(StepError::NoKey),
+        let (url, last) = match &self.vertex(vertex).op {
+            Op::Http(op) => (op.url.clone(), http::last(&fetching, op)),
+            Op::Git(op) => (op.url.to_string(), git::last(&fetching, op)),
+            _ => (String::new(), None),
+        };
+        let found = self.telling(vertex, || {
+            let found = match &self.vertex(vertex).op {
+                Op::Http(op) => http::fetch(&fetching, op),
+                Op::Git(op) => git::fetch(&fetching, op, &self.commit(&fetching, &op.url)?),
+                _ => Err(StepError::NoKey),
+            }?;
+            self.progress.event(ProgressEvent::Runs {
+                vertex: VertexIndex(vertex),
+                reasons: source::why(&url, last.as_ref(), &found),
+            });
+            Ok(found)
         })?;
         self.set_tree(vertex, &found.tree(&self.vertex(vertex).meta.name));
         Ok(())

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::ingredients::{FileList, FileLists, Ingredients, ListedFile};
+use super::ingredients::{FileList, FileLists, Ingredients, ListedFile, flags};
 
 /// Files that are named one by one; beyond it, how many more there are.
 const FILES_NAMED_MAX: usize = 10;
@@ -33,8 +33,10 @@ pub enum Ingredient {
     Directory,
     /// What a copy does, but for the files: its destination, owner or mode.
     Action,
-    /// Mounts, network and other flags.
+    /// Mounts, network and other flags: `name` is the flag, with what it is of; absent where only that one differs is known.
     Options,
+    /// A file or a repository elsewhere: `name` is its URL, `old` and `new` what its content was and is, by digest or commit.
+    Remote,
     /// The image that it stands on.
     BaseImage,
     /// The step that it stands on has another result, or is another step.
@@ -143,17 +145,30 @@ pub fn compare(old: &Known, new: &Known, arguments: &BTreeSet<String>) -> Vec<Re
         let reason = Reason::bare(Ingredient::Action);
         push_change(&mut reasons, reason, value(old, &key), value(new, &key));
     }
-    let acts = reasons
+    compare_flags(old, new, &mut reasons);
+    let told = reasons
         .iter()
-        .any(|reason| reason.ingredient == Ingredient::Action);
+        .any(|reason| matches!(reason.ingredient, Ingredient::Action | Ingredient::Options));
     // The digest of the options says nothing to people, and covers an action's flags too.
-    if !acts && differs(old, new, "options") {
+    if !told && differs(old, new, "options") {
         reasons.push(Reason::bare(Ingredient::Options));
     }
     if differs(old, new, "base") {
         reasons.push(base_change(old, new));
     }
     reasons
+}
+
+/// The flags of processes, one by one. A record that is older than they are says nothing of them.
+fn compare_flags(old: &Known, new: &Known, reasons: &mut Vec<Reason>) {
+    if value(old, flags::ALWAYS).is_none() || value(new, flags::ALWAYS).is_none() {
+        return;
+    }
+    for name in names(old, new, flags::PREFIX) {
+        let key = format!("{}{name}", flags::PREFIX);
+        let reason = Reason::about(Ingredient::Options, name);
+        push_change(reasons, reason, value(old, &key), value(new, &key));
+    }
 }
 
 fn value<'a>(known: &'a Known, name: &str) -> Option<&'a str> {

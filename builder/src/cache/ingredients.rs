@@ -3,6 +3,8 @@
 //! [`Ingredients`] are texts by name (`docs/formats/cache-record.md`). The files that a copy selects are too many for that:
 //! [`FileLists`] keeps a short digest of each, in a compact form of its own.
 
+pub(crate) mod flags;
+
 use std::collections::BTreeMap;
 
 use crate::cache::{Identity, slow_key};
@@ -43,6 +45,9 @@ pub struct SelectedSource {
 /// The ingredients of a step's key: its operation's fields, its base, and what it copies.
 pub fn ingredients(op: &Op, base: Option<&Base>, selected: &[SelectedSource]) -> Ingredients {
     let mut named = Ingredients::new();
+    if let Op::Exec(exec) = op {
+        flags::put(exec, &mut named);
+    }
     let mut put = |name: &str, value: String| named.insert(name.to_owned(), value);
     match op {
         Op::Exec(exec) => {
@@ -104,6 +109,16 @@ fn action_text(action: &FileAction) -> String {
             }
             if let Some(chmod) = &copy.chmod {
                 text.push_str(&format!(" --chmod={chmod}"));
+            }
+            if copy.sources.iter().any(|source| source.parents) {
+                text.push_str(" --parents");
+            }
+            // The same for each source.
+            for pattern in copy.sources.first().map_or(&[][..], |first| &first.exclude) {
+                text.push_str(&format!(" --exclude={pattern}"));
+            }
+            if copy.sources.iter().any(|source| source.unpack) {
+                text.push_str(", unpacked");
             }
             text
         }

@@ -11,9 +11,9 @@ use store::history::BuildId;
 
 use super::Operations;
 use super::results::base_of;
-use crate::cache::CacheKey;
 use crate::cache::explain::{Ingredient, Known, Reason, compare, pair};
 use crate::cache::ingredients::{Base, FileLists, SelectedSource, ingredients};
+use crate::cache::{CacheKey, CacheRecord};
 use crate::dockerfile::ast::InstructionKind;
 use crate::graph::{FileAction, Op, VertexIndex};
 use crate::history::{BuildHistory, StepHistory, Verdict};
@@ -165,6 +165,21 @@ impl Operations<'_> {
             }
         }
         vec![Reason::bare(Ingredient::NoRecord)]
+    }
+
+    /// Whether the step that this one was in the last build made the same files: what reads them need not run again then.
+    pub(super) fn gave_the_same(&self, vertex: usize, record: &CacheRecord) -> bool {
+        let former = self.former().iter();
+        let mut steps = former.filter_map(|former| {
+            let at = former.pairs[vertex]?;
+            former.build.steps[at].cache_key()
+        });
+        let row = steps
+            .next()
+            .and_then(|key| self.store.index().record_peek(&key.0).ok()?);
+        let before = row.and_then(|row| CacheRecord::decode(&row.result));
+        let tree = |record: &CacheRecord| record.layer.map(|layer| layer.tree);
+        before.is_some_and(|before| tree(&before) == tree(record))
     }
 
     /// The layer of the record that was found, if it is nowhere.

@@ -152,6 +152,23 @@ fn result_key(op: &GitOp, resolved: &Resolved) -> [u8; 32] {
     ])
 }
 
+/// Names what a URL means, whatever commit that is.
+fn url_key(op: &GitOp) -> [u8; 32] {
+    let GitUrl {
+        remote,
+        reference,
+        subdir,
+        ..
+    } = &op.url;
+    let parts = [reference, subdir].map(|part| part.as_deref().unwrap_or_default());
+    key(&["git url", remote, parts[0], parts[1]])
+}
+
+/// What was fetched last of this URL.
+pub(crate) fn last(fetching: &Fetching<'_>, op: &GitOp) -> Option<Found> {
+    fetching.last(&url_key(op))
+}
+
 /// The layer that an earlier build made of this commit.
 pub(crate) fn recall(
     fetching: &Fetching<'_>,
@@ -186,7 +203,8 @@ pub(crate) fn fetch(
         checkout::settle(&tree, subdir, keep, files_time, active.upper())
     })?;
     found.modified = Some(time);
-    fetching.remember(&[result_key(op, resolved)], &found)?;
+    found.commit = Some(resolved.commit.clone());
+    fetching.remember(&[result_key(op, resolved), url_key(op)], &found)?;
     Ok(found)
 }
 

@@ -48,6 +48,11 @@ pub(crate) fn recall(fetching: &Fetching<'_>, op: &HttpOp) -> Result<Option<Foun
     }
 }
 
+/// What was downloaded last from there.
+pub(crate) fn last(fetching: &Fetching<'_>, op: &HttpOp) -> Option<Found> {
+    fetching.last(&url_key(op))
+}
+
 /// Asks a file's server whether it is as it was.
 pub(crate) fn is_unchanged(
     fetching: &Fetching<'_>,

@@ -189,6 +189,7 @@ impl Operations<'_> {
                 }
             }
         }
+        let unchanged = unchanged || self.gave_the_same(vertex, &record);
         let (ingredients, files) = self.encode_known(known, keys);
         let row = RecordRow {
             op,

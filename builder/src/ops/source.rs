@@ -9,6 +9,7 @@ use store::layer::{LayerId, LayerInfo, TreeDigest};
 use store::snapshot::ActiveSnapshot;
 use store::{Store, StoreError};
 
+use crate::cache::explain::{Ingredient, Reason};
 use crate::contexts::{FetchedLayer, FetchedTree};
 use crate::error::StepError;
 use crate::graph::op::Encoder;
@@ -57,6 +58,9 @@ pub(crate) struct Found {
     /// When it was changed last: a file by its server, a repository by its commit; seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) modified: Option<i64>,
+    /// Of a repository: the whole name of the commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) commit: Option<String>,
     /// Of a file that is an archive: what stands here is what was in it.
     #[serde(default)]
     pub(crate) unpacked: bool,
@@ -120,6 +124,36 @@ pub(crate) fn key(parts: &[&str]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
+/// Why something was fetched, now that it is known what it is. `old` is what was fetched last.
+pub(crate) fn why(url: &str, old: Option<&Found>, new: &Found) -> Vec<Reason> {
+    let Some(old) = old else {
+        return vec![Reason::bare(Ingredient::NoRecord)];
+    };
+    let change = |name: &str, old: &Option<String>, new: &Option<String>| {
+        let reason = Reason {
+            old: old.clone(),
+            new: new.clone(),
+            ..Reason::about(Ingredient::Remote, name)
+        };
+        (old != new).then_some(reason)
+    };
+    let content = change(url, &old.digest, &new.digest).or(change(url, &old.commit, &new.commit));
+    if let Some(reason) = content {
+        return vec![reason];
+    }
+    // The same as before, though its server says otherwise.
+    let headers = [
+        change("ETag", &old.etag, &new.etag),
+        change("Last-Modified", &old.last_modified, &new.last_modified),
+    ];
+    let said: Vec<Reason> = headers.into_iter().flatten().collect();
+    match (said.is_empty(), &old.layer) {
+        (false, _) => said,
+        (true, Some(layer)) => vec![Reason::about(Ingredient::LayerMissing, layer)],
+        (true, None) => vec![Reason::bare(Ingredient::RecordRemoved)],
+    }
+}
+
 impl Fetching<'_> {
     /// What an earlier build fetched under this key, if that is still here.
     pub(crate) fn recall(&self, key: &[u8; 32]) -> Result<Option<Found>, StepError> {
@@ -138,6 +172,12 @@ impl Fetching<'_> {
         };
         let is_here = layer.is_none_or(|layer| self.store.snapshots().has(&layer.id));
         Ok(is_here.then_some(found))
+    }
+
+    /// What was fetched last under this key, whether it is still here or not.
+    pub(crate) fn last(&self, key: &[u8; 32]) -> Option<Found> {
+        let row = self.store.index().record_peek(key).ok()??;
+        serde_json::from_slice(&row.result).ok()
     }
 
     /// Keeps what was fetched for other builds.

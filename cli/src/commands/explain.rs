@@ -47,6 +47,8 @@ fn explained(step: &StepHistory) -> serde_json::Value {
         "line": step.line,
         "verdict": step.verdict,
         "reasons": step.reasons,
+        "unchanged": step.unchanged,
+        "saved": step.saved,
     })
 }
 

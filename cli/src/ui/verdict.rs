@@ -75,14 +75,14 @@ pub fn explain<'a>(steps: impl Iterator<Item = &'a StepHistory>) -> String {
 
 /// Why a step ran: one or more lines for each reason.
 pub fn reasons(step: &StepHistory) -> Vec<String> {
-    if matches!(step.verdict, Verdict::Ran | Verdict::Failed) {
-        match step.kind.as_str() {
-            "image" => return vec!["its layers were not here".to_owned()],
-            "http" | "git" => return vec!["what is there was not here, or has changed".to_owned()],
-            _ => {}
-        }
+    if step.kind == "image" && matches!(step.verdict, Verdict::Ran | Verdict::Failed) {
+        return vec!["its layers were not here".to_owned()];
     }
-    step.reasons.iter().flat_map(reason).collect()
+    let mut lines: Vec<String> = step.reasons.iter().flat_map(reason).collect();
+    if step.unchanged {
+        lines.push(UNCHANGED.to_owned());
+    }
+    lines
 }
 
 /// The reasons that tell something, in a few lines: that a step is new needs no words.
@@ -118,7 +118,9 @@ pub fn reason(reason: &Reason) -> Vec<String> {
         Ingredient::User => changed("user".to_owned()),
         Ingredient::Directory => changed("working directory".to_owned()),
         Ingredient::Action => changed("what it does".to_owned()),
+        Ingredient::Options if reason.name.is_some() => changed(name.to_owned()),
         Ingredient::Options => vec!["its mounts, network or other flags changed".to_owned()],
+        Ingredient::Remote => changed(format!("what is at {name}")),
         Ingredient::BaseImage => changed(format!("base image {name}")),
         Ingredient::Parent if new == reason.name.as_deref() => {
             changed("it stands on another step".to_owned())
@@ -244,6 +246,13 @@ mod tests {
             None,
             Some("2"),
             &["variable V is new: 2"],
+        );
+        check(
+            Ingredient::Options,
+            "--network",
+            Some("default"),
+            Some("none"),
+            &["--network: default → none"],
         );
         check(
             Ingredient::User,

@@ -441,3 +441,40 @@ fn builds_that_fail_before_their_first_step_are_kept() {
     let ids = place.run(["history", "ls", "-q"]).ok();
     assert_eq!(ids.lines().count(), 4, "{ids}");
 }
+
+#[test]
+fn flags_are_named_with_what_they_were() {
+    let case = Case::built();
+    let run = "RUN cat a > /out";
+    case.dockerfile(
+        run,
+        "RUN --network=none --mount=type=tmpfs,target=/t cat a > /out",
+    );
+    let parent = "8 parent [4/5] RUN --network=none --mount=type=tmpfs,target=/t cat a > /out";
+    case.build(&[]).ok();
+    let reasons = case.reasons();
+    assert_eq!(
+        reasons[..2],
+        [
+            "6 options --mount /t - type=tmpfs,rw",
+            "6 options --network default none"
+        ],
+        "{reasons:?}"
+    );
+    // What it made is what it had made, so nothing below it runs.
+    assert_eq!(reasons.len(), 2, "{parent}: {reasons:?}");
+    let step = case
+        .explained()
+        .into_iter()
+        .find(|step| step["line"] == 6)
+        .unwrap();
+    assert_eq!(step["unchanged"], true, "{step}");
+    let text = case.place.run(["explain", "latest", "cat a"]).ok();
+    assert!(text.contains("--network: default → none"), "{text}");
+    assert!(text.contains("ran again, same result"), "{text}");
+    case.dockerfile("COPY src .", "COPY --chmod=0700 --exclude=dir src .");
+    case.build(&[]).ok();
+    let reasons = case.reasons();
+    let action = "5 action - copy to /src/ copy to /src/ --chmod=0700 --exclude=dir";
+    assert!(reasons.contains(&action.to_owned()), "{reasons:?}");
+}

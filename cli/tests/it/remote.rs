@@ -791,3 +791,57 @@ fn repositories_as_contexts() {
         assert!(child.wait().unwrap().success(), "{said}");
     }
 }
+
+/// The reasons of the last build's steps that fetched something: `kind old new`.
+fn fetched(place: &Place) -> Vec<String> {
+    let text = place.run(["explain", "--format", "json"]).ok();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut found = Vec::new();
+    for step in value["steps"].as_array().unwrap() {
+        if !matches!(step["kind"].as_str(), Some("http" | "git")) {
+            continue;
+        }
+        for reason in step["reasons"].as_array().unwrap() {
+            let text = |name: &str| reason[name].as_str().unwrap_or("-").to_owned();
+            found.push(format!(
+                "{} {} {}",
+                text("ingredient"),
+                text("old"),
+                text("new")
+            ));
+        }
+    }
+    found
+}
+
+#[test]
+fn what_changed_elsewhere_is_explained() {
+    let place = Place::new();
+    let web = Web::new();
+    let sum = |text: &str| store_digest(text.as_bytes());
+    let line = format!("ADD {} /f\n", web.url("/f"));
+    let check = |line: &str, expected: &[String]| {
+        build(&place, line);
+        assert_eq!(fetched(&place), expected);
+    };
+    web.put("/f", b"one", &[("ETag", "\"1\"")]);
+    check(&line, &["no-record - -".to_owned()]);
+    check(&line, &[]);
+    web.put("/f", b"two", &[("ETag", "\"2\"")]);
+    check(&line, &[format!("remote {} {}", sum("one"), sum("two"))]);
+    // The same bytes, though the server says otherwise.
+    web.put("/f", b"two", &[("ETag", "\"3\"")]);
+    check(&line, &["remote \"2\" \"3\"".to_owned()]);
+
+    let repositories = Repositories::new(&place);
+    repositories.init("r", "sha1");
+    let first = repositories.commit("r", &[("a", "1")]);
+    let line = format!("ADD {} /r\n", repositories.url("r"));
+    check(&line, &["no-record - -".to_owned()]);
+    let second = repositories.commit("r", &[("a", "2")]);
+    check(&line, &[format!("remote {first} {second}")]);
+}
+
+fn store_digest(bytes: &[u8]) -> String {
+    store::oci::Digest::of(bytes).to_string()
+}

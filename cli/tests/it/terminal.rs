@@ -181,6 +181,7 @@ fn a_terminal_shows_a_whole_build_and_its_summary() {
         => => file a: 16858a4baeb3a127 → e40636dc81a43cb3
         => [3/3] RUN echo hidden-when-done T
         => => the step it stands on has another result: [2/3] COPY a /
+        => => ran again, same result
         [+] Building T (2/2) FINISHED: 2 ran, 0 cached
         image ID 1.98MB
         named tty:latest

@@ -80,6 +80,33 @@ fn each_field_of_a_process_is_named() {
 }
 
 #[test]
+fn flags_are_named_one_by_one() {
+    let with = |flags: &[(&str, &str)], options: &str| {
+        let mut all = vec![("options", options)];
+        all.extend(flags);
+        known(&all)
+    };
+    let network = ("flag --network", "default");
+    let mount = ("flag --mount /c", "type=cache,mode=0755");
+    let old = with(&[network, mount], "aa");
+    let new = with(
+        &[("flag --network", "none"), ("flag --ulimit core", "1:1")],
+        "bb",
+    );
+    check(
+        &old,
+        &new,
+        &[
+            "options --mount /c: type=cache,mode=0755 > -",
+            "options --network: default > none",
+            "options --ulimit core: - > 1:1",
+        ],
+    );
+    // Written before flags were.
+    check(&with(&[], "aa"), &new, &["options -: - > -"]);
+}
+
+#[test]
 fn a_base_is_an_image_or_a_step() {
     let base = |identity: &str, name: &str| known(&[("base", identity), ("base name", name)]);
     check(
