@@ -13,6 +13,7 @@
 pub mod content_hash;
 pub mod explain;
 pub mod ingredients;
+pub mod shared;
 
 pub use ingredients::Ingredients;
 

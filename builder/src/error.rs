@@ -118,6 +118,15 @@ pub enum BuildError {
     /// The result could not be put where it was asked for.
     #[error("cannot export the image")]
     Export(#[source] Box<ExportError>),
+    /// The image is made, but its results could not be put into a shared cache.
+    #[error("cannot write the cache {name}")]
+    CacheExport {
+        /// The cache.
+        name: String,
+        /// What happened.
+        #[source]
+        source: Box<crate::cache::shared::export::ExportCacheError>,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::StoreError),
@@ -293,6 +302,9 @@ pub enum StepError {
         /// The image.
         reference: Box<Reference>,
     },
+    /// A layer that a shared cache has could not be kept here.
+    #[error("cannot keep a layer of a shared cache")]
+    SharedCache(#[source] Box<dyn Error + Send + Sync>),
     /// A URL could not be reached.
     #[error(transparent)]
     Remote(#[from] crate::remote::RemoteError),

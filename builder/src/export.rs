@@ -18,6 +18,7 @@ use store::snapshot::View;
 use store::{Store, StoreError};
 
 use crate::BuildEnvironment;
+use crate::cache::shared::{export as cache_export, inline};
 use crate::error::{BuildError, ExportError};
 use crate::joint::JointPlan;
 use crate::lower::Plan;
@@ -36,6 +37,12 @@ pub(crate) fn wants_layers(request: &BuildRequest) -> Prepare {
         });
     }
     prepare
+}
+
+/// Whether an output reads the layers, so that they have to be here.
+pub(crate) fn reads_layers(request: &BuildRequest) -> bool {
+    let mut all = outputs(request).into_iter();
+    all.any(|output| !matches!(output, Output::Image { .. }))
 }
 
 /// What is done with a layer as soon as it stands.
@@ -224,6 +231,14 @@ fn config(
     config.created = Some(time::rfc3339(request.epoch.or(created).unwrap_or(0)));
     config.rootfs.diff_ids = diff_ids;
     config.history = history;
+    // A base image's is of its own steps.
+    config.extra.remove(inline::FIELD);
+    if request.cache_to.iter().any(|export| export.place.is_none()) {
+        let roots: Vec<usize> = plan.root.iter().map(|root| root.0).collect();
+        let records = cache_export::inline(operations, &roots)?;
+        let value = inline::encode(&records);
+        config.extra.insert(inline::FIELD.to_owned(), value);
+    }
     Ok(config)
 }
 
@@ -264,13 +279,13 @@ fn push_index(
     }
     let store = environment.store;
     let ids: Vec<ImageId> = built.iter().map(|built| built.id).collect();
-    let index = store.index_for(&ids)?;
+    let index = store.index_to_push(&ids)?;
     let mut done = BTreeSet::new();
     for tag in &request.tags {
         // Two tags of one repository need the images there once.
         let is_new = done.insert((tag.registry(), tag.repository()));
         for id in ids.iter().filter(|_| is_new) {
-            let manifest = store.manifest_for(id, None)?;
+            let manifest = store.manifest_to_push(id, None)?;
             let name = tag.with_digest(manifest.digest());
             let progress = Arc::clone(operations.progress);
             transfer::push(store, environment.remote, id, &name, None, progress)?;

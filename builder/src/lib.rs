@@ -119,6 +119,8 @@ fn build_recorded(
         now(),
         Some(finished),
         Explainer::new(series, &request.dockerfile),
+        cache::shared::import::open(environment.remote, request, progress),
+        request.jobs,
     );
     // While later steps still run, the layers of earlier ones are made ready for export.
     std::thread::scope(|scope| {
@@ -152,6 +154,7 @@ fn build_recorded(
         cached,
     };
     export::export(environment, request, &plan, &operations, &mut outcome)?;
+    cache::shared::export::export_all(&operations, request, &plan.roots())?;
     Ok(outcome)
 }
 
@@ -426,10 +429,28 @@ fn solve_plan(
     if roots.is_empty() {
         return Ok(());
     }
-    let shapes = operations.shapes();
     let (cancel, abort) = (operations.cancel, operations.abort);
-    let asked = (&roots[..], Want::Content);
-    driver::solve(operations, shapes, asked, request.jobs, cancel, abort)
+    let solve = |want| {
+        let asked = (&roots[..], want);
+        let shapes = operations.shapes();
+        driver::solve(operations, shapes, asked, request.jobs, cancel, abort)
+    };
+    if export::reads_layers(request) {
+        return solve(Want::Content);
+    }
+    solve(Want::Identity)?;
+    for &root in &roots {
+        let failed = |error| SolveError::Failed {
+            vertex: root,
+            error,
+        };
+        // What is known may be nowhere: a record outlives a layer that somebody removed.
+        if !operations.can_stay_away(root).map_err(failed)? {
+            return solve(Want::Content);
+        }
+    }
+    operations.tell_chain(&roots);
+    Ok(())
 }
 
 /// Seconds since 1970.

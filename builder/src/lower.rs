@@ -13,7 +13,7 @@
 mod config;
 mod copy;
 mod go_format;
-mod mounts;
+pub(crate) mod mounts;
 mod platform;
 mod ports;
 mod remote_sources;

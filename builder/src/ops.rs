@@ -8,8 +8,8 @@
 //! | [`file`] | copies and new directories, straight into a layer |
 //! | [`exec`] | processes and their mounts (nothing else sees the runner) |
 //!
-//! `results` holds what is known of each vertex, `recall` what the cache knows, `explain` why it does not, `estimate` how
-//! long steps take; `failure` is what happens when a step fails.
+//! `results` holds what is known of each vertex, `recall` what the cache knows, `shared` what other machines' caches know,
+//! `explain` why none does, `estimate` how long steps take; `failure` is what happens when a step fails.
 
 mod auth;
 pub mod context;
@@ -24,6 +24,7 @@ pub mod image;
 mod recall;
 mod results;
 pub mod select;
+mod shared;
 pub(crate) mod source;
 pub mod tree;
 
@@ -36,7 +37,7 @@ pub use tree::Tree;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use store::Store;
@@ -45,6 +46,7 @@ use store::snapshot::View;
 
 use crate::cache::Identity;
 use crate::cache::content_hash::selected_digest;
+use crate::cache::shared::import::SharedCache;
 use crate::contexts::git_url::GitUrl;
 use crate::dockerfile::{SourceFile, Span};
 use crate::error::{BuildError, Place, StepError};
@@ -78,6 +80,9 @@ pub(crate) struct Operations<'a> {
     /// The commits that URLs of repositories mean in this build.
     commits: Mutex<BTreeMap<GitUrl, git::Resolved>>,
     pub(crate) explainer: Explainer<'a>,
+    pub(crate) shared: SharedCache<'a>,
+    /// Bounds what hashes files at the same time, where its threads are those that wait for caches.
+    hashing: Gate,
     states: Vec<Mutex<VertexState>>,
     context_copies: Mutex<ContextCopies>,
     renewed_caches: Mutex<RenewedCaches>,
@@ -106,6 +111,8 @@ impl<'a> Operations<'a> {
         now: i64,
         finished: Option<mpsc::Sender<LayerId>>,
         explainer: Explainer<'a>,
+        shared: SharedCache<'a>,
+        jobs: usize,
     ) -> Operations<'a> {
         let states = definition
             .vertices()
@@ -127,6 +134,8 @@ impl<'a> Operations<'a> {
             finished,
             commits: Mutex::default(),
             explainer,
+            shared,
+            hashing: Gate::new(jobs),
             states,
             context_copies: Mutex::default(),
             renewed_caches: Mutex::default(),
@@ -489,7 +498,7 @@ impl Work for Operations<'_> {
             }
             Op::Exec(_) | Op::File(_) if step.meta.no_cache => Ok(false),
             Op::Exec(_) | Op::File(_) => match self.fast_key(vertex) {
-                Some(key) => self.look_up(vertex, key),
+                Some(key) => self.find(vertex, key),
                 None => Ok(false),
             },
         }
@@ -497,13 +506,13 @@ impl Work for Operations<'_> {
 
     fn digest(&self, vertex: usize) -> Result<bool, StepError> {
         let step = self.vertex(vertex);
-        let selected = self.digest_selected(vertex)?;
+        let selected = self.hashing.pass(|| self.digest_selected(vertex))?;
         self.state(vertex).selected = Some(selected);
         if step.meta.no_cache {
             return Ok(false);
         }
         match self.slow_key(vertex) {
-            Some(key) => self.look_up(vertex, key),
+            Some(key) => self.find(vertex, key),
             None => Ok(false),
         }
     }
@@ -531,7 +540,7 @@ impl Work for Operations<'_> {
                 false => Err(StepError::TreeLost),
             },
             Op::Http(_) | Op::Git(_) | Op::Exec(_) | Op::File(_) => {
-                let here = self.is_here(vertex);
+                let here = self.is_here(vertex) || self.bring(vertex)?;
                 if here {
                     self.tell_cached(vertex);
                 }
@@ -567,21 +576,26 @@ impl Work for Operations<'_> {
     }
 
     fn lane(&self, action: Action) -> Lane {
-        if matches!(action, Action::Await(_)) {
-            return Lane::Waiting;
-        }
-        let is_quick = match action {
+        let step = &self.vertex(action.vertex());
+        let may_ask = || !step.meta.no_cache && self.shared.is_active();
+        match (action, &step.op) {
             // A server is asked whether its file is as it was.
-            Action::Identify(vertex) => !matches!(self.vertex(vertex).op, Op::Http(_) | Op::Git(_)),
-            Action::Fetch(vertex) => match &self.vertex(vertex).op {
-                Op::Image(op) => image::present(self.store, op).is_ok_and(|ids| ids.is_some()),
-                _ => true,
-            },
-            Action::Digest(_) | Action::Execute(_) | Action::Await(_) => false,
-        };
-        match is_quick {
-            true => Lane::Here,
-            false => Lane::Working,
+            (Action::Identify(_), Op::Http(_) | Op::Git(_)) => Lane::Working,
+            (Action::Identify(_), Op::Exec(_) | Op::File(_)) if may_ask() => Lane::Waiting,
+            (Action::Identify(_), _) => Lane::Here,
+            (Action::Digest(_), _) if may_ask() => Lane::Waiting,
+            (Action::Await(_), _) => Lane::Waiting,
+            (Action::Digest(_) | Action::Execute(_), _) => Lane::Working,
+            (Action::Fetch(_), Op::Image(op)) => {
+                match image::present(self.store, op).is_ok_and(|ids| ids.is_some()) {
+                    true => Lane::Here,
+                    false => Lane::Working,
+                }
+            }
+            (Action::Fetch(vertex), Op::Exec(_) | Op::File(_)) if !self.is_here(vertex) => {
+                Lane::Working
+            }
+            (Action::Fetch(_), _) => Lane::Here,
         }
     }
 }
@@ -610,6 +624,30 @@ impl Operations<'_> {
         for context in self.contexts.values() {
             context.save();
         }
+    }
+}
+
+/// Lets so many threads pass at a time.
+struct Gate {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Gate {
+    fn new(places: usize) -> Gate {
+        Gate {
+            free: Mutex::new(places.max(1)),
+            freed: Condvar::new(),
+        }
+    }
+
+    fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
+        let free = self.freed.wait_while(lock(&self.free), |free| *free == 0);
+        *free.unwrap_or_else(PoisonError::into_inner) -= 1;
+        let result = work();
+        *lock(&self.free) += 1;
+        self.freed.notify_one();
+        result
     }
 }
 

@@ -1,8 +1,10 @@
 //! What is asked of a build, and what comes out of it.
 
+pub mod cache;
 pub mod run;
 pub mod size;
 
+pub use cache::{CacheExport, CacheImport};
 pub use run::{Entitlement, RunSettings, SecretSource, SecretText};
 
 use std::collections::BTreeMap;
@@ -50,6 +52,10 @@ pub struct BuildRequest {
     pub epoch: Option<i64>,
     /// What `RUN` steps are given, and may do.
     pub run: RunSettings,
+    /// `--cache-from`.
+    pub cache_from: Vec<CacheImport>,
+    /// `--cache-to`.
+    pub cache_to: Vec<CacheExport>,
     /// When the main context was made, for `SOURCE_DATE_EPOCH=context`, in seconds since 1970; none for a folder.
     pub made: Option<i64>,
 }

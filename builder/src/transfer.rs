@@ -3,10 +3,14 @@
 //! A layer on its way in is one pipeline: network, digest of the blob, file, decompression, DiffID, files. All layers of
 //! an image go through it side by side, and nothing is visible before its digests were right.
 
+mod absent;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use absent::{absent_layers, complete};
+pub(crate) use absent::{bring_blob, whereabouts};
 pub use registry_client::RemoteImage;
 use registry_client::{
     BlobReader, BlobSource, ClientError, Progress, PullError, PushImage, PushReport,
@@ -131,7 +135,8 @@ pub fn layer_pairs(image: &RemoteImage) -> Vec<(DiffId, Descriptor)> {
     diff_ids.zip(image.layers().iter().cloned()).collect()
 }
 
-fn note(
+/// Notes what a blob is, and which repository has it.
+pub(crate) fn note(
     store: &Store,
     reference: &Reference,
     diff_id: &DiffId,
@@ -283,7 +288,8 @@ impl Read for Tee {
 }
 
 /// Pushes an image of the store to `reference`. Its layers go out as the blobs that are here, in whatever compression, or are
-/// compressed now; with `compression`, all go out in that one.
+/// compressed now; with `compression`, all go out in that one. A layer that is only in a registry stays there if that is the
+/// one that is pushed to.
 pub fn push(
     store: &Arc<Store>,
     remote: &Remote,
@@ -292,10 +298,21 @@ pub fn push(
     compression: Option<Compression>,
     progress: Arc<dyn ProgressSink>,
 ) -> Result<PushReport, TransferError> {
-    let manifest = store.manifest_for(id, compression)?;
+    let manifest = store.manifest_to_push(id, compression)?;
+    let named = referenced(&manifest);
+    let (mut here, mut absent) = (Vec::new(), Vec::new());
+    for descriptor in &named {
+        let found = store.blobs().has(&descriptor.digest);
+        match found.map_err(StoreError::from)? == Some(descriptor.size) {
+            true => here.push(descriptor.clone()),
+            false => absent.push(descriptor.clone()),
+        }
+    }
+    let (linked, brought) = absent::link(store, remote, reference, absent, &progress)?;
+    here.extend(brought);
     let mut blobs = Vec::new();
     let mut mount_from = Vec::new();
-    for descriptor in referenced(&manifest) {
+    for descriptor in here {
         for (registry, repository) in store
             .index()
             .sources(&descriptor.digest)
@@ -318,10 +335,12 @@ pub fn push(
     };
     let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Push, progress));
     let (client, runtime) = remote.client()?;
-    let report = runtime.block_on(registry_client::push_image(
+    let mut report = runtime.block_on(registry_client::push_image(
         &client, reference, &image, bridge,
     ))?;
-    for (descriptor, _) in &image.blobs {
+    report.existed += linked.existed;
+    report.mounted += linked.mounted;
+    for descriptor in &named {
         store
             .index()
             .note_source(
@@ -416,14 +435,15 @@ fn transfer(kind: TransferKind, digest: &Digest, done: u64, total: u64) -> Progr
 }
 
 /// Passes the client's progress on as events.
-struct Bridge {
+pub(crate) struct Bridge {
     kind: TransferKind,
     sink: Arc<dyn ProgressSink>,
     counts: Mutex<BTreeMap<Digest, (u64, u64)>>,
 }
 
 impl Bridge {
-    fn new(kind: TransferKind, sink: Arc<dyn ProgressSink>) -> Bridge {
+    /// Tells `sink`; `kind` says what is done.
+    pub(crate) fn new(kind: TransferKind, sink: Arc<dyn ProgressSink>) -> Bridge {
         Bridge {
             kind,
             sink,

@@ -241,6 +241,19 @@ pub struct BuildArgs {
     /// Run every step, also those whose result is known
     #[arg(long)]
     pub no_cache: bool,
+    /// Look for results there, too; may be repeated
+    ///
+    /// type=registry,ref=REF (or REF alone, which may also be an image with an inline cache),
+    /// type=local,src=FOLDER or type=s3,bucket=BUCKET,region=REGION; docs/reference/cache.md has all
+    /// keys. What is not there is built: a cache that fails is a warning.
+    #[arg(long = "cache-from", value_name = "REF|type=TYPE[,KEY=VALUE...]")]
+    pub cache_from: Vec<String>,
+    /// Put results there for other builds; may be repeated
+    ///
+    /// type=registry,ref=REF, type=local,dest=FOLDER, type=s3,bucket=BUCKET,region=REGION or
+    /// type=inline; mode=max adds the steps that are not in the image, mounts=all the cache mounts.
+    #[arg(long = "cache-to", value_name = "REF|type=TYPE[,KEY=VALUE...]")]
+    pub cache_to: Vec<String>,
     /// Ask the registries for base images even if they are here
     #[arg(long)]
     pub pull: bool,

@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
 use reqwest::{Method, StatusCode, Url};
 use store::oci::{Descriptor, Digest, Reference};
@@ -23,7 +24,7 @@ use crate::auth::bearer::Scope;
 use crate::download::blob_size;
 use crate::error::{ClientError, Refusal};
 use crate::headers;
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use crate::registry::{Attempts, Registry};
 use crate::transport::body::{BlobSource, Part};
 use crate::transport::{Answer, Call, Payload};
@@ -59,18 +60,60 @@ impl Client {
         mount_from: &[String],
         progress: Arc<dyn Progress>,
     ) -> Result<Pushed, ClientError> {
-        let push = BlobPush {
+        let push = self.blob_push(reference, descriptor, source, progress);
+        push.progress.started(&descriptor.digest, descriptor.size);
+        let pushed = push.run(mount_from).await?;
+        push.progress.finished(&descriptor.digest);
+        Ok(pushed)
+    }
+
+    /// Sees to it that a repository has a blob without sending it: finds it there or mounts it. `None` if neither can be.
+    pub async fn link_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        mount_from: &[String],
+    ) -> Result<Option<Pushed>, ClientError> {
+        let nothing = BlobSource::Bytes(Bytes::new());
+        let push = self.blob_push(reference, descriptor, nothing, Arc::new(Silent));
+        let (found, session) = push.find(mount_from).await?;
+        if let Some(unused) = session {
+            push.cancel(&unused).await;
+        }
+        Ok(found)
+    }
+
+    /// Sends a blob that is known not to be there.
+    pub async fn send_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        source: BlobSource,
+        progress: Arc<dyn Progress>,
+    ) -> Result<(), ClientError> {
+        let push = self.blob_push(reference, descriptor, source, progress);
+        push.progress.started(&descriptor.digest, descriptor.size);
+        push.source.check_len(descriptor.size).await?;
+        push.upload(None).await?;
+        push.progress.finished(&descriptor.digest);
+        Ok(())
+    }
+
+    fn blob_push(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        source: BlobSource,
+        progress: Arc<dyn Progress>,
+    ) -> BlobPush {
+        BlobPush {
             registry: self.registry(reference.registry()),
             repository: reference.repository().to_owned(),
             scopes: vec![Scope::push(reference.repository())],
             descriptor: descriptor.clone(),
             source,
             progress,
-        };
-        push.progress.started(&descriptor.digest, descriptor.size);
-        let pushed = push.run(mount_from).await?;
-        push.progress.finished(&descriptor.digest);
-        Ok(pushed)
+        }
     }
 }
 
@@ -95,8 +138,22 @@ struct Session {
 
 impl BlobPush {
     async fn run(&self, mount_from: &[String]) -> Result<Pushed, ClientError> {
+        let (found, session) = self.find(mount_from).await?;
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        self.source.check_len(self.descriptor.size).await?;
+        self.upload(session).await?;
+        Ok(Pushed::Uploaded)
+    }
+
+    /// Looks whether the blob is there or can be mounted; if not, an upload session may have come of it.
+    async fn find(
+        &self,
+        mount_from: &[String],
+    ) -> Result<(Option<Pushed>, Option<Session>), ClientError> {
         if self.exists().await? {
-            return Ok(Pushed::Existed);
+            return Ok((Some(Pushed::Existed), None));
         }
         let mut session = None;
         let others = mount_from.iter().filter(|from| **from != self.repository);
@@ -105,14 +162,12 @@ impl BlobPush {
                 self.cancel(&unused).await;
             }
             match self.mount(from).await {
-                Mount::Done => return Ok(Pushed::Mounted),
+                Mount::Done => return Ok((Some(Pushed::Mounted), None)),
                 Mount::Session(opened) => session = Some(opened),
                 Mount::Refused => {}
             }
         }
-        self.source.check_len(self.descriptor.size).await?;
-        self.upload(session).await?;
-        Ok(Pushed::Uploaded)
+        Ok((None, session))
     }
 
     async fn exists(&self) -> Result<bool, ClientError> {

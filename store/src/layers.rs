@@ -281,19 +281,48 @@ impl Store {
         id: &ImageId,
         compression: Option<Compression>,
     ) -> Result<RawManifest, StoreError> {
+        self.manifest_where(id, compression, &|_| Ok(false))
+    }
+
+    /// The same for a push: a blob may also be one that a registry is known to have (see
+    /// [`Index::note_source`](crate::index::Index::note_source)).
+    pub fn manifest_to_push(
+        &self,
+        id: &ImageId,
+        compression: Option<Compression>,
+    ) -> Result<RawManifest, StoreError> {
+        self.manifest_where(id, compression, &|blob| {
+            Ok(!self.index.sources(&blob.digest)?.is_empty())
+        })
+    }
+
+    /// A manifest whose blobs are all here, or `elsewhere`.
+    fn manifest_where(
+        &self,
+        id: &ImageId,
+        compression: Option<Compression>,
+        elsewhere: &dyn Fn(&Descriptor) -> Result<bool, StoreError>,
+    ) -> Result<RawManifest, StoreError> {
         if let Some(kept) = self.images.manifest(id)?
-            && self.is_complete(&kept, compression)?
+            && self.is_complete(&kept, compression, elsewhere)?
         {
             return Ok(kept);
         }
         let config = self.images.config_bytes(id)?;
         let parsed = self.images.config(id)?;
-        let layers = parsed
-            .rootfs
-            .diff_ids
-            .iter()
-            .map(|diff_id| self.layer_blob(diff_id, compression.unwrap_or(Compression::GZIP)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut layers = Vec::with_capacity(parsed.rootfs.diff_ids.len());
+        for diff_id in &parsed.rootfs.diff_ids {
+            let here = self.layer_blob(diff_id, compression.unwrap_or(Compression::GZIP));
+            layers.push(match here {
+                // A directory that came with a blob does not give that blob's bytes again.
+                Err(StoreError::Layer(
+                    error @ (LayerError::Missing { .. } | LayerError::WrongDiffId { .. }),
+                )) => self
+                    .remembered(diff_id, compression, elsewhere)?
+                    .ok_or(error)?,
+                here => here?,
+            });
+        }
         let described = Descriptor::of(MediaType::OCI_CONFIG, &config);
         let manifest = RawManifest::from(Manifest::image(described, layers));
         self.images.put_image(&config, Some(&manifest))?;
@@ -302,19 +331,60 @@ impl Store {
 
     /// An index of images for several platforms, in the order given. Their manifests are kept, the index is not.
     pub fn index_for(&self, ids: &[ImageId]) -> Result<RawManifest, StoreError> {
+        self.index_of(ids, |id| self.manifest_for(id, None))
+    }
+
+    /// The same of images that are pushed, as [`Store::manifest_to_push`] has them.
+    pub fn index_to_push(&self, ids: &[ImageId]) -> Result<RawManifest, StoreError> {
+        self.index_of(ids, |id| self.manifest_to_push(id, None))
+    }
+
+    fn index_of(
+        &self,
+        ids: &[ImageId],
+        manifest: impl Fn(&ImageId) -> Result<RawManifest, StoreError>,
+    ) -> Result<RawManifest, StoreError> {
         let mut listed = Vec::new();
         for id in ids {
-            let mut described = self.manifest_for(id, None)?.descriptor();
+            let mut described = manifest(id)?.descriptor();
             described.platform = Some(self.images.config(id)?.platform());
             listed.push(described);
         }
         Ok(RawManifest::from(Index::new(listed)))
     }
 
+    /// A blob of a layer that is not here.
+    fn remembered(
+        &self,
+        diff_id: &DiffId,
+        compression: Option<Compression>,
+        elsewhere: &dyn Fn(&Descriptor) -> Result<bool, StoreError>,
+    ) -> Result<Option<Descriptor>, StoreError> {
+        for (name, blob) in self.index.compressed(diff_id)? {
+            let media_type = match name.as_str() {
+                "none" => MediaType::OCI_LAYER,
+                "gzip" => MediaType::OCI_LAYER_GZIP,
+                "zstd" => MediaType::OCI_LAYER_ZSTD,
+                _ => continue,
+            };
+            let fits = compression.is_none_or(|wanted| wanted.name() == name);
+            if fits && elsewhere(&blob)? {
+                return Ok(Some(Descriptor::new(media_type, blob.digest, blob.size)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a layer is here, unpacked or as a blob.
+    pub fn has_layer_bytes(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        Ok(self.unpacked(diff_id)?.is_some() || !self.forms(diff_id)?.is_empty())
+    }
+
     fn is_complete(
         &self,
         manifest: &RawManifest,
         compression: Option<Compression>,
+        elsewhere: &dyn Fn(&Descriptor) -> Result<bool, StoreError>,
     ) -> Result<bool, StoreError> {
         let ParsedManifest::Image(parsed) = manifest.parsed() else {
             return Ok(false);
@@ -328,7 +398,8 @@ impl Store {
                     Compression::Zstd(_) => text.ends_with("zstd"),
                 }
             });
-            if !fits || self.blobs.has(&layer.digest)? != Some(layer.size) {
+            let here = self.blobs.has(&layer.digest)? == Some(layer.size);
+            if !fits || !here && !elsewhere(layer)? {
                 return Ok(false);
             }
         }

@@ -48,12 +48,13 @@ const SSH_TARGET: &str = "/run/buildkit/ssh_agent";
 
 /// One `key=value`, or a key alone.
 #[derive(Debug, PartialEq, Eq)]
-struct Field {
+pub(crate) struct Field {
     /// As written, without quotes.
     text: String,
     /// In lower case.
-    key: String,
-    value: Option<String>,
+    pub(crate) key: String,
+    /// What follows the first `=`.
+    pub(crate) value: Option<String>,
 }
 
 /// What `from` says, if the flag has it and can be read: the last one counts.
@@ -64,7 +65,7 @@ pub(super) fn from(flag: &Flag) -> Option<(String, Span)> {
 }
 
 /// Splits a line of CSV.
-fn fields(text: &str) -> Result<Vec<Field>, &'static str> {
+pub(crate) fn fields(text: &str) -> Result<Vec<Field>, &'static str> {
     let mut fields = Vec::new();
     let mut rest = text;
     loop {

@@ -57,7 +57,7 @@ impl Operations<'_> {
     }
 
     /// The keys that a result is found by, the one that says most first.
-    pub(super) fn keys(&self, vertex: usize) -> Vec<CacheKey> {
+    pub(crate) fn keys(&self, vertex: usize) -> Vec<CacheKey> {
         self.slow_key(vertex)
             .into_iter()
             .chain(self.fast_key(vertex))

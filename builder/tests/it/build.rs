@@ -75,6 +75,8 @@ impl Bench {
             jobs: 4,
             epoch: None,
             run: builder::request::RunSettings::default(),
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             made: None,
         }
     }

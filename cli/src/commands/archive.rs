@@ -4,20 +4,25 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use store::Store;
 use store::content::archive::{ArchiveFormat as Format, SavedImage};
 use store::oci::Reference;
 
 use super::find_image;
+use super::transfer::complete;
 use crate::args::{ArchiveFormat, LoadArgs, SaveArgs};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 
 /// `longshore save`. A file appears under its name when it is whole.
 pub fn save(context: &Context, args: &SaveArgs) -> Result<ExitCode, CliError> {
-    let store = context.store()?;
+    let store = Arc::new(context.store()?);
     let images = images(&store, &args.images)?;
+    for image in &images {
+        complete(context, &store, &image.id)?;
+    }
     let format = match args.format {
         ArchiveFormat::Oci => Format::Oci,
         ArchiveFormat::Docker => Format::Docker,

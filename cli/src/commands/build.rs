@@ -8,7 +8,8 @@ use std::sync::Arc;
 use builder::BuildEnvironment;
 use builder::contexts::main_context::{PreparedContext, prepare};
 use builder::history::{Outline, Recording};
-use builder::request::{BuildRequest, Destination, Output, RunSettings};
+use builder::request::cache::CacheSpecError;
+use builder::request::{BuildRequest, CacheExport, CacheImport, Destination, Output, RunSettings};
 use builder::solve::cancel::Cancel;
 use store::oci::{Platform, Reference};
 
@@ -59,7 +60,7 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     let asked = args.call.or(args.check.then_some(Call::CHECK));
     if let Some(asked) = asked.filter(|asked| asked.method != Method::Build) {
         let prepared = prepare(environment, &main, &mut stdin, &sink)?;
-        let request = request(args, build_args, main.run, prepared)?;
+        let request = request(context, args, build_args, main.run, prepared)?;
         display.finish(true);
         let answered = super::call::call(context, environment, &request, asked);
         watch.stop();
@@ -68,7 +69,7 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     let recording = Recording::begin(&store, outline(args), &sink);
     let prepared = prepare(environment, &main, &mut stdin, &recording.sink());
     let prepared = prepared.inspect_err(|error| recording.refused(error))?;
-    let request = request(args, build_args, main.run, prepared);
+    let request = request(context, args, build_args, main.run, prepared);
     let request = request.inspect_err(|error| recording.refused_for(&error.chain().join("\n")))?;
     let built = builder::build_recording(environment, &request, &recording);
     let warnings = display.finish(built.is_ok());
@@ -111,6 +112,7 @@ fn outline(args: &BuildArgs) -> Outline {
 }
 
 fn request(
+    context: &Context,
     args: &BuildArgs,
     build_args: BTreeMap<String, String>,
     run: RunSettings,
@@ -130,6 +132,7 @@ fn request(
             key => Ok((key.to_owned(), value.to_owned())),
         }
     });
+    let variables = |name: &str| context.text_variable(name);
     Ok(BuildRequest {
         dockerfile_name: prepared.dockerfile_name,
         dockerfile: prepared.dockerfile,
@@ -147,6 +150,10 @@ fn request(
         jobs: jobs.map_or(1, std::num::NonZero::get),
         epoch: None,
         run,
+        cache_from: parse_all(&args.cache_from, |text| {
+            CacheImport::parse(text, &variables)
+        })?,
+        cache_to: parse_all(&args.cache_to, |text| CacheExport::parse(text, &variables))?,
         made: prepared.made,
     })
 }
@@ -163,6 +170,16 @@ fn platforms(given: &[Platform]) -> Vec<Platform> {
         platforms.push(Platform::host());
     }
     platforms
+}
+
+fn parse_all<T>(
+    texts: &[String],
+    parse: impl Fn(&str) -> Result<T, CacheSpecError>,
+) -> Result<Vec<T>, CliError> {
+    let parsed = texts.iter().map(|text| parse(text));
+    parsed
+        .collect::<Result<_, _>>()
+        .map_err(|error| CliError::new(Kind::Usage, error))
 }
 
 fn no_key(label: &str) -> CliError {

@@ -16,7 +16,7 @@ use store::images::ImageId;
 use store::layer::LayerId;
 use store::oci::{ImageConfig, RunConfig};
 
-use super::transfer::fetch;
+use super::transfer::{complete, fetch};
 use crate::args::RunArgs;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
@@ -44,6 +44,10 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
             id
         }
     };
+    if complete(context, &store, &id)? {
+        // As after a pull.
+        store = Arc::new(context.store()?);
+    }
     // From here on signals are the container's; until now they ended a pull. No thread may be there yet: it would take
     // them as its own.
     let signals = Signals::collect().blame(Kind::Run)?;

@@ -81,6 +81,19 @@ pub fn fetch(
     Ok(pulled.id)
 }
 
+/// Brings the layers of an image here that are only in a registry; tells whether there were any.
+pub fn complete(context: &Context, store: &Arc<Store>, id: &ImageId) -> Result<bool, CliError> {
+    if transfer::absent_layers(store, id)?.is_empty() {
+        return Ok(false);
+    }
+    let display = display(context, false, Work::Pulling);
+    let completed = transfer::complete(store, &remote(context), id, &display.sink());
+    display.finish(completed.is_ok());
+    completed?;
+    super::sync::soon(store);
+    Ok(true)
+}
+
 /// How this command reaches registries, if it has to.
 pub fn remote(context: &Context) -> Remote {
     let git = context.git_settings();

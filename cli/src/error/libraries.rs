@@ -1,5 +1,7 @@
 //! Of each library's error, whose fault it is and what to do about it: the one table.
 
+use builder::cache::shared::CacheStoreError;
+use builder::cache::shared::export::ExportCacheError;
 use builder::contexts::dockerfile::DockerfileError;
 use builder::error::{BuildError, ExportError, StepError};
 use builder::ops::git::GitError;
@@ -128,6 +130,7 @@ fn build(error: &BuildError) -> Blamed {
         }
         BuildError::Step { source, .. } | BuildError::Base { source, .. } => return step(source),
         BuildError::Export(error) => return export(error),
+        BuildError::CacheExport { source, .. } => return cache_export(source),
         BuildError::Cancelled => Kind::Interrupted,
         BuildError::EpochSource { source, .. } => return step(source),
         BuildError::StdinTwice => Kind::Usage,
@@ -179,6 +182,15 @@ fn source(error: &RemoteError) -> Blamed {
         _ => Kind::Environment,
     };
     (kind, None)
+}
+
+fn cache_export(error: &ExportCacheError) -> Blamed {
+    match error {
+        ExportCacheError::Cache(CacheStoreError::Remote(RemoteError::Client(error))) => {
+            client(error)
+        }
+        _ => (Kind::Environment, None),
+    }
 }
 
 fn export(error: &ExportError) -> Blamed {

@@ -18,6 +18,7 @@
 //! | [`platforms`] | images for other machines, and for several |
 //! | [`progress`] | what a build says while it runs |
 //! | [`run_mounts`] | what surrounds a `RUN`: mounts, secrets, agents, limits |
+//! | [`shared_cache`] | results that go from machine to machine |
 //! | [`bad_input`] | clear errors, and nothing left behind |
 //! | [`errors`] | what is said of common mistakes, beside what BuildKit says |
 //! | [`killed`] | `kill -9` at any moment |
@@ -54,6 +55,7 @@ mod remote;
 mod rootless;
 mod run;
 mod run_mounts;
+mod shared_cache;
 mod support;
 mod terminal;
 mod tidy;

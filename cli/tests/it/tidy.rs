@@ -88,7 +88,11 @@ fn builder_reaches_the_runner_and_the_registries_at_few_places() {
         ),
         (
             "registry_client",
-            &["builder/src/remote.rs", "builder/src/transfer.rs"][..],
+            &[
+                "builder/src/cache/shared",
+                "builder/src/remote.rs",
+                "builder/src/transfer",
+            ][..],
         ),
     ] {
         let users: BTreeSet<String> = sources()

@@ -1,0 +1,459 @@
+//! Results that go from machine to machine: a machine is a store of its own. What is fetched is told by the requests that a
+//! registry gets, never by time.
+
+mod wire;
+
+use std::path::{Path, PathBuf};
+
+use crate::support::{Built, LONGSHORE, Place, Ran, Server};
+use wire::Wire;
+
+/// A stage whose layers are not in the image, and two ways to it. `HOST` is the registry of the base.
+const DOCKERFILE: &str = "FROM HOST/base AS tool
+RUN head -c 300000 /dev/urandom > /big && echo tool > /tool
+COPY one /one
+RUN cat /tool /one > /made
+FROM HOST/base
+COPY --from=tool /made /made
+COPY two /two
+RUN cat /made /two > /all
+";
+
+/// The commands of its steps.
+const RUNS: [&str; 3] = [
+    "head -c 300000 /dev/urandom > /big && echo tool > /tool",
+    "cat /tool /one > /made",
+    "cat /made /two > /all",
+];
+
+/// A registry, ours or Debian's, with a base image, behind a wire.
+struct Peer {
+    _server: Server,
+    wire: Wire,
+    place: Place,
+}
+
+impl Peer {
+    fn start(which: fn(&Path) -> Server) -> Peer {
+        let place = Place::new();
+        let folder = place.path("registry");
+        let server = which(&folder);
+        let wire = Wire::to(&server.host);
+        let base = format!("{}/base", wire.host);
+        place.add_busybox(&base);
+        place.run(["push", "-q", &base]).ok();
+        Peer {
+            _server: server,
+            wire,
+            place,
+        }
+    }
+
+    /// The files of a build, with a file's content.
+    fn context(&self, machine: &Place, one: &str) -> PathBuf {
+        let dockerfile = DOCKERFILE.replace("HOST", &self.wire.host);
+        let files = [("one", one), ("two", "2\n"), ("Dockerfile", &dockerfile)];
+        machine.context("ctx", &files)
+    }
+
+    fn name(&self, repository: &str) -> String {
+        format!("{}/{repository}", self.wire.host)
+    }
+}
+
+const PEERS: [fn(&Path) -> Server; 2] = [Server::registry, Server::docker_registry];
+
+/// A build as CI runs it.
+fn build(machine: &Place, context: &Path, flags: &[&str]) -> Ran {
+    let words = ["build", "--progress", "plain"].into_iter();
+    machine.words(words.chain(flags.iter().copied()), [context])
+}
+
+#[track_caller]
+fn built(machine: &Place, context: &Path, flags: &[&str]) -> Built {
+    let ran = build(machine, context, flags);
+    ran.ok();
+    Built::of(&ran)
+}
+
+#[test]
+fn a_build_that_ends_fully_cached_moves_no_layer() {
+    for peer in PEERS.map(Peer::start) {
+        let (app, cache) = (peer.name("app"), peer.name("cache"));
+        let to = format!("type=registry,ref={cache},mode=max");
+        let first = Place::new();
+        let context = peer.context(&first, "1\n");
+        let flags = ["-t", &app, "--push", "--cache-to", &to];
+        assert_eq!(built(&first, &context, &flags).runs(), RUNS);
+
+        let second = Place::new();
+        let context = peer.context(&second, "1\n");
+        peer.wire.clear();
+        let flags = ["-t", &app, "--push", "--cache-from", &cache];
+        let again = built(&second, &context, &flags);
+        assert!(again.ran.is_empty(), "{again:?}");
+        let requests = peer.wire.requests();
+        // One for each of the six steps; the copy between stages asks by both of its keys at most.
+        let records = peer.wire.count("GET", "/v2/cache/manifests/");
+        assert!(records <= 8, "{requests:#?}");
+        // The base's configuration and nothing else; of uploads at most mounts.
+        assert_eq!(peer.wire.count("GET", "/blobs/sha256"), 1, "{requests:#?}");
+        assert!(peer.wire.received() < 40_000, "{}", peer.wire.received());
+        assert!(layers(&second).is_empty(), "{:?}", layers(&second));
+
+        // It is there all the same: what a container needs follows when it runs, and not a layer more.
+        assert_eq!(second.sh(&app, "cat /all"), "tool\n1\n2");
+        assert_eq!(layers(&second).len(), 4);
+    }
+}
+
+#[test]
+fn a_changed_file_reruns_what_depends_on_it_upon_layers_of_the_cache() {
+    for peer in PEERS.map(Peer::start) {
+        let cache = peer.name("cache:main");
+        let to = format!("type=registry,ref={cache},mode=max");
+        let first = Place::new();
+        built(&first, &peer.context(&first, "1\n"), &["--cache-to", &to]);
+        let second = Place::new();
+        let context = peer.context(&second, "other\n");
+        let again = built(&second, &context, &["-t", "x", "--cache-from", &cache]);
+        assert_eq!(again.runs(), RUNS[1..]);
+        assert_eq!(second.sh("x", "cat /all"), "tool\nother\n2");
+        // Another name in the same repository is another cache.
+        let third = Place::new();
+        let other = peer.name("cache:other");
+        let none = built(
+            &third,
+            &peer.context(&third, "1\n"),
+            &["--cache-from", &other],
+        );
+        assert_eq!(none.runs(), RUNS);
+    }
+}
+
+#[test]
+fn a_push_whose_base_is_in_the_registry_moves_no_base_layer() {
+    for peer in PEERS.map(Peer::start) {
+        let machine = Place::new();
+        let dockerfile = format!("FROM {}\nENV a=b\n", peer.name("base"));
+        let context = machine.context("ctx", &[("Dockerfile", &dockerfile)]);
+        peer.wire.clear();
+        built(&machine, &context, &["-t", &peer.name("derived"), "--push"]);
+        let requests = peer.wire.requests();
+        assert_eq!(peer.wire.count("GET", "/blobs/sha256"), 1, "{requests:#?}");
+        assert_eq!(peer.wire.count("POST", "mount="), 1, "{requests:#?}");
+        // The configuration.
+        assert_eq!(peer.wire.count("PUT", "/blobs/"), 1, "{requests:#?}");
+        assert!(layers(&machine).is_empty());
+        assert_eq!(machine.sh(&peer.name("derived"), "echo $a"), "b");
+    }
+}
+
+#[test]
+fn an_image_can_be_its_own_cache() {
+    for peer in PEERS.map(Peer::start) {
+        let app = peer.name("app");
+        let first = Place::new();
+        let flags = ["-t", &app, "--push", "--cache-to", "type=inline"];
+        built(&first, &peer.context(&first, "1\n"), &flags);
+        let second = Place::new();
+        let context = second.context(
+            "small",
+            &[(
+                "Dockerfile",
+                &format!("FROM {}\nRUN echo made\n", peer.name("base")),
+            )],
+        );
+        let flags = ["-t", &app, "--push", "--cache-to", "type=inline"];
+        built(&second, &context, &flags);
+        let third = Place::new();
+        let context = third.context(
+            "small",
+            &[(
+                "Dockerfile",
+                &format!("FROM {}\nRUN echo made\n", peer.name("base")),
+            )],
+        );
+        peer.wire.clear();
+        let again = built(&third, &context, &["--cache-from", &app]);
+        assert!(again.ran.is_empty(), "{again:?}");
+        assert_eq!(again.cached.len(), 1);
+        assert!(layers(&third).is_empty());
+    }
+}
+
+#[test]
+fn min_is_what_the_image_has_and_max_is_all() {
+    let peer = Peer::start(Server::registry);
+    let count = |mode: &str| {
+        let machine = Place::new();
+        let folder = machine.path("cache");
+        let to = format!("type=local,dest={},mode={mode}", folder.display());
+        built(
+            &machine,
+            &peer.context(&machine, "1\n"),
+            &["--cache-to", &to],
+        );
+        std::fs::read_dir(folder.join("entries")).unwrap().count()
+    };
+    // COPY --from by two keys, COPY and RUN by one.
+    assert_eq!(count("min"), 4);
+    assert_eq!(count("max"), 7);
+}
+
+#[test]
+fn writers_at_the_same_time_lose_nothing() {
+    for (peer, local) in [
+        (Peer::start(Server::docker_registry), false),
+        (Peer::start(Server::registry), true),
+    ] {
+        let folder = peer.place.path("folder");
+        let (to, from) = match local {
+            true => (
+                format!("type=local,dest={},mode=max", folder.display()),
+                format!("type=local,src={}", folder.display()),
+            ),
+            false => {
+                let cache = peer.name("cache");
+                (format!("type=registry,ref={cache},mode=max"), cache)
+            }
+        };
+        let machines: Vec<Place> = (0..6).map(|_| Place::new()).collect();
+        let contexts: Vec<PathBuf> = machines
+            .iter()
+            .enumerate()
+            .map(|(number, machine)| peer.context(machine, &format!("{number}\n")))
+            .collect();
+        std::thread::scope(|scope| {
+            for (machine, context) in machines.iter().zip(&contexts) {
+                let to = &to;
+                scope.spawn(move || built(machine, context, &["--cache-to", to]));
+            }
+        });
+        let reader = Place::new();
+        for number in 0..6 {
+            let context = peer.context(&reader, &format!("{number}\n"));
+            let again = built(&reader, &context, &["-t", "x", "--cache-from", &from]);
+            // Whose first step came first is everybody's; what others built upon theirs is a step that runs.
+            assert!(!again.runs().contains(&RUNS[0]), "{again:?}");
+            assert_eq!(reader.sh("x", "cat /all"), format!("tool\n{number}\n2"));
+        }
+    }
+}
+
+#[test]
+fn what_fails_to_be_read_is_a_warning_and_what_fails_to_be_written_an_error() {
+    let peer = Peer::start(Server::registry);
+    let machine = Place::new();
+    let context = peer.context(&machine, "1\n");
+    let nobody = format!("127.0.0.1:{}/cache", crate::support::free_port());
+    let ran = build(&machine, &context, &["--cache-from", &nobody]);
+    ran.ok();
+    assert_eq!(Built::of(&ran).runs(), RUNS);
+    let said = ran.stderr.matches("cannot read the cache").count();
+    assert_eq!(said, 1, "{ran}");
+    let to = format!("type=registry,ref={nobody}");
+    let failed = build(&machine, &context, &["-t", "x", "--cache-to", &to]);
+    failed.fails(3, "cannot write the cache");
+    // The image was made before.
+    assert_eq!(machine.sh("x", "cat /all"), "tool\n1\n2");
+    let to = format!("{to},ignore-error=true");
+    let ran = build(&machine, &context, &["--cache-to", &to]);
+    ran.ok();
+    assert!(
+        ran.stderr.contains("warning: cannot write the cache"),
+        "{ran}"
+    );
+}
+
+#[test]
+fn a_registry_that_dies_in_the_middle_costs_what_it_had() {
+    let peer = Peer::start(Server::registry);
+    let cache = peer.name("cache");
+    let to = format!("type=registry,ref={cache},mode=max");
+    let first = Place::new();
+    let context = peer.context(&first, "1\n");
+    built(&first, &context, &[]);
+    // At any request of an export.
+    for requests in [3, 12] {
+        peer.wire.cut_after(requests);
+        let failed = build(&first, &context, &["--cache-to", &to]);
+        failed.fails(3, "cannot write the cache");
+        peer.wire.cut_after(-1);
+    }
+    built(&first, &context, &["--cache-to", &to]);
+    // At any request of an import; the base is here.
+    for requests in [2, 5] {
+        let machine = Place::new();
+        machine.add_busybox(&peer.name("base"));
+        let context = peer.context(&machine, "1\n");
+        peer.wire.cut_after(requests);
+        let ran = build(&machine, &context, &["-t", "x", "--cache-from", &cache]);
+        peer.wire.cut_after(-1);
+        ran.ok();
+        assert_eq!(machine.sh("x", "cat /all"), "tool\n1\n2");
+    }
+}
+
+#[test]
+fn damage_is_found_said_once_and_mended() {
+    let peer = Peer::start(Server::registry);
+    let first = Place::new();
+    let context = peer.context(&first, "1\n");
+    let folder = peer.place.path("folder");
+    let to = format!("type=local,dest={},mode=max", folder.display());
+    let from = format!("type=local,src={}", folder.display());
+    built(&first, &context, &["--cache-to", &to]);
+    let all = |name: &str| {
+        let files = std::fs::read_dir(folder.join(name)).unwrap();
+        files.map(|file| file.unwrap().path()).collect::<Vec<_>>()
+    };
+    let mend = |what: &str| {
+        let machine = Place::new();
+        let context = peer.context(&machine, "1\n");
+        // An output that reads every layer.
+        let out = machine.path("out");
+        let output = format!("type=local,dest={}", out.display());
+        let flags = ["-o", &output, "--cache-from", &from, "--cache-to", &to];
+        let ran = build(&machine, &context, &flags);
+        ran.ok();
+        let made = std::fs::read_to_string(out.join("all")).unwrap();
+        assert_eq!(made, "tool\n1\n2\n", "{what}");
+        ran
+    };
+    for file in all("blobs/sha256") {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+    }
+    let ran = mend("changed blobs");
+    assert!(ran.stderr.contains("it runs again"), "{ran}");
+    let ran = mend("mended blobs");
+    assert!(
+        Built::of(&ran).ran.iter().all(|step| step.contains("FROM")),
+        "{ran}"
+    );
+    for file in all("blobs/sha256") {
+        std::fs::remove_file(&file).unwrap();
+    }
+    mend("no blobs");
+    for file in all("entries") {
+        std::fs::write(&file, "{").unwrap();
+    }
+    let ran = mend("no records");
+    assert!(ran.stderr.contains("is ignored: it is damaged"), "{ran}");
+    for file in all("entries") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace(r#"\"version\":1"#, r#"\"version\":9"#)).unwrap();
+    }
+    let before: Vec<_> = all("entries")
+        .iter()
+        .map(|f| std::fs::read(f).unwrap())
+        .collect();
+    let ran = mend("newer records");
+    assert_eq!(
+        ran.stderr.matches("records of a newer longshore").count(),
+        1,
+        "{ran}"
+    );
+    let after: Vec<_> = all("entries")
+        .iter()
+        .map(|f| std::fs::read(f).unwrap())
+        .collect();
+    assert!(before.iter().all(|entry| after.contains(entry)));
+}
+
+#[test]
+fn several_caches_are_asked_and_written() {
+    let peer = Peer::start(Server::registry);
+    let first = Place::new();
+    let context = peer.context(&first, "1\n");
+    let folder = first.path("folder");
+    let local = format!("type=local,dest={}", folder.display());
+    let registry = format!("type=registry,ref={},mode=max", peer.name("cache"));
+    built(
+        &first,
+        &context,
+        &["--cache-to", &local, "--cache-to", &registry],
+    );
+    // The folder has what is in the image, the registry all; one alone does not do.
+    let second = Place::new();
+    let context = peer.context(&second, "1\n");
+    let local = format!("type=local,src={}", folder.display());
+    let cache = peer.name("cache");
+    let again = built(
+        &second,
+        &context,
+        &["--cache-from", &local, "--cache-from", &cache],
+    );
+    assert!(again.runs().is_empty(), "{again:?}");
+    let third = Place::new();
+    let context = peer.context(&third, "1\n");
+    assert_eq!(
+        built(&third, &context, &["--cache-from", &local]).runs(),
+        RUNS[..2]
+    );
+}
+
+#[test]
+fn a_cache_goes_from_place_to_place() {
+    let peer = Peer::start(Server::docker_registry);
+    let first = Place::new();
+    let context = peer.context(&first, "1\n");
+    let to = format!("type=registry,ref={},mode=max", peer.name("one/cache"));
+    built(&first, &context, &["--cache-to", &to]);
+    // From one repository to another of the registry: linked, not moved.
+    let second = Place::new();
+    let context = peer.context(&second, "1\n");
+    let to = format!("type=registry,ref={},mode=max", peer.name("two/cache"));
+    peer.wire.clear();
+    built(
+        &second,
+        &context,
+        &["--cache-from", &peer.name("one/cache"), "--cache-to", &to],
+    );
+    assert_eq!(peer.wire.count("GET", "/v2/one/cache/blobs/"), 0);
+    assert!(peer.wire.received() < 60_000, "{}", peer.wire.received());
+    // From there to a folder.
+    let third = Place::new();
+    let context = peer.context(&third, "1\n");
+    let folder = third.path("folder");
+    let to = format!(
+        "type=local,dest={},mode=max,compression=zstd",
+        folder.display()
+    );
+    built(
+        &third,
+        &context,
+        &["--cache-from", &peer.name("two/cache"), "--cache-to", &to],
+    );
+    let fourth = Place::new();
+    let context = peer.context(&fourth, "1\n");
+    let from = format!("type=local,src={}", folder.display());
+    let again = built(&fourth, &context, &["-t", "x", "--cache-from", &from]);
+    assert!(again.runs().is_empty(), "{again:?}");
+    assert_eq!(fourth.sh("x", "cat /all"), "tool\n1\n2");
+}
+
+#[test]
+fn mistakes_are_told_before_anything_is_built() {
+    let place = Place::new();
+    let context = place.context("ctx", &[("Dockerfile", "FROM scratch\n")]);
+    let check = |flags: [&str; 2], expected: &str| {
+        build(&place, &context, &flags).fails(2, expected);
+    };
+    check(["--cache-to", "type=local"], "`dest` is missing");
+    check(
+        ["--cache-from", "type=inline"],
+        "an inline cache is in an image",
+    );
+    check(["--cache-to", "type=gha"], "type=gha is not supported");
+    assert!(Path::new(LONGSHORE).exists());
+}
+
+/// The layers that a machine has unpacked.
+fn layers(machine: &Place) -> Vec<PathBuf> {
+    let folder = std::fs::read_dir(machine.store().join("layers")).unwrap();
+    folder.map(|entry| entry.unwrap().path()).collect()
+}
