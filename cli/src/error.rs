@@ -52,6 +52,9 @@ impl Kind {
 /// The exit code of a panic, which Rust has chosen: a bug in longshore.
 pub const BUG_EXIT_CODE: i32 = 101;
 
+/// What to do about a full disk.
+const FULL_HINT: &str = "the disk is full: `longshore du` tells what longshore has on it, `longshore prune --all` frees the build cache";
+
 /// An error on its way to the user.
 #[derive(Debug)]
 pub struct CliError {
@@ -104,7 +107,8 @@ impl CliError {
 
     /// What to do about it.
     pub fn hint_text(&self) -> Option<&str> {
-        self.hint.as_deref()
+        let full = || store::is_disk_full(self.source.as_ref()).then_some(FULL_HINT);
+        self.hint.as_deref().or_else(full)
     }
 
     /// The message and its causes, outermost first; a cause whose text its parent already ends with is left out.

@@ -128,7 +128,8 @@ where
     let consume = Arc::new(consume);
     let slots = Arc::new(Semaphore::new(client.options().parallel.max(1)));
     // Dropped with this future, which the readers take for a failure as well.
-    let (failed, failing) = watch::channel(false);
+    // Holds the layer that failed first: those that lose their connections for it fail as well.
+    let (failed, failing) = watch::channel(None::<usize>);
     let failed = Arc::new(failed);
     let mut tasks = JoinSet::new();
     for (index, descriptor) in layers.iter().enumerate() {
@@ -142,7 +143,7 @@ where
         let (failed, mut failing) = (Arc::downgrade(&failed), failing.clone());
         let stop = async move {
             // An error means that nobody waits for the result any more.
-            let _ = failing.wait_for(|failed| *failed).await;
+            let _ = failing.wait_for(Option::is_some).await;
         };
         tasks.spawn(async move {
             // A closed semaphore means that another layer failed.
@@ -160,10 +161,14 @@ where
             };
             drop(slot);
             if result.is_err() {
-                slots.close();
                 if let Some(failed) = failed.upgrade() {
-                    failed.send_replace(true);
+                    failed.send_if_modified(|first| {
+                        let is_first = first.is_none();
+                        first.get_or_insert(index);
+                        is_first
+                    });
                 }
+                slots.close();
             }
             Some((index, descriptor, result))
         });
@@ -173,13 +178,15 @@ where
     while let Some(joined) = tasks.join_next().await {
         match joined {
             Ok(Some((index, _, Ok(result)))) => results[index] = Some(result),
-            Ok(Some((index, descriptor, Err(source)))) => {
-                failure.get_or_insert(PullError::Layer {
+            Ok(Some((index, descriptor, Err(source)))) if *failing.borrow() == Some(index) => {
+                failure = Some(PullError::Layer {
                     index,
                     descriptor: Box::new(descriptor),
                     source,
                 });
             }
+            // Its connection was taken away.
+            Ok(Some((_, _, Err(_)))) => {}
             Ok(None) => {}
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }

@@ -259,6 +259,11 @@ impl Index {
         run(&transaction).map_err(|source| self.error(source))
     }
 
+    /// Moves what the log holds into the database and makes the log empty, if nobody is reading.
+    pub(crate) fn shorten_log(&self) -> Result<(), IndexError> {
+        self.read(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
+    }
+
     /// The time that protects a row from garbage collection as of now.
     pub(crate) fn use_time(&self) -> Result<UseTime, IndexError> {
         let fresh_since = self.sessions.fresh_since()?;
@@ -334,7 +339,10 @@ fn create(root: &Path, path: &Path) -> Result<(), IndexError> {
         .query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
         .map_err(sqlite)?;
     update(&mut connection).map_err(sqlite)?;
-    // Writes everything into the one file.
+    // Writes everything into the one file. Closing would as well, but does not say when the disk is full.
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .map_err(sqlite)?;
     connection.close().map_err(|(_, source)| sqlite(source))?;
     fs::link_if_free(&made, path)?;
     Ok(())

@@ -12,6 +12,7 @@
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
 //!       sessions/        one locked file per process that uses the store             session.rs
 //!       locks/           one locked file per step being built                        fs/lock.rs
+//!       reserve          room for a collection on a full disk                         reserve.rs
 //!       sessions.lock, publishing                    held alone by a collection      content/gc.rs
 //! ```
 //!
@@ -26,6 +27,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 use crate::content::archive::ArchiveError;
 use crate::content::{Blobs, ContentError};
@@ -49,6 +52,7 @@ pub mod layers;
 pub mod mirrors;
 pub mod oci;
 pub mod recover;
+mod reserve;
 pub mod session;
 pub mod snapshot;
 pub mod stat_caches;
@@ -118,7 +122,36 @@ pub enum StoreError {
     Archive(#[from] ArchiveError),
 }
 
+/// Whether a full disk, or a user's full share of it, is at the bottom of an error: the kernel says so, or SQLite.
+pub fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let full = |errno: Errno| matches!(errno, Errno::NOSPC | Errno::DQUOT);
+        let io = error.downcast_ref::<std::io::Error>();
+        let io = io.and_then(Errno::from_io_error).is_some_and(full);
+        let kernel = error.downcast_ref().copied().is_some_and(full);
+        let sqlite = error.downcast_ref::<rusqlite::Error>();
+        let sqlite = sqlite.and_then(rusqlite::Error::sqlite_error);
+        let sqlite = sqlite.map(|error| error.extended_code);
+        // The second when it cannot make room in the file that processes share.
+        let codes = [
+            rusqlite::ffi::SQLITE_FULL,
+            rusqlite::ffi::SQLITE_IOERR_SHMSIZE,
+        ];
+        if io || kernel || sqlite.is_some_and(|code| codes.contains(&code)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 impl StoreError {
+    /// Whether the disk, or the user's share of it, is full.
+    pub fn is_full(&self) -> bool {
+        is_disk_full(self)
+    }
+
     /// Whether SQLite cannot make sense of the index's file: `store check --repair` puts it aside.
     pub fn is_index_damaged(&self) -> bool {
         let StoreError::Index(IndexError::Sqlite { source, .. }) = self else {
@@ -203,6 +236,7 @@ impl Store {
         // Stores of earlier versions lack it.
         fs::create_dir(&store.cache_mounts_path())?;
         store.recover(&boot_id)?;
+        store.keep_reserve();
         Ok(store)
     }
 

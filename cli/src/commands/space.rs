@@ -247,13 +247,14 @@ fn collection(args: &PruneArgs) -> Result<Collection, CliError> {
 pub fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode, CliError> {
     let collection = collection(args)?;
     let store = context.store()?;
+    // First, for it manages on a full disk.
+    let report = store.collect(&collection)?;
     let mut builds = Vec::new();
     if args.filters.is_empty() {
         // Builds that were killed count as ended from now on.
         builder::history::list(&store)?;
         builds = store.history().trim(args.dry_run)?;
     }
-    let report = store.collect(&collection)?;
     let mut printer = Printer {
         context,
         args,

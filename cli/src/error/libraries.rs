@@ -9,11 +9,11 @@ use builder::remote::RemoteError;
 use builder::transfer::TransferError;
 use registry_client::{ClientError, CredentialError, ErrorKind};
 use runner::UserNsError;
-use store::StoreError;
 use store::content::archive::ArchiveError;
 use store::images::ImageError;
 use store::oci::ReferenceError;
 use store::snapshot::SnapshotError;
+use store::{StoreError, is_disk_full};
 
 use super::{CliError, Kind};
 use crate::config::ConfigError;
@@ -149,12 +149,12 @@ fn step(error: &StepError) -> Blamed {
             GitError::NotInstalled { .. } | GitError::Run(_) => Kind::Environment,
             _ => Kind::Input,
         },
-        StepError::Store(StoreError::Archive(error)) if !is_full(error) => Kind::Input,
+        StepError::Store(StoreError::Archive(error)) if !is_disk_full(error) => Kind::Input,
         StepError::Checksum { .. }
         | StepError::SecretNotHeader { .. }
         | StepError::FileName { .. }
         | StepError::NoSubdir { .. } => Kind::Input,
-        StepError::ContextArchive { source, .. } if !is_full(source.as_ref()) => Kind::Input,
+        StepError::ContextArchive { source, .. } if !is_disk_full(source.as_ref()) => Kind::Input,
         StepError::Process { .. }
         | StepError::User(_)
         | StepError::SecretMissing { .. }
@@ -166,7 +166,7 @@ fn step(error: &StepError) -> Blamed {
         | StepError::Digest(_) => Kind::Input,
         // A command that is not in the image is the Dockerfile's mistake, all else this machine's.
         StepError::Sandbox(error) if error.exit_code() != 125 => Kind::Input,
-        StepError::File(error) if !is_full(error) => Kind::Input,
+        StepError::File(error) if !is_disk_full(error) => Kind::Input,
         _ => Kind::Environment,
     };
     (kind, None)
@@ -206,24 +206,6 @@ fn transfer(error: &TransferError) -> Blamed {
         TransferError::Remote(RemoteError::Client(error)) => client(error),
         _ => (Kind::Environment, None),
     }
-}
-
-/// Whether a full disk is at the bottom of it.
-fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let errno = error.downcast_ref::<rustix::io::Errno>().copied();
-        let io = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::raw_os_error);
-        let raw = errno.map(rustix::io::Errno::raw_os_error).or(io);
-        let full = [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT];
-        if full.iter().any(|full| raw == Some(full.raw_os_error())) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 /// Whose fault a registry's error is, and what to do about it.

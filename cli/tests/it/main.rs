@@ -25,6 +25,7 @@
 //! | [`interop`] | skopeo, umoci, podman, buildah |
 //! | [`rootless`] | an ordinary user |
 //! | [`examples`] | real software on Debian |
+//! | [`full_disk`] | a full disk in every phase |
 //! | [`help`] | the text of every `--help` |
 //! | [`tidy`] | the house rules: layering, unsafe code, printing, names of this machine |
 //!
@@ -45,6 +46,7 @@ mod disk;
 mod errors;
 mod examples;
 mod explain;
+mod full_disk;
 mod help;
 mod interop;
 mod killed;

@@ -150,7 +150,12 @@ impl Store {
     pub fn collect(&self, collection: &Collection) -> Result<PruneReport, StoreError> {
         let live = self.sessions.oldest_live()?.min(self.spared(collection)?);
         let chosen = self.choose(&collection.rules, live)?;
-        self.remove(&chosen, collection)
+        match self.remove(&chosen, collection) {
+            Err(error) if error.is_full() && !collection.dry_run => {
+                self.remove_on_full_disk(&chosen, collection)
+            }
+            removed => removed,
+        }
     }
 
     /// What was used since then is not to go for this process's sake.

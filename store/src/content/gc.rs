@@ -206,7 +206,7 @@ impl Store {
     }
 
     /// Removes what was chosen, if still nobody has used it, and what nothing needs.
-    pub(super) fn remove(
+    pub(crate) fn remove(
         &self,
         chosen: &[Candidate],
         collection: &Collection,
