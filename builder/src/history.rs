@@ -3,12 +3,14 @@
 //! | file | part |
 //! |---|---|
 //! | this one | a build read back: [`BuildHistory`], and the list of all that are kept |
+//! | `detail` | what it takes to make a step's sandbox again |
 //! | `line` | the lines of a journal |
 //! | `record` | writing one |
 //! | `replay` | one as the events that it was made of |
 //!
 //! Where journals lie, and how a killed build is told from one that runs, is [`store::history`]'s business.
 
+pub(crate) mod detail;
 mod line;
 pub(crate) mod record;
 mod replay;
@@ -24,6 +26,7 @@ use crate::cache::CacheKey;
 use crate::cache::explain::Reason;
 use crate::graph::VertexIndex;
 use crate::solve::OutputStream;
+use detail::Detail;
 use line::Line;
 
 pub use record::{Outline, Recording};
@@ -69,6 +72,12 @@ pub struct BuildHistory {
     pub steps: Vec<StepHistory>,
     #[serde(skip)]
     series: [u8; 32],
+    /// How each step is made.
+    #[serde(skip)]
+    pub(crate) details: Vec<Option<Detail>>,
+    /// The layer that each step made, where that is known: empty for none.
+    #[serde(skip)]
+    pub(crate) layers: Vec<Option<String>>,
 }
 
 /// Something that was done before the steps were known. Times are microseconds.
@@ -214,6 +223,8 @@ impl BuildHistory {
             before: Vec::new(),
             steps,
             series: [0; 32],
+            details: Vec::new(),
+            layers: Vec::new(),
         }
     }
 
@@ -283,6 +294,8 @@ impl BuildHistory {
             incomplete: false,
             before: Vec::new(),
             steps: Vec::new(),
+            details: Vec::new(),
+            layers: Vec::new(),
             series: *blake3::Hash::from_hex(series).ok()?.as_bytes(),
         })
     }
@@ -316,8 +329,10 @@ impl BuildHistory {
                     took,
                 });
             }
-            Line::Steps { at, steps } => {
+            Line::Steps { at, mut steps } => {
                 self.took = self.took.max(at);
+                let details = steps.iter_mut().map(|step| step.detail.take());
+                self.details = details.collect();
                 let numbered = (1..).zip(steps);
                 self.steps = numbered
                     .map(|(n, step)| StepHistory::new(n, step))
@@ -385,6 +400,10 @@ impl BuildHistory {
             Line::Warning { at, text } => {
                 self.took = self.took.max(at);
                 self.warnings.push(text);
+            }
+            Line::Layers { at, layers } => {
+                self.took = self.took.max(at);
+                self.layers = layers;
             }
             Line::Moved { at, .. } => self.took = self.took.max(at),
             Line::Full { .. } => self.incomplete = true,

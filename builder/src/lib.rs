@@ -101,7 +101,9 @@ fn build_recorded(
     let request = &contexts::epoch::settle(environment, request, &source, progress)?;
     let (plan, warnings) = plan(environment, request, &source, progress.as_ref())?;
     announce(&plan.definition, &warnings, progress.as_ref());
-    recorder.planned(&plan.definition);
+    recorder.planned(&plan.definition, |name| {
+        folder(request, name).map(PathBuf::as_path)
+    });
     let contexts = open_contexts(environment.store, request, &plan.definition)?;
     let abort = Cancel::new().map_err(BuildError::Setup)?;
     let prepare = export::wants_layers(request);
@@ -122,8 +124,9 @@ fn build_recorded(
         cache::shared::import::open(environment.remote, request, progress),
         request.jobs,
     );
+    operations.build = recorder.build();
     // While later steps still run, the layers of earlier ones are made ready for export.
-    std::thread::scope(|scope| {
+    let solved = std::thread::scope(|scope| {
         if prepare != export::Prepare::Nothing {
             let store = environment.store;
             let worker = std::thread::Builder::new().name("prepare".to_owned());
@@ -138,8 +141,9 @@ fn build_recorded(
         let solved = solve_plan(&operations, &plan, request);
         operations.finished = None;
         solved
-    })
-    .map_err(|error| match error {
+    });
+    recorder.layers(&operations.results());
+    solved.map_err(|error| match error {
         SolveError::Failed { vertex, error } => operations.step_failed(vertex, error, &source),
         SolveError::Cancelled => BuildError::Cancelled,
     })?;

@@ -31,6 +31,7 @@ pub mod tree;
 pub use context::Context;
 pub(crate) use explain::Explainer;
 pub use file::{FileOpError, FileRun};
+pub(crate) use results::base_of;
 pub use select::{Selected, select};
 pub use tree::Tree;
 
@@ -41,6 +42,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use store::Store;
+use store::history::BuildId;
 use store::layer::{LayerId, LayerInfo};
 use store::snapshot::View;
 
@@ -58,7 +60,7 @@ use crate::solve::driver::{Executed, Lane, Work};
 use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{OfVertex, ProgressEvent, ProgressSink};
 use exec::mounts::{ContextCopies, RenewedCaches};
-use results::{Outcome, StackLayer, VertexState, base_of};
+use results::{Outcome, StackLayer, VertexState};
 use source::Fetching;
 
 /// Everything that operations work with.
@@ -77,6 +79,8 @@ pub(crate) struct Operations<'a> {
     pub(crate) now: i64,
     /// Layers that were just made, for whoever prepares their export beside the build.
     pub(crate) finished: Option<mpsc::Sender<LayerId>>,
+    /// The build's name in the history, if it has one.
+    pub(crate) build: Option<BuildId>,
     /// The commits that URLs of repositories mean in this build.
     commits: Mutex<BTreeMap<GitUrl, git::Resolved>>,
     pub(crate) explainer: Explainer<'a>,
@@ -132,6 +136,7 @@ impl<'a> Operations<'a> {
             epoch,
             now,
             finished,
+            build: None,
             commits: Mutex::default(),
             explainer,
             shared,

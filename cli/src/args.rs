@@ -18,7 +18,7 @@ mod space;
 mod steps;
 
 pub use call::{Call, Format, Method};
-pub use debug::OnError;
+pub use debug::{DebugArgs, DebugState, OnError};
 pub use filter::Filter;
 pub use history::{
     ExplainArgs, HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLogsArgs, HistoryLsArgs,
@@ -117,6 +117,8 @@ pub enum Command {
     History(HistoryArgs),
     /// Tell why the steps of a build ran
     Explain(ExplainArgs),
+    /// Look around in a step of a build: open a shell in it, or run a command
+    Debug(DebugArgs),
     /// Write images to an archive
     Save(SaveArgs),
     /// Read images from an archive

@@ -47,6 +47,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Rmi(args) => images::rmi(context, &args),
         Command::History(args) => history::history(context, &args),
         Command::Explain(args) => explain::explain(context, &args),
+        Command::Debug(args) => debug::debug(context, &args),
         Command::Du(args) => space::du(context, &args),
         Command::Prune(args) => space::prune(context, &args),
         Command::Store(StoreCommand::Check(args)) => check::check(context, &args),

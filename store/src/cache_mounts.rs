@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Timestamps, UTIME_NOW, 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::fs::{self, FsError, TempDir, attempt};
+use crate::fs::{self, FsError, Lock, TempDir, attempt};
 use crate::index::{epoch, synced_epoch};
 use crate::{Store, StoreError};
 
@@ -68,6 +68,17 @@ pub enum CacheSharing {
     Private,
     /// The second waits.
     Locked,
+}
+
+impl CacheSharing {
+    fn operation(self) -> FlockOperation {
+        match self {
+            CacheSharing::Shared => FlockOperation::NonBlockingLockShared,
+            CacheSharing::Private | CacheSharing::Locked => {
+                FlockOperation::NonBlockingLockExclusive
+            }
+        }
+    }
 }
 
 /// A cache in use, until it is dropped or the process ends.
@@ -135,7 +146,7 @@ struct Info {
 }
 
 impl Store {
-    /// Asks for a cache; never waits.
+    /// Asks for a cache; waits for nobody who uses one.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -144,16 +155,11 @@ impl Store {
         name: &CacheMountName,
         sharing: CacheSharing,
     ) -> Result<CacheTaken, StoreError> {
-        let operation = match sharing {
-            CacheSharing::Shared => FlockOperation::NonBlockingLockShared,
-            CacheSharing::Private | CacheSharing::Locked => {
-                FlockOperation::NonBlockingLockExclusive
-            }
-        };
         let key = name.key();
+        let _names = self.lock_cache_names(&key)?;
         for number in 0.. {
             let path = self.cache_mounts_path().join(format!("{key}.{number}"));
-            match hold(&path, operation)? {
+            match hold(&path, sharing.operation())? {
                 Held::Yes(dir) => {
                     self.note_use(&path, name)?;
                     return Ok(CacheTaken::Taken(CacheMount { _dir: dir, path }));
@@ -192,24 +198,40 @@ impl Store {
         })
     }
 
-    /// Gives a new cache its name, beside those that are taken.
+    /// Gives a new cache its name, beside those that are taken, unless one of them has become free for `sharing`.
     ///
     /// # Errors
     /// It cannot be renamed.
-    pub fn publish_cache_mount(&self, new: NewCacheMount) -> Result<(), StoreError> {
+    pub fn publish_cache_mount(
+        &self,
+        new: NewCacheMount,
+        sharing: CacheSharing,
+    ) -> Result<(), StoreError> {
         let key = new.name.key();
-        let free = (0..)
-            .map(|number| self.cache_mounts_path().join(format!("{key}.{number}")))
-            .find_map(|path| match fs::exists(&path) {
-                Ok(true) => None,
-                Ok(false) => Some(Ok(path)),
-                Err(error) => Some(Err(error)),
-            });
-        if let Some(path) = free {
-            // If somebody else took that name this instant, theirs will do as well.
-            new.dir.publish(&path?)?;
+        let _names = self.lock_cache_names(&key)?;
+        for number in 0.. {
+            let path = self.cache_mounts_path().join(format!("{key}.{number}"));
+            match hold(&path, sharing.operation())? {
+                Held::Yes(_) => break,
+                Held::Busy => {}
+                Held::Absent => {
+                    new.dir.publish(&path)?;
+                    break;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Keeps everybody else from looking which caches of this name are free: who only looks, or makes one, holds it for an
+    /// instant, and must not be taken for one who uses it.
+    fn lock_cache_names(&self, key: &str) -> Result<Lock, StoreError> {
+        Ok(Lock::exclusive(&self.root.join("locks").join(key))?)
+    }
+
+    /// The same for a cache by its directory's name.
+    fn lock_cache_names_of(&self, name: &str) -> Result<Lock, StoreError> {
+        self.lock_cache_names(name.split('.').next().unwrap_or_default())
     }
 
     /// Puts a new cache in place of all that have its name; who uses one of those keeps it until it is done.
@@ -219,6 +241,7 @@ impl Store {
     pub fn replace_cache_mount(&self, new: NewCacheMount) -> Result<(), StoreError> {
         let key = new.name.key();
         let prefix = format!("{key}.");
+        let _names = self.lock_cache_names(&key)?;
         let first = self.cache_mounts_path().join(format!("{key}.0"));
         for name in fs::list(&self.cache_mounts_path())? {
             let path = self.cache_mounts_path().join(&name);
@@ -267,6 +290,7 @@ impl Store {
     /// Whether nobody uses a cache now.
     pub(crate) fn is_cache_mount_free(&self, name: &str) -> Result<bool, StoreError> {
         let path = self.cache_mounts_path().join(name);
+        let _names = self.lock_cache_names_of(name)?;
         let held = hold(&path, FlockOperation::NonBlockingLockExclusive)?;
         Ok(matches!(held, Held::Yes(_)))
     }
@@ -284,6 +308,7 @@ impl Store {
         before: i64,
     ) -> Result<Option<PathBuf>, StoreError> {
         let path = self.cache_mounts_path().join(&row.name);
+        let _names = self.lock_cache_names_of(&row.name)?;
         let Held::Yes(_dir) = hold(&path, FlockOperation::NonBlockingLockExclusive)? else {
             return Ok(None);
         };
@@ -423,9 +448,35 @@ mod tests {
                 CacheTaken::Busy => return None,
                 CacheTaken::Missing => {
                     let new = store.new_cache_mount(name).unwrap();
-                    store.publish_cache_mount(new).unwrap();
+                    store.publish_cache_mount(new, sharing).unwrap();
                 }
             }
+        }
+    }
+
+    #[test]
+    fn those_who_share_a_new_cache_get_one_directory() {
+        let (_dir, store) = store();
+        let start = std::sync::Barrier::new(8);
+        for round in 0..20 {
+            let name = name(&format!("cache {round}"));
+            std::thread::scope(|scope| {
+                for looks in [false, true, false, false, true, false, false, false] {
+                    let (store, start, name) = (&store, &start, &name);
+                    scope.spawn(move || {
+                        start.wait();
+                        if looks {
+                            for row in store.cache_mounts().unwrap() {
+                                store.is_cache_mount_free(&row.name).unwrap();
+                            }
+                        } else {
+                            let taken = take(store, name, CacheSharing::Shared);
+                            assert!(taken.is_some());
+                        }
+                    });
+                }
+            });
+            assert_eq!(store.cache_mounts().unwrap().len(), round + 1);
         }
     }
 

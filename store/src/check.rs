@@ -645,7 +645,9 @@ impl Store {
         let names = left("locks")?.into_iter();
         problems.extend(names.map(|name| Problem::LockLeft { name }));
         let now = now_micros() / 1_000_000;
-        let over = format!("SELECT id FROM leases WHERE expires <= {now}");
+        // Those of failed steps end by themselves, and the next collection removes them.
+        let over =
+            format!("SELECT id FROM leases WHERE expires <= {now} AND id NOT GLOB 'failed:*'");
         let over: Vec<String> = self.index.read(|c| texts(c, &over))?;
         problems.extend(over.into_iter().map(|id| Problem::LeaseOver { id }));
         Ok(())

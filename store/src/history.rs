@@ -22,7 +22,7 @@ use rusqlite::{OptionalExtension, Row, Transaction};
 
 use crate::fs::{self, FsError, attempt};
 use crate::index::{Index, bad, now_micros, parse};
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, failed};
 
 /// Digits of a build's id: short enough to type, and taken ones are never given twice.
 const ID_DIGITS: usize = 8;
@@ -299,6 +299,7 @@ impl History {
             let mut delete = t.prepare_cached("DELETE FROM builds WHERE id = ?1")?;
             for id in ids {
                 if delete.execute([id.as_str()])? > 0 {
+                    failed::forget(t, id)?;
                     removed.push(id.clone());
                 }
             }
@@ -459,7 +460,11 @@ fn trim(t: &Transaction<'_>, keep: &Keep) -> rusqlite::Result<Vec<BuildId>> {
     let ids = statement.query_map((builds, oldest), |row| {
         parse("builds.id", row.get_ref(0)?.as_str()?)
     })?;
-    ids.collect()
+    let ids: Vec<BuildId> = ids.collect::<rusqlite::Result<_>>()?;
+    for id in &ids {
+        failed::forget(t, id)?;
+    }
+    Ok(ids)
 }
 
 fn build_row(row: &Row<'_>) -> rusqlite::Result<BuildRow> {

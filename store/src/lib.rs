@@ -43,6 +43,7 @@ use crate::snapshot::{SnapshotError, Snapshots};
 pub mod cache_mounts;
 pub mod check;
 pub mod content;
+pub mod failed;
 pub mod fs;
 pub mod history;
 pub mod images;

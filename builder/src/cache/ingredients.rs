@@ -147,7 +147,7 @@ fn shown(name: &str, value: &str) -> String {
 
 /// Whether a variable may hold a secret: by the words of BuildKit's rule `SecretsUsedInArgOrEnv`, and by credentials in
 /// a URL.
-fn sounds_secret(name: &str, value: &str) -> bool {
+pub(crate) fn sounds_secret(name: &str, value: &str) -> bool {
     const WORDS: [&str; 9] = [
         "apikey",
         "auth",

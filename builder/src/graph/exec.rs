@@ -8,36 +8,48 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use store::oci::Platform;
 
 use super::op::Encoder;
 
-/// A process to run.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+/// A process to run. Written into journals as JSON, field by field (`docs/formats/build-journal.md`).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ExecOp {
     /// Program and arguments.
     pub argv: Vec<String>,
     /// `NAME=value`, in order, no name twice: ENV and declared ARGs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<Arc<str>>,
     /// `NAME=value` that the process gets but the digest does not cover: predefined proxy arguments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub proxy_env: Vec<String>,
     /// Working directory, absolute.
     pub cwd: String,
     /// `USER`, verbatim; empty for root.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
     /// Whether input 0 is the root file system (false on scratch); the inputs of mounts follow.
     pub on_base: bool,
     /// A here-document with an interpreter line: a file's name below [`SCRIPTS`], and its text.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub script: Option<(String, String)>,
     /// `--mount`, in the order written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
     /// `--network`.
+    #[serde(skip_serializing_if = "is_default")]
     pub network: Network,
     /// `--security`.
+    #[serde(skip_serializing_if = "is_default")]
     pub security: Security,
     /// `--device`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceRequest>,
     /// What the build says of all its processes.
+    #[serde(skip_serializing_if = "is_default")]
     pub setting: Setting,
     /// What the programs are for, where that is not the machine: the kernel then needs an emulator.
     pub foreign: Option<Box<Platform>>,
@@ -47,7 +59,7 @@ pub struct ExecOp {
 pub const SCRIPTS: &str = "/dev/pipes";
 
 /// Something mounted for one process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// Where, absolute; empty for what is not mounted at all (a secret that is only a variable).
     pub target: String,
@@ -56,7 +68,8 @@ pub struct Mount {
 }
 
 /// What is mounted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MountKind {
     /// `type=bind`
     Bind(BindMount),
@@ -76,7 +89,7 @@ pub enum MountKind {
 }
 
 /// Files of a stage, an image or a context.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindMount {
     /// Which input of the vertex, counted from 0; absent for a stage without files.
     pub input: Option<usize>,
@@ -89,7 +102,7 @@ pub struct BindMount {
 }
 
 /// A directory that outlives the build.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheMount {
     /// Its name, with its namespace.
     pub id: String,
@@ -110,7 +123,8 @@ pub struct CacheMount {
 }
 
 /// What happens when two steps use one cache at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Sharing {
     /// Both write to one directory.
     #[default]
@@ -122,7 +136,7 @@ pub enum Sharing {
 }
 
 /// A secret, as a file, a variable or both.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretMount {
     /// What `--secret` calls it.
     pub id: String,
@@ -139,7 +153,7 @@ pub struct SecretMount {
 }
 
 /// The socket of an SSH agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshMount {
     /// What `--ssh` calls it.
     pub id: String,
@@ -154,7 +168,8 @@ pub struct SshMount {
 }
 
 /// `--network`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Network {
     /// What steps get unless they say otherwise.
     #[default]
@@ -166,7 +181,8 @@ pub enum Network {
 }
 
 /// `--security`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Security {
     /// Confined.
     #[default]
@@ -176,7 +192,7 @@ pub enum Security {
 }
 
 /// `--device`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceRequest {
     /// `vendor/class=name`, `vendor/class=*` or `vendor/class`.
     pub name: String,
@@ -185,7 +201,8 @@ pub struct DeviceRequest {
 }
 
 /// What the build says of all its processes.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Setting {
     /// The host name inside; empty for the usual one.
     pub hostname: String,
@@ -202,7 +219,8 @@ pub struct Setting {
 }
 
 /// Limits of each process's control group; `None` is no limit.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// Memory, in bytes.
     pub memory: Option<u64>,
@@ -333,6 +351,11 @@ impl MountKind {
             }
         }
     }
+}
+
+/// Whether a journal need not say it.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn optional(sink: &mut Encoder<'_>, value: Option<u64>) {

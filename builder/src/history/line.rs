@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::detail::Detail;
 use crate::cache::explain::Reason;
 
 /// Version of the lines; the first line says it.
@@ -106,6 +107,11 @@ pub(super) enum Line {
         label: String,
         bytes: u64,
     },
+    /// The layers that the steps made, step by step, as far as they are known: a LayerId, or nothing for none.
+    Layers {
+        at: u64,
+        layers: Vec<Option<String>>,
+    },
     /// The journal is full: what follows, but for the end, is missing.
     Full { at: u64 },
     /// The last.
@@ -133,4 +139,7 @@ pub(super) struct Planned {
     /// The steps that it reads.
     #[serde(default)]
     pub(super) inputs: Vec<usize>,
+    /// How it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) detail: Option<Detail>,
 }

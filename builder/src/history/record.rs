@@ -3,13 +3,16 @@
 //! What cannot be written is said once, in the log, and keeps no build from going on.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use store::Store;
-use store::history::{BuildRow, BuildStatus, History, Journal};
+use store::history::{BuildId, BuildRow, BuildStatus, History, Journal};
+use store::layer::LayerId;
 use store::oci::Digest;
 
+use super::detail::Detail;
 use super::line::{Line, Planned, VERSION};
 use crate::contexts::MainContext;
 use crate::error::BuildError;
@@ -222,13 +225,24 @@ impl Recorder {
         });
     }
 
-    /// Writes down what is going to be built.
-    pub(crate) fn planned(&self, definition: &Definition) {
+    /// The build's name, if it is written down.
+    pub(crate) fn build(&self) -> Option<BuildId> {
+        self.lock().as_ref().map(|state| state.row.id.clone())
+    }
+
+    /// Writes down what is going to be built; `folder` knows where contexts are.
+    pub(crate) fn planned<'f>(
+        &self,
+        definition: &Definition,
+        folder: impl Fn(&str) -> Option<&'f Path>,
+    ) {
         self.write(|state, at| {
             let steps: Vec<Planned> = definition
                 .vertices()
                 .iter()
-                .map(|vertex| Planned {
+                .zip(Detail::of_all(definition, folder))
+                .map(|(vertex, detail)| Planned {
+                    detail: Some(detail),
                     name: vertex.meta.name.clone(),
                     kind: kind(&vertex.op).to_owned(),
                     line: vertex.meta.line,
@@ -239,6 +253,18 @@ impl Recorder {
             state.steps = counted.map(|vertex| is_step(&vertex.op)).collect();
             state.row.steps = state.steps.iter().filter(|counts| **counts).count() as u64;
             state.push(&Line::Steps { at, steps });
+        });
+    }
+
+    /// Writes down which layers the steps made.
+    pub(crate) fn layers(&self, known: &[Option<Option<LayerId>>]) {
+        self.write(|state, at| {
+            let text = |layer: &Option<LayerId>| layer.map(|id| id.to_string()).unwrap_or_default();
+            let layers = known.iter().map(|known| known.as_ref().map(text));
+            state.push(&Line::Layers {
+                at,
+                layers: layers.collect(),
+            });
         });
     }
 

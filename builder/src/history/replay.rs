@@ -176,7 +176,7 @@ impl Replay {
                 let vertex = None;
                 take(micros(at), ProgressEvent::Note { vertex, text });
             }
-            Line::Build { .. } | Line::Full { .. } | Line::End { .. } => {}
+            Line::Build { .. } | Line::Layers { .. } | Line::Full { .. } | Line::End { .. } => {}
         }
     }
 }

@@ -58,7 +58,7 @@ fn output(vertex: usize, bytes: &[u8]) -> ProgressEvent {
 }
 
 fn run(recorder: &Recorder, fails: bool) {
-    recorder.planned(&definition());
+    recorder.planned(&definition(), |_| None);
     let first = VertexIndex(0);
     recorder.event(ProgressEvent::Known {
         vertex: first,

@@ -11,6 +11,7 @@ mod ssh;
 pub(crate) mod stopped;
 
 pub use devices::DeviceError;
+pub(crate) use runner::DEFAULT_PATH;
 pub use secrets::SECRET_BYTES_MAX;
 pub(crate) use secrets::secret_content;
 
@@ -29,8 +30,7 @@ use store::Store;
 use store::layer::{LayerId, LayerInfo};
 use store::snapshot::ActiveSnapshot;
 
-use super::Operations;
-use super::results::base_of;
+use super::{Operations, base_of};
 use crate::error::StepError;
 use crate::graph::VertexIndex;
 use crate::graph::exec::{ExecOp, Network, Security};

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use store::history::BuildId;
 
-use super::Operations;
-use super::results::base_of;
+use super::{Operations, base_of};
 use crate::cache::explain::{Ingredient, Known, Reason, compare, pair};
 use crate::cache::ingredients::{Base, FileLists, SelectedSource, ingredients};
 use crate::cache::{CacheKey, CacheRecord};

@@ -1,18 +1,22 @@
-//! What happens when a step fails, before what it was given is taken away.
+//! What happens when a step fails: somebody may look, and what it left is kept for a while.
 
 use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use store::failed::FAILED_BYTES_MAX;
+use store::fs::Inodes;
+use store::snapshot::ActiveSnapshot;
 
-use super::Operations;
 use super::exec::Prepared;
 use super::exec::stopped::StoppedStep;
+use super::{Operations, base_of};
 use crate::error::StepError;
-use crate::graph::Op;
+use crate::graph::{Op, VertexIndex};
+use crate::solve::ProgressEvent;
 
 impl Operations<'_> {
-    /// Lets whoever asked for it look at a step that failed, then lets go of all it was given.
+    /// Lets whoever asked for it look at a step that failed, lets go of all it was given, and keeps what it left.
     pub(super) fn look_at_failure(&self, vertex: usize, prepared: Prepared, error: &StepError) {
         if let Some(hook) = &self.run.on_failure
             && !self.is_cancelled()
@@ -34,8 +38,12 @@ impl Operations<'_> {
                 hook.0.failed(&stopped, error);
             }
         }
-        if let Err(error) = prepared.finish() {
-            tracing::warn!(%error, "what a failed step was given is not all gone");
+        let kept = prepared
+            .finish()
+            .and_then(|active| self.keep_failed(vertex, active));
+        // The build has an error already, and it is not this one.
+        if let Err(error) = kept {
+            tracing::warn!(%error, "what a failed step left is not kept");
         }
     }
 
@@ -51,5 +59,28 @@ impl Operations<'_> {
                 Err(_) => return,
             }
         }
+    }
+
+    /// Keeps what a step wrote until it failed, if the history knows the build and it is not too much.
+    fn keep_failed(&self, vertex: usize, active: ActiveSnapshot) -> Result<(), StepError> {
+        let Some(build) = &self.build else {
+            return Ok(active.discard()?);
+        };
+        let bytes = store::fs::disk_usage(active.upper(), &mut Inodes::new());
+        let kept = bytes.map_err(store::StoreError::from)? <= FAILED_BYTES_MAX && {
+            let base = base_of(self.vertex(vertex));
+            let below = base.map(|base| self.layers(base)).unwrap_or_default();
+            let info = self
+                .store
+                .publish_layer(|| Ok::<_, StepError>(active.commit()?))?;
+            self.store.keep_failed(build, vertex, &info, &below)?
+        };
+        if !kept {
+            self.progress.event(ProgressEvent::Note {
+                vertex: Some(VertexIndex(vertex)),
+                text: "what the failed step left is too large to be kept".to_owned(),
+            });
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use store::oci::DiffId;
 use super::Operations;
 use crate::cache::{CacheKey, CacheRecord, Identity, RecordedLayer};
 use crate::contexts::FetchedTree;
+use crate::error::StepError;
 use crate::graph::{Op, Vertex, VertexIndex};
 use crate::ops::Selected;
 
@@ -59,6 +60,41 @@ impl Operations<'_> {
                 .and_then(|layer| layer.id),
             Op::Image(_) | Op::Context(_) | Op::Merge => None,
         }
+    }
+
+    /// The layer that each vertex added, where that is known: none for one that changed nothing. Of images it is not told.
+    pub(crate) fn results(&self) -> Vec<Option<Option<LayerId>>> {
+        let result = |vertex: usize| match self.vertex(vertex).op {
+            Op::Exec(_) | Op::File(_) | Op::Http(_) | Op::Git(_) => {
+                let state = self.state(vertex);
+                match state.outcome.as_ref()?.own.first() {
+                    None => Some(None),
+                    Some(layer) => layer.id.map(Some),
+                }
+            }
+            Op::Image(_) | Op::Context(_) | Op::Tree(_) | Op::Merge => None,
+        };
+        (0..self.states.len()).map(result).collect()
+    }
+
+    /// Says what the whole result of a vertex is, which nothing will be done for.
+    pub(crate) fn set_layers(&self, vertex: VertexIndex, layers: &[LayerId]) {
+        let known = |id: &LayerId| StackLayer {
+            // Nothing is looked for: no key is made of it.
+            identity: Identity([0; 32]),
+            id: Some(*id),
+        };
+        self.state(vertex.0).outcome = Some(Outcome {
+            own: layers.iter().map(known).collect(),
+            created: None,
+        });
+    }
+
+    /// Digests what a vertex's mounts show, where its inputs are here.
+    pub(crate) fn select(&self, vertex: VertexIndex) -> Result<(), StepError> {
+        let selected = self.digest_selected(vertex.0)?;
+        self.state(vertex.0).selected = Some(selected);
+        Ok(())
     }
 
     /// When a step ran, in seconds since 1970.
@@ -167,7 +203,7 @@ impl Operations<'_> {
 }
 
 /// The input that a vertex's result is stacked on.
-pub(super) fn base_of(vertex: &Vertex) -> Option<usize> {
+pub(crate) fn base_of(vertex: &Vertex) -> Option<usize> {
     match &vertex.op {
         Op::Merge => vertex.inputs.first().map(|input| input.0),
         Op::Exec(exec) if exec.on_base => vertex.inputs.first().map(|input| input.0),

@@ -1,21 +1,137 @@
-//! `build --on-error=shell`: a shell where a step failed.
+//! `debug`, and `build --on-error=shell`: a shell in a step's place.
 
 use std::io;
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use builder::debug::{FailureHook, OnFailure, RERUN, StoppedStep};
+use builder::BuildEnvironment;
+use builder::debug::{
+    DebugRequest, FailureHook, OnFailure, RERUN, Restored, StepState, StoppedStep,
+};
 use builder::error::StepError;
+use builder::history::{BuildHistory, StepHistory};
 use builder::solve::cancel::Cancel;
+use builder::solve::{ProgressEvent, ProgressSink};
 use runner::terminal::{self, Signals};
-use runner::{ExitStatus, Killer, Sandbox, SandboxError, Stdio};
+use runner::{ExitStatus, Killer, Sandbox, SandboxError, Stdio, Stream};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 
-use crate::args::{BuildArgs, OnError};
+use super::history::{find_build, matching};
+use super::interrupt::Watch;
+use crate::args::{BuildArgs, DebugArgs, DebugState, OnError};
 use crate::context::Context;
-use crate::error::{CliError, Kind};
+use crate::error::{Blame, CliError, Kind};
 use crate::ui::Ui;
 use crate::ui::progress::{Display, Screen};
+
+/// `longshore debug`: exits as the command does.
+pub fn debug(context: &Context, args: &DebugArgs) -> Result<ExitCode, CliError> {
+    let terminal = no_terminal();
+    if let Some(what) = terminal.filter(|_| args.command.is_empty()) {
+        let message = format!("a shell needs a terminal, and {what} is none");
+        let error = CliError::new(Kind::Usage, message);
+        return Err(error.hint("name a command: `longshore debug BUILD STEP -- COMMAND`"));
+    }
+    if let Some(text) = args.env.iter().find(|text| !is_variable(text)) {
+        let message = format!("invalid variable `{text}`: expected NAME=VALUE");
+        return Err(CliError::new(Kind::Usage, message));
+    }
+    let cancel = Cancel::new().blame(Kind::Environment)?;
+    let watch = Watch::start(&cancel)?;
+    let store = Arc::new(context.store()?);
+    let build = find_build(&store, &args.build)?;
+    let step = only(&build, &args.step)?;
+    let remote = super::transfer::remote(context);
+    let environment = BuildEnvironment {
+        store: &store,
+        remote: &remote,
+        cancel: &cancel,
+    };
+    let request = DebugRequest {
+        build: &build,
+        step,
+        state: args.state.map(|state| match state {
+            DebugState::Before => StepState::Before,
+            DebugState::Failed => StepState::Failed,
+            DebugState::After => StepState::After,
+        }),
+        run: super::steps::given(context, &args.secrets, &args.ssh)?,
+        env: args.env.clone(),
+    };
+    let progress: Arc<dyn ProgressSink> = Arc::new(Notes(context.ui));
+    let ended = builder::debug::with_step(environment, &request, &progress, |stopped, restored| {
+        for note in &restored.notes {
+            context.ui.warning(note);
+        }
+        if args.command.is_empty() {
+            introduce(context.ui, stopped, Some(&state_text(step, restored)));
+            if stopped.command().is_some() {
+                context.ui.note(&format!("{RERUN} runs the command"));
+            }
+            interact(stopped, args.shell.as_deref(), &cancel)
+        } else if terminal.is_none() {
+            Ok(on_terminal(stopped, &args.command, &cancel)?)
+        } else {
+            Ok(on_streams(stopped, &args.command, &cancel)?)
+        }
+    });
+    watch.stop();
+    let status = ended??;
+    if cancel.is_cancelled() {
+        return Err(CliError::new(Kind::Interrupted, "interrupted"));
+    }
+    // The kernel gives no more than eight bits of a code.
+    let code = u8::try_from(status.code() & 0xff).expect("eight bits");
+    Ok(ExitCode::from(code))
+}
+
+fn is_variable(text: &str) -> bool {
+    text.split_once('=')
+        .is_some_and(|(name, _)| !name.is_empty())
+}
+
+/// The one step that a text names.
+fn only<'b>(build: &'b BuildHistory, text: &str) -> Result<&'b StepHistory, CliError> {
+    match matching(build, Some(text))?[..] {
+        [step] => Ok(step),
+        ref several => {
+            let names = several
+                .iter()
+                .map(|step| format!("#{} {}", step.number, step.name));
+            let names: Vec<String> = names.collect();
+            let message = format!("several steps of build {} are `{text}`", build.id);
+            Err(CliError::new(Kind::Input, message)
+                .hint(format!("say which one:\n{}", names.join("\n"))))
+        }
+    }
+}
+
+fn state_text(step: &StepHistory, restored: &Restored) -> String {
+    match restored.state {
+        StepState::Before => "files as before the step".to_owned(),
+        StepState::After => "files as after the step".to_owned(),
+        StepState::Failed => {
+            let error = step.error.as_deref().unwrap_or_default();
+            let code = error.rsplit_once("exit code: ").map(|(_, code)| code);
+            match code {
+                Some(code) => format!("files as the step left them: exit code: {code}"),
+                None => "files as the step left them when it failed".to_owned(),
+            }
+        }
+    }
+}
+
+/// Shows what a step's mounts have to say, such as what they wait for.
+struct Notes(Ui);
+
+impl ProgressSink for Notes {
+    fn event(&self, event: ProgressEvent) {
+        if let ProgressEvent::Note { text, .. } = event {
+            self.0.note(&text);
+        }
+    }
+}
 
 /// Refuses `--on-error=shell` where nobody can type.
 pub fn check_terminal(args: &BuildArgs) -> Result<(), CliError> {
@@ -125,13 +241,33 @@ fn on_terminal(
     argv: &[String],
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    let failed = |source| SandboxError::Io {
-        what: "watch the terminal",
-        source,
-    };
     let resizes = Signals::resizes().map_err(failed)?;
     let size = terminal::size(rustix::stdio::stdin());
     let mut sandbox = step.start(argv, Some(size), Stdio::default())?;
+    until_cancelled(&mut sandbox, cancel, |sandbox| attend(sandbox, &resizes))
+}
+
+/// Runs a command with the streams that this one has.
+fn on_streams(
+    step: &StoppedStep<'_>,
+    argv: &[String],
+    cancel: &Cancel,
+) -> Result<ExitStatus, SandboxError> {
+    let stdio = Stdio {
+        stdin: Stream::Inherit,
+        stdout: Stream::Inherit,
+        stderr: Stream::Inherit,
+    };
+    let mut sandbox = step.start(argv, None, stdio)?;
+    until_cancelled(&mut sandbox, cancel, Sandbox::wait)
+}
+
+/// Waits in the way that `wait` does, and kills the process if the flag is set meanwhile.
+fn until_cancelled(
+    sandbox: &mut Sandbox,
+    cancel: &Cancel,
+    wait: impl FnOnce(&mut Sandbox) -> Result<ExitStatus, SandboxError>,
+) -> Result<ExitStatus, SandboxError> {
     let (stopped, done) = io::pipe().map_err(failed)?;
     let killer = sandbox.killer();
     std::thread::scope(|scope| {
@@ -139,10 +275,17 @@ fn on_terminal(
             .name("debug".to_owned())
             .spawn_scoped(scope, || kill_if_cancelled(&killer, cancel, &stopped))
             .map_err(failed)?;
-        let ended = attend(&mut sandbox, &resizes);
+        let ended = wait(sandbox);
         drop(done);
         ended
     })
+}
+
+fn failed(source: io::Error) -> SandboxError {
+    SandboxError::Io {
+        what: "watch the terminal",
+        source,
+    }
 }
 
 fn attend(sandbox: &mut Sandbox, signals: &Signals) -> Result<ExitStatus, SandboxError> {

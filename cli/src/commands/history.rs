@@ -34,10 +34,10 @@ pub fn history(context: &Context, args: &HistoryArgs) -> Result<ExitCode, CliErr
     }
 }
 
-/// The build that a text names: `latest`, or the start of its id.
+/// The build that a text names: `latest`, `last` for short, or the start of its id.
 pub fn find_build(store: &Store, text: &str) -> Result<BuildHistory, CliError> {
     let id = match text {
-        "latest" => list(store)?.into_iter().next().map(|build| build.row.id),
+        "latest" | "last" => list(store)?.into_iter().next().map(|build| build.row.id),
         text => Some(find_id(store, text)?),
     };
     let found = match id {

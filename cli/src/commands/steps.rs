@@ -1,6 +1,6 @@
 //! The flags of `build` that are about its `RUN` steps, read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -31,16 +31,7 @@ pub fn settings(context: &Context, args: &StepArgs) -> Result<RunSettings, CliEr
         // Whoever asks for it on the command line allows it.
         allow.insert(Entitlement::NetworkHost);
     }
-    let mut secrets = BTreeMap::new();
-    for text in &args.secrets {
-        let (id, source) = secret(context, text)?;
-        secrets.insert(id, source);
-    }
-    let mut ssh = BTreeMap::new();
-    for text in &args.ssh {
-        let (id, paths) = agent(context, text)?;
-        ssh.insert(id, paths);
-    }
+    let given = given(context, &args.secrets, &args.ssh)?;
     let hosts = args.hosts.iter().map(|text| host(text));
     let ulimits = args.ulimits.iter().map(|text| ulimit(text));
     Ok(RunSettings {
@@ -54,11 +45,29 @@ pub fn settings(context: &Context, args: &StepArgs) -> Result<RunSettings, CliEr
             cgroup_parent: cgroup_parent(args)?,
             limits: limits(args)?,
         },
-        secrets,
-        ssh,
-        cdi_dirs: CDI_DIRS.iter().map(PathBuf::from).collect(),
-        on_failure: None,
+        ..given
     })
+}
+
+/// What steps are given that is kept nowhere.
+pub fn given(
+    context: &Context,
+    secrets: &[String],
+    ssh: &[String],
+) -> Result<RunSettings, CliError> {
+    let mut given = RunSettings {
+        cdi_dirs: CDI_DIRS.iter().map(PathBuf::from).collect(),
+        ..RunSettings::default()
+    };
+    for text in secrets {
+        let (id, source) = secret(context, text)?;
+        given.secrets.insert(id, source);
+    }
+    for text in ssh {
+        let (id, paths) = agent(context, text)?;
+        given.ssh.insert(id, paths);
+    }
+    Ok(given)
 }
 
 fn usage(message: String) -> CliError {

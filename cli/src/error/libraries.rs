@@ -3,6 +3,7 @@
 use builder::cache::shared::CacheStoreError;
 use builder::cache::shared::export::ExportCacheError;
 use builder::contexts::dockerfile::DockerfileError;
+use builder::debug::DebugError;
 use builder::error::{BuildError, ExportError, StepError};
 use builder::ops::git::GitError;
 use builder::remote::RemoteError;
@@ -63,6 +64,20 @@ impl From<ConfigError> for CliError {
             ConfigError::Wrong { .. } => Kind::Usage,
         };
         CliError::new(kind, error)
+    }
+}
+
+impl From<DebugError> for CliError {
+    fn from(error: DebugError) -> CliError {
+        match error {
+            DebugError::Store(error) => error.into(),
+            DebugError::Setup(_) => CliError::new(Kind::Environment, error),
+            DebugError::Step(ref source) => {
+                let (kind, _) = step(source);
+                CliError::new(kind, error)
+            }
+            error => CliError::new(Kind::Input, error),
+        }
     }
 }
 

@@ -228,3 +228,264 @@ fn a_signal_ends_shell_and_build() {
     let (code, seen) = session.end();
     assert_eq!(code, Some(130), "{seen}");
 }
+
+/// Builds what fails; the build's own error is as it should be.
+fn fail(place: &Place, dockerfile: &str, flags: &[&str]) -> Ran {
+    let context = context(place, dockerfile);
+    let mut command = place.command(["build", "--progress", "plain"]);
+    command.args(flags).arg(context);
+    let ran = Ran::of(&mut command);
+    assert_eq!(ran.code, Some(1), "{ran}");
+    ran
+}
+
+/// Runs a shell line in a step of the latest build.
+fn look(place: &Place, step: &str, flags: &[&str], line: &str) -> Ran {
+    let mut command = place.command(["debug", "latest", step]);
+    command.args(flags).args(["--", "sh", "-c", line]);
+    Ran::of(&mut command)
+}
+
+#[test]
+fn a_failed_step_is_looked_at_later() {
+    let place = Place::with_busybox();
+    let secret = place.path("token");
+    std::fs::write(&secret, "hush-hush-hush").unwrap();
+    let secret = format!("id=token,src={}", secret.display());
+    fail(&place, FAILING, &["--secret", &secret]);
+    let step = "echo partial";
+    let line = "pwd; echo $COLOUR; ls -A; cat /tmp/partial /cache/file /tools/tool; head -1 /Dockerfile; \
+                ls /sys/class/net; ls /run/secrets/token; exit 7";
+    let ran = look(&place, step, &[], line);
+    ran.fails(7, "warning: the secret token is not there");
+    assert_eq!(
+        ran.stdout,
+        "/work\nred\npartial\nkept\ntool\nFROM busybox AS tools\nlo\n"
+    );
+    let ran = look(
+        &place,
+        step,
+        &["--secret", &secret],
+        "echo $TOKEN; cat /run/secrets/token; /dev/rerun",
+    );
+    assert_eq!(ran.code, Some(3), "{ran}");
+    assert_eq!(ran.stdout, "hush-hush-hush\nhush-hush-hush");
+    assert!(!ran.stderr.contains("warning"), "{ran}");
+    // What is done there is lost, but for the cache.
+    look(&place, step, &[], "echo lost > lost; echo new > /cache/new").ok();
+    let ran = look(&place, step, &[], "ls /work /cache");
+    assert_eq!(ran.ok(), "/cache:\nfile\nnew\n\n/work:");
+    let before = look(&place, step, &["--state", "before"], "cat base; ls /tmp");
+    assert_eq!(before.ok(), "before");
+    look(&place, step, &["--state", "after"], "true").fails(1, "has no result in build");
+
+    // In no file of the store, wherever: what is mounted is in no layer.
+    let found = Command::new("grep")
+        .args(["-rlaF", "hush-hush-hush"])
+        .arg(place.store())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    assert_eq!(found.status.code(), Some(1));
+}
+
+#[test]
+fn steps_that_succeeded_or_were_cached_are_looked_at_too() {
+    let place = Place::with_busybox();
+    let dockerfile = "FROM busybox AS tools
+RUN mkdir /out && echo tool > /out/tool
+FROM busybox
+ARG API_TOKEN=hush
+ENV NAME=value
+USER daemon
+WORKDIR /work
+COPY --chown=daemon Dockerfile copied
+RUN --mount=type=cache,target=/filled,from=tools,source=/out,uid=1 \\
+    --mount=from=tools,source=/out,target=/tools \\
+    echo one > one && cat /filled/tool /tools/tool
+RUN echo two > two && rm one
+";
+    let context = context(&place, dockerfile);
+    let check = |step: &str, state: &str, line: &str, expected: &str| {
+        let ran = look(&place, step, &["--state", state], line);
+        assert_eq!(ran.ok(), expected, "{step} {state}");
+    };
+    for _ in 0..2 {
+        place.build("img", Path::new(&context));
+        check(
+            "echo two",
+            "before",
+            "ls; id -u; echo $NAME",
+            "copied\none\n1\nvalue",
+        );
+        check("echo two", "after", "ls", "copied\ntwo");
+        let line = "ls; cat /filled/tool /tools/tool";
+        check("echo one", "before", line, "copied\ntool\ntool");
+        check("COPY", "before", "ls /work; pwd", "/");
+        check("COPY", "after", "ls /work", "copied");
+        check(
+            "mkdir /out",
+            "before",
+            "ls -d /out 2>&1; true",
+            "ls: /out: No such file or directory",
+        );
+        check("[tools 1/2]", "after", "ls -d /bin", "/bin");
+    }
+    // The second time nothing was even unpacked: all of it was known.
+    let shown = place.run(["history", "show"]).ok();
+    assert!(shown.contains("cached"), "{shown}");
+
+    let ran = look(&place, "echo two", &[], "echo $API_TOKEN.");
+    ran.fails(0, "warning: the variable API_TOKEN is not set");
+    assert_eq!(ran.stdout, ".\n");
+    let ran = look(
+        &place,
+        "echo two",
+        &["-e", "API_TOKEN=given"],
+        "echo $API_TOKEN",
+    );
+    assert_eq!(ran.ok(), "given");
+    assert!(!ran.stderr.contains("warning"), "{ran}");
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_said() {
+    let place = Place::with_busybox();
+    fail(
+        &place,
+        "FROM busybox\nCOPY Dockerfile /\nRUN echo left > /left; false\nRUN never\n",
+        &[],
+    );
+    let check = |arguments: &[&str], code: i32, expected: &str| {
+        place
+            .run([&["debug"], arguments].concat())
+            .fails(code, expected);
+    };
+    let sh = |line: &'static str| ["latest", "false", "--", "sh", "-c", line];
+    check(
+        &["latest", "false"],
+        2,
+        "a shell needs a terminal, and stdin is none",
+    );
+    check(
+        &["nothing", "false", "--", "true"],
+        1,
+        "no such build: `nothing`",
+    );
+    check(
+        &["latest", "absent", "--", "true"],
+        1,
+        "has no step `absent`",
+    );
+    check(
+        &["latest", "RUN", "--", "true"],
+        1,
+        "several steps of build",
+    );
+    check(
+        &["latest", "never", "--", "true"],
+        1,
+        "has no result in build",
+    );
+    check(
+        &["latest", "false", "--", "no-such-command"],
+        127,
+        "not found in the image",
+    );
+    check(
+        &["latest", "COPY", "--state", "failed", "--", "true"],
+        1,
+        "it did not fail in build",
+    );
+    check(
+        &["latest", "load build context", "--", "true"],
+        1,
+        "it is a folder",
+    );
+    check(
+        &["latest", "FROM", "--state", "before", "--", "true"],
+        1,
+        "nothing before",
+    );
+    check(
+        &["latest", "false", "-e", "=x", "--", "true"],
+        2,
+        "expected NAME=VALUE",
+    );
+    assert_eq!(
+        place.run([&["debug"], &sh("cat /left")[..]].concat()).ok(),
+        "left"
+    );
+
+    // What goes in and comes out is not changed on the way.
+    let mut child = place
+        .command(["debug", "last", "false", "--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"\xff\0\r\n")
+        .unwrap();
+    assert_eq!(child.wait_with_output().unwrap().stdout, b"\xff\0\r\n");
+
+    let layers = || {
+        std::fs::read_dir(place.store().join("layers"))
+            .unwrap()
+            .count()
+    };
+    let before = layers();
+    place.run(["prune"]).ok();
+    assert_eq!(layers(), before, "what failed is kept");
+    place.run(["prune", "--all"]).ok();
+    assert!(layers() < before);
+    check(&sh("true"), 1, "was pruned, so build again");
+    place.run(["rmi", "busybox"]).ok();
+    place.run(["prune", "--all"]).ok();
+    check(
+        &["latest", "FROM", "--", "true"],
+        1,
+        "is not in the store: pull the image",
+    );
+}
+
+#[test]
+fn forgetting_a_build_forgets_what_failed_in_it() {
+    let place = Place::with_busybox();
+    fail(&place, "FROM busybox\nRUN echo left > /left; false\n", &[]);
+    let layers = || {
+        std::fs::read_dir(place.store().join("layers"))
+            .unwrap()
+            .count()
+    };
+    let before = layers();
+    let id = place.run(["history", "ls", "-q", "-n", "1"]).ok();
+    place.run(["history", "rm", &id]).ok();
+    place.run(["prune"]).ok();
+    assert_eq!(layers(), before - 1);
+}
+
+#[test]
+fn a_shell_opens_in_a_step_later() {
+    let place = Place::with_busybox();
+    fail(&place, "FROM busybox\nRUN echo left > /left; exit 4\n", &[]);
+    let mut session = Session::start(&place, "debug latest 2");
+    session.read_until("> /bin/sh -c 'echo left > /left; exit 4'");
+    session.read_until("> files as the step left them: exit code: 4");
+    session.send("cat /left; /dev/rerun; echo code-$?; exit 5");
+    let (code, seen) = session.end();
+    assert_eq!(code, Some(5), "{seen}");
+    assert!(seen.contains("\nleft\n"), "{seen}");
+    assert!(seen.contains("code-4"), "{seen}");
+    // A command on a terminal has one too.
+    let session = Session::start(&place, "debug latest 2 -- tty");
+    let (code, seen) = session.end();
+    assert_eq!(code, Some(0), "{seen}");
+    assert!(seen.contains("/dev/pts/0"), "{seen}");
+    let session = Session::start(&place, "debug latest 2 --shell /no/shell");
+    let (code, seen) = session.end();
+    assert_eq!(code, Some(127), "{seen}");
+}

@@ -78,7 +78,9 @@ impl Sample {
             gid: 0,
         };
         let mount = store.new_cache_mount(&name).unwrap();
-        store.publish_cache_mount(mount).unwrap();
+        store
+            .publish_cache_mount(mount, crate::cache_mounts::CacheSharing::Shared)
+            .unwrap();
         let mirror = store.mirror("abc").unwrap();
         std::fs::create_dir(mirror.path()).unwrap();
         std::fs::write(mirror.path().join("HEAD"), "ref: refs/heads/main\n").unwrap();

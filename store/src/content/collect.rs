@@ -24,7 +24,7 @@ use crate::{Store, StoreError};
 /// What can be given up although it could still be of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CacheKind {
-    /// Results of build steps, with the layers that only they need.
+    /// Results of build steps, with the layers that only they need, and what failed steps left.
     Records,
     /// Images that lost their last name, with the layers and blobs that only they need.
     NamelessImages,
@@ -130,7 +130,12 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Candidate {
     Record([u8; 32]),
-    Image { id: ImageId, named: bool },
+    /// By its lease.
+    FailedStep(String),
+    Image {
+        id: ImageId,
+        named: bool,
+    },
     CacheMount(String),
     GitMirror(String),
     StatCache(String),
@@ -281,7 +286,7 @@ impl Store {
 
     fn fits(&self, rule: &Rule, aged: &Aged) -> Result<bool, StoreError> {
         let kind = match aged.candidate {
-            Candidate::Record(_) => CacheKind::Records,
+            Candidate::Record(_) | Candidate::FailedStep(_) => CacheKind::Records,
             Candidate::Image { named: true, .. } => CacheKind::Images,
             Candidate::Image { .. } if rule.kinds.contains(&CacheKind::Images) => CacheKind::Images,
             Candidate::Image { .. } => CacheKind::NamelessImages,
@@ -336,6 +341,16 @@ impl Store {
             for (key, last_used) in records {
                 let name = blake3::Hash::from_bytes(key).to_hex().to_string();
                 found.push(refers(last_used, Candidate::Record(key), vec![name]));
+            }
+            for step in self.failed_steps()? {
+                if step.failed() < live {
+                    let names = vec![step.build.to_string()];
+                    found.push(refers(
+                        step.failed(),
+                        Candidate::FailedStep(step.lease),
+                        names,
+                    ));
+                }
             }
         }
         if kinds.contains(&CacheKind::NamelessImages) || kinds.contains(&CacheKind::Images) {
@@ -433,6 +448,8 @@ struct Heap {
     nodes: Vec<Node>,
     by_name: BTreeMap<String, usize>,
     records: BTreeMap<[u8; 32], BTreeSet<usize>>,
+    /// By their leases.
+    failed_steps: BTreeMap<String, BTreeSet<usize>>,
     images: BTreeMap<ImageId, BTreeSet<usize>>,
 }
 
@@ -449,7 +466,8 @@ impl Heap {
         let mut by_diff_id: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         let mut statement = c.prepare(
             "SELECT id, diff_id, last_used, EXISTS
-               (SELECT 1 FROM lease_items WHERE kind = 'layer' AND name = layers.id) FROM layers",
+               (SELECT 1 FROM lease_items WHERE kind = 'layer' AND name = layers.id
+                  AND lease NOT GLOB 'failed:*') FROM layers",
         )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -492,6 +510,15 @@ impl Heap {
             let node = heap.by_name.get(&layer);
             heap.records.entry(key).or_default().extend(node);
         }
+        let mut statement = c.prepare(
+            "SELECT lease, name FROM lease_items WHERE kind = 'layer' AND lease GLOB 'failed:*'",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (lease, layer): (String, String) = (row.get(0)?, row.get(1)?);
+            let node = heap.by_name.get(&layer);
+            heap.failed_steps.entry(lease).or_default().extend(node);
+        }
         let mut statement = c.prepare("SELECT image, diff_id FROM image_layers")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -509,7 +536,8 @@ impl Heap {
             let node = heap.by_name.get(&digest);
             heap.images.entry(image).or_default().extend(node);
         }
-        for needed in heap.records.values().chain(heap.images.values()) {
+        let records = heap.records.values().chain(heap.failed_steps.values());
+        for needed in records.chain(heap.images.values()) {
             for &node in needed {
                 heap.nodes[node].pins += 1;
             }
@@ -559,6 +587,7 @@ impl Heap {
     fn give_up(&mut self, candidate: &Candidate) -> u64 {
         let needed = match candidate {
             Candidate::Record(key) => self.records.remove(key),
+            Candidate::FailedStep(lease) => self.failed_steps.remove(lease),
             Candidate::Image { id, .. } => self.images.remove(id),
             _ => None,
         };

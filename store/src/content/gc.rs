@@ -45,7 +45,7 @@ pub enum PruneImages {
 pub struct PruneOptions {
     /// Only what has not been used for this long.
     pub until: Option<Duration>,
-    /// Cache records too, with the layers that only they keep, and cache mounts.
+    /// Cache records too, with the layers that only they keep, cache mounts, and what failed steps left.
     pub cache: bool,
     /// Which images.
     pub images: PruneImages,
@@ -264,7 +264,9 @@ impl Store {
                     let moved = self.move_stat_cache_aside(name, before)?;
                     (moved, Trash::StatCache(name.clone()))
                 }
-                Candidate::Record(_) | Candidate::Image { .. } => continue,
+                Candidate::Record(_) | Candidate::FailedStep(_) | Candidate::Image { .. } => {
+                    continue;
+                }
             };
             trash.extend(moved.map(|path| (path, was)));
         }
@@ -309,7 +311,7 @@ impl Store {
                     let name = name.clone();
                     items.push(Pruned::StatCache { name, bytes });
                 }
-                Candidate::Record(_) | Candidate::Image { .. } => {}
+                Candidate::Record(_) | Candidate::FailedStep(_) | Candidate::Image { .. } => {}
             }
         }
         for path in fs::temp::stale(&self.root.join("tmp"))? {
@@ -473,6 +475,9 @@ fn delete_rows(
             Candidate::Record(key) => {
                 let gone = delete_record.execute((key, before.live))? > 0;
                 victims.records.extend(gone.then_some(*key));
+            }
+            Candidate::FailedStep(lease) => {
+                t.execute("DELETE FROM leases WHERE id = ?1", [lease])?;
             }
             _ => {}
         }

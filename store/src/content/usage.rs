@@ -334,7 +334,8 @@ fn record_bytes(c: &rusqlite::Connection) -> rusqlite::Result<u64> {
 const LAYERS: &str = "SELECT id, last_used,
    EXISTS (SELECT 1 FROM image_layers i WHERE i.diff_id = layers.diff_id
              OR i.diff_id = replace(layers.id, '-', ':')),
-   EXISTS (SELECT 1 FROM lease_items WHERE kind = 'layer' AND name = layers.id)
+   EXISTS (SELECT 1 FROM lease_items WHERE kind = 'layer' AND name = layers.id
+             AND lease NOT GLOB 'failed:*')
    OR EXISTS (SELECT 1 FROM lease_items JOIN image_layers i ON i.image = lease_items.name
               WHERE kind = 'image' AND (i.diff_id = layers.diff_id
                 OR i.diff_id = replace(layers.id, '-', ':')))

@@ -308,7 +308,7 @@ fn take(
             CacheTaken::Missing => {
                 let new = store.new_cache_mount(name)?;
                 fill(operations, vertex, cache, &new.data())?;
-                store.publish_cache_mount(new)?;
+                store.publish_cache_mount(new, sharing)?;
                 continue;
             }
             CacheTaken::Busy => {}

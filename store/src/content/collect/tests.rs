@@ -283,7 +283,9 @@ fn kinds_ages_and_names_choose() {
         gid: 0,
     };
     let mount = store.new_cache_mount(&name).unwrap();
-    store.publish_cache_mount(mount).unwrap();
+    store
+        .publish_cache_mount(mount, crate::cache_mounts::CacheSharing::Shared)
+        .unwrap();
     let mirror = store.mirror("mirror").unwrap();
     std::fs::create_dir(mirror.path()).unwrap();
     std::fs::write(mirror.path().join("HEAD"), "").unwrap();
