@@ -225,6 +225,10 @@ fn base_change(old: &Known, new: &Known) -> Reason {
     match (origin(old_text), origin(new_text)) {
         (Origin::Image(old_name, old_digest), Origin::Image(name, digest)) => {
             let reason = Reason::about(Ingredient::BaseImage, name);
+            if old_name == name && old_digest == digest {
+                // The same image in another form: its files count, and what they are called by has changed.
+                return reason.change(value(old, "base").map(short), value(new, "base").map(short));
+            }
             if old_name == name {
                 return reason.change(Some(old_digest), Some(digest));
             }

@@ -86,7 +86,10 @@ fn critical_path(build: &BuildHistory, uncached: bool) -> CriticalPath {
         let (longest, from) = before.map_or((0, None), |(took, input)| (took, Some(input)));
         best.push((longest + own.unwrap_or(0), from));
     }
-    let last = (1..=best.len()).max_by_key(|&number| best[number - 1].0);
+    // Of steps that end at the same time the first: what follows it took nothing.
+    let last = (1..=best.len())
+        .rev()
+        .max_by_key(|&number| best[number - 1].0);
     let took = last.map_or(0, |number| best[number - 1].0);
     let mut steps = Vec::new();
     let mut next = last.filter(|_| took > 0);
@@ -238,7 +241,7 @@ fn graph(html: &mut String, build: &BuildHistory, on_path: &BTreeSet<usize>) {
     add(
         html,
         format_args!(
-            "<section id=\"graph\">\n<h2>Graph</h2>\n<p class=\"legend\"><span class=\"ran\">ran</span> <span class=\"cached\">cached</span> <span class=\"unneeded\">cached, not needed</span> <span class=\"failed\">failed</span> <span class=\"unfinished\">unfinished</span> <span class=\"waiting\">not reached</span> <span class=\"path\">critical path</span></p>\n<div class=\"scroll\"><svg width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\" role=\"img\" aria-label=\"graph of the build's steps\">\n",
+            "<section id=\"graph\">\n<h2>Graph <button id=\"fit\" type=\"button\" hidden>fit the width</button></h2>\n<p class=\"legend\"><span class=\"ran\">ran</span> <span class=\"cached\">cached</span> <span class=\"unneeded\">cached, not needed</span> <span class=\"failed\">failed</span> <span class=\"unfinished\">unfinished</span> <span class=\"waiting\">not reached</span> <span class=\"path\">critical path</span></p>\n<div class=\"scroll\" id=\"canvas\"><svg width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\" role=\"img\" aria-label=\"graph of the build's steps\">\n",
             layout.width, layout.height
         ),
     );
@@ -326,19 +329,34 @@ fn timeline(html: &mut String, build: &BuildHistory, on_path: &BTreeSet<usize>) 
         .collect();
     ran.sort_by_key(|(step, started, _)| (*started, step.number));
     html.push_str("<section id=\"timeline\">\n<h2>Timeline</h2>\n");
-    if ran.is_empty() {
+    if ran.is_empty() && build.before.is_empty() {
         html.push_str("<p>Nothing ran.</p>\n</section>\n");
         return;
     }
     html.push_str("<div class=\"rows\">\n");
-    for (step, started, took) in ran {
-        // Never so small that it cannot be seen, nor beyond the end.
+    // Never so small that it cannot be seen, nor beyond the end.
+    let place = |started: u64, took: u64| {
         let width = (took as f64 / total * 100.0).max(0.15);
         let left = (started as f64 / total * 100.0).min(100.0 - width);
+        format!("left:{left:.2}%;width:{width:.2}%")
+    };
+    for before in &build.before {
         add(
             html,
             format_args!(
-                "<a class=\"row\" href=\"#step-{0}\" title=\"{1}\"><span class=\"name\">#{0} {2}</span><span class=\"track\"><span class=\"bar {3}{4}\" style=\"left:{left:.2}%;width:{width:.2}%\"></span></span><span class=\"took\">{5}</span></a>\n",
+                "<div class=\"row\" title=\"{0}\"><span class=\"name\">{0}</span><span class=\"track\"><span class=\"bar before\" style=\"{1}\"></span></span><span class=\"took\">{2}</span></div>\n",
+                escape(&before.name),
+                place(before.started, before.took),
+                human::micros(before.took),
+            ),
+        );
+    }
+    for (step, started, took) in ran {
+        let bar = place(started, took);
+        add(
+            html,
+            format_args!(
+                "<a class=\"row\" href=\"#step-{0}\" title=\"{1}\"><span class=\"name\">#{0} {2}</span><span class=\"track\"><span class=\"bar {3}{4}\" style=\"{bar}\"></span></span><span class=\"took\">{5}</span></a>\n",
                 step.number,
                 escape(&tip(step)),
                 escape(&short_name(step)),
@@ -363,7 +381,7 @@ fn timeline(html: &mut String, build: &BuildHistory, on_path: &BTreeSet<usize>) 
 }
 
 fn steps(html: &mut String, build: &BuildHistory, on_path: &BTreeSet<usize>) {
-    html.push_str("<section id=\"steps\">\n<h2>Steps</h2>\n<div class=\"scroll\"><table>\n<thead><tr><th>#</th><th>step</th><th>verdict</th><th>saved</th><th>size</th><th>line</th></tr></thead>\n<tbody>\n");
+    html.push_str("<section id=\"steps\">\n<h2>Steps <button id=\"brief\" type=\"button\" hidden>only what ran</button></h2>\n<div class=\"scroll\"><table>\n<thead><tr><th>#</th><th>step</th><th>verdict</th><th>saved</th><th>size</th><th>line</th></tr></thead>\n<tbody>\n");
     for step in &build.steps {
         let dash = || "–".to_owned();
         let mut why = String::new();

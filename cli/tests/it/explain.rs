@@ -478,3 +478,58 @@ fn flags_are_named_with_what_they_were() {
     let action = "5 action - copy to /src/ copy to /src/ --chmod=0700 --exclude=dir";
     assert!(reasons.contains(&action.to_owned()), "{reasons:?}");
 }
+
+/// Lines without what differs from one telling to the next: times.
+fn without_times(text: &str) -> Vec<String> {
+    let is_time =
+        |word: &str| word.trim_end_matches('s').parse::<f64>().is_ok() && word.contains('.');
+    let words = |line: &str| -> String {
+        let words = line.split(' ').filter(|word| !is_time(word));
+        words.collect::<Vec<_>>().join(" ")
+    };
+    text.lines().map(words).collect()
+}
+
+#[test]
+fn logs_are_told_again_as_they_were_told() {
+    let place = Place::with_busybox();
+    let dockerfile = "FROM busybox\n\
+        RUN echo out; echo err >&2; printf 'a\\rb\\377\\n'; printf 'no end'\n\
+        RUN echo second; exit 3\n";
+    let context = place.context("ctx", &[("Dockerfile", dockerfile)]);
+    // Nothing is shown, and all is kept.
+    let quiet = place.words(["build", "-q"], [&context]);
+    assert_eq!(quiet.code, Some(1), "{quiet}");
+    let all = place.run(["history", "logs"]).ok();
+    let plain = place.words(["build", "--progress", "plain"], [&context]);
+    let again = place.run(["history", "logs"]).ok();
+    let shown = without_times(&plain.stderr);
+    let told = without_times(&again);
+    // What the command says of the error comes after the build's own words.
+    assert_eq!(told, shown[..told.len()], "{plain}");
+    assert!(
+        all.contains("second\n") && all.contains("no end\n"),
+        "{all}"
+    );
+    let raw = |step: &str| {
+        let mut command = place.command(["history", "logs", "--raw", "latest", step]);
+        command.output().unwrap().stdout
+    };
+    assert_eq!(raw("exit 3"), b"second\n");
+    assert_eq!(raw("#1"), b"");
+    let first = place.run(["history", "ls", "-q"]).ok();
+    let first = first.lines().nth(1).unwrap().to_owned();
+    let mut command = place.command(["history", "logs", "--raw", &first, "no end"]);
+    let bytes = command.output().unwrap().stdout;
+    for part in [&b"out\n"[..], b"err\n", b"a\rb\xff\nno end"] {
+        assert!(bytes.windows(part.len()).any(|window| window == part));
+    }
+    let json = place.run(["history", "logs", "--progress", "rawjson"]).ok();
+    let lines = json.lines().map(|line| serde_json::from_str(line).unwrap());
+    let lines: Vec<Value> = lines.collect();
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["logs"][0]["data"] == "c2Vjb25kCg==")
+    );
+}

@@ -116,6 +116,11 @@ fn a_base_is_an_image_or_a_step() {
     );
     check(
         &base("00", "image busybox sha256:aa"),
+        &base("01", "image busybox sha256:aa"),
+        &["base-image busybox: 00 > 01"],
+    );
+    check(
+        &base("00", "image busybox sha256:aa"),
         &base("01", "image debian sha256:bb"),
         &["base-image debian: busybox sha256:aa > debian sha256:bb"],
     );

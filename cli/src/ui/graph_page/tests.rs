@@ -63,6 +63,10 @@ fn the_critical_path_is_what_one_waits_for() {
         (path.steps.as_slice(), path.took),
         (&[4, 5][..], 10_000_000)
     );
+    // What follows the last that ran, and was cached, is not waited for.
+    let mut longer = build;
+    longer.steps.push(cached(6, "[b 4/4] RUN more", &[5], 0));
+    assert_eq!(critical_path(&longer, false).steps, [2, 5]);
     let nothing = BuildHistory::of_steps(vec![cached(1, "x", &[], 0)]);
     assert_eq!(critical_path(&nothing, false).steps, Vec::<usize>::new());
 }
@@ -97,6 +101,19 @@ fn what_others_wrote_is_escaped() {
     assert!(page.contains("&lt;&amp;&quot;&gt;"));
     assert!(!page.contains("<&\">"));
     assert_eq!(escape("a\x1b[1m"), "a\u{fffd}[1m");
+}
+
+#[test]
+fn what_went_before_the_steps_is_on_the_timeline() {
+    let mut build = build();
+    build.before.push(builder::history::Before {
+        name: "[internal] load metadata for x".to_owned(),
+        started: 0,
+        took: 1_000,
+    });
+    let page = page(&build);
+    assert!(page.contains("class=\"bar before\""));
+    assert!(page.contains("[internal] load metadata for x"));
 }
 
 #[test]
