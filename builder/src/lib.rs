@@ -401,11 +401,9 @@ fn open_contexts(
         if let Op::Context(op) = &vertex.op {
             let path = folder(request, &op.name).ok_or(BuildError::NoContext)?;
             let context =
-                Context::open(path, &store.root().join("contexts")).map_err(|source| {
-                    BuildError::Context {
-                        path: path.clone(),
-                        source: Box::new(source),
-                    }
+                Context::open(path, store.root()).map_err(|source| BuildError::Context {
+                    path: path.clone(),
+                    source: Box::new(source),
                 })?;
             contexts.insert(op.name.clone(), context);
         }

@@ -59,6 +59,7 @@ use crate::solve::cancel::Cancel;
 use crate::solve::driver::{Executed, Lane, Work};
 use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{OfVertex, ProgressEvent, ProgressSink};
+use context::layer_hashes::LayerHashes;
 use exec::mounts::{ContextCopies, RenewedCaches};
 use results::{Outcome, StackLayer, VertexState};
 use source::Fetching;
@@ -69,6 +70,7 @@ pub(crate) struct Operations<'a> {
     pub(crate) remote: &'a Remote,
     pub(crate) definition: &'a Definition,
     pub(crate) contexts: BTreeMap<String, Context>,
+    pub(crate) layer_hashes: LayerHashes,
     pub(crate) progress: &'a Arc<dyn ProgressSink>,
     /// The caller's flag, and the solve's own.
     pub(crate) cancel: &'a Cancel,
@@ -128,6 +130,7 @@ impl<'a> Operations<'a> {
             store,
             remote,
             definition,
+            layer_hashes: LayerHashes::new(store.root()),
             contexts,
             progress,
             cancel,
@@ -312,7 +315,7 @@ impl<'a> Operations<'a> {
             .iter()
             .zip(&views)
             .map(|(input, view)| match (&self.vertex(input.0).op, view) {
-                (_, Some(view)) => Tree::RootFs(view.as_fd()),
+                (_, Some(view)) => Tree::Layers(view.as_fd(), &self.layer_hashes),
                 (Op::Context(context), None) => Tree::Context(&self.contexts[&context.name]),
                 (_, None) => unreachable!("everything but a context has a view"),
             })
@@ -351,7 +354,7 @@ impl<'a> Operations<'a> {
                     views.get(&source.input),
                 ) {
                     (Op::Context(context), _) => Tree::Context(&self.contexts[&context.name]),
-                    (_, Some(view)) => Tree::RootFs(view.as_fd()),
+                    (_, Some(view)) => Tree::Layers(view.as_fd(), &self.layer_hashes),
                     (_, None) => unreachable!("everything but a context has a view"),
                 };
                 let (digest, list) = selected_digest(tree, source, self.abort.flag())?;
@@ -429,7 +432,7 @@ impl<'a> Operations<'a> {
         let active = self.store.snapshots().prepare(&parents)?;
         let scan = self.with_trees(vertex, |trees| {
             let base = match trees.first() {
-                Some(Tree::RootFs(root)) if file.on_base => Some(*root),
+                Some(Tree::RootFs(root) | Tree::Layers(root, _)) if file.on_base => Some(*root),
                 _ => None,
             };
             let run = file::FileRun {
@@ -629,6 +632,7 @@ impl Operations<'_> {
         for context in self.contexts.values() {
             context.save();
         }
+        self.layer_hashes.save();
     }
 }
 

@@ -4,6 +4,7 @@
 //! contain is remembered between builds by [`stat_cache`]. So a rebuild costs one `getdents64` per directory and one
 //! `fstatat` per file. Errors in keeping that memory only cost time and are logged.
 
+pub(crate) mod layer_hashes;
 pub(crate) mod stat_cache;
 
 use std::collections::BTreeMap;
@@ -15,8 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::tree::{Kind, Listing, Time, TreeError};
-use stat_cache::{Record, Stamp, StatCache};
+use super::tree::{Entry, Kind, Listing, Time, TreeError};
+use stat_cache::{Location, Records, Stamp, StatCache};
 
 /// A file that changed less than this before it was read may change again without its stamp showing it, on file systems
 /// with coarse clocks (FAT: two seconds).
@@ -28,9 +29,12 @@ pub struct Context {
     root: OwnedFd,
     listings: Mutex<BTreeMap<Vec<u8>, Arc<Listing>>>,
     cache: StatCache,
-    cache_file: PathBuf,
-    /// Files whose status changed at or after this are not remembered.
-    settled_before: Time,
+    location: Location,
+    /// What the kernel's clock says: it stamps files by it, whether it is right or not.
+    clock: fn() -> SystemTime,
+    /// Records of files that changed at or after this are not believed: the clock was set back, and may come to the same tick
+    /// once more.
+    believed_before: Time,
     /// Whether something was read that the cache does not know.
     dirty: AtomicBool,
 }
@@ -46,26 +50,35 @@ pub struct ContextError {
 }
 
 impl Context {
-    /// Opens the folder `dir`; what its files contained the last time is kept in a file of the folder `stat_cache`.
+    /// Opens the folder `dir`; what its files contained the last time is kept in the store below `root`.
     ///
     /// # Errors
     /// If `dir` is not a directory that can be read.
-    pub fn open(dir: &Path, stat_cache: &Path) -> Result<Context, ContextError> {
+    pub fn open(dir: &Path, root: &Path) -> Result<Context, ContextError> {
+        Context::open_at(dir, root, SystemTime::now)
+    }
+
+    fn open_at(
+        dir: &Path,
+        root: &Path,
+        clock: fn() -> SystemTime,
+    ) -> Result<Context, ContextError> {
         let fail = |source| ContextError {
             path: dir.to_owned(),
             source,
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| fail(e.into()))?;
+        let folder = rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| fail(e.into()))?;
         let canonical = dir.canonicalize().map_err(fail)?;
         let name = blake3::hash(canonical.as_os_str().as_encoded_bytes());
-        let cache_file = stat_cache.join(name.to_hex().as_str());
+        let location = Location::new(root, name.to_hex().as_str());
         Ok(Context {
-            root,
+            root: folder,
             listings: Mutex::default(),
-            cache: StatCache::load(&cache_file),
-            cache_file,
-            settled_before: settled_before(SystemTime::now()),
+            cache: location.load(),
+            location,
+            clock,
+            believed_before: settled_before(clock()),
             dirty: AtomicBool::new(false),
         })
     }
@@ -81,17 +94,11 @@ impl Context {
             return;
         }
         let listings = self.lock();
-        let records = self.merged_records(&listings);
-        let records: Vec<_> = records
-            .iter()
-            .map(|(path, (stamp, hash))| Record {
-                path,
-                stamp: *stamp,
-                hash: *hash,
-            })
-            .collect();
-        if let Err(error) = stat_cache::save(&self.cache_file, &records) {
-            tracing::debug!(file = %self.cache_file.display(), %error, "stat cache not saved");
+        let saved = self
+            .location
+            .update(|current| merged_records(current, &listings));
+        if let Err(error) = saved {
+            tracing::debug!(location = ?self.location, %error, "stat cache not saved");
         }
     }
 
@@ -108,12 +115,23 @@ impl Context {
 
     /// The content's hash from an earlier build, if the file has not been touched since.
     pub(crate) fn recall(&self, listing: &Listing, index: usize) -> Option<[u8; 32]> {
-        let stamp = Stamp::of(&listing.entries[index].meta);
-        self.cache.recall(&listing.path_of(index), &stamp)
+        let entry = &listing.entries[index];
+        let stamp = Stamp::of(&entry.meta);
+        if stamp.changed() >= self.believed_before {
+            return None;
+        }
+        let hash = self.cache.recall(&listing.path_of(index), &stamp)?;
+        entry.settled.store(true, Ordering::Release);
+        Some(hash)
     }
 
-    /// Notes that a file was read which the cache does not know.
-    pub(crate) fn learnt(&self) {
+    /// Notes that a file was read just now which the cache does not know.
+    ///
+    /// It can be remembered if the tick in which it last changed was over when it was read: then no later change has the same
+    /// stamp. The clock is asked now, not when the build began, for it may have been set meanwhile.
+    pub(crate) fn learnt(&self, entry: &Entry) {
+        let is_settled = entry.meta.ctime < settled_before((self.clock)());
+        entry.settled.store(is_settled, Ordering::Release);
         self.dirty.store(true, Ordering::Release);
     }
 
@@ -121,29 +139,32 @@ impl Context {
         // Listings are inserted whole: a panic elsewhere leaves nothing half done.
         self.listings.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// What this build learnt, and of the earlier records those that this build did not see disproved.
-    fn merged_records(
-        &self,
-        listings: &BTreeMap<Vec<u8>, Arc<Listing>>,
-    ) -> BTreeMap<Vec<u8>, (Stamp, [u8; 32])> {
-        let mut records = BTreeMap::new();
-        for old in self.cache.records() {
-            if still_possible(listings, old.path, &old.stamp) {
-                records.insert(old.path.to_vec(), (old.stamp, old.hash));
-            }
+/// What this build learnt, and of the records of earlier ones, and of others meanwhile, those that it did not see disproved.
+fn merged_records(current: &StatCache, listings: &BTreeMap<Vec<u8>, Arc<Listing>>) -> Records {
+    let mut records = Records::new();
+    for old in current.records() {
+        if still_possible(listings, old.path, &old.stamp) {
+            records.insert(old.path.to_vec(), (old.stamp, old.hash));
         }
-        for listing in listings.values() {
-            for (index, entry) in listing.entries.iter().enumerate() {
-                if let Some(hash) = entry.hash.get()
-                    && entry.meta.ctime < self.settled_before
-                {
-                    records.insert(listing.path_of(index), (Stamp::of(&entry.meta), *hash));
-                }
-            }
-        }
-        records
     }
+    for listing in listings.values() {
+        for (index, entry) in listing.entries.iter().enumerate() {
+            let path = || listing.path_of(index);
+            match entry.hash.get() {
+                Some(hash) if entry.settled.load(Ordering::Acquire) => {
+                    records.insert(path(), (Stamp::of(&entry.meta), *hash));
+                }
+                // It may be what somebody else remembers, or not: it was read too early to tell.
+                Some(_) => {
+                    records.remove(&path());
+                }
+                None => {}
+            }
+        }
+    }
+    records
 }
 
 impl Drop for Context {
@@ -203,6 +224,14 @@ mod tests {
 
     static NOT_CANCELLED: AtomicBool = AtomicBool::new(false);
 
+    fn far() -> SystemTime {
+        SystemTime::now() + Duration::from_secs(3_600)
+    }
+
+    fn long_ago() -> SystemTime {
+        SystemTime::now() - Duration::from_secs(3_600)
+    }
+
     struct Place {
         dir: tempfile::TempDir,
     }
@@ -222,14 +251,16 @@ mod tests {
 
         /// A context for which everything that was written until now is settled, or nothing is.
         fn open(&self, settled: bool) -> Context {
-            let mut context = Context::open(&self.path("context"), &self.path("cache")).unwrap();
-            let seconds = if settled { i64::MAX } else { i64::MIN };
-            context.settled_before = Time { seconds, nanos: 0 };
-            context
+            let clock = if settled { far } else { long_ago };
+            self.open_at(clock)
+        }
+
+        fn open_at(&self, clock: fn() -> SystemTime) -> Context {
+            Context::open_at(&self.path("context"), &self.path("store"), clock).unwrap()
         }
 
         fn cache_file(&self) -> Option<PathBuf> {
-            let mut files = fs::read_dir(self.path("cache")).ok()?;
+            let mut files = fs::read_dir(self.path("store/contexts")).ok()?;
             files.next().map(|file| file.unwrap().path())
         }
     }
@@ -244,8 +275,7 @@ mod tests {
     }
 
     fn remembered(place: &Place) -> Vec<String> {
-        let cache = place.cache_file().map(|file| StatCache::load(&file));
-        let cache = cache.unwrap_or_default();
+        let cache = StatCache::parse(fs::read(place.cache_file().unwrap()).unwrap());
         let paths = cache.records().map(|record| record.path);
         paths
             .map(|path| String::from_utf8_lossy(path).into_owned())
@@ -258,11 +288,14 @@ mod tests {
         let first = digest(&place.open(true), ".");
         assert_eq!(remembered(&place), ["a", "sub/b"]);
         // Changed behind the kernel's back, as it were: the memory is made to say something else.
-        let file = place.cache_file().unwrap();
-        let cache = StatCache::load(&file);
-        let mut records: Vec<_> = cache.records().collect();
-        records[0].hash = [9; 32];
-        stat_cache::save(&file, &records).unwrap();
+        let context = place.open(true);
+        let other = |current: &StatCache| {
+            let known = current.records();
+            known
+                .map(|r| (r.path.to_vec(), (r.stamp, [9; 32])))
+                .collect()
+        };
+        context.location.update(other).unwrap();
         let context = place.open(true);
         assert_ne!(digest(&context, "."), first);
         assert!(!context.dirty.load(Ordering::Relaxed));
@@ -293,10 +326,106 @@ mod tests {
         assert_eq!(remembered(&place), Vec::<String>::new());
         assert_eq!(digest(&place.open(true), "."), first);
         assert_eq!(remembered(&place), ["a", "sub/b"]);
-        // Fresh files are racy by the clock, too.
-        let context = Context::open(&place.path("context"), &place.path("cache")).unwrap();
+        // Fresh files are racy by the real clock, too: neither is believed nor remembered.
+        fs::write(place.path("context/a"), "A").unwrap();
+        digest(&place.open_at(SystemTime::now), ".");
+        assert_eq!(remembered(&place), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_second_write_of_the_same_size_within_one_tick_is_seen() {
+        let place = Place::new();
+        let path = place.path("context/a");
+        let mut digests = Vec::new();
+        // Without a pause: several fall into one tick of the kernel's clock.
+        for n in 0..50 {
+            fs::write(&path, if n % 2 == 0 { "X" } else { "Y" }).unwrap();
+            let first = fs::metadata(&path).unwrap();
+            digests.push(digest(&place.open_at(SystemTime::now), "."));
+            let unchanged = fs::metadata(&path).unwrap();
+            assert_eq!(first.len(), unchanged.len());
+        }
+        for (n, digest) in digests.iter().enumerate() {
+            assert_eq!(digest, &digests[n % 2], "write {n}");
+        }
+        assert_ne!(digests[0], digests[1]);
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_by_rename_is_read_again() {
+        let place = Place::new();
+        let first = digest(&place.open(true), ".");
+        let (path, aside) = (place.path("context/a"), place.path("aside"));
+        // The same name, size, mode and time of modification.
+        let old = fs::metadata(&path).unwrap();
+        fs::write(&aside, "X").unwrap();
+        fs::set_permissions(&aside, old.permissions()).unwrap();
+        let file = fs::File::options().write(true).open(&aside).unwrap();
+        file.set_modified(old.modified().unwrap()).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        assert_ne!(digest(&place.open(true), "."), first);
+        // The same for a whole folder.
+        let second = digest(&place.open(true), ".");
+        fs::create_dir(place.path("other")).unwrap();
+        fs::write(place.path("other/b"), "Z").unwrap();
+        fs::rename(place.path("context/sub"), place.path("gone")).unwrap();
+        fs::rename(place.path("other"), place.path("context/sub")).unwrap();
+        assert_ne!(digest(&place.open(true), "."), second);
+    }
+
+    #[test]
+    fn a_clock_that_steps_makes_nothing_stale_believed() {
+        let place = Place::new();
+        let change = |text: &str| fs::write(place.path("context/a"), text).unwrap();
+        digest(&place.open(true), ".");
+        assert_eq!(remembered(&place), ["a", "sub/b"]);
+        // Set back to before the files changed: that time may come again, so what is known is not believed, nor kept.
+        let context = place.open(false);
         let listing = context.list(b"").unwrap();
-        assert!(listing.entries[0].meta.ctime >= context.settled_before);
+        assert_eq!(context.recall(&listing, listing.find(b"a").unwrap()), None);
+        digest(&context, ".");
+        drop(context);
+        assert_eq!(remembered(&place), Vec::<String>::new());
+        // Set back between the opening and the reading: the clock of the reading counts.
+        let mut context = place.open(true);
+        context.clock = long_ago;
+        digest(&context, ".");
+        drop(context);
+        assert_eq!(remembered(&place), Vec::<String>::new());
+        // Set forward: what was written before has a stamp that no later write gets.
+        let first = digest(&place.open(true), ".");
+        change("X");
+        assert_ne!(digest(&place.open(true), "."), first);
+        change("A");
+        assert_eq!(digest(&place.open(true), "."), first);
+    }
+
+    #[test]
+    fn what_others_learnt_meanwhile_is_kept() {
+        let place = Place::new();
+        let (one, other) = (place.open(true), place.open(true));
+        digest(&one, "a");
+        digest(&other, "sub/b");
+        drop(one);
+        drop(other);
+        assert_eq!(remembered(&place), ["a", "sub/b"]);
+        // Many at once, each with a file of its own.
+        for n in 0..8 {
+            fs::write(place.path(&format!("context/f{n}")), n.to_string()).unwrap();
+        }
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let place = &place;
+                scope.spawn(move || digest(&place.open(true), &format!("f{n}")));
+            }
+        });
+        assert_eq!(remembered(&place).len(), 10);
+        let left = |name: &str| {
+            fs::read_dir(place.path("store").join(name))
+                .unwrap()
+                .count()
+        };
+        assert_eq!((left("tmp"), left("locks"), left("contexts")), (0, 0, 1));
     }
 
     #[test]
@@ -338,7 +467,7 @@ mod tests {
     fn what_is_no_folder_is_no_context() {
         let place = Place::new();
         for name in ["context/a", "nothing"] {
-            let error = Context::open(&place.path(name), &place.path("cache")).unwrap_err();
+            let error = Context::open(&place.path(name), &place.path("store")).unwrap_err();
             let text = error.to_string();
             assert!(
                 text.starts_with("cannot open the build context `"),

@@ -5,12 +5,14 @@
 //! here, in user space, confined to the root ([`Tree::resolve`]). A context keeps its listings for the whole build.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 
 use super::context::Context;
+use super::context::layer_hashes::LayerHashes;
 
 /// Links followed while one path is resolved, at most: what Go's `EvalSymlinks` and so BuildKit allow.
 pub(crate) const LINKS_MAX: usize = 255;
@@ -28,6 +30,8 @@ pub enum Tree<'a> {
     Context(&'a Context),
     /// The top directory of a merged, read-only root file system that nobody changes meanwhile.
     RootFs(BorrowedFd<'a>),
+    /// The same, made of layers of the store alone: what their files contain is remembered.
+    Layers(BorrowedFd<'a>, &'a LayerHashes),
 }
 
 /// Why a tree could not be read.
@@ -198,6 +202,8 @@ pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
     pub(crate) meta: Meta,
     pub(crate) hash: OnceLock<[u8; 32]>,
+    /// Whether the file cannot have changed within the clock's tick after it was read.
+    pub(crate) settled: AtomicBool,
     link: OnceLock<Vec<u8>>,
     xattrs: OnceLock<Xattrs>,
 }
@@ -253,6 +259,7 @@ impl Listing {
                 name: name.to_bytes().to_vec(),
                 meta,
                 hash: OnceLock::new(),
+                settled: AtomicBool::new(false),
                 link: OnceLock::new(),
                 xattrs: OnceLock::new(),
             });
@@ -276,7 +283,7 @@ impl<'a> Tree<'a> {
     pub(crate) fn root(self) -> BorrowedFd<'a> {
         match self {
             Tree::Context(context) => context.root(),
-            Tree::RootFs(fd) => fd,
+            Tree::RootFs(fd) | Tree::Layers(fd, _) => fd,
         }
     }
 
@@ -288,7 +295,9 @@ impl<'a> Tree<'a> {
     pub(crate) fn list(self, path: &[u8]) -> Result<Arc<Listing>, TreeError> {
         match self {
             Tree::Context(context) => context.list(path),
-            Tree::RootFs(root) => Listing::read(root, path, true).map(Arc::new),
+            Tree::RootFs(root) | Tree::Layers(root, _) => {
+                Listing::read(root, path, true).map(Arc::new)
+            }
         }
     }
 
@@ -392,10 +401,11 @@ impl Tree<'_> {
         if let Some(hash) = entry.hash.get() {
             return Some(*hash);
         }
-        let Tree::Context(context) = self else {
-            return None;
+        let hash = match self {
+            Tree::Context(context) => context.recall(listing, index)?,
+            Tree::Layers(_, hashes) => hashes.recall(&entry.meta)?,
+            Tree::RootFs(_) => return None,
         };
-        let hash = context.recall(listing, index)?;
         Some(*entry.hash.get_or_init(|| hash))
     }
 
@@ -410,10 +420,12 @@ impl Tree<'_> {
         hash: [u8; 32],
     ) -> Result<(), TreeError> {
         let entry = &listing.entries[index];
-        if entry.hash.get().is_none()
-            && let Tree::Context(context) = self
-        {
-            context.learnt();
+        if entry.hash.get().is_none() {
+            match self {
+                Tree::Context(context) => context.learnt(entry),
+                Tree::Layers(_, hashes) => hashes.learn(&entry.meta, hash),
+                Tree::RootFs(_) => {}
+            }
         }
         if *entry.hash.get_or_init(|| hash) == hash {
             return Ok(());

@@ -10,9 +10,12 @@
 //! Numbers are little endian, records are sorted by path, offsets count from the first record. A file that is damaged or
 //! of another version counts as absent: it only ever saves time.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
+use store::fs::Lock;
 
 use crate::ops::tree::{Meta, Time};
 
@@ -32,6 +35,17 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
+    /// When the file last changed in any way.
+    pub(crate) fn changed(&self) -> Time {
+        self.ctime
+    }
+
+    /// The same wherever the file is mounted.
+    pub(crate) fn without_device(mut self) -> Stamp {
+        self.dev = 0;
+        self
+    }
+
     pub(crate) fn of(meta: &Meta) -> Stamp {
         Stamp {
             dev: meta.dev,
@@ -61,11 +75,11 @@ pub(crate) struct StatCache {
 
 impl StatCache {
     /// Loads `file`.
-    pub(crate) fn load(file: &Path) -> StatCache {
+    fn load(file: &Path) -> StatCache {
         fs::read(file).map_or_else(|_| StatCache::default(), StatCache::parse)
     }
 
-    fn parse(bytes: Vec<u8>) -> StatCache {
+    pub(super) fn parse(bytes: Vec<u8>) -> StatCache {
         let cache = StatCache { count: 0, bytes };
         let Some(split) = cache.bytes.len().checked_sub(CHECKSUM_BYTES) else {
             return StatCache::default();
@@ -134,21 +148,61 @@ impl StatCache {
     }
 }
 
-/// Writes `records`, which are sorted by path, to `file` by way of a temporary file beside it.
-pub(crate) fn save(file: &Path, records: &[Record<'_>]) -> std::io::Result<()> {
-    let bytes = encode(records).ok_or(std::io::ErrorKind::FileTooLarge)?;
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder)?;
+/// What is to be remembered: by path.
+pub(crate) type Records = BTreeMap<Vec<u8>, (Stamp, [u8; 32])>;
+
+/// Where one memory lies, below a store's root.
+#[derive(Clone, Debug)]
+pub(crate) struct Location {
+    file: PathBuf,
+    lock: PathBuf,
+    tmp: PathBuf,
+}
+
+impl Location {
+    pub(crate) fn new(root: &Path, name: &str) -> Location {
+        Location {
+            file: root.join("contexts").join(name),
+            lock: root.join("locks").join(format!("context-{name}")),
+            tmp: root.join("tmp"),
+        }
     }
-    let aside = file.with_extension(format!("tmp-{}", std::process::id()));
-    let written = fs::File::create(&aside)
-        .and_then(|mut out| out.write_all(&bytes))
-        .and_then(|()| fs::rename(&aside, file));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&aside);
+
+    /// Loads what is remembered, and notes that it is used: a collection takes what was not used for longest.
+    pub(crate) fn load(&self) -> StatCache {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        };
+        let times = Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        // It need not be there.
+        let _ = rustix::fs::utimensat(CWD, &self.file, &times, AtFlags::SYMLINK_NOFOLLOW);
+        StatCache::load(&self.file)
     }
-    written
+
+    /// Replaces what is remembered by what `merge` makes of it: of what it is now, whoever wrote that. Processes take turns.
+    pub(crate) fn update(&self, merge: impl FnOnce(&StatCache) -> Records) -> std::io::Result<()> {
+        for folder in [&self.file, &self.lock].map(|path| path.parent()) {
+            fs::create_dir_all(folder.unwrap_or(Path::new(".")))?;
+        }
+        fs::create_dir_all(&self.tmp)?;
+        let other = std::io::Error::other::<store::fs::FsError>;
+        let _turn = Lock::exclusive(&self.lock).map_err(other)?;
+        let records = merge(&StatCache::load(&self.file));
+        let records: Vec<_> = records
+            .iter()
+            .map(|(path, (stamp, hash))| Record {
+                path,
+                stamp: *stamp,
+                hash: *hash,
+            })
+            .collect();
+        let bytes = encode(&records).ok_or(std::io::ErrorKind::FileTooLarge)?;
+        store::fs::write_atomic(&self.tmp, &self.file, &bytes).map_err(other)
+    }
 }
 
 /// `None` if it would not fit 32-bit offsets.

@@ -37,7 +37,7 @@ pub(crate) fn digest_mounted(
                 return Ok(content);
             }
             let view = operations.view(input)?;
-            let tree = Tree::RootFs(view.as_fd());
+            let tree = Tree::Layers(view.as_fd(), &operations.layer_hashes);
             let (content, list) = selected_digest(tree, &source, operations.abort.flag())?;
             lists.push(list);
             with_top(tree, path, content)
