@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use store::oci::Platform;
 
+mod cache;
 mod call;
 mod debug;
 mod filter;
@@ -17,6 +18,7 @@ mod output;
 mod space;
 mod steps;
 
+pub use cache::{CacheCommand, CacheLsArgs, CacheRmArgs};
 pub use call::{Call, Format, Method};
 pub use debug::{DebugArgs, DebugState, OnError};
 pub use filter::Filter;
@@ -123,6 +125,9 @@ pub enum Command {
     Save(SaveArgs),
     /// Read images from an archive
     Load(LoadArgs),
+    /// The directories that steps keep between builds (RUN --mount=type=cache)
+    #[command(subcommand, after_help = "Example:\n  longshore cache ls")]
+    Cache(CacheCommand),
     /// Show how much disk is used, and by what
     Du(DuArgs),
     /// Free what nothing uses

@@ -2,6 +2,7 @@
 
 mod archive;
 mod build;
+mod cache;
 mod call;
 mod check;
 mod collect;
@@ -47,6 +48,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Rmi(args) => images::rmi(context, &args),
         Command::History(args) => history::history(context, &args),
         Command::Explain(args) => explain::explain(context, &args),
+        Command::Cache(command) => cache::cache(context, &command),
         Command::Debug(args) => debug::debug(context, &args),
         Command::Du(args) => space::du(context, &args),
         Command::Prune(args) => space::prune(context, &args),

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::{self, FsError, Lock, TempDir, attempt};
-use crate::index::{epoch, synced_epoch};
+use crate::index::{epoch, now_micros, synced_epoch};
 use crate::{Store, StoreError};
 
 /// Largest `info` file, in bytes: an id is a line of a Dockerfile.
@@ -60,7 +60,8 @@ impl CacheMountName {
 }
 
 /// What happens when two steps use one cache at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CacheSharing {
     /// Both use one directory.
     Shared,
@@ -128,8 +129,21 @@ pub struct CacheMountRow {
     pub name: String,
     /// What Dockerfiles call it, with its namespace; empty if that cannot be read.
     pub id: String,
+    /// When it was made, in microseconds since 1970; not known of those of earlier versions.
+    pub created: Option<i64>,
     /// When it was last used, in microseconds since 1970.
     pub last_used: Option<i64>,
+    /// How the step that used it last shares it.
+    pub sharing: Option<CacheSharing>,
+}
+
+/// Who uses a cache now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheUse {
+    /// Nobody.
+    Free,
+    /// These processes, as far as the kernel tells.
+    By(Vec<u32>),
 }
 
 /// The file `info`.
@@ -143,6 +157,11 @@ struct Info {
     gid: u32,
     /// The epoch of the last use.
     epoch: i64,
+    /// Microseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    created: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sharing: Option<CacheSharing>,
 }
 
 impl Store {
@@ -161,7 +180,7 @@ impl Store {
             let path = self.cache_mounts_path().join(format!("{key}.{number}"));
             match hold(&path, sharing.operation())? {
                 Held::Yes(dir) => {
-                    self.note_use(&path, name)?;
+                    self.note_use(&path, name, Some(sharing))?;
                     return Ok(CacheTaken::Taken(CacheMount { _dir: dir, path }));
                 }
                 Held::Absent => return Ok(CacheTaken::Missing),
@@ -191,7 +210,7 @@ impl Store {
         attempt("chmod", &data, || {
             rustix::fs::chmod(&data, Mode::from_raw_mode(name.mode & 0o7777))
         })?;
-        self.note_use(dir.path(), name)?;
+        self.note_use(dir.path(), name, None)?;
         Ok(NewCacheMount {
             dir,
             name: name.clone(),
@@ -274,17 +293,61 @@ impl Store {
     pub fn cache_mounts(&self) -> Result<Vec<CacheMountRow>, StoreError> {
         let mut rows = Vec::new();
         for name in fs::list(&self.cache_mounts_path())? {
-            let info = self.cache_mounts_path().join(&name).join("info");
-            let id = read_info(&info)?.map(|info| info.id).unwrap_or_default();
-            let last_used = fs::modified_micros(&info)?;
+            let path = self.cache_mounts_path().join(&name).join("info");
+            let last_used = fs::modified_micros(&path)?;
+            let info = read_info(&path)?;
+            let (created, sharing) = match &info {
+                Some(info) => (info.created, info.sharing),
+                None => (None, None),
+            };
             rows.push(CacheMountRow {
                 name,
-                id,
+                id: info.map(|info| info.id).unwrap_or_default(),
+                created,
                 last_used,
+                sharing,
             });
         }
         rows.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(rows)
+    }
+
+    /// Bytes that a cache takes on disk.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn cache_mount_bytes(&self, row: &CacheMountRow) -> Result<u64, StoreError> {
+        let path = self.cache_mounts_path().join(&row.name);
+        Ok(fs::disk_usage(&path, &mut fs::Inodes::new())?)
+    }
+
+    /// Who uses a cache now.
+    ///
+    /// # Errors
+    /// It cannot be locked.
+    pub fn cache_mount_use(&self, row: &CacheMountRow) -> Result<CacheUse, StoreError> {
+        if self.is_cache_mount_free(&row.name)? {
+            return Ok(CacheUse::Free);
+        }
+        let path = self.cache_mounts_path().join(&row.name);
+        Ok(CacheUse::By(fs::lock::holders(&path)?))
+    }
+
+    /// Removes a cache that nobody uses; tells how many bytes that freed, and nothing if somebody does use it.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove_cache_mount(&self, row: &CacheMountRow) -> Result<Option<u64>, StoreError> {
+        if !fs::exists(&self.cache_mounts_path().join(&row.name))? {
+            // Somebody else was quicker.
+            return Ok(Some(0));
+        }
+        let Some(aside) = self.move_cache_mount_aside(row, i64::MAX)? else {
+            return Ok(None);
+        };
+        let bytes = fs::disk_usage(&aside, &mut fs::Inodes::new())?;
+        fs::temp::sweep(&aside)?;
+        Ok(Some(bytes))
     }
 
     /// Whether nobody uses a cache now.
@@ -345,10 +408,17 @@ impl Store {
     }
 
     /// Writes what the cache at `path` is, and that it is used now.
-    fn note_use(&self, path: &Path, name: &CacheMountName) -> Result<(), StoreError> {
+    fn note_use(
+        &self,
+        path: &Path,
+        name: &CacheMountName,
+        sharing: Option<CacheSharing>,
+    ) -> Result<(), StoreError> {
         let epoch = self.index.write(|t| epoch(t))?;
         let info = path.join("info");
-        if read_info(&info)?.is_some_and(|known| known.epoch == epoch) {
+        let known = read_info(&info)?;
+        let is_same = |known: &Info| known.epoch == epoch && known.sharing == sharing;
+        if known.as_ref().is_some_and(is_same) {
             let now = rustix::fs::Timespec {
                 tv_sec: 0,
                 tv_nsec: UTIME_NOW,
@@ -376,6 +446,11 @@ impl Store {
             uid: name.uid,
             gid: name.gid,
             epoch,
+            created: match &known {
+                Some(known) => known.created,
+                None => Some(now_micros()),
+            },
+            sharing,
         };
         let text = serde_json::to_vec(&text).expect("text and numbers");
         fs::write_atomic(&self.root.join("tmp"), &info, &text)?;
@@ -478,6 +553,30 @@ mod tests {
             });
             assert_eq!(store.cache_mounts().unwrap().len(), round + 1);
         }
+    }
+
+    #[test]
+    fn caches_are_listed_and_removed_when_nobody_uses_them() {
+        let (_dir, store) = store();
+        let used = take(&store, &name("a"), CacheSharing::Locked).unwrap();
+        std::fs::write(used.data().join("file"), vec![1; 10_000]).unwrap();
+        let row = store.cache_mounts().unwrap().remove(0);
+        assert_eq!(row.sharing, Some(CacheSharing::Locked));
+        assert!(row.created.unwrap() <= row.last_used.unwrap());
+        assert!(store.cache_mount_bytes(&row).unwrap() >= 10_000);
+        let users = store.cache_mount_use(&row).unwrap();
+        assert_eq!(users, CacheUse::By(vec![std::process::id()]));
+        assert_eq!(store.remove_cache_mount(&row).unwrap(), None);
+        drop(used);
+        assert_eq!(store.cache_mount_use(&row).unwrap(), CacheUse::Free);
+        drop(take(&store, &name("a"), CacheSharing::Shared));
+        let again = store.cache_mounts().unwrap().remove(0);
+        assert_eq!(again.sharing, Some(CacheSharing::Shared));
+        assert_eq!(again.created, row.created);
+        let bytes = store.cache_mount_bytes(&again).unwrap();
+        assert_eq!(store.remove_cache_mount(&again).unwrap(), Some(bytes));
+        assert_eq!(store.remove_cache_mount(&again).unwrap(), Some(0));
+        assert!(store.cache_mounts().unwrap().is_empty());
     }
 
     #[test]

@@ -320,6 +320,16 @@ impl History {
         Ok(())
     }
 
+    /// The build that a process runs, by its journal's lock.
+    pub fn of_process(&self, process: u32) -> Result<Option<BuildId>, StoreError> {
+        for unlisted in self.unlisted()? {
+            if unlisted.running && fs::lock::holders(&self.path(&unlisted.id))?.contains(&process) {
+                return Ok(Some(unlisted.id));
+            }
+        }
+        Ok(None)
+    }
+
     /// Builds that have ended and are listed, latest first.
     pub fn rows(&self) -> Result<Vec<BuildRow>, StoreError> {
         Ok(self.index.read(|c| {

@@ -5,6 +5,7 @@
 //! | [`build`] | what instructions, flags and outputs give |
 //! | [`checks`] | `--check` and `--call`, and warnings of a build |
 //! | [`cache`] | what runs, and what does not have to |
+//! | [`cache_mounts`] | `longshore cache`: what steps keep between builds |
 //! | [`cases`] | every construct of the language, built and compared with other builders |
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
@@ -37,6 +38,7 @@
 mod bad_input;
 mod build;
 mod cache;
+mod cache_mounts;
 mod cases;
 mod checks;
 mod contexts;

@@ -105,6 +105,32 @@ impl Shared {
     }
 }
 
+/// The processes that hold a `flock` on a file or folder, in order, as far as the kernel shows them.
+pub(crate) fn holders(path: &Path) -> Result<Vec<u32>, FsError> {
+    let status = attempt("look at", path, || rustix::fs::stat(path))?;
+    let (major, minor) = (
+        rustix::fs::major(status.st_dev),
+        rustix::fs::minor(status.st_dev),
+    );
+    let file = format!("{major:02x}:{minor:02x}:{}", status.st_ino);
+    let table = Path::new("/proc/locks");
+    let text = attempt("read", table, || std::fs::read_to_string(table))?;
+    let mut holders: Vec<u32> = text
+        .lines()
+        .filter_map(|line| {
+            // `1: FLOCK  ADVISORY  WRITE 1234 08:01:131 0 EOF`; who waits has `->` before the kind.
+            let mut fields = line.split_whitespace().skip(1);
+            let kind = fields.next()?;
+            let pid = fields.nth(2)?;
+            let is_it = kind == "FLOCK" && fields.next()? == file;
+            is_it.then(|| pid.parse().ok())?
+        })
+        .collect();
+    holders.sort_unstable();
+    holders.dedup();
+    Ok(holders)
+}
+
 fn open(path: &Path) -> Result<File, FsError> {
     attempt("open", path, || {
         std::fs::OpenOptions::new()
