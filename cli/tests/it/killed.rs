@@ -74,6 +74,9 @@ impl Churn {
             .collect();
         files.push(("Dockerfile", SHARED));
         let context = place.context("context", &files);
+        // Every build and pull collects as well.
+        let policy = "[gc]\ninterval = \"0\"\nmax_used = \"1MB\"\nreserved = 0\n";
+        std::fs::write(place.path("config.toml"), policy).unwrap();
         let base = format!("{}/base:1", registry.host);
         place.run(["tag", "busybox", &base]).ok();
         place.run(["push", "-q", &base]).ok();
@@ -137,6 +140,7 @@ impl Churn {
         while self.kills.load(Ordering::Relaxed) < until {
             let words = self.command(&mut random);
             let mut command = self.place.command(&words);
+            command.env("LONGSHORE_CONFIG", self.place.path("config.toml"));
             command.stdout(Stdio::null()).stderr(Stdio::piped());
             let child = command.spawn().unwrap();
             if random.below(3) == 0 {
