@@ -86,6 +86,11 @@ pub fn build_recording(
     let (subject, recorder) = (Subject::of(request), &recording.0);
     recorder.settle(&subject);
     let result = build_recorded(environment, request, subject.series, recorder);
+    // Whatever it was at that was cut short, it was so for one reason.
+    let result = result.map_err(|error| match environment.cancel.is_cancelled() {
+        true => BuildError::Cancelled,
+        false => error,
+    });
     recorder.end(result.as_ref().map(|outcome| outcome.image));
     result
 }

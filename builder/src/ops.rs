@@ -61,6 +61,7 @@ use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{OfVertex, ProgressEvent, ProgressSink};
 use context::layer_hashes::LayerHashes;
 use exec::mounts::{ContextCopies, RenewedCaches};
+use recall::Look;
 use results::{Outcome, StackLayer, VertexState};
 use source::Fetching;
 
@@ -390,13 +391,14 @@ impl<'a> Operations<'a> {
             let changed = before.is_some_and(|before| self.identity(vertex) != Some(before));
             Executed::Done { changed }
         };
-        if !step.meta.no_cache && self.look_up(vertex, first)? && self.is_here(vertex) {
+        if !step.meta.no_cache && self.look_up(vertex, first, Look::Anew)? && self.is_here(vertex) {
             self.tell_cached(vertex);
             return Ok(done());
         }
+        self.drop_lost(vertex)?;
         if self.state(vertex).waited && !step.meta.no_cache {
             let text = format!(
-                "{} was not finished elsewhere: it runs here",
+                "not finished elsewhere, so it runs here: {}",
                 step.meta.name
             );
             self.note(vertex, text);
@@ -579,6 +581,17 @@ impl Work for Operations<'_> {
         self.wait_turn(vertex)
     }
 
+    fn begin_hurry(&self) {
+        self.store.index().begin_burst();
+    }
+
+    fn end_hurry(&self) {
+        if let Err(error) = self.store.index().end_burst() {
+            // What was found may be collected once nobody uses it; nothing of this build is.
+            tracing::warn!(%error, "the index could not be told what was used");
+        }
+    }
+
     fn costs(&self) -> Vec<Duration> {
         self.estimates()
     }
@@ -680,3 +693,6 @@ fn copied_inputs(file: &FileOp) -> Vec<usize> {
     inputs.dedup();
     inputs
 }
+
+#[cfg(test)]
+mod tests;

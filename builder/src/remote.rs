@@ -12,6 +12,7 @@ use registry_client::{Client, ClientError, Options};
 pub use registry_client::{Downloaded, RemoteFile, Validators};
 
 pub use crate::ops::git::GitSettings;
+use crate::solve::cancel::Cancel;
 
 /// How long it may take until a download notices that the build is to end.
 const CANCEL_POLL: Duration = Duration::from_millis(50);
@@ -25,6 +26,7 @@ pub struct Remote {
     started: OnceLock<Started>,
     starting: Mutex<()>,
     git: GitSettings,
+    cancel: Option<Cancel>,
 }
 
 struct Started {
@@ -42,6 +44,9 @@ pub enum RemoteError {
     /// The registry, or the way there.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Somebody wanted the end of it.
+    #[error("cancelled")]
+    Cancelled,
 }
 
 impl Remote {
@@ -52,6 +57,15 @@ impl Remote {
             started: OnceLock::new(),
             starting: Mutex::new(()),
             git: GitSettings::default(),
+            cancel: None,
+        }
+    }
+
+    /// The same, ending whatever it does when `cancel` is set.
+    pub fn with_cancel(self, cancel: &Cancel) -> Remote {
+        Remote {
+            cancel: Some(cancel.clone()),
+            ..self
         }
     }
 
@@ -91,14 +105,32 @@ impl Remote {
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        let started = self.started()?;
-        Ok(started.runtime.block_on(job(started.client.clone()))?)
+        Ok(self.wait(job)??)
     }
 
-    /// The client and a handle to its runtime, for code that bridges streams to threads.
-    pub fn client(&self) -> Result<(Client, tokio::runtime::Handle), RemoteError> {
+    /// Runs `job` with the client, whatever comes of it, unless somebody wants the end of it before; it is dropped then.
+    pub fn wait<T, F>(&self, job: impl FnOnce(Client) -> F) -> Result<T, RemoteError>
+    where
+        F: Future<Output = T>,
+    {
         let started = self.started()?;
-        Ok((started.client.clone(), started.runtime.handle().clone()))
+        let job = job(started.client.clone());
+        started.runtime.block_on(async {
+            tokio::select! {
+                result = job => Ok(result),
+                () = self.cancelled() => Err(RemoteError::Cancelled),
+            }
+        })
+    }
+
+    /// Waits until somebody wants the end of it.
+    async fn cancelled(&self) {
+        let Some(cancel) = &self.cancel else {
+            return std::future::pending().await;
+        };
+        while !cancel.is_cancelled() {
+            tokio::time::sleep(CANCEL_POLL).await;
+        }
     }
 
     fn started(&self) -> Result<&Started, RemoteError> {

@@ -201,7 +201,6 @@ pub fn fetch(
     if layers.is_empty() {
         return Ok(());
     }
-    let (client, runtime) = remote.client()?;
     let (diff_ids, descriptors): (Vec<DiffId>, Vec<Descriptor>) = layers.iter().cloned().unzip();
     let into = Arc::clone(store);
     let repository = reference.clone();
@@ -218,14 +217,11 @@ pub fn fetch(
         )
     };
     let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Pull, progress));
-    let pulled = runtime.block_on(registry_client::pull_layers(
-        &client,
-        reference,
-        &descriptors,
-        bridge,
-        consume,
-    ));
-    match pulled {
+    let descriptors = &descriptors;
+    let pulled = remote.wait(|client| async move {
+        registry_client::pull_layers(&client, reference, descriptors, bridge, consume).await
+    });
+    match pulled? {
         Ok(_) => Ok(()),
         Err(PullError::Client(error)) => Err(error.into()),
         Err(PullError::Layer {
@@ -334,10 +330,10 @@ pub fn push(
         mount_from,
     };
     let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Push, progress));
-    let (client, runtime) = remote.client()?;
-    let mut report = runtime.block_on(registry_client::push_image(
-        &client, reference, &image, bridge,
-    ))?;
+    let pushed = &image;
+    let mut report = remote.run(|client| async move {
+        registry_client::push_image(&client, reference, pushed, bridge).await
+    })?;
     report.existed += linked.existed;
     report.mounted += linked.mounted;
     for descriptor in &named {
@@ -359,8 +355,7 @@ pub fn push_index(
     reference: &Reference,
     index: &RawManifest,
 ) -> Result<Digest, TransferError> {
-    let (client, runtime) = remote.client()?;
-    Ok(runtime.block_on(client.put_manifest(reference, index))?)
+    Ok(remote.run(|client| async move { client.put_manifest(reference, index).await })?)
 }
 
 /// The blobs that a manifest names: its configuration, then its layers; each once.

@@ -20,11 +20,14 @@
 //! lock; none does anything slow inside.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, TransactionState,
+};
 
 use crate::fs::{self, FsError};
 use crate::session::Sessions;
@@ -91,6 +94,8 @@ pub enum IndexError {
 pub struct Index {
     path: PathBuf,
     connection: Mutex<Connection>,
+    /// How many bursts of look-ups are going on.
+    bursts: AtomicUsize,
     sessions: Arc<Sessions>,
 }
 
@@ -135,11 +140,14 @@ impl Index {
             });
         }
         connection
-            .execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON")
+            .execute_batch(
+                "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -16384",
+            )
             .map_err(sqlite)?;
         Ok(Index {
             path,
             connection: Mutex::new(connection),
+            bursts: AtomicUsize::new(0),
             sessions,
         })
     }
@@ -218,13 +226,84 @@ impl Index {
         })
     }
 
-    /// Runs reads.
+    /// Begins a burst of look-ups: until [`Index::end_burst`], those that may be a little old ([`Index::record_hit_soon`])
+    /// are made in one transaction. Whatever else is asked of this index meanwhile ends that transaction, and is not held up.
+    pub fn begin_burst(&self) {
+        self.bursts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Ends a burst.
+    pub fn end_burst(&self) -> Result<(), IndexError> {
+        self.bursts.fetch_sub(1, Ordering::SeqCst);
+        self.settle(&self.lock())
+    }
+
+    fn in_burst(&self) -> bool {
+        self.bursts.load(Ordering::SeqCst) > 0
+    }
+
+    /// Ends the transaction of a burst.
+    fn settle(&self, connection: &Connection) -> Result<(), IndexError> {
+        if connection.is_autocommit() {
+            return Ok(());
+        }
+        let ended = connection.execute_batch("COMMIT");
+        if ended.is_err() && !connection.is_autocommit() {
+            // What was stamped in it is stamped no longer: who cannot write, cannot keep.
+            let _taken_back = connection.execute_batch("ROLLBACK");
+        }
+        ended.map_err(|source| self.error(source))
+    }
+
+    /// Runs reads, which see all that anybody committed.
     pub(crate) fn read<T>(
         &self,
         run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, IndexError> {
         self.fault()?;
-        run(&self.lock()).map_err(|source| self.error(source))
+        let connection = self.lock();
+        self.settle(&connection)?;
+        run(&connection).map_err(|source| self.error(source))
+    }
+
+    /// Runs reads in the transaction of the burst that goes on, if there is one.
+    pub(crate) fn read_soon<T>(
+        &self,
+        run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, IndexError> {
+        if !self.in_burst() {
+            return self.read(run);
+        }
+        self.fault()?;
+        let connection = self.lock();
+        let begun = match connection.is_autocommit() {
+            true => connection.execute_batch("BEGIN"),
+            false => Ok(()),
+        };
+        begun
+            .and_then(|()| run(&connection))
+            .map_err(|source| self.error(source))
+    }
+
+    /// Runs writes that are taken back together with others of the burst if that cannot be committed; in a transaction
+    /// of their own where there is no burst. Nothing is seen by others before the burst ends.
+    pub(crate) fn write_soon<T>(
+        &self,
+        run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, IndexError> {
+        if !self.in_burst() {
+            return self.write(|t| run(t));
+        }
+        self.fault()?;
+        let connection = self.lock();
+        let may_write = !connection.is_autocommit()
+            && connection.transaction_state(Some("main")).ok() == Some(TransactionState::Write);
+        if !may_write {
+            self.settle(&connection)?;
+            let begun = connection.execute_batch("BEGIN IMMEDIATE");
+            begun.map_err(|source| self.error(source))?;
+        }
+        run(&connection).map_err(|source| self.error(source))
     }
 
     /// Runs writes in one immediate transaction: all of them happen, or none.
@@ -234,6 +313,7 @@ impl Index {
     ) -> Result<T, IndexError> {
         self.fault()?;
         let mut connection = self.lock();
+        self.settle(&connection)?;
         let result = (|| {
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -253,6 +333,7 @@ impl Index {
     ) -> Result<T, IndexError> {
         self.fault()?;
         let mut connection = self.lock();
+        self.settle(&connection)?;
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(|source| self.error(source))?;

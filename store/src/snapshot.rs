@@ -142,7 +142,9 @@ impl Snapshots {
 
     /// Whether the layer is here.
     pub fn has(&self, layer: &LayerId) -> bool {
-        rustix::fs::access(self.layer_dir(layer), rustix::fs::Access::EXISTS).is_ok()
+        // Through the dot, which only a directory has.
+        let inside = self.layer_dir(layer).join(".");
+        rustix::fs::access(inside, rustix::fs::Access::EXISTS).is_ok()
     }
 
     /// The directory of a layer's files, whether or not it exists.

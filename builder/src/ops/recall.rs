@@ -19,6 +19,15 @@ use crate::solve::ProgressEvent;
 /// How long to wait between two looks at a lock that another process holds.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
+/// How old the answer to a look-up may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// A moment: many such are cheaper together.
+    Soon,
+    /// Nothing that anybody else has done may be missed.
+    Anew,
+}
+
 /// The right to run what a key stands for, among all processes.
 pub(super) struct Turn<'a> {
     running: &'a Turns,
@@ -64,20 +73,32 @@ impl Operations<'_> {
             .collect()
     }
 
-    pub(super) fn look_up(&self, vertex: usize, key: CacheKey) -> Result<bool, StepError> {
-        let Some(row) = self
-            .store
-            .index()
-            .record_hit(&key.0)
-            .map_err(StoreError::from)?
-        else {
+    /// Looks for the record of `key`. One that is damaged is dropped, and told of: the step runs again.
+    pub(super) fn look_up(
+        &self,
+        vertex: usize,
+        key: CacheKey,
+        look: Look,
+    ) -> Result<bool, StepError> {
+        let index = self.store.index();
+        let found = match look {
+            Look::Soon => index.record_hit_soon(&key.0),
+            Look::Anew => index
+                .record_hit(&key.0)
+                .map(|row| row.map(|row| row.result)),
+        };
+        let Some(result) = found.map_err(StoreError::from)? else {
             return Ok(false);
         };
-        let Some(record) = CacheRecord::decode(&row.result) else {
-            self.store
-                .index()
-                .record_remove(&key.0)
-                .map_err(StoreError::from)?;
+        let Some(record) = CacheRecord::decode(&result) else {
+            let removed = index.record_remove(&key.0).map_err(StoreError::from)?;
+            if removed {
+                let name = &self.vertex(vertex).meta.name;
+                self.note(
+                    vertex,
+                    format!("the cache record of {name} is damaged and was dropped"),
+                );
+            }
             return Ok(false);
         };
         let outcome = Outcome {
@@ -110,12 +131,12 @@ impl Operations<'_> {
             let text = match (own, holder.filter(|id| *id != std::process::id())) {
                 (Some(other), _) => {
                     let other = &self.vertex(other).meta.name;
-                    format!("{name} waits for {other}, which does the same")
+                    format!("waiting for {other}, which does the same as {name}")
                 }
                 (None, Some(id)) => {
-                    format!("{name} waits for another longshore, process {id}, which runs it")
+                    format!("waiting for another longshore, process {id}, which runs {name}")
                 }
-                (None, None) => format!("{name} waits for somebody else who runs it"),
+                (None, None) => format!("waiting for somebody else who runs {name}"),
             };
             self.note(vertex, text);
         }
@@ -132,6 +153,26 @@ impl Operations<'_> {
                 return Err(StepError::Cancelled);
             }
             std::thread::sleep(LOCK_POLL);
+        }
+        Ok(())
+    }
+
+    /// Tells that a known result's layer is not there any more, and removes what may be left of it: what stands in its place
+    /// would be taken for the layer that the step makes again.
+    pub(super) fn drop_lost(&self, vertex: usize) -> Result<(), StepError> {
+        let state = self.state(vertex);
+        let own = state.outcome.iter().flat_map(|outcome| &outcome.own);
+        let own: Vec<_> = own.filter_map(|layer| layer.id).collect();
+        drop(state);
+        for id in own {
+            if !self.store.snapshots().has(&id) {
+                self.store.snapshots().remove(&id)?;
+                let name = &self.vertex(vertex).meta.name;
+                self.note(
+                    vertex,
+                    format!("the layer of {name} is lost, and is made again"),
+                );
+            }
         }
         Ok(())
     }

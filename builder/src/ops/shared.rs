@@ -9,6 +9,7 @@ use store::layer::LayerId;
 use store::oci::{DiffId, Reference};
 
 use super::Operations;
+use super::recall::Look;
 use super::results::{Outcome, base_of, stack_layer};
 use crate::cache::shared::import::{self, FetchError, Hit};
 use crate::cache::shared::record::SharedLayer;
@@ -21,7 +22,7 @@ use crate::transfer;
 impl Operations<'_> {
     /// Looks a result up, here and then in the shared caches.
     pub(super) fn find(&self, vertex: usize, key: CacheKey) -> Result<bool, StepError> {
-        if self.look_up(vertex, key)? {
+        if self.look_up(vertex, key, Look::Soon)? {
             return Ok(true);
         }
         if self.is_cancelled() {

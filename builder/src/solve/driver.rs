@@ -58,6 +58,10 @@ pub trait Work: Sync {
     /// How long each vertex takes, by what is known of earlier builds. Asked for at most once, and only when more is to
     /// run than there are jobs.
     fn costs(&self) -> Vec<Duration>;
+    /// Many quick actions may follow, one after the other, on the driver's thread.
+    fn begin_hurry(&self) {}
+    /// That is over: the driver is going to wait, or is done.
+    fn end_hurry(&self) {}
     /// Where the action is done.
     fn lane(&self, action: Action) -> Lane;
 }
@@ -94,6 +98,7 @@ pub fn solve<W: Work>(
         let _close = [CloseOnDrop(&working), CloseOnDrop(&waiting)];
         let mut todo = first;
         let mut failure = None;
+        let mut hurrying = false;
         loop {
             let [quick, to_work, to_wait] = by_lane(work, std::mem::take(&mut todo));
             let is_run = |action: &Action| matches!(action, Action::Execute(_));
@@ -121,10 +126,16 @@ pub fn solve<W: Work>(
                 }
             }
             let mut settled = Vec::new();
+            if !quick.is_empty() && !std::mem::replace(&mut hurrying, true) {
+                work.begin_hurry();
+            }
             for action in quick {
                 settled.push((action, perform(work, action)));
             }
             if settled.is_empty() {
+                if std::mem::take(&mut hurrying) {
+                    work.end_hurry();
+                }
                 match scheduler.progress() {
                     Progress::Finished if working.are_idle() && waiting.are_idle() => {
                         return Ok(());

@@ -108,31 +108,39 @@ pub(super) fn link(
     if absent.is_empty() {
         return Ok((linked, brought));
     }
-    let (client, runtime) = remote.client()?;
-    let mut tasks = JoinSet::new();
     let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Pull, Arc::clone(progress)));
-    for blob in absent {
-        let homes = repositories(store, &blob.digest)?;
-        let task = LinkTask {
-            client: client.clone(),
-            store: Arc::clone(store),
-            reference: reference.clone(),
-            blob,
-            homes,
-            progress: Arc::clone(&bridge),
-        };
-        tasks.spawn_on(task.run(), &runtime);
+    let mut homes = Vec::with_capacity(absent.len());
+    for blob in &absent {
+        homes.push(repositories(store, &blob.digest)?);
     }
-    // Dropping the set on an error ends the other transfers.
-    while let Some(joined) = runtime.block_on(tasks.join_next()) {
-        let done = match joined {
-            Ok(result) => result?,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        };
-        match done {
-            (_, Some(Pushed::Mounted)) => linked.mounted += 1,
-            (_, Some(_)) => linked.existed += 1,
-            (blob, None) => brought.push(blob),
+    let done = remote.run(|client| async move {
+        // Dropping the set on an error ends the other transfers.
+        let mut tasks = JoinSet::new();
+        for (blob, homes) in absent.into_iter().zip(homes) {
+            let task = LinkTask {
+                client: client.clone(),
+                store: Arc::clone(store),
+                reference: reference.clone(),
+                blob,
+                homes,
+                progress: Arc::clone(&bridge),
+            };
+            tasks.spawn(task.run());
+        }
+        let mut done = Vec::new();
+        while let Some(joined) = tasks.join_next().await {
+            done.push(match joined {
+                Ok(result) => result?,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            });
+        }
+        Ok(done)
+    })?;
+    for (blob, pushed) in done {
+        match pushed {
+            Some(Pushed::Mounted) => linked.mounted += 1,
+            Some(_) => linked.existed += 1,
+            None => brought.push(blob),
         }
     }
     Ok((linked, brought))

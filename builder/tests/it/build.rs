@@ -81,20 +81,29 @@ impl Bench {
         }
     }
 
-    pub(crate) fn try_build(
+    /// Builds, telling `sink` how it goes.
+    pub(crate) fn build_telling(
         &self,
         request: &BuildRequest,
-    ) -> (Result<BuildOutcome, BuildError>, Vec<String>) {
+        sink: &Arc<dyn ProgressSink>,
+    ) -> Result<BuildOutcome, BuildError> {
         let remote = Remote::new(Box::new(registry_client::Options::default));
         let cancel = Cancel::new().unwrap();
-        let ran = Arc::new(Ran::default());
-        let sink: Arc<dyn ProgressSink> = Arc::clone(&ran) as _;
         let environment = BuildEnvironment {
             store: &self.store,
             remote: &remote,
             cancel: &cancel,
         };
-        let result = build(environment, request, &sink);
+        build(environment, request, sink)
+    }
+
+    pub(crate) fn try_build(
+        &self,
+        request: &BuildRequest,
+    ) -> (Result<BuildOutcome, BuildError>, Vec<String>) {
+        let ran = Arc::new(Ran::default());
+        let sink: Arc<dyn ProgressSink> = Arc::clone(&ran) as _;
+        let result = self.build_telling(request, &sink);
         let mut names = ran.0.lock().unwrap().clone();
         names.sort();
         (result, names)

@@ -7,6 +7,7 @@ mod ast_dump;
 mod build;
 mod checks;
 mod copy;
+mod damage;
 mod dockerfiles;
 mod graph_dump;
 mod limits;

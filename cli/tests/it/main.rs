@@ -6,6 +6,8 @@
 //! | [`checks`] | `--check` and `--call`, and warnings of a build |
 //! | [`cache`] | what runs, and what does not have to |
 //! | [`cache_mounts`] | `longshore cache`: what steps keep between builds |
+//! | [`cancel`] | builds that are ended from outside |
+//! | [`sharing`] | steps that several want at once, and which of many begins first |
 //! | [`cases`] | every construct of the language, built and compared with other builders |
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
@@ -39,6 +41,7 @@ mod bad_input;
 mod build;
 mod cache;
 mod cache_mounts;
+mod cancel;
 mod cases;
 mod checks;
 mod contexts;
@@ -60,6 +63,7 @@ mod rootless;
 mod run;
 mod run_mounts;
 mod shared_cache;
+mod sharing;
 mod support;
 mod terminal;
 mod tidy;

@@ -83,6 +83,29 @@ impl Index {
         })
     }
 
+    /// As [`Index::record_hit`], for the result alone. In a burst of look-ups it may be what it was when that began, and its
+    /// stamp is new for others once the burst ends; until then the writer's lock keeps them from removing it.
+    pub fn record_hit_soon(&self, key: &[u8; 32]) -> Result<Option<Vec<u8>>, IndexError> {
+        let time = self.use_time()?;
+        let found = self.read_soon(|c| {
+            c.prepare_cached("SELECT result, last_used FROM records WHERE key = ?1")?
+                .query_row([key], |row| Ok((bytes(row)?, row.get::<_, i64>(1)?)))
+                .optional()
+        })?;
+        match found {
+            None => return Ok(None),
+            Some((result, last_used)) if last_used >= time.fresh_since => return Ok(Some(result)),
+            Some(_) => {}
+        }
+        self.write_soon(|c| {
+            c.prepare_cached(
+                "UPDATE records SET last_used = max(last_used, ?2) WHERE key = ?1 RETURNING result",
+            )?
+            .query_row((key, time.now), bytes)
+            .optional()
+        })
+    }
+
     /// Looks a record up without using it: garbage collection is not told.
     pub fn record_peek(&self, key: &[u8; 32]) -> Result<Option<RecordRow>, IndexError> {
         self.read(|c| {
@@ -138,6 +161,11 @@ impl Index {
     }
 }
 
+/// The first column's bytes; none where it holds anything else, which no writer left there.
+fn bytes(row: &Row<'_>) -> rusqlite::Result<Vec<u8>> {
+    Ok(row.get_ref(0)?.as_blob().unwrap_or_default().to_vec())
+}
+
 fn record(c: &Connection, key: &[u8; 32], row: &Row<'_>) -> rusqlite::Result<RecordRow> {
     let mut statement =
         c.prepare_cached("SELECT layer FROM record_layers WHERE key = ?1 ORDER BY position")?;
@@ -156,6 +184,58 @@ fn record(c: &Connection, key: &[u8; 32], row: &Row<'_>) -> rusqlite::Result<Rec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_burst_holds_nobody_up_and_leaves_its_stamps() {
+        let (dir, store) = crate::tests::store();
+        let row = RecordRow {
+            op: [9; 32],
+            result: vec![7],
+            layers: Vec::new(),
+            ingredients: Vec::new(),
+            created: 1,
+        };
+        for key in 0..4 {
+            store.index().record_put(&[key; 32], &row).unwrap();
+        }
+        let stamp = |index: &Index, key: u8| {
+            let get = |c: &Connection| {
+                c.query_row(
+                    "SELECT last_used FROM records WHERE key = ?1",
+                    [[key; 32]],
+                    |row| row.get::<_, i64>(0),
+                )
+            };
+            index.read(get).unwrap()
+        };
+        let old = |c: &Connection| c.execute("UPDATE records SET last_used = 1", []);
+        store.index().write(|t| old(t)).unwrap();
+        let other = crate::Store::open(dir.path()).unwrap();
+        let index = store.index();
+        index.begin_burst();
+        for key in 0..2 {
+            assert_eq!(index.record_hit_soon(&[key; 32]).unwrap(), Some(vec![7]));
+        }
+        // A write of another thread ends the transaction, and what was stamped in it stays.
+        index.record_put(&[9; 32], &row).unwrap();
+        assert!(stamp(other.index(), 0) > 1);
+        assert_eq!(index.record_hit_soon(&[2; 32]).unwrap(), Some(vec![7]));
+        assert_eq!(index.record_hit_soon(&[8; 32]).unwrap(), None);
+        index.end_burst().unwrap();
+        for (key, used) in [(0, true), (1, true), (2, true), (3, false)] {
+            assert_eq!(stamp(other.index(), key) > 1, used, "{key}");
+        }
+        // Others write while a burst only reads.
+        index.begin_burst();
+        assert_eq!(index.record_hit_soon(&[0; 32]).unwrap(), Some(vec![7]));
+        assert!(other.index().record_remove(&[0; 32]).unwrap());
+        assert_eq!(
+            index.record_hit(&[0; 32]).unwrap(),
+            None,
+            "this one looks anew"
+        );
+        index.end_burst().unwrap();
+    }
 
     #[test]
     fn records_come_back() {
@@ -178,6 +258,7 @@ mod tests {
             [([1; 32], row(7)), ([0; 32], row(6))]
         );
         assert_eq!(index.record_peek(&[0; 32]).unwrap(), Some(row(6)));
+        assert_eq!(index.record_hit_soon(&[0; 32]).unwrap(), Some(vec![1, 2]));
         index.record_files_put(&[0; 32], b"files").unwrap();
         index.record_files_put(&[2; 32], b"of nothing").unwrap();
         assert_eq!(index.record_files(&[0; 32]).unwrap().unwrap(), b"files");
