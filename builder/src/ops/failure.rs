@@ -67,7 +67,10 @@ impl Operations<'_> {
             return Ok(active.discard()?);
         };
         let bytes = store::fs::disk_usage(active.upper(), &mut Inodes::new());
-        let kept = bytes.map_err(store::StoreError::from)? <= FAILED_BYTES_MAX && {
+        let bytes = bytes.map_err(store::StoreError::from)?;
+        // It may be what filled the disk, and then nothing else would go on.
+        let has_room = bytes <= self.store.disk()?.free;
+        let kept = bytes <= FAILED_BYTES_MAX && has_room && {
             let base = base_of(self.vertex(vertex));
             let below = base.map(|base| self.layers(base)).unwrap_or_default();
             let info = self
