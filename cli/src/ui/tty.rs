@@ -290,7 +290,8 @@ impl Tty {
             .as_ref()
             .map(|build| format!("`longshore history logs {build}` has them"));
         let colour = self.ui.colour;
-        for step in std::mem::take(&mut self.failed) {
+        let spoke = std::mem::take(&mut self.failed).into_iter();
+        for step in spoke.filter(|step| !step.log.is_empty()) {
             let shown = |line: &[u8]| printable(line, colour).into_bytes();
             let report = step
                 .log

@@ -248,9 +248,13 @@ impl Built {
                 continue;
             };
             if rest.starts_with('[') {
-                names.entry(number).or_insert(rest);
+                names.insert(number, rest);
             } else if rest.starts_with("DONE ") {
-                built.ran.push(names[number].to_owned());
+                // A question to a registry is no step.
+                let name = names[number];
+                if !name.starts_with("[internal] load metadata for ") {
+                    built.ran.push(name.to_owned());
+                }
             } else if rest == "CACHED" {
                 built.cached.push(names[number].to_owned());
             }

@@ -188,7 +188,6 @@ fn a_terminal_shows_a_whole_build_and_its_summary() {
     "#]]
     .assert_eq(&squeezed(&second));
     expect_test::expect![[r#"
-        => CACHED [1/3] FROM docker.io/library/busybox:latest
         => CACHED [2/3] COPY a /
         => CACHED [3/3] RUN echo hidden-when-done
         [+] Building T (2/2) FINISHED: 0 ran, 2 cached, T saved
