@@ -35,7 +35,7 @@ pub(crate) use results::base_of;
 pub use select::{Selected, select};
 pub use tree::Tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -88,6 +88,8 @@ pub(crate) struct Operations<'a> {
     commits: Mutex<BTreeMap<GitUrl, git::Resolved>>,
     pub(crate) explainer: Explainer<'a>,
     pub(crate) shared: SharedCache<'a>,
+    /// Digests of what names the cache mounts that steps have used.
+    used_mounts: Mutex<BTreeSet<[u8; 32]>>,
     /// Bounds what hashes files at the same time, where its threads are those that wait for caches.
     hashing: Gate,
     states: Vec<Mutex<VertexState>>,
@@ -144,6 +146,7 @@ impl<'a> Operations<'a> {
             commits: Mutex::default(),
             explainer,
             shared,
+            used_mounts: Mutex::default(),
             hashing: Gate::new(jobs),
             states,
             context_copies: Mutex::default(),

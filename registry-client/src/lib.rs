@@ -10,6 +10,7 @@
 //! | `manifest`, `download`, `upload`, `list` | the endpoints |
 //! | [`pull`], [`push`] | whole images |
 //! | [`fetch`] | plain files behind URLs |
+//! | [`bucket`] | objects in S3-compatible stores |
 //! | [`progress`] | who is told how far transfers are |
 //! | [`error`] | what can go wrong |
 //!
@@ -25,6 +26,7 @@ use reqwest::StatusCode;
 
 pub mod auth;
 mod blocking;
+pub mod bucket;
 mod download;
 pub mod error;
 pub mod fetch;
@@ -42,6 +44,7 @@ mod transport;
 mod upload;
 
 pub use auth::{Credential, CredentialError, DockerConfig, Keychain};
+pub use bucket::{Bucket, BucketError, BucketOptions};
 pub use download::{BlobReader, BlobStream};
 pub use error::{ClientError, ErrorKind};
 pub use fetch::{Downloaded, RemoteFile, Validators};

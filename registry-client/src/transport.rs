@@ -243,7 +243,7 @@ impl Transport {
     }
 
     /// The connection pool for a URL. TLS is set up only where it is needed.
-    async fn pool(&self, url: &Url) -> Result<reqwest::Client, ClientError> {
+    pub(crate) async fn pool(&self, url: &Url) -> Result<reqwest::Client, ClientError> {
         let authority = target::authority(url);
         let secure = url.scheme() == "https";
         let key = if secure {

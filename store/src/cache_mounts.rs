@@ -46,6 +46,11 @@ pub struct CacheMountName {
 
 impl CacheMountName {
     fn key(&self) -> String {
+        blake3::Hash::from_bytes(self.digest()).to_hex().to_string()
+    }
+
+    /// A digest of all of it.
+    pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         hasher.update(DOMAIN);
         hasher.update(&(self.id.len() as u64).to_le_bytes());
@@ -55,7 +60,7 @@ impl CacheMountName {
         for number in [self.mode, self.uid, self.gid] {
             hasher.update(&number.to_le_bytes());
         }
-        hasher.finalize().to_hex().to_string()
+        *hasher.finalize().as_bytes()
     }
 }
 

@@ -9,10 +9,11 @@
 //! | module | part |
 //! |---|---|
 //! | [`record`] | a record as an OCI artifact (`docs/formats/shared-cache.md`) |
-//! | [`folder`], [`repository`] | what holds records and blobs: each a [`CacheStore`] |
+//! | [`folder`], [`repository`], [`bucket`] | what holds records and blobs: each a [`CacheStore`] |
 //! | [`inline`] | records in an image's configuration |
 //! | [`import`] | looking results up, and fetching their layers when they are read |
 //! | [`export`] | putting results there when a build is done |
+//! | [`mounts`] | cache mounts' contents |
 //!
 //! Every record is an entry of its own, named by its key, so writers never overwrite each other's; a look-up is one
 //! request. Nothing that comes from a shared cache is believed: a blob is checked against its digest, its DiffID and the
@@ -22,7 +23,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use registry_client::ErrorKind;
+use registry_client::{BucketError, ErrorKind};
 use store::content::{Blobs, ContentError};
 use store::fs::FsError;
 use store::oci::{Descriptor, Digest, RawManifest, Reference};
@@ -30,10 +31,12 @@ use store::oci::{Descriptor, Digest, RawManifest, Reference};
 use super::CacheKey;
 use crate::remote::RemoteError;
 
+pub(crate) mod bucket;
 pub mod export;
 pub(crate) mod folder;
 pub(crate) mod import;
 pub(crate) mod inline;
+pub(crate) mod mounts;
 pub(crate) mod record;
 pub(crate) mod repository;
 
@@ -42,12 +45,17 @@ pub(crate) mod repository;
 pub(crate) enum EntryName {
     /// The record of a step.
     Record(CacheKey),
+    /// The content of a cache mount, by a digest of what names it.
+    Mount([u8; 32]),
 }
 
 impl fmt::Display for EntryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let EntryName::Record(key) = self;
-        write!(f, "{}", blake3::Hash::from_bytes(key.0).to_hex())
+        let (prefix, digest) = match self {
+            EntryName::Record(key) => ("", &key.0),
+            EntryName::Mount(name) => ("mount-", name),
+        };
+        write!(f, "{prefix}{}", blake3::Hash::from_bytes(*digest).to_hex())
     }
 }
 
@@ -124,9 +132,9 @@ pub enum CacheStoreError {
         /// The cache.
         reference: Box<Reference>,
     },
-    /// Buckets are not written yet.
-    #[error("type=s3 is not supported by this longshore")]
-    NoBuckets,
+    /// A bucket, or the way there.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
     /// The folder belongs to another version of longshore.
     #[error("`{}` is a cache of version {found}: this longshore knows version {known}", path.display())]
     Version {

@@ -4,17 +4,20 @@
 //! made of. It comes from the shared cache that had its record, or from a repository that is known to have its blob.
 
 use store::StoreError;
+use store::cache_mounts::CacheMountName;
 use store::index::RecordRow;
 use store::layer::LayerId;
 use store::oci::{DiffId, Reference};
 
 use super::Operations;
+use super::exec::mounts::cache_name;
 use super::recall::Look;
 use super::results::{Outcome, base_of, stack_layer};
 use crate::cache::shared::import::{self, FetchError, Hit};
 use crate::cache::shared::record::SharedLayer;
 use crate::cache::{CacheKey, CacheRecord, RecordedLayer};
 use crate::error::StepError;
+use crate::graph::exec::MountKind;
 use crate::graph::{Op, VertexIndex};
 use crate::solve::OfVertex;
 use crate::transfer;
@@ -193,6 +196,37 @@ impl Operations<'_> {
     fn is_elsewhere(&self, diff_id: &DiffId) -> Result<bool, StepError> {
         let found: Option<(Reference, _)> = transfer::whereabouts(self.store, diff_id)?;
         Ok(found.is_some())
+    }
+
+    /// What names the cache mounts of all steps that this build has looked at.
+    pub(crate) fn cache_mount_names(&self) -> Vec<CacheMountName> {
+        let mut names = Vec::new();
+        for vertex in 0..self.definition.vertices().len() {
+            let Op::Exec(exec) = &self.vertex(vertex).op else {
+                continue;
+            };
+            for (position, mount) in exec.mounts.iter().enumerate() {
+                let MountKind::Cache(cache) = &mount.kind else {
+                    continue;
+                };
+                let name = cache_name(self, vertex, exec, position, cache);
+                // One that is filled from something is not known where its step was not needed.
+                if cache.input.is_none() || name.from.is_some() {
+                    names.push(name);
+                }
+            }
+        }
+        names
+    }
+
+    /// Notes that a step of this build mounts a cache.
+    pub(super) fn use_mount(&self, name: &CacheMountName) {
+        super::lock(&self.used_mounts).insert(name.digest());
+    }
+
+    /// Whether a step of this build has mounted a cache.
+    pub(crate) fn has_used(&self, name: &CacheMountName) -> bool {
+        super::lock(&self.used_mounts).contains(&name.digest())
     }
 
     /// Whether a vertex's result is known.

@@ -8,7 +8,7 @@ use builder::error::{BuildError, ExportError, StepError};
 use builder::ops::git::GitError;
 use builder::remote::RemoteError;
 use builder::transfer::TransferError;
-use registry_client::{ClientError, CredentialError, ErrorKind};
+use registry_client::{BucketError, ClientError, CredentialError, ErrorKind};
 use runner::UserNsError;
 use store::content::archive::ArchiveError;
 use store::images::ImageError;
@@ -204,6 +204,9 @@ fn cache_export(error: &ExportCacheError) -> Blamed {
         ExportCacheError::Cache(CacheStoreError::Remote(RemoteError::Client(error))) => {
             client(error)
         }
+        ExportCacheError::Cache(CacheStoreError::Bucket(
+            BucketError::Object { .. } | BucketError::Missing { .. },
+        )) => (Kind::Registry, None),
         _ => (Kind::Environment, None),
     }
 }

@@ -322,6 +322,24 @@ impl Server {
         server
     }
 
+    /// A server that speaks Amazon's S3, with the bucket `cache`. It keeps it in memory.
+    pub fn s3() -> Server {
+        let port = free_port();
+        let program = std::env::var_os("LONGSHORE_TEST_S3").unwrap_or("moto_server".into());
+        let child = Command::new(program)
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("moto is installed, and LONGSHORE_TEST_S3 names it: `./test` sees to both");
+        let host = format!("127.0.0.1:{port}");
+        let server = Server { child, host };
+        server.wait_until_it_answers();
+        let url = format!("http://{}/cache", server.host);
+        tool("curl", &["-sSf", "-X", "PUT", &url]);
+        server
+    }
+
     fn wait_until_it_answers(&self) {
         for _ in 0..200 {
             if std::net::TcpStream::connect(&self.host).is_ok() {

@@ -25,9 +25,10 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// Crates from outside that only some of ours may use, so that what they do stays in one place.
-const FENCES: [(&str, &[&str]); 9] = [
+const FENCES: [(&str, &[&str]); 10] = [
     ("clap", &["cli"]),
     ("tracing-subscriber", &["cli"]),
+    ("object_store", &["registry-client"]),
     ("reqwest", &["registry-client"]),
     ("hyper", &["registry-client", "registry-server"]),
     ("hyper-util", &["registry-server"]),

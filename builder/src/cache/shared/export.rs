@@ -13,12 +13,13 @@ use store::layer::compress::Compression;
 use store::layer::{LayerId, TreeDigest};
 use store::oci::{Descriptor, DiffId};
 
+use super::bucket::Bucket;
 use super::folder::Folder;
 use super::import::{FetchError, Hit, chain};
 use super::inline::InlineRecord;
 use super::record::{RecordError, SharedLayer, SharedRecord};
 use super::repository::Repository;
-use super::{CacheStore, CacheStoreError, EntryName};
+use super::{CacheStore, CacheStoreError, EntryName, mounts};
 use crate::cache::{self, CacheKey, CacheRecord};
 use crate::error::BuildError;
 use crate::graph::{Op, VertexIndex};
@@ -45,6 +46,14 @@ pub enum ExportCacheError {
         diff_id: Box<DiffId>,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A cache mount cannot be packed.
+    #[error("cannot pack the cache mount `{id}`")]
+    Mount {
+        /// Its id.
+        id: String,
+        /// Why.
+        source: std::io::Error,
     },
     /// The store failed.
     #[error(transparent)]
@@ -81,7 +90,7 @@ pub(crate) fn export_all(
         let exported = export_to(operations, place, wanted, roots);
         match exported {
             Ok(()) => {}
-            Err(ExportCacheError::Cancelled) => return Err(BuildError::Cancelled),
+            Err(_) if operations.is_cancelled() => return Err(BuildError::Cancelled),
             Err(error) if wanted.ignore_error => {
                 let text = format!("warning: cannot write the cache {name}: {}", chain(&error));
                 let vertex = None;
@@ -116,13 +125,19 @@ fn export_to(
             ))
         }
         CachePlace::Local(path) => Box::new(Folder::create(path)?),
-        CachePlace::S3(_) => return Err(CacheStoreError::NoBuckets.into()),
+        CachePlace::S3(settings) => Box::new(Bucket::new(operations.remote, settings)?),
     };
     export(
         operations,
         roots,
         into.as_ref(),
         wanted.mode,
+        wanted.compression,
+    )?;
+    mounts::export(
+        operations,
+        into.as_ref(),
+        &wanted.mounts,
         wanted.compression,
     )
 }

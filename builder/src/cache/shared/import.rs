@@ -10,19 +10,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
+use store::cache_mounts::{CacheMountName, NewCacheMount};
 use store::layer::scan::{ScanError, scan};
 use store::layer::{LayerId, TreeDigest};
 use store::oci::{Digest, Reference};
 use store::{Store, StoreError};
 
+use super::bucket::Bucket;
 use super::folder::Folder;
 use super::record::{RecordError, SharedLayer, SharedRecord};
 use super::repository::Repository;
-use super::{CacheStore, CacheStoreError, EntryName};
+use super::{CacheStore, CacheStoreError, EntryName, mounts};
 use crate::cache::CacheKey;
-use crate::remote::Remote;
+use crate::remote::{Remote, RemoteError};
 use crate::request::BuildRequest;
-use crate::request::cache::CachePlace;
+use crate::request::cache::{CachePlace, MountChoice};
 use crate::solve::{ProgressEvent, ProgressSink, TransferKind};
 use crate::transfer::{self, Bridge, TransferError};
 
@@ -39,6 +41,8 @@ pub(crate) struct SharedCache<'a> {
 #[derive(Debug)]
 struct Source<'a> {
     store: Box<dyn CacheStore + 'a>,
+    /// Cache mounts that are filled from it.
+    mounts: MountChoice,
     failed: AtomicBool,
 }
 
@@ -137,9 +141,13 @@ impl FetchError {
 
 impl<'a> SharedCache<'a> {
     /// The caches, asked in this order; those of equal standing at the same time.
-    pub(crate) fn new(stores: Vec<Box<dyn CacheStore + 'a>>, notes: Notes) -> SharedCache<'a> {
-        let source = |store| Source {
+    pub(crate) fn new(
+        stores: Vec<(Box<dyn CacheStore + 'a>, MountChoice)>,
+        notes: Notes,
+    ) -> SharedCache<'a> {
+        let source = |(store, mounts)| Source {
             store,
+            mounts,
             failed: AtomicBool::new(false),
         };
         SharedCache {
@@ -216,6 +224,28 @@ impl<'a> SharedCache<'a> {
                 None
             }
         }
+    }
+
+    /// A new cache mount with the content that the first of the caches has which are to fill it.
+    pub(crate) fn filled_mount(
+        &self,
+        store: &Store,
+        name: &CacheMountName,
+    ) -> Result<Option<NewCacheMount>, StoreError> {
+        for source in &self.sources {
+            let asked = source.mounts.has(&name.id) && !source.failed.load(Ordering::Relaxed);
+            if asked
+                && let Some(new) = mounts::filled(store, source.store.as_ref(), name, &self.notes)?
+            {
+                return Ok(Some(new));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where things are said once.
+    pub(crate) fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// A record that was found before.
@@ -304,7 +334,9 @@ impl<'a> SharedCache<'a> {
 
     fn failed(&self, source: usize, error: &CacheStoreError) {
         let source = &self.sources[source];
-        if !source.failed.swap(true, Ordering::Relaxed) {
+        let first = !source.failed.swap(true, Ordering::Relaxed);
+        let cancelled = matches!(error, CacheStoreError::Remote(RemoteError::Cancelled));
+        if first && !cancelled {
             let name = source.store.name();
             self.notes.warn(&format!(
                 "cannot read the cache {name}: {}: building without it",
@@ -321,7 +353,7 @@ pub(crate) fn open<'a>(
     progress: &Arc<dyn ProgressSink>,
 ) -> SharedCache<'a> {
     let notes = Notes::new(progress);
-    let mut stores: Vec<Box<dyn CacheStore + 'a>> = Vec::new();
+    let mut stores: Vec<(Box<dyn CacheStore + 'a>, MountChoice)> = Vec::new();
     for import in &request.cache_from {
         let opened: Result<Box<dyn CacheStore + 'a>, CacheStoreError> = match &import.place {
             CachePlace::Registry(reference) => {
@@ -333,10 +365,13 @@ pub(crate) fn open<'a>(
                 Ok(folder) => Ok(Box::new(folder)),
                 Err(error) => Err(error),
             },
-            CachePlace::S3(_) => Err(CacheStoreError::NoBuckets),
+            CachePlace::S3(settings) => match Bucket::new(remote, settings) {
+                Ok(bucket) => Ok(Box::new(bucket)),
+                Err(error) => Err(error),
+            },
         };
         match opened {
-            Ok(store) => stores.push(store),
+            Ok(store) => stores.push((store, import.mounts.clone())),
             Err(error) => notes.warn(&format!(
                 "cannot read a cache: {}: building without it",
                 chain(&error)

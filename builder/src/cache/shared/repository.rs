@@ -173,11 +173,12 @@ impl CacheStore for Repository<'_> {
     }
 
     fn entry(&self, name: &EntryName) -> Result<Option<Vec<u8>>, CacheStoreError> {
-        let EntryName::Record(key) = name;
-        match self.inline_entry(key)? {
-            InlineEntry::Found(found) => return Ok(Some(found)),
-            InlineEntry::Unreachable => return Ok(None),
-            InlineEntry::Absent => {}
+        if let EntryName::Record(key) = name {
+            match self.inline_entry(key)? {
+                InlineEntry::Found(found) => return Ok(Some(found)),
+                InlineEntry::Unreachable => return Ok(None),
+                InlineEntry::Absent => {}
+            }
         }
         let tagged = self.tagged(name)?;
         let found = self.remote.run(|client| async move {

@@ -288,6 +288,7 @@ fn take_caches(
             renew(operations, vertex, &name, cache)?;
         }
         let held = take(operations, vertex, &name, sharing, cache)?;
+        operations.use_mount(&name);
         mounts.caches.push((name, held));
     }
     Ok(())
@@ -306,8 +307,14 @@ fn take(
         match store.take_cache_mount(name, sharing)? {
             CacheTaken::Taken(held) => return Ok(held),
             CacheTaken::Missing => {
-                let new = store.new_cache_mount(name)?;
-                fill(operations, vertex, cache, &new.data())?;
+                let new = match operations.shared.filled_mount(store, name)? {
+                    Some(new) => new,
+                    None => {
+                        let new = store.new_cache_mount(name)?;
+                        fill(operations, vertex, cache, &new.data())?;
+                        new
+                    }
+                };
                 store.publish_cache_mount(new, sharing)?;
                 continue;
             }
@@ -361,7 +368,8 @@ fn fill(
     copy(operations, from, &cache.source, &[], data)
 }
 
-fn cache_name(
+/// What names the cache of a step's mount. What it is filled from is known once that was digested.
+pub(crate) fn cache_name(
     operations: &Operations<'_>,
     vertex: usize,
     exec: &ExecOp,
