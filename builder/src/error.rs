@@ -13,6 +13,9 @@ use crate::transfer::TransferError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
+    /// A secret that is part of keys cannot be read.
+    #[error(transparent)]
+    Secret(Box<StepError>),
     /// The Dockerfile is wrong: every problem that was found, in the order of the file.
     #[error("{0}")]
     Dockerfile(Box<Problems>),

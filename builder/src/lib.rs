@@ -103,7 +103,10 @@ fn build_recorded(
 ) -> Result<BuildOutcome, BuildError> {
     let progress = &(Arc::clone(recorder) as Arc<dyn ProgressSink>);
     let source = SourceFile::new(request.dockerfile_name.clone(), request.dockerfile.clone());
-    let request = &contexts::epoch::settle(environment, request, &source, progress)?;
+    let mut settled = contexts::epoch::settle(environment, request, &source, progress)?;
+    ops::exec::settle_secrets(environment.store, &mut settled.run)
+        .map_err(|error| BuildError::Secret(Box::new(error)))?;
+    let request = &settled;
     let (plan, warnings) = plan(environment, request, &source, progress.as_ref())?;
     announce(&plan.definition, &warnings, progress.as_ref());
     recorder.planned(&plan.definition, |name| {

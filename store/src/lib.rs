@@ -54,6 +54,7 @@ pub mod mirrors;
 pub mod oci;
 pub mod recover;
 mod reserve;
+mod secret_key;
 pub mod session;
 pub mod snapshot;
 pub mod stat_caches;

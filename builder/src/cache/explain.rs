@@ -31,6 +31,8 @@ pub enum Ingredient {
     User,
     /// `WORKDIR`.
     Directory,
+    /// The content of a secret that is part of the key; never told, neither old nor new.
+    Secret,
     /// What a copy does, but for the files: its destination, owner or mode.
     Action,
     /// Mounts, network and other flags: `name` is the flag, with what it is of; absent where only that one differs is known.
@@ -139,6 +141,11 @@ pub fn compare(old: &Known, new: &Known, arguments: &BTreeSet<String>) -> Vec<Re
         };
         let reason = Reason::about(ingredient, name);
         push_change(&mut reasons, reason, value(old, &key), value(new, &key));
+    }
+    for name in names(old, new, "secret ") {
+        if differs(old, new, &format!("secret {name}")) {
+            reasons.push(Reason::about(Ingredient::Secret, name));
+        }
     }
     for name in names(old, new, "action ") {
         let key = format!("action {name}");

@@ -8,6 +8,7 @@ pub(crate) mod flags;
 use std::collections::BTreeMap;
 
 use crate::cache::{Identity, slow_key};
+use crate::graph::exec::MountKind;
 use crate::graph::op::Encoder;
 use crate::graph::{FileAction, Op};
 use crate::ops::Selected;
@@ -68,6 +69,18 @@ pub fn ingredients(op: &Op, base: Option<&Base>, selected: &[SelectedSource]) ->
             rest.cwd.clear();
             rest.user.clear();
             rest.env.clear();
+            for (id, digest) in exec.keyed_secrets() {
+                // Not even the key's digest of it, so that records tell nothing to who has the key alone.
+                put(
+                    &format!("secret {id}"),
+                    short(blake3::hash(digest).as_bytes()),
+                );
+            }
+            for mount in &mut rest.mounts {
+                if let MountKind::Secret(secret) = &mut mount.kind {
+                    secret.content = None;
+                }
+            }
             put("options", options(&Op::Exec(rest)));
         }
         Op::File(file) => {

@@ -150,6 +150,9 @@ pub struct SecretMount {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+    /// Digest of its content by a key that only this store has, if the content is to decide whether the step runs.
+    #[serde(skip)]
+    pub content: Option<[u8; 32]>,
 }
 
 /// The socket of an SSH agent.
@@ -248,6 +251,14 @@ impl ExecOp {
         })
     }
 
+    /// The secrets whose contents are part of the key, with their digests.
+    pub fn keyed_secrets(&self) -> impl Iterator<Item = (&str, &[u8; 32])> {
+        self.mounts.iter().filter_map(|mount| match &mount.kind {
+            MountKind::Secret(secret) => Some((secret.id.as_str(), secret.content.as_ref()?)),
+            _ => None,
+        })
+    }
+
     /// Encodes all that decides the result; `selecting` says whether which input and which of its paths a mount shows are
     /// among it.
     pub(crate) fn encode(&self, sink: &mut Encoder<'_>, selecting: bool) {
@@ -340,6 +351,11 @@ impl MountKind {
                 sink.number(u64::from(secret.mode));
                 sink.number(u64::from(secret.uid));
                 sink.number(u64::from(secret.gid));
+                if let Some(content) = &secret.content {
+                    // No target and no network is called so: what follows without it begins with one of them.
+                    sink.text("content");
+                    sink.bytes(content);
+                }
             }
             MountKind::Ssh(ssh) => {
                 sink.text("ssh");

@@ -194,6 +194,11 @@ impl<'a> Encoder<'a> {
 }
 
 impl Op {
+    /// Whether its keys mean something in this store only, so that no other machine could find its result by them.
+    pub fn is_private(&self) -> bool {
+        matches!(self, Op::Exec(exec) if exec.keyed_secrets().next().is_some())
+    }
+
     /// Encodes what decides the result: the kind first, then each field in the order of its declaration.
     pub fn encode(&self, sink: &mut Encoder<'_>) {
         match self {

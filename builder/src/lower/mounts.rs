@@ -3,6 +3,8 @@
 //! The value is one line of CSV: `key=value` or a bare key, fields with commas in double quotes. Keys are read in order, so
 //! `required` and `size` have to follow `type`. Variables are expanded in every value but that of `from`.
 
+use std::collections::BTreeMap;
+
 use super::copy::absolute;
 use super::stages::{Base, StagePlan, Step};
 use super::{Lowering, Outcome, StageState};
@@ -445,7 +447,7 @@ impl Lowering<'_> {
                     read_only: draft.read_only == Some(true),
                 },
             },
-            Kind::Secret => secret(&draft, &target),
+            Kind::Secret => secret(&draft, &target, &self.request.run.secret_digests),
             Kind::Ssh => ssh(&draft, target, before),
         })
     }
@@ -528,8 +530,9 @@ impl Lowering<'_> {
     }
 }
 
-fn secret(draft: &Draft, target: &str) -> Mount {
+fn secret(draft: &Draft, target: &str, digests: &BTreeMap<String, [u8; 32]>) -> Mount {
     let id = draft.secret_id().to_owned();
+    let content = digests.get(&id).copied();
     let target = match (&draft.env, draft.target.as_str()) {
         (Some(_), "") => String::new(),
         (None, "") => {
@@ -546,6 +549,7 @@ fn secret(draft: &Draft, target: &str) -> Mount {
         mode: draft.mode.unwrap_or(SECRET_MODE),
         uid: draft.uid.unwrap_or(0),
         gid: draft.gid.unwrap_or(0),
+        content,
     });
     Mount { target, kind }
 }

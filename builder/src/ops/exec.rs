@@ -13,7 +13,7 @@ pub(crate) mod stopped;
 pub use devices::DeviceError;
 pub(crate) use runner::DEFAULT_PATH;
 pub use secrets::SECRET_BYTES_MAX;
-pub(crate) use secrets::secret_content;
+pub(crate) use secrets::{secret_content, settle as settle_secrets};
 
 use std::fs::File;
 use std::os::fd::AsFd;

@@ -28,7 +28,7 @@ impl Operations<'_> {
         if self.look_up(vertex, key, Look::Soon)? {
             return Ok(true);
         }
-        if self.is_cancelled() {
+        if self.is_cancelled() || self.vertex(vertex).op.is_private() {
             return Ok(false);
         }
         match self.shared.look_up(&key) {
@@ -151,7 +151,8 @@ impl Operations<'_> {
     ) -> Result<Option<LayerId>, FetchError> {
         let progress = OfVertex::before(VertexIndex(vertex), self.progress);
         // A record of our own may outlive its layer, which a shared cache may still have.
-        if let Some(hit) = self.shared.look_up(&key)
+        if !self.vertex(vertex).op.is_private()
+            && let Some(hit) = self.shared.look_up(&key)
             && let Some(layer) = &hit.record.layer
             && layer.tree == recorded.tree
         {

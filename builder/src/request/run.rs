@@ -18,6 +18,10 @@ pub struct RunSettings {
     pub setting: Setting,
     /// `--secret`, by id.
     pub secrets: BTreeMap<String, SecretSource>,
+    /// Ids of secrets whose contents are part of the keys of the steps that use them (`key=content`).
+    pub secrets_in_key: BTreeSet<String>,
+    /// The digests of those, by the key of the store; filled in when the build begins.
+    pub secret_digests: BTreeMap<String, [u8; 32]>,
     /// `--ssh`: where the agent listens or the keys are, by id.
     pub ssh: BTreeMap<String, Vec<PathBuf>>,
     /// Where device specifications (CDI) are; in a later one, a file hides a file of the same device.

@@ -10,10 +10,11 @@ pub struct StepArgs {
     /// Give steps a secret; may be repeated
     ///
     /// It is the file `src` or the variable `env`; without either, the variable of that name if there is one, else the
-    /// file. A step takes it with RUN --mount=type=secret,id=ID, and it is kept in no layer, record or log.
+    /// file. A step takes it with RUN --mount=type=secret,id=ID, and it is kept in no layer, record or log. Another
+    /// content runs nothing again, unless `key=content` says so.
     #[arg(
         long = "secret",
-        value_name = "id=ID[,src=FILE|env=NAME]",
+        value_name = "id=ID[,src=FILE|env=NAME][,key=content]",
         help_heading = HEADING
     )]
     pub secrets: Vec<String>,

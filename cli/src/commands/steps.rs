@@ -60,7 +60,11 @@ pub fn given(
         ..RunSettings::default()
     };
     for text in secrets {
-        let (id, source) = secret(context, text)?;
+        let (id, source, in_key) = secret(context, text)?;
+        match in_key {
+            true => given.secrets_in_key.insert(id.clone()),
+            false => given.secrets_in_key.remove(&id),
+        };
         given.secrets.insert(id, source);
     }
     for text in ssh {
@@ -106,13 +110,14 @@ fn network(text: &str) -> Result<Network, CliError> {
     }
 }
 
-/// `id=ID[,src=FILE|,env=NAME][,type=file|env]`.
-fn secret(context: &Context, text: &str) -> Result<(String, SecretSource), CliError> {
+/// `id=ID[,src=FILE|,env=NAME][,type=file|env][,key=content]`; with whether its content is part of keys.
+fn secret(context: &Context, text: &str) -> Result<(String, SecretSource, bool), CliError> {
     let bad = |why: &str| {
         usage(format!("cannot read the secret `{}`: {why}", shown(text)))
             .hint("expected id=ID,src=FILE or id=ID,env=NAME")
     };
     let (mut id, mut file, mut variable, mut kind) = (None, None, None, None);
+    let mut in_key = false;
     for field in text.split(',') {
         let (key, value) = field
             .split_once('=')
@@ -122,6 +127,8 @@ fn secret(context: &Context, text: &str) -> Result<(String, SecretSource), CliEr
             "src" | "source" => file = Some(value),
             "env" => variable = Some(value),
             "type" if matches!(value, "file" | "env") => kind = Some(value),
+            "key" if value == "content" => in_key = true,
+            "key" => return Err(bad("its key is not `content`")),
             "type" => return Err(bad("its type is neither file nor env")),
             key => return Err(bad(&format!("there is no key `{key}`"))),
         }
@@ -152,7 +159,7 @@ fn secret(context: &Context, text: &str) -> Result<(String, SecretSource), CliEr
         },
     };
     check_secret(id, &source)?;
-    Ok((id.to_owned(), source))
+    Ok((id.to_owned(), source, in_key))
 }
 
 /// What is said of a secret's flag: never what follows an unknown key, for that may be the secret itself.

@@ -148,6 +148,7 @@ fn build(error: &BuildError) -> Blamed {
         BuildError::CacheExport { source, .. } => return cache_export(source),
         BuildError::Cancelled => Kind::Interrupted,
         BuildError::EpochSource { source, .. } => return step(source),
+        BuildError::Secret(source) => return step(source),
         BuildError::StdinTwice => Kind::Usage,
         BuildError::Store(_) | BuildError::Setup(_) | BuildError::Stdin(_) => Kind::Environment,
         _ => Kind::Input,

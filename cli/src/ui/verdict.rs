@@ -118,6 +118,7 @@ pub fn reason(reason: &Reason) -> Vec<String> {
         Ingredient::User => changed("user".to_owned()),
         Ingredient::Directory => changed("working directory".to_owned()),
         Ingredient::Action => changed("what it does".to_owned()),
+        Ingredient::Secret => vec![format!("secret {name} changed")],
         Ingredient::Options if reason.name.is_some() => changed(name.to_owned()),
         Ingredient::Options => vec!["its mounts, network or other flags changed".to_owned()],
         Ingredient::Remote => changed(format!("what is at {name}")),

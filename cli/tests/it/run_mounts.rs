@@ -745,3 +745,107 @@ RUN test ! -e /run/buildkit && test -z \"$SSH_AUTH_SOCK\"
     command.arg(format!("--ssh=default={key}"));
     Ran::of(command.arg(&context)).fails(3, "ssh-add");
 }
+
+/// Whether a file of the store holds these bytes, as they are or in hexadecimal.
+fn store_holds(place: &Place, bytes: &[u8]) -> bool {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let held = |needle: &[u8]| {
+        let needle = needle.to_vec();
+        let mut folders = vec![place.store()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let entry = entry.unwrap();
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(entry.path());
+                } else if entry.file_type().unwrap().is_file() {
+                    let content = std::fs::read(entry.path()).unwrap();
+                    if content.windows(needle.len()).any(|window| window == needle) {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
+    };
+    held(bytes) || held(hex.as_bytes())
+}
+
+#[test]
+fn a_secrets_content_is_part_of_the_key_where_that_is_asked_for() {
+    let place = Place::with_busybox();
+    let dockerfile = "FROM busybox
+RUN --mount=type=secret,id=token wc -c < /run/secrets/token > /length
+RUN echo after > /after
+";
+    let secret = place.path("token");
+    let plain = format!("id=token,src={}", secret.display());
+    let keyed = format!("{plain},key=content");
+    let runs = |content: &str, flag: &str| {
+        std::fs::write(&secret, content).unwrap();
+        let ran = build(&place, dockerfile, &["--secret", flag]);
+        ran.ok();
+        Built::of(&ran).runs().len()
+    };
+    assert_eq!(runs("hush-hush-1", &keyed), 2);
+    assert_eq!(runs("hush-hush-1", &keyed), 0);
+    // Other content of the same length: it runs, and what follows does not, for it left the same.
+    assert_eq!(runs("hush-hush-2", &keyed), 1);
+    let explained = place.run(["explain", "latest", "wc -c"]).ok();
+    assert!(explained.contains("secret token changed"), "{explained}");
+    let json = place
+        .run(["explain", "latest", "wc -c", "--format", "json"])
+        .ok();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let reasons = &json["steps"][0]["reasons"];
+    assert_eq!(
+        *reasons,
+        serde_json::json!([{ "ingredient": "secret", "name": "token" }])
+    );
+    // The earlier one is still known.
+    assert_eq!(runs("hush-hush-1", &keyed), 0);
+    // Without being asked for it is no part of the key.
+    assert_eq!(runs("hush-hush-1", &plain), 1);
+    assert_eq!(runs("hush-hush-3", &plain), 0);
+
+    for content in ["hush-hush-1", "hush-hush-2"] {
+        let digests = [
+            content.as_bytes().to_vec(),
+            blake3::hash(content.as_bytes()).as_bytes()[..8].to_vec(),
+            store::oci::Digest::of(content.as_bytes()).bytes()[..8].to_vec(),
+        ];
+        for bytes in digests {
+            assert!(!store_holds(&place, &bytes), "{bytes:02x?}");
+        }
+    }
+    let wrong = format!("{plain},key=hash");
+    let ran = build(&place, dockerfile, &["--secret", &wrong]);
+    ran.fails(2, "its key is not `content`");
+}
+
+#[test]
+fn results_that_a_secret_decided_are_not_exported() {
+    let place = Place::with_busybox();
+    let dockerfile = "FROM busybox
+RUN echo public > /public
+RUN --mount=type=secret,id=token wc -c < /run/secrets/token > /length
+";
+    let secret = place.path("token");
+    std::fs::write(&secret, "hush").unwrap();
+    let cache = place.path("cache");
+    let to = format!("type=local,dest={},mode=max", cache.display());
+    let plain = format!("id=token,src={}", secret.display());
+    let keyed = format!("{plain},key=content");
+    let exported = |flag: &str| {
+        let ran = build(&place, dockerfile, &["--secret", flag, "--cache-to", &to]);
+        ran.ok();
+        let line = ran
+            .stderr
+            .lines()
+            .find(|line| line.contains("results written"));
+        let line = line.unwrap_or_else(|| panic!("{ran}")).to_owned();
+        let (_, counts) = line.rsplit_once(": ").unwrap();
+        counts.to_owned()
+    };
+    assert_eq!(exported(&keyed), "1 results written, 0 were there");
+    assert_eq!(exported(&plain), "1 results written, 1 were there");
+}

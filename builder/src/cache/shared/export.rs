@@ -230,6 +230,9 @@ pub(crate) fn inline(
 /// What a step came to; none for what is no step, or was never needed.
 fn finished(operations: &Operations<'_>, vertex: usize) -> Result<Option<Finished>, StoreError> {
     let step = operations.definition.vertex(VertexIndex(vertex));
+    if step.op.is_private() {
+        return Ok(None);
+    }
     if !matches!(step.op, Op::Exec(_) | Op::File(_)) || !operations.is_known(vertex) {
         return Ok(None);
     }

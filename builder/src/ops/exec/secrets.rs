@@ -5,13 +5,28 @@ use std::io::Read;
 use std::path::Path;
 
 use runner::MountKind as Point;
+use store::Store;
 
 use crate::error::StepError;
 use crate::graph::exec::SecretMount;
-use crate::request::{RunSettings, SecretSource};
+use crate::request::{RunSettings, SecretSource, SecretText};
 
 /// Largest secret, in bytes; as BuildKit has it.
 pub const SECRET_BYTES_MAX: u64 = 500 * 1024;
+
+/// Reads the secrets whose contents are part of keys: what is read here is what steps see, whatever happens to the files.
+pub(crate) fn settle(store: &Store, settings: &mut RunSettings) -> Result<(), StepError> {
+    for id in settings.secrets_in_key.clone() {
+        let Some(content) = secret_content(settings, &id)? else {
+            continue;
+        };
+        let digest = store.secret_digest(&content)?;
+        settings.secret_digests.insert(id.clone(), digest);
+        let text = SecretSource::Text(SecretText(content));
+        settings.secrets.insert(id, text);
+    }
+    Ok(())
+}
 
 /// What `secret` comes to: a mount unless `target` is empty, and a variable if it has one.
 pub(super) fn prepare(
