@@ -162,3 +162,6 @@ impl CacheStoreError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
