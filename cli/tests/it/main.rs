@@ -25,6 +25,7 @@
 //! | [`bad_input`] | clear errors, and nothing left behind |
 //! | [`errors`] | what is said of common mistakes, beside what BuildKit says |
 //! | [`killed`] | `kill -9` at any moment |
+//! | [`identity`] | what is part of a key, and what is not |
 //! | [`interop`] | skopeo, umoci, podman, buildah |
 //! | [`rootless`] | an ordinary user |
 //! | [`examples`] | real software on Debian |
@@ -53,6 +54,7 @@ mod examples;
 mod explain;
 mod full_disk;
 mod help;
+mod identity;
 mod interop;
 mod killed;
 mod platforms;
