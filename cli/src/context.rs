@@ -201,12 +201,13 @@ impl Context {
     }
 }
 
-/// The folder by flag, by variable, and by who asks. The flag and the variable may be relative: the working directory
-/// never changes.
+/// The folder by flag, by variable, and by who asks. The flag and the variable may be relative; mounts are made from
+/// elsewhere, so what they lead to is settled here.
 fn root(flag: Option<PathBuf>, is_root: bool) -> Option<PathBuf> {
     let chosen = flag.or_else(|| variable("LONGSHORE_ROOT").map(PathBuf::from));
     if chosen.is_some() || is_root {
-        return Some(chosen.unwrap_or_else(|| PathBuf::from(SYSTEM_ROOT)));
+        let chosen = chosen.unwrap_or_else(|| PathBuf::from(SYSTEM_ROOT));
+        return Some(std::path::absolute(&chosen).unwrap_or(chosen));
     }
     // By its specification, a relative XDG_DATA_HOME is to be ignored.
     let data = variable("XDG_DATA_HOME")

@@ -298,3 +298,19 @@ RUN rm /d/gone && rm -r /opaque && mkdir /opaque && touch /opaque/new && ln /d/k
         4755"#]]
     .assert_eq(&found);
 }
+
+#[test]
+fn the_store_may_be_named_from_the_working_directory() {
+    let place = Place::with_busybox();
+    place.context(
+        "ctx",
+        &[("Dockerfile", "FROM busybox\nRUN echo here > /f\n")],
+    );
+    let built = Ran::of(
+        place
+            .command(["--root", "store", "build", "-q", "-t", "app", "ctx"])
+            .current_dir(place.path("")),
+    );
+    built.ok();
+    assert_eq!(place.sh("app", "cat /f"), "here");
+}
