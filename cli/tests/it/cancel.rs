@@ -95,7 +95,7 @@ fn in_the_middle_of_a_step() {
         let mut build = Running::start(&mut gate.build(&place, &context, &[]));
         let begun = gate.begun();
         end(&mut build.child, name, code, false);
-        begun.is_over();
+        begun.wait_until_dead();
         check_store(&place, name);
     }
     let last = Running::start(&mut gate.build(&place, &context, &["-t", "last"]));

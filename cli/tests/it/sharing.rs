@@ -63,7 +63,7 @@ impl Waiting {
     }
 
     /// Waits until the step is dead.
-    pub fn is_over(mut self) {
+    pub fn wait_until_dead(mut self) {
         // Whatever it is that ends the connection: nothing is ever sent.
         let mut nothing = Vec::new();
         let _reset = self.0.read_to_end(&mut nothing);
@@ -200,7 +200,7 @@ fn who_waits_takes_over_when_the_first_is_killed() {
     third.until("waiting for another longshore");
     first.child.kill().unwrap();
     first.child.wait().unwrap();
-    lost.is_over();
+    lost.wait_until_dead();
     let taken_over = gate.begun();
     taken_over.go("twice");
     let ends = [second.end(), third.end()];
