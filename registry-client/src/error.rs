@@ -425,7 +425,11 @@ impl ClientError {
         match self {
             ClientError::Unreachable { refused, .. } => !refused,
             ClientError::Stalled { .. } | ClientError::Cut { .. } => true,
-            ClientError::Refused { refusal, .. } => retry::is_transient(refusal.status),
+            // A manifest is sent after its blobs, so they are there. Some registries see them late, or, as distribution
+            // does on a disk, not while somebody else uploads the same.
+            ClientError::Refused { refusal, .. } => {
+                retry::is_transient(refusal.status) || refusal.has("MANIFEST_BLOB_UNKNOWN")
+            }
             _ => false,
         }
     }

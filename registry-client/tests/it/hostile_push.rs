@@ -432,3 +432,28 @@ async fn nothing_is_tagged_when_a_blob_fails() {
         wire.lines()
     );
 }
+
+#[tokio::test]
+async fn a_registry_that_sees_blobs_late_is_waited_for() {
+    let tries = AtomicUsize::new(0);
+    let unknown = br#"{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown"}]}"#;
+    let wire = Wire::start(move |seen, line| match seen.method.as_str() {
+        "PUT" if tries.fetch_add(1, Ordering::SeqCst) == 0 => line.answer(400, &[], unknown),
+        "PUT" => line.answer(201, &[], b""),
+        // It has every blob.
+        _ => line.answer(200, &[], b""),
+    });
+    let client = Client::new(options()).unwrap();
+    let pushed = image(&[noise(24, 1000)]);
+    let progress = Arc::new(Counted::default());
+    let report = registry_client::push_image(&client, &wire.reference("x:1"), &pushed, progress)
+        .await
+        .unwrap();
+    assert_eq!(report.uploaded, 0);
+    let puts = wire
+        .seen()
+        .iter()
+        .filter(|seen| seen.method == "PUT")
+        .count();
+    assert_eq!(puts, 2, "{:?}", wire.lines());
+}

@@ -290,7 +290,10 @@ fn commands_that_do_not_start(world: &World) -> Result<(), String> {
     check(
         "/foreign",
         126,
-        &format!("`/foreign` is a program for {machine}, which this machine cannot run"),
+        &format!(
+            "`/foreign` is a program for {machine}, which this machine cannot run: it needs an emulator, registered with \
+             the kernel (binfmt_misc)"
+        ),
     );
     let error = run(&world.spec(["/dynamic"])).unwrap_err();
     assert!(
