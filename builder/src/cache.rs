@@ -31,6 +31,11 @@ const OP_DOMAIN: &[u8] = b"longshore op 1";
 const ROOT_DOMAIN: &[u8] = b"longshore root 2";
 const DIFF_ID_DOMAIN: &[u8] = b"longshore layer by diff id 1";
 
+/// A digest in hexadecimal.
+pub(crate) fn hex(digest: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*digest).to_hex().to_string()
+}
+
 /// Names a cache record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CacheKey(pub [u8; 32]);
@@ -170,9 +175,7 @@ impl CacheRecord {
         let text = RecordText {
             version: RECORD_VERSION,
             layer: self.layer.map(|layer| layer.id.to_string()),
-            tree: self
-                .layer
-                .map(|layer| blake3::Hash::from_bytes(layer.tree.0).to_hex().to_string()),
+            tree: self.layer.map(|layer| hex(&layer.tree.0)),
             created: self.created,
             took: self.took,
             bytes: self.bytes,

@@ -13,7 +13,7 @@ use store::layer::LayerId;
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
 use store::layer::compress::Compression;
 use store::layer::tar::write_tar;
-use store::oci::{DiffId, Digest, ImageConfig, Platform, time};
+use store::oci::{DiffId, Digest, ImageConfig, Platform, Reference, time};
 use store::snapshot::View;
 use store::{Store, StoreError};
 
@@ -79,8 +79,13 @@ pub(crate) fn export(
     let store = environment.store;
     let mut built = Vec::new();
     for (platform, plan) in request.platforms.iter().zip(&plan.images) {
-        let id = keep(store, request, plan, operations)?;
-        built.push(Built { platform, plan, id });
+        let (id, names) = keep(store, request, plan, operations)?;
+        built.push(Built {
+            platform,
+            plan,
+            id,
+            names,
+        });
     }
     // An index needs the manifests, and those compressed layers: it is made where it is wanted.
     let makes_index = request.makes_index();
@@ -95,7 +100,7 @@ pub(crate) fn export(
         }
         match output {
             Output::Image { push } => {
-                name(store, request, &here.id)?;
+                name(store, request, here)?;
                 if push && makes_index {
                     push_index(environment, request, &built, operations, outcome)
                         .map_err(failed)?;
@@ -138,6 +143,8 @@ struct Built<'a> {
     platform: &'a Platform,
     plan: &'a Plan,
     id: ImageId,
+    /// What it was called before this build.
+    names: Vec<Reference>,
 }
 
 /// Refuses several images where the format has room for one.
@@ -148,40 +155,33 @@ fn one(built: &[Built<'_>], kind: &'static str) -> Result<(), ExportError> {
     }
 }
 
-/// Writes the image's configuration into the store.
+/// Writes the image's configuration into the store; its id, and the names that it has there.
 fn keep(
     store: &Store,
     request: &BuildRequest,
     plan: &Plan,
     operations: &Operations<'_>,
-) -> Result<ImageId, BuildError> {
+) -> Result<(ImageId, Vec<Reference>), BuildError> {
     let config = config(store, request, plan, operations).map_err(failed)?;
     let bytes = serde_json::to_vec(&config).expect("a configuration has only text keys");
     let id = ImageId(Digest::of(&bytes));
     // An image that is here already is not written again: a build in which nothing changed changes nothing.
     let known = store.images().image(&id).map_err(StoreError::from)?;
-    if known.is_none() {
-        store
-            .images()
-            .put_image(&bytes, None)
-            .map_err(StoreError::from)?;
+    match known {
+        Some(image) => Ok((id, image.names)),
+        None => {
+            let kept = store.images().put_image(&bytes, None);
+            Ok((kept.map_err(StoreError::from)?, Vec::new()))
+        }
     }
-    Ok(id)
 }
 
 /// Gives the image the names that were asked for.
-fn name(store: &Store, request: &BuildRequest, id: &ImageId) -> Result<(), BuildError> {
-    if request.tags.is_empty() {
-        return Ok(());
-    }
-    let known = store.images().image(id).map_err(StoreError::from)?;
-    for tag in &request.tags {
-        let named = known
-            .as_ref()
-            .is_some_and(|image| image.names.contains(tag));
-        if !named {
-            store.images().tag(tag, id).map_err(StoreError::from)?;
-        }
+fn name(store: &Store, request: &BuildRequest, built: &Built<'_>) -> Result<(), BuildError> {
+    let new = request.tags.iter().filter(|tag| !built.names.contains(tag));
+    for tag in new {
+        let tagged = store.images().tag(tag, &built.id);
+        tagged.map_err(StoreError::from)?;
     }
     Ok(())
 }
@@ -307,15 +307,12 @@ fn index_archive(
     let ids: Vec<ImageId> = built.iter().map(|built| built.id).collect();
     match dest {
         Destination::Folder(folder) => {
-            store.save_index_directory(&ids, &request.tags, folder)?;
+            Ok(store.save_index_directory(&ids, &request.tags, folder)?)
         }
-        Destination::Stdout | Destination::File(_) => {
-            write_to(dest, |out| {
-                Ok(store.save_index(&ids, &request.tags, out)?)
-            })?;
-        }
+        Destination::Stdout | Destination::File(_) => write_to(dest, |out| {
+            Ok(store.save_index(&ids, &request.tags, out)?)
+        }),
     }
-    Ok(store.index_for(&ids)?.digest())
 }
 
 fn archive(
@@ -399,18 +396,18 @@ fn path_of(view: &View) -> PathBuf {
 }
 
 /// Writes a file aside and renames it once it is whole; standard output gets the bytes as they come.
-fn write_to(
+fn write_to<T>(
     dest: &Destination,
-    write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
-) -> Result<(), ExportError> {
+    write: impl FnOnce(&mut dyn Write) -> Result<T, ExportError>,
+) -> Result<T, ExportError> {
     let Destination::File(path) = dest else {
         let mut out = BufWriter::new(io::stdout().lock());
-        write(&mut out)?;
-        let stdout = || PathBuf::from("/dev/stdout");
-        return out.flush().map_err(|source| ExportError::Write {
-            path: stdout(),
+        let written = write(&mut out)?;
+        out.flush().map_err(|source| ExportError::Write {
+            path: PathBuf::from("/dev/stdout"),
             source,
-        });
+        })?;
+        return Ok(written);
     };
     let failed = |source| ExportError::Write {
         path: path.clone(),
@@ -421,9 +418,10 @@ fn write_to(
     let aside = PathBuf::from(aside);
     let result = (|| {
         let mut out = BufWriter::new(File::create(&aside).map_err(failed)?);
-        write(&mut out)?;
+        let written = write(&mut out)?;
         out.flush().map_err(failed)?;
-        std::fs::rename(&aside, path).map_err(failed)
+        std::fs::rename(&aside, path).map_err(failed)?;
+        Ok(written)
     })();
     if result.is_err() {
         // Nothing half-written stays; what went wrong is told already.

@@ -7,7 +7,7 @@ pub(crate) mod flags;
 
 use std::collections::BTreeMap;
 
-use crate::cache::{Identity, slow_key};
+use crate::cache::{Identity, hex, slow_key};
 use crate::graph::exec::MountKind;
 use crate::graph::op::Encoder;
 use crate::graph::{FileAction, Op};
@@ -193,10 +193,6 @@ fn clip(text: &str, chars_max: usize) -> String {
     let start: String = text.chars().take(chars_max).collect();
     let digest = short(blake3::hash(text.as_bytes()).as_bytes());
     format!("{start}…#{digest}")
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    blake3::Hash::from_bytes(*bytes).to_hex().to_string()
 }
 
 /// The first 16 digits: what is compared and shown, but nothing is found by.

@@ -14,7 +14,7 @@ use std::io::{self, Cursor, Read, Seek as _, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use store::Store;
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
@@ -105,7 +105,7 @@ pub fn prepare(
             progress,
             settings: &request.run,
             cancelled: &cancelled,
-            now: now(),
+            now: crate::now(),
         },
         request,
     };
@@ -467,13 +467,6 @@ impl Read for Stoppable<'_> {
         }
         self.inner.read(buffer)
     }
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

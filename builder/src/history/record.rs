@@ -14,6 +14,7 @@ use store::oci::Digest;
 
 use super::detail::Detail;
 use super::line::{Line, Planned, VERSION};
+use crate::cache::hex;
 use crate::contexts::MainContext;
 use crate::error::BuildError;
 use crate::graph::op::Encoder;
@@ -575,10 +576,6 @@ fn one_line(text: &str) -> String {
         .collect();
     let joined = lines.join(": ");
     joined.chars().take(ERROR_CHARS_MAX).collect()
-}
-
-fn hex(key: &[u8; 32]) -> String {
-    blake3::Hash::from_bytes(*key).to_hex().to_string()
 }
 
 fn to_hex(bytes: &[u8]) -> String {

@@ -12,7 +12,7 @@ use store::history::BuildId;
 use super::{Operations, base_of};
 use crate::cache::explain::{Ingredient, Known, Reason, compare, pair};
 use crate::cache::ingredients::{Base, FileLists, SelectedSource, ingredients};
-use crate::cache::{CacheKey, CacheRecord};
+use crate::cache::{CacheKey, CacheRecord, hex};
 use crate::dockerfile::ast::InstructionKind;
 use crate::graph::{FileAction, Op, VertexIndex};
 use crate::history::{BuildHistory, StepHistory, Verdict};
@@ -229,7 +229,7 @@ impl Operations<'_> {
         let mut files = Vec::new();
         if let (Some(lists), Some(first)) = (&known.files, keys.first()) {
             files = lists.encode();
-            let key = blake3::Hash::from_bytes(first.0).to_hex().to_string();
+            let key = hex(&first.0);
             ingredients.insert(FILES_KEY.to_owned(), key);
         }
         let ingredients = serde_json::to_vec(&ingredients).expect("texts are JSON");

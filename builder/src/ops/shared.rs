@@ -40,21 +40,11 @@ impl Operations<'_> {
     /// Takes a record over. A layer of the same content that is here already stands for its own.
     fn adopt(&self, vertex: usize, key: CacheKey, hit: &Hit) -> Result<(), StepError> {
         let record = &hit.record;
-        let layer = match &record.layer {
+        let standing = match &record.layer {
             None => None,
-            Some(layer) => Some(RecordedLayer {
-                id: self
-                    .standing(layer)?
-                    .unwrap_or(LayerId::Unpacked(layer.diff_id)),
-                tree: layer.tree,
-            }),
+            Some(layer) => self.standing(layer)?,
         };
-        let known = CacheRecord {
-            layer,
-            created: record.created,
-            took: record.took,
-            bytes: record.bytes,
-        };
+        let known = record.known(standing);
         // What can be had again without this cache's being named is worth a record of our own.
         let kept = match (&record.layer, self.shared.repository(hit)) {
             (None, _) => true,

@@ -10,6 +10,7 @@ use store::snapshot::ActiveSnapshot;
 use store::{Store, StoreError};
 
 use crate::cache::explain::{Ingredient, Reason};
+use crate::cache::hex;
 use crate::contexts::{FetchedLayer, FetchedTree};
 use crate::error::StepError;
 use crate::graph::op::Encoder;
@@ -77,7 +78,7 @@ impl Found {
         if info.entries > 0 {
             let tree = info.tree.ok_or(StepError::NoKey)?;
             found.layer = Some(info.id.to_string());
-            found.tree = Some(blake3::Hash::from_bytes(tree.0).to_hex().to_string());
+            found.tree = Some(hex(&tree.0));
         }
         Ok(found)
     }

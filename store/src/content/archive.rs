@@ -21,7 +21,7 @@ use crate::images::ImageId;
 use crate::layer::compress::decompressor;
 use crate::layer::tar::header::{self, Block};
 use crate::layer::tar::read::{Entry, Kind, ReadError, Reader};
-use crate::oci::{DigestError, ManifestError, Reference};
+use crate::oci::{Digest, DigestError, ManifestError, Reference};
 use crate::{Store, StoreError};
 
 /// Longest document (`index.json`, `manifest.json`) that is read, in bytes.
@@ -211,17 +211,18 @@ impl Store {
         self.save_into(images, format, &mut output)
     }
 
-    /// Writes images for several platforms as an OCI layout in one tar; the names are those of the index of them.
+    /// Writes images for several platforms as an OCI layout in one tar; the names are those of the index of them, whose
+    /// digest is returned.
     pub fn save_index(
         &self,
         ids: &[ImageId],
         names: &[Reference],
         out: &mut dyn Write,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Digest, StoreError> {
         let mut tar = TarOutput { out };
-        super::layout::save_index(self, ids, names, &mut tar)?;
+        let index = super::layout::save_index(self, ids, names, &mut tar)?;
         tar.finish()?;
-        Ok(())
+        Ok(index)
     }
 
     /// Writes the same as [`Store::save_index`] as a directory, under the conditions of [`Store::save_directory`].
@@ -230,7 +231,7 @@ impl Store {
         ids: &[ImageId],
         names: &[Reference],
         directory: &Path,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Digest, StoreError> {
         let mut output = DirectoryOutput {
             root: directory.to_owned(),
         };

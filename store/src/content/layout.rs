@@ -66,13 +66,13 @@ pub(crate) fn save(
     write(store, output, listed, &blobs)
 }
 
-/// Writes an index of images as a layout; the names are the index's.
+/// Writes an index of images as a layout; the names are the index's, as is the digest that is returned.
 pub(crate) fn save_index(
     store: &Store,
     ids: &[ImageId],
     names: &[Reference],
     output: &mut dyn Output,
-) -> Result<(), StoreError> {
+) -> Result<Digest, StoreError> {
     let mut blobs = BTreeSet::new();
     for id in ids {
         add_image(store, id, &mut blobs)?;
@@ -80,7 +80,8 @@ pub(crate) fn save_index(
     let index = store.index_for(ids)?;
     store.blobs().put(index.bytes())?;
     blobs.insert(index.digest());
-    write(store, output, describe(&index.descriptor(), names), &blobs)
+    write(store, output, describe(&index.descriptor(), names), &blobs)?;
+    Ok(index.digest())
 }
 
 /// Adds what an image consists of to the blobs to be written.

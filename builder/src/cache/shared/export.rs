@@ -275,17 +275,7 @@ fn recorded(operations: &Operations<'_>, key: &CacheKey) -> Result<Option<Record
         return Ok(None);
     };
     let record = &hit.record;
-    let layer = record.layer.as_ref().map(|layer| cache::RecordedLayer {
-        id: LayerId::Unpacked(layer.diff_id),
-        tree: layer.tree,
-    });
-    let known = CacheRecord {
-        layer,
-        created: record.created,
-        took: record.took,
-        bytes: record.bytes,
-    };
-    Ok(Some((known, record.ingredients.clone())))
+    Ok(Some((record.known(None), record.ingredients.clone())))
 }
 
 struct Export<'a> {

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 use store::layer::TreeDigest;
 use store::oci::{Descriptor, DiffId, ImageConfig};
 
-use super::record::{RecordError, SharedLayer, SharedRecord, hex, read_version, unhex};
-use crate::cache::CacheKey;
+use super::record::{RecordError, SharedLayer, SharedRecord, read_version, unhex};
+use crate::cache::{CacheKey, hex};
 
 /// The configuration's field.
 pub(crate) const FIELD: &str = "dev.longshore.cache";

@@ -18,8 +18,9 @@ use store::{Store, StoreError};
 
 use super::export::ExportCacheError;
 use super::import::{Notes, chain};
-use super::record::{RecordError, artifact, hex, read_artifact, read_version};
+use super::record::{RecordError, artifact, read_artifact, read_version};
 use super::{CacheStore, CacheStoreError, EntryName};
+use crate::cache::hex;
 use crate::ops::Operations;
 use crate::request::cache::MountChoice;
 

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use store::layer::TreeDigest;
+use store::layer::{LayerId, TreeDigest};
 use store::oci::manifest::ParsedManifest;
 use store::oci::{Descriptor, DiffId, Manifest, MediaType, RawManifest};
 
-use crate::cache::CacheKey;
+use crate::cache::{CacheKey, CacheRecord, RecordedLayer, hex};
 
 /// Type of the artifact that is a record. The version that counts is in the annotation.
 const ARTIFACT_TYPE: &str = "application/vnd.longshore.cache.record.v1+json";
@@ -95,6 +95,21 @@ struct Version {
 }
 
 impl SharedRecord {
+    /// The same as a record of our own. Its layer is `standing` where that has its content, else what it will be once it
+    /// is fetched.
+    pub(crate) fn known(&self, standing: Option<LayerId>) -> CacheRecord {
+        let layer = self.layer.as_ref().map(|layer| RecordedLayer {
+            id: standing.unwrap_or(LayerId::Unpacked(layer.diff_id)),
+            tree: layer.tree,
+        });
+        CacheRecord {
+            layer,
+            created: self.created,
+            took: self.took,
+            bytes: self.bytes,
+        }
+    }
+
     /// The artifact. The same record gives the same bytes.
     pub(crate) fn encode(&self) -> RawManifest {
         let size = serde_json::to_vec(&self.ingredients).map_or(0, |text| text.len());
@@ -196,10 +211,6 @@ pub(super) fn read_version<T: serde::de::DeserializeOwned>(text: &str) -> Result
         return Err(RecordError::Newer { found: version });
     }
     serde_json::from_str(text).map_err(unreadable)
-}
-
-pub(super) fn hex(digest: &[u8; 32]) -> String {
-    blake3::Hash::from_bytes(*digest).to_hex().to_string()
 }
 
 pub(super) fn unhex(text: &str) -> Result<[u8; 32], RecordError> {
