@@ -212,26 +212,34 @@ impl Store {
         collection: &Collection,
     ) -> Result<PruneReport, StoreError> {
         let age = i64::try_from(collection.garbage_age.as_micros()).unwrap_or(i64::MAX);
-        let oldest_garbage = now_micros().saturating_sub(age);
+        let oldest_garbage = || now_micros().saturating_sub(age);
         let spared = self.spared(collection)?;
         if collection.dry_run {
             let live = self.sessions.oldest_live()?.min(spared);
-            let before = Before::new(live, oldest_garbage);
+            let before = Before::new(live, oldest_garbage());
             return self.would_remove(chosen, before);
         }
         let mut trash = Vec::new();
-        let victims = {
-            // A layer is published, and a session begins, before this or after it.
-            let _publishing = Shared::lock_alone(&self.publishing_path())?;
-            let _beginning = self.sessions.hold()?;
-            let before = Before::new(self.sessions.unused_since()?.min(spared), oldest_garbage);
-            let victims = self.index.write(|t| delete_rows(t, chosen, before))?;
-            self.move_aside(before.garbage, &mut trash)?;
-            self.move_chosen_aside(chosen, before.live, &mut trash)?;
-            victims
-        };
         let mut report = PruneReport::default();
-        report.name(victims.images, victims.records);
+        let mut again = true;
+        loop {
+            // A layer is published, and a session begins, before this or after it.
+            let publishing = Shared::lock_alone(&self.publishing_path())?;
+            let beginning = self.sessions.hold()?;
+            let live = self.sessions.unused_since()?.min(spared);
+            let before = Before::new(live, oldest_garbage());
+            let victims = self.index.write(|t| delete_rows(t, chosen, before))?;
+            let wait = self.move_aside(before.garbage, &mut trash)?;
+            self.move_chosen_aside(chosen, before.live, &mut trash)?;
+            report.name(victims.images, victims.records);
+            drop((beginning, publishing));
+            // What lost its row a moment after it was made would stay until the next collection.
+            match wait {
+                Some(wait) if again => std::thread::sleep(wait),
+                _ => break,
+            }
+            again = false;
+        }
         self.sweep(trash, &mut report)?;
         self.remove_free_locks()?;
         report.items.sort();
@@ -326,15 +334,23 @@ impl Store {
         Ok(report)
     }
 
-    /// Moves every layer and blob that has no row and is older than `before` into `tmp/`.
+    /// Moves every layer and blob that has no row and is older than `before` into `tmp/`. Returns how long to wait until those
+    /// can be told to be older, too, that only the coarseness of kernel time stamps keeps.
     pub(crate) fn move_aside(
         &self,
         before: i64,
         trash: &mut Vec<(PathBuf, Trash)>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Duration>, StoreError> {
         let tmp = self.root.join("tmp");
-        let is_old = |path: &Path| -> Result<bool, fs::FsError> {
-            Ok(fs::changed_micros(path)?.is_some_and(|changed| changed < before - STAMP_SLACK))
+        let mut wait = None;
+        let mut is_old = |path: &Path| -> Result<bool, fs::FsError> {
+            let Some(changed) = fs::changed_micros(path)? else {
+                return Ok(false);
+            };
+            if changed >= before - STAMP_SLACK && changed < before {
+                wait = wait.max(u64::try_from(changed - (before - STAMP_SLACK) + 1).ok());
+            }
+            Ok(changed < before - STAMP_SLACK)
         };
         for name in fs::list(&self.root.join("layers"))? {
             let path = self.root.join("layers").join(&name);
@@ -366,7 +382,7 @@ impl Store {
                 trash.push((aside, Trash::Blob(digest)));
             }
         }
-        Ok(())
+        Ok(wait.map(Duration::from_micros))
     }
 
     /// Removes what was moved aside, and whatever else nobody holds.
@@ -576,6 +592,23 @@ mod tests {
             ..crate::OpenOptions::default()
         };
         Store::open_with(root, &options).unwrap()
+    }
+
+    #[test]
+    fn what_was_made_this_moment_goes_too() {
+        let (dir, store) = crate::tests::store();
+        let loose = layer(&store, 1);
+        let blob = store.blobs().put(b"loose").unwrap();
+        drop(store);
+        let options = crate::OpenOptions {
+            grace: Duration::ZERO,
+            ..crate::OpenOptions::default()
+        };
+        let store = Store::open_with(dir.path(), &options).unwrap();
+        let report = store.prune(&GARBAGE).unwrap();
+        assert_eq!(report.items.len(), 2, "{report:?}");
+        assert!(!store.layer_path(&loose.id).exists());
+        assert!(!store.blobs().path(&blob.digest()).exists());
     }
 
     #[test]
