@@ -52,10 +52,9 @@ impl Identity {
 
     /// The identity of a layer that came with an image.
     pub fn of_diff_id(diff_id: &DiffId) -> Identity {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(DIFF_ID_DOMAIN);
-        Encoder::new(&mut hasher).text(&diff_id.to_string());
-        Identity(*hasher.finalize().as_bytes())
+        let mut sink = Encoder::new(DIFF_ID_DOMAIN);
+        sink.text(&diff_id.to_string());
+        Identity(sink.finish())
     }
 
     /// The identity of a stack without a layer.
@@ -76,23 +75,19 @@ impl Identity {
 
 /// The fast key of `op` on `inputs`; `None` if an input has no identity of its own (a local folder).
 pub fn fast_key(op: &Op, inputs: &[Option<Identity>]) -> Option<CacheKey> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(FAST_DOMAIN);
-    let mut sink = Encoder::new(&mut hasher);
+    let mut sink = Encoder::new(FAST_DOMAIN);
     op.encode(&mut sink);
     sink.list(inputs.len());
     for input in inputs {
         sink.bytes(&input.as_ref()?.0);
     }
-    Some(CacheKey(*hasher.finalize().as_bytes()))
+    Some(CacheKey(sink.finish()))
 }
 
 /// The slow key of a file operation: `base` is what it changes, `selected` the digest of what each of its copies'
 /// sources selects, in order. Patterns and ignore rules are not part of it: what they select is.
 pub fn slow_key(op: &Op, base: Option<Identity>, selected: &[[u8; 32]]) -> CacheKey {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(SLOW_DOMAIN);
-    let mut sink = Encoder::new(&mut hasher);
+    let mut sink = Encoder::new(SLOW_DOMAIN);
     if let Op::Exec(exec) = op {
         exec.encode(&mut sink, false);
     } else if let Op::File(file) = op {
@@ -122,15 +117,14 @@ pub fn slow_key(op: &Op, base: Option<Identity>, selected: &[[u8; 32]]) -> Cache
     for digest in selected {
         sink.bytes(digest);
     }
-    CacheKey(*hasher.finalize().as_bytes())
+    CacheKey(sink.finish())
 }
 
 /// Digest of an operation without its inputs: what "the same step, run on something else" means.
 pub fn op_digest(op: &Op) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(OP_DOMAIN);
-    op.encode(&mut Encoder::new(&mut hasher));
-    *hasher.finalize().as_bytes()
+    let mut sink = Encoder::new(OP_DOMAIN);
+    op.encode(&mut sink);
+    sink.finish()
 }
 
 /// What a step resulted in, as a record keeps it (JSON; see `docs/formats/cache-record.md`).

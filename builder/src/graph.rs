@@ -78,15 +78,13 @@ impl Definition {
     /// # Panics
     /// If an input is not in this definition: lowering adds inputs first.
     pub fn add(&mut self, op: Op, inputs: Vec<VertexIndex>, meta: OpMetadata) -> VertexIndex {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(DOMAIN);
-        let mut sink = op::Encoder::new(&mut hasher);
+        let mut sink = op::Encoder::new(DOMAIN);
         op.encode(&mut sink);
         sink.list(inputs.len());
         for input in &inputs {
             sink.bytes(&self.vertices[input.0].digest.0);
         }
-        let digest = VertexDigest(*hasher.finalize().as_bytes());
+        let digest = VertexDigest(sink.finish());
         if let Some(&known) = self.by_digest.get(&digest) {
             return known;
         }

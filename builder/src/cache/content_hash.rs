@@ -70,18 +70,16 @@ pub(crate) fn selected_digest(
 ) -> Result<([u8; 32], Selected), ContentHashError> {
     let selected = select(tree, source)?;
     hash_files(tree, &selected, cancelled)?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(DOMAIN);
     let mut encoding = Encoding {
         tree,
-        sink: Encoder::new(&mut hasher),
+        sink: Encoder::new(DOMAIN),
         seen: BTreeMap::new(),
     };
     encoding.sink.list(selected.matches.len());
     for found in &selected.matches {
         encoding.add(found)?;
     }
-    Ok((*hasher.finalize().as_bytes(), selected))
+    Ok((encoding.sink.finish(), selected))
 }
 
 /// Digest of the files that names of users and groups are looked up in, below the root file system `base`.
@@ -89,15 +87,13 @@ pub(crate) fn selected_digest(
 /// # Errors
 /// If one exists and cannot be read.
 pub fn passwd_digest(base: Option<BorrowedFd<'_>>) -> Result<[u8; 32], TreeError> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(ACCOUNTS_DOMAIN);
-    let mut sink = Encoder::new(&mut hasher);
+    let mut sink = Encoder::new(ACCOUNTS_DOMAIN);
     for path in ["etc/passwd", "etc/group"] {
         let text = base.map_or(Ok(None), |base| read_accounts(base, path))?;
         sink.number(u64::from(text.is_some()));
         sink.bytes(&text.unwrap_or_default());
     }
-    Ok(*hasher.finalize().as_bytes())
+    Ok(sink.finish())
 }
 
 /// The bytes of `path` below `base`, links followed inside it; `None` if it is not a regular file of a sane size.
@@ -135,7 +131,7 @@ pub(crate) fn read_accounts(
 
 struct Encoding<'a> {
     tree: Tree<'a>,
-    sink: Encoder<'a>,
+    sink: Encoder,
     /// Files with several names, by device and inode: the number of the first one seen.
     seen: BTreeMap<(u64, u64), u64>,
 }

@@ -343,8 +343,7 @@ impl FileList {
             {
                 return (*only).clone();
             }
-            let mut hasher = blake3::Hasher::new();
-            let mut sink = Encoder::new(&mut hasher);
+            let mut sink = Encoder::new(&[]);
             for member in members {
                 sink.bytes(&member.path);
                 sink.number(u64::from(member.mode));
@@ -353,7 +352,7 @@ impl FileList {
             ListedFile {
                 path: path.to_vec(),
                 mode: 0,
-                digest: start(hasher.finalize().as_bytes()),
+                digest: start(&sink.finish()),
             }
         });
         FileList {
@@ -375,8 +374,7 @@ fn listed(listing: &Listing, index: usize) -> ListedFile {
         Kind::Fifo => 6,
         Kind::Socket => 7,
     };
-    let mut hasher = blake3::Hasher::new();
-    let mut sink = Encoder::new(&mut hasher);
+    let mut sink = Encoder::new(&[]);
     sink.number(u64::from(meta.uid));
     sink.number(u64::from(meta.gid));
     match meta.kind {
@@ -396,7 +394,7 @@ fn listed(listing: &Listing, index: usize) -> ListedFile {
     ListedFile {
         path: listing.path_of(index),
         mode: kind << 12 | mode,
-        digest: start(hasher.finalize().as_bytes()),
+        digest: start(&sink.finish()),
     }
 }
 

@@ -261,7 +261,7 @@ impl ExecOp {
 
     /// Encodes all that decides the result; `selecting` says whether which input and which of its paths a mount shows are
     /// among it.
-    pub(crate) fn encode(&self, sink: &mut Encoder<'_>, selecting: bool) {
+    pub(crate) fn encode(&self, sink: &mut Encoder, selecting: bool) {
         match &self.foreign {
             None => sink.text("exec"),
             Some(platform) => sink.text(&format!("exec for {platform}")),
@@ -312,7 +312,7 @@ impl ExecOp {
 }
 
 impl MountKind {
-    fn encode(&self, sink: &mut Encoder<'_>, selecting: bool) {
+    fn encode(&self, sink: &mut Encoder, selecting: bool) {
         let mut select = |input: Option<usize>, source: &str, ignore: &[String]| {
             sink.text(match self {
                 MountKind::Bind(_) => "bind",
@@ -374,7 +374,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn optional(sink: &mut Encoder<'_>, value: Option<u64>) {
+fn optional(sink: &mut Encoder, value: Option<u64>) {
     sink.number(u64::from(value.is_some()));
     sink.number(value.unwrap_or(0));
 }

@@ -151,22 +151,52 @@ pub struct MkdirAction {
     pub owner: String,
 }
 
-/// Writes fields length-prefixed, so that no two different operations encode alike.
+/// Digests fields, each with its length before it, so that no two different operations encode alike.
+///
+/// Fields are gathered into long pieces, because those are hashed several times faster than short ones.
 #[derive(Debug)]
-pub struct Encoder<'a> {
-    hasher: &'a mut blake3::Hasher,
+pub struct Encoder {
+    hasher: blake3::Hasher,
+    pending: Vec<u8>,
 }
 
-impl<'a> Encoder<'a> {
-    /// An encoder into `hasher`.
-    pub fn new(hasher: &'a mut blake3::Hasher) -> Encoder<'a> {
-        Encoder { hasher }
+/// A field that makes `pending` longer than this goes out with what waits; a longer one is never copied.
+const PENDING_MAX: usize = 16 * 1024;
+
+impl Encoder {
+    /// An encoder for what `domain` names: equal fields have different digests in different domains.
+    pub fn new(domain: &[u8]) -> Encoder {
+        let mut pending = Vec::with_capacity(1024);
+        pending.extend_from_slice(domain);
+        Encoder {
+            hasher: blake3::Hasher::new(),
+            pending,
+        }
+    }
+
+    /// The BLAKE3 digest of all that was written.
+    pub fn finish(mut self) -> [u8; 32] {
+        self.flush();
+        *self.hasher.finalize().as_bytes()
     }
 
     /// A byte string.
     pub fn bytes(&mut self, bytes: &[u8]) {
-        self.hasher.update(&(bytes.len() as u64).to_le_bytes());
-        self.hasher.update(bytes);
+        self.number(bytes.len() as u64);
+        if bytes.len() > PENDING_MAX {
+            self.flush();
+            self.hasher.update(bytes);
+            return;
+        }
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() > PENDING_MAX {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.hasher.update(&self.pending);
+        self.pending.clear();
     }
 
     /// A text.
@@ -176,7 +206,7 @@ impl<'a> Encoder<'a> {
 
     /// A number.
     pub fn number(&mut self, number: u64) {
-        self.hasher.update(&number.to_le_bytes());
+        self.pending.extend_from_slice(&number.to_le_bytes());
     }
 
     /// The length of a list, before its items.
@@ -200,7 +230,7 @@ impl Op {
     }
 
     /// Encodes what decides the result: the kind first, then each field in the order of its declaration.
-    pub fn encode(&self, sink: &mut Encoder<'_>) {
+    pub fn encode(&self, sink: &mut Encoder) {
         match self {
             Op::Image(image) => {
                 sink.text("image");
@@ -243,7 +273,7 @@ impl Op {
 }
 
 impl GitOp {
-    fn encode(&self, sink: &mut Encoder<'_>) {
+    fn encode(&self, sink: &mut Encoder) {
         let GitUrl {
             remote,
             reference,
@@ -267,7 +297,7 @@ impl GitOp {
 }
 
 impl FileAction {
-    pub(crate) fn encode(&self, sink: &mut Encoder<'_>) {
+    pub(crate) fn encode(&self, sink: &mut Encoder) {
         match self {
             FileAction::Copy(copy) => {
                 sink.text("copy");
@@ -294,7 +324,7 @@ impl FileAction {
 
 impl CopyAction {
     /// Encodes what is done with whatever the sources select.
-    pub(crate) fn encode_target(&self, sink: &mut Encoder<'_>) {
+    pub(crate) fn encode_target(&self, sink: &mut Encoder) {
         sink.list(self.documents.len());
         for document in &self.documents {
             sink.text(&document.name);

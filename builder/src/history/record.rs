@@ -103,15 +103,13 @@ pub struct Outline {
 impl Outline {
     /// The same for builds that were refused for the same thing.
     fn series(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(SERIES_DOMAIN);
-        let mut sink = Encoder::new(&mut hasher);
+        let mut sink = Encoder::new(SERIES_DOMAIN);
         sink.text("outline");
         sink.text(&self.context);
         sink.text(&self.dockerfile);
         sink.text(self.target.as_deref().unwrap_or_default());
         sink.text(&self.platform);
-        *hasher.finalize().as_bytes()
+        sink.finish()
     }
 }
 
@@ -145,9 +143,7 @@ impl Subject {
 }
 
 fn series(request: &BuildRequest) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(SERIES_DOMAIN);
-    let mut sink = Encoder::new(&mut hasher);
+    let mut sink = Encoder::new(SERIES_DOMAIN);
     match &request.context {
         Some(MainContext::Folder(path)) => {
             let path = path.canonicalize().unwrap_or_else(|_| path.clone());
@@ -165,7 +161,7 @@ fn series(request: &BuildRequest) -> [u8; 32] {
     sink.bytes(name.as_os_str().as_encoded_bytes());
     sink.text(request.target.as_deref().unwrap_or_default());
     sink.text(&request.platform_list());
-    *hasher.finalize().as_bytes()
+    sink.finish()
 }
 
 impl Recorder {

@@ -33,9 +33,10 @@ pub(super) struct Scope {
     /// `NAME=value`, in order of first appearance. Every `RUN` gets them all, so they are shared.
     variables: Vec<Arc<str>>,
     positions: BTreeMap<String, usize>,
-    /// Names that `ARG` declared, in order of first appearance.
-    declared: Vec<String>,
-    is_declared: BTreeSet<String>,
+    /// Names that `ARG` declared, in order of first appearance, with the variable that has each: every `RUN` has them in its history.
+    declared: Vec<(String, Option<usize>)>,
+    /// Where each of them stands.
+    is_declared: BTreeMap<String, usize>,
     /// Length of all variables together, in bytes.
     bytes: usize,
     /// The base image is not known, and may set anything.
@@ -65,7 +66,7 @@ impl Scope {
 
     /// Whether a variable without a value is surely not set, and should be.
     pub(super) fn misses(&self, name: &str) -> bool {
-        let declared = self.is_declared.contains(name);
+        let declared = self.is_declared.contains_key(name);
         !self.open && is_name(name) && !is_proxy(name) && !is_automatic(name) && !declared
     }
 
@@ -87,16 +88,23 @@ impl Scope {
                 self.variables[position] = variable;
             }
             None => {
-                self.positions.insert(name.to_owned(), self.variables.len());
+                let position = self.variables.len();
+                self.positions.insert(name.to_owned(), position);
                 self.variables.push(variable);
+                if let Some(&declared) = self.is_declared.get(name) {
+                    self.declared[declared].1 = Some(position);
+                }
             }
         }
     }
 
     /// Notes that `ARG` declared a name, with or without a value.
     pub(super) fn declare(&mut self, name: &str, value: Option<&str>) {
-        if self.is_declared.insert(name.to_owned()) {
-            self.declared.push(name.to_owned());
+        if !self.is_declared.contains_key(name) {
+            let position = self.positions.get(name).copied();
+            self.is_declared
+                .insert(name.to_owned(), self.declared.len());
+            self.declared.push((name.to_owned(), position));
         }
         if let Some(value) = value {
             self.set(name, value);
@@ -113,11 +121,11 @@ impl Scope {
         let mut variables = self.variables.clone();
         if SCANNER_ARGS
             .iter()
-            .any(|name| self.is_declared.contains(*name))
+            .any(|name| self.is_declared.contains_key(*name))
         {
             let is_for_scanners = |variable: &str| {
                 let name = variable.split('=').next().unwrap_or_default();
-                self.is_declared.contains(name) && SCANNER_ARGS.contains(&name)
+                self.is_declared.contains_key(name) && SCANNER_ARGS.contains(&name)
             };
             variables.retain(|variable| !is_for_scanners(variable));
         }
@@ -130,9 +138,9 @@ impl Scope {
             return String::new();
         }
         let mut prefix = format!("|{} ", self.declared.len());
-        for name in &self.declared {
-            match self.positions.get(name) {
-                Some(&position) => prefix.push_str(&self.variables[position]),
+        for (name, position) in &self.declared {
+            match *position {
+                Some(position) => prefix.push_str(&self.variables[position]),
                 None => {
                     prefix.push_str(name);
                     prefix.push('=');

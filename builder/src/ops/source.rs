@@ -115,14 +115,12 @@ impl Found {
 
 /// The key of a source, of texts that say what it is.
 pub(crate) fn key(parts: &[&str]) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(KEY_DOMAIN);
-    let mut sink = Encoder::new(&mut hasher);
+    let mut sink = Encoder::new(KEY_DOMAIN);
     sink.list(parts.len());
     for part in parts {
         sink.text(part);
     }
-    *hasher.finalize().as_bytes()
+    sink.finish()
 }
 
 /// Why something was fetched, now that it is known what it is. `old` is what was fetched last.

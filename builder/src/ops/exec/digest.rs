@@ -55,16 +55,14 @@ fn with_top(tree: Tree<'_>, path: &str, content: [u8; 32]) -> Result<[u8; 32], S
         Some(Place::Root) => Meta::of_file(&tree.root()).ok(),
         None => None,
     };
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(DOMAIN);
-    let mut sink = Encoder::new(&mut hasher);
+    let mut sink = Encoder::new(DOMAIN);
     sink.bytes(&content);
     if let Some(meta) = meta {
         sink.number(u64::from(meta.mode));
         sink.number(u64::from(meta.uid));
         sink.number(u64::from(meta.gid));
     }
-    Ok(*hasher.finalize().as_bytes())
+    Ok(sink.finish())
 }
 
 /// A pattern that stands for exactly this path.
