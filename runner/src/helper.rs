@@ -17,6 +17,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use crate::cgroup::Cgroups;
 use crate::error::StartError;
 use crate::init::{self, Handed};
+use crate::network::{self, Attachment};
 use crate::spec::{ExitStatus, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
 use crate::stubs::{self, Stub};
 use crate::sys::{self, Fork};
@@ -108,12 +109,13 @@ fn supervise(
 ) -> Result<ExitStatus, StartError> {
     let mut namespaces =
         libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if spec.network == NetworkMode::None {
+    if spec.network.is_own() {
         namespaces |= libc::CLONE_NEWNET;
     }
     let entries = cgroups.entries()?;
     let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
 
+    let network = spec.network.clone();
     let fork = sys::fork(u64::from(namespaces.unsigned_abs()), cgroups.unified())
         .map_err(StartError::step("enter new namespaces"))?;
     let pidfd = match fork {
@@ -126,7 +128,12 @@ fn supervise(
             });
             sys::exit_now(125);
         }
-        Fork::Parent { pidfd, .. } => pidfd,
+        Fork::Parent { pid, pidfd } => {
+            if let NetworkMode::Bridge(attachment) = &network {
+                plug(attachment, pid, &ours, &pidfd)?;
+            }
+            pidfd
+        }
     };
     // From now on only the process holds its streams: who reads them sees their end when it ends.
     drop((theirs, streams, entries));
@@ -162,6 +169,25 @@ fn supervise(
     drop(terminal);
     watch(caller, &pidfd);
     reap(&pidfd).map_err(StartError::step("wait for the process"))
+}
+
+/// Plugs init's namespace into a network, and lets init go on, which waits for that.
+fn plug(
+    attachment: &Attachment,
+    pid: i32,
+    init: &OwnedFd,
+    pidfd: &OwnedFd,
+) -> Result<(), StartError> {
+    let plugged = network::plug(attachment, pid)
+        .map_err(StartError::step("plug the sandbox into its network"))
+        .and_then(|()| {
+            wire::send(init, &(), &[]).map_err(StartError::step("tell init of its network"))
+        });
+    if plugged.is_err() {
+        let _killed = pidfd_send_signal(pidfd, Signal::KILL);
+        reap(pidfd).map_err(StartError::step("wait for init"))?;
+    }
+    plugged
 }
 
 /// Waits until the process has ended; ends it when the caller is gone.

@@ -14,7 +14,7 @@ use crate::error::StartError;
 use crate::spec::{NetworkMode, SandboxSpec};
 use crate::sys::{self, Fork, SignalSet};
 use crate::wire::{self, Progress};
-use crate::{command, confine, mounts};
+use crate::{command, confine, mounts, network};
 
 /// What the helper hands to init.
 #[derive(Debug)]
@@ -88,8 +88,18 @@ fn prepare(
     // 4. Names and network.
     rustix::system::sethostname(spec.hostname.as_bytes())
         .map_err(StartError::step("set the host name"))?;
-    if spec.network == NetworkMode::None {
+    if spec.network.is_own() {
         sys::loopback_up().map_err(StartError::step("bring up the loopback interface"))?;
+    }
+    if let NetworkMode::Bridge(attachment) = &spec.network {
+        // The helper has plugged it in when it says so.
+        let told = wire::receive::<()>(report).map_err(StartError::step("hear from the helper"))?;
+        told.ok_or_else(|| {
+            let gone = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+            StartError::step("hear from the helper")(gone)
+        })?;
+        network::configure(attachment)
+            .map_err(StartError::step("configure the network interface"))?;
     }
 
     // 5. The root.

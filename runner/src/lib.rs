@@ -10,6 +10,7 @@
 //! - [`sandbox`]: the caller's side. `helper`, `init`: the other two processes; `wire` is what they say.
 //! - `mounts`, `stubs`: the root. `confine`, `seccomp`: privileges. `cgroup`: limits. `command`: exec.
 //! - [`userns`]: the whole program in a user namespace, when it is not root; then one code path serves all.
+//! - [`network`]: bridges that sandboxes are plugged into.
 //! - [`user`]: `USER` names to numbers. [`etc`]: contents of `/etc/hosts` and the like.
 //! - [`terminal`]: a foreground process on the caller's terminal.
 //!
@@ -27,6 +28,7 @@ pub mod etc;
 mod helper;
 mod init;
 mod mounts;
+pub mod network;
 pub mod sandbox;
 mod seccomp;
 pub mod spec;

@@ -17,7 +17,7 @@ use rustix::fs::MemfdFlags;
 
 use crate::error::SandboxError;
 use crate::helper;
-use crate::spec::{ExitStatus, MountKind, Root, SPEC_BYTES_MAX, SandboxSpec, Usage};
+use crate::spec::{ExitStatus, MountKind, NetworkMode, Root, SPEC_BYTES_MAX, SandboxSpec, Usage};
 use crate::sys;
 use crate::wire::{self, Report};
 
@@ -359,6 +359,11 @@ fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
             "working directory `{}` is not absolute",
             spec.process.cwd
         ));
+    }
+    if let NetworkMode::Bridge(attachment) = &spec.network
+        && let Err(what) = attachment.check()
+    {
+        return invalid(what);
     }
     if let Root::Overlay { lower, .. } = &spec.root
         && lower.is_empty()

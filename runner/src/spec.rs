@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::Attachment;
+
 /// The largest encoded spec: the kernel takes about 2 MiB of arguments and environment, and the
 /// rest is a few hundred lower directories and mounts.
 pub const SPEC_BYTES_MAX: usize = 16 << 20;
@@ -224,12 +226,21 @@ pub enum MountKind {
 }
 
 /// The network that a process sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NetworkMode {
     /// The host's.
     Host,
     /// Its own, with nothing but loopback.
     None,
+    /// Its own, plugged into a bridge of the host's.
+    Bridge(Attachment),
+}
+
+impl NetworkMode {
+    /// Whether the process does not see the host's.
+    pub(crate) fn is_own(&self) -> bool {
+        *self != NetworkMode::Host
+    }
 }
 
 /// Limits of the whole sandbox; `None` is no limit. Each needs a control group: one that cannot be

@@ -15,6 +15,7 @@
 mod confinement;
 mod lifetime;
 mod mounts;
+mod network;
 mod points;
 mod probe;
 mod process;
@@ -37,6 +38,7 @@ fn main() {
     match args.first().map(String::as_str) {
         Some("--probe") => return probe::main(&args[1..]),
         Some("--victim") => return lifetime::victim(&args[1..]),
+        Some("--host") => return network::host(&args[1..]),
         Some("--enter") => return users::enter(&args[1..]),
         _ => {}
     }
@@ -101,6 +103,7 @@ fn run(privilege: Privilege, filter: &str) -> Count {
         process::TESTS,
         confinement::TESTS,
         mounts::TESTS,
+        network::TESTS,
         points::TESTS,
         stubs::TESTS,
         lifetime::TESTS,

@@ -1,0 +1,312 @@
+//! The packet filter of a network: who may send what through its bridge.
+//!
+//! A table of its own for each bridge, in nf_tables and whole in one transaction:
+//!
+//! ```text
+//!  table inet longshore-BRIDGE
+//!    chain postrouting (nat, source)     from a subnet, out by another interface: masquerade
+//!    chain forward (filter)              into the bridge from elsewhere: only what answers
+//!                                        out of it into another bridge of ours: drop
+//!                                        an internal network: nothing in or out
+//! ```
+
+use std::io;
+use std::net::IpAddr;
+
+use super::netlink::{CREATE, Message, Netlink};
+use super::{BRIDGE_PREFIX, Bridge, Subnet};
+
+/// Types of messages: nf_tables' own have its number in their upper half.
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NF_TABLES: u16 = 10;
+const NEW_TABLE: u16 = NF_TABLES << 8;
+const GET_TABLE: u16 = NF_TABLES << 8 | 1;
+const DELETE_TABLE: u16 = NF_TABLES << 8 | 2;
+const NEW_CHAIN: u16 = NF_TABLES << 8 | 3;
+const NEW_RULE: u16 = NF_TABLES << 8 | 6;
+/// Rules are added at the end.
+const APPEND: u16 = 0x800;
+
+/// IPv4 and IPv6.
+const FAMILY_INET: u8 = 1;
+const TABLE_NAME: u16 = 1;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_TYPE: u16 = 7;
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+const HOOK_FORWARD: u32 = 2;
+const HOOK_POSTROUTING: u32 = 4;
+const PRIORITY_FILTER: i32 = 0;
+const PRIORITY_SOURCE_NAT: i32 = 100;
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const LIST_ELEMENT: u16 = 1;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+
+const REGISTER_VERDICT: u32 = 0;
+const REGISTER: u32 = 1;
+const META_IN_NAME: u32 = 6;
+const META_OUT_NAME: u32 = 7;
+const META_FAMILY: u32 = 15;
+const EQUAL: u32 = 0;
+const DIFFERENT: u32 = 1;
+const BASE_NETWORK: u32 = 1;
+const CONNECTION_STATE: u32 = 0;
+/// Bits of a connection's state: established, and related to one that is.
+const ANSWERS: u32 = 2 | 4;
+const DROP: u32 = 0;
+
+/// Length of a register for interfaces' names.
+const NAME_BYTES: usize = 16;
+
+/// Puts the bridge's table in place, unless there is one.
+pub(super) fn ensure(bridge: &Bridge) -> io::Result<()> {
+    let mut netlink = Netlink::netfilter()?;
+    let name = table_name(&bridge.name);
+    let mut get = Message::new(GET_TABLE, 0, &fields());
+    get.text(TABLE_NAME, &name);
+    match netlink.request(get) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => return Err(error),
+    }
+    let mut table = Message::new(NEW_TABLE, CREATE, &fields());
+    table.text(TABLE_NAME, &name);
+    let mut messages = vec![
+        table,
+        chain(&name, "forward", "filter", HOOK_FORWARD, PRIORITY_FILTER),
+        chain(
+            &name,
+            "postrouting",
+            "nat",
+            HOOK_POSTROUTING,
+            PRIORITY_SOURCE_NAT,
+        ),
+    ];
+    messages.extend(rules(bridge).into_iter().map(|(chain, expressions)| {
+        let mut rule = Message::new(NEW_RULE, CREATE | APPEND, &fields());
+        rule.text(RULE_TABLE, &name);
+        rule.text(RULE_CHAIN, chain);
+        rule.nest(RULE_EXPRESSIONS, |list| {
+            for expression in &expressions {
+                expression.write(list);
+            }
+        });
+        rule
+    }));
+    match commit(&mut netlink, messages) {
+        // Another sandbox of this network was faster.
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes the table of a bridge; one that is not there is no error.
+pub(super) fn remove(bridge: &str) -> io::Result<()> {
+    let mut netlink = Netlink::netfilter()?;
+    let mut delete = Message::new(DELETE_TABLE, 0, &fields());
+    delete.text(TABLE_NAME, &table_name(bridge));
+    match commit(&mut netlink, vec![delete]) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+fn commit(netlink: &mut Netlink, messages: Vec<Message>) -> io::Result<()> {
+    let [high, low] = NF_TABLES.to_be_bytes();
+    let bound = |kind| Message::new(kind, 0, &[0, 0, high, low]);
+    netlink.batch(bound(BATCH_BEGIN), messages, bound(BATCH_END))
+}
+
+fn table_name(bridge: &str) -> String {
+    format!("longshore-{bridge}")
+}
+
+fn fields() -> [u8; 4] {
+    [FAMILY_INET, 0, 0, 0]
+}
+
+fn chain(table: &str, name: &str, kind: &str, hook: u32, priority: i32) -> Message {
+    let mut chain = Message::new(NEW_CHAIN, CREATE, &fields());
+    chain.text(CHAIN_TABLE, table);
+    chain.text(CHAIN_NAME, name);
+    chain.nest(CHAIN_HOOK, |nest| {
+        nest.attribute(HOOK_NUMBER, &hook.to_be_bytes());
+        nest.attribute(HOOK_PRIORITY, &priority.to_be_bytes());
+    });
+    chain.text(CHAIN_TYPE, kind);
+    chain
+}
+
+/// A step of a rule: all have to hold, then the last one's deed is done.
+enum Expression {
+    /// Compares the name of the interface that a packet comes in by.
+    From(u32, Vec<u8>),
+    /// Compares the name of the one it goes out by.
+    To(u32, Vec<u8>),
+    /// The packet is of this family.
+    Family(u8),
+    /// Its source lies in this subnet.
+    Source(Subnet),
+    /// It belongs to no connection that is known.
+    Unasked,
+    Masquerade,
+    Drop,
+}
+
+/// The rules, each with its chain.
+fn rules(bridge: &Bridge) -> Vec<(&'static str, Vec<Expression>)> {
+    use Expression::{Drop, Family, From, Masquerade, Source, To, Unasked};
+    let own = || whole_name(&bridge.name);
+    let mut rules = Vec::new();
+    if bridge.internal {
+        rules.push((
+            "forward",
+            vec![From(EQUAL, own()), To(DIFFERENT, own()), Drop],
+        ));
+        rules.push((
+            "forward",
+            vec![From(DIFFERENT, own()), To(EQUAL, own()), Drop],
+        ));
+        return rules;
+    }
+    let unasked = vec![From(DIFFERENT, own()), To(EQUAL, own()), Unasked, Drop];
+    rules.push(("forward", unasked));
+    // A name compared in part is a prefix: all bridges of ours.
+    let ours = BRIDGE_PREFIX.as_bytes().to_vec();
+    let other = vec![
+        From(EQUAL, own()),
+        To(DIFFERENT, own()),
+        To(EQUAL, ours),
+        Drop,
+    ];
+    rules.push(("forward", other));
+    for subnet in &bridge.subnets {
+        let family = match subnet.gateway {
+            IpAddr::V4(_) => libc::NFPROTO_IPV4,
+            IpAddr::V6(_) => libc::NFPROTO_IPV6,
+        };
+        let family = u8::try_from(family).expect("a small number");
+        let leaving = vec![
+            Family(family),
+            Source(*subnet),
+            To(DIFFERENT, own()),
+            Masquerade,
+        ];
+        rules.push(("postrouting", leaving));
+    }
+    rules
+}
+
+fn whole_name(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(NAME_BYTES, 0);
+    bytes
+}
+
+impl Expression {
+    fn write(&self, list: &mut Message) {
+        match self {
+            Self::From(comparison, name) => {
+                meta(list, META_IN_NAME);
+                compare(list, *comparison, name);
+            }
+            Self::To(comparison, name) => {
+                meta(list, META_OUT_NAME);
+                compare(list, *comparison, name);
+            }
+            Self::Family(family) => {
+                meta(list, META_FAMILY);
+                compare(list, EQUAL, &[*family]);
+            }
+            Self::Source(subnet) => {
+                let (offset, network, mask) = match subnet.gateway {
+                    IpAddr::V4(address) => {
+                        let mask = u32::MAX.checked_shl(32 - u32::from(subnet.prefix));
+                        let mask = mask.unwrap_or(0);
+                        let network = (address.to_bits() & mask).to_be_bytes().to_vec();
+                        (12_u32, network, mask.to_be_bytes().to_vec())
+                    }
+                    IpAddr::V6(address) => {
+                        let mask = u128::MAX.checked_shl(128 - u32::from(subnet.prefix));
+                        let mask = mask.unwrap_or(0);
+                        let network = (address.to_bits() & mask).to_be_bytes().to_vec();
+                        (8, network, mask.to_be_bytes().to_vec())
+                    }
+                };
+                let length = u32::try_from(mask.len()).expect("4 or 16");
+                expression(list, "payload", |data| {
+                    number(data, 1, REGISTER);
+                    number(data, 2, BASE_NETWORK);
+                    number(data, 3, offset);
+                    number(data, 4, length);
+                });
+                bits(list, &mask);
+                compare(list, EQUAL, &network);
+            }
+            Self::Unasked => {
+                expression(list, "ct", |data| {
+                    number(data, 1, REGISTER);
+                    number(data, 2, CONNECTION_STATE);
+                });
+                bits(list, &ANSWERS.to_ne_bytes());
+                compare(list, EQUAL, &[0; 4]);
+            }
+            Self::Masquerade => expression(list, "masq", |_| ()),
+            Self::Drop => expression(list, "immediate", |data| {
+                number(data, 1, REGISTER_VERDICT);
+                data.nest(2, |value| {
+                    value.nest(DATA_VERDICT, |verdict| number(verdict, VERDICT_CODE, DROP));
+                });
+            }),
+        }
+    }
+}
+
+fn expression(list: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
+    list.nest(LIST_ELEMENT, |element| {
+        element.text(EXPRESSION_NAME, name);
+        element.nest(EXPRESSION_DATA, fill);
+    });
+}
+
+/// Loads something known of the packet.
+fn meta(list: &mut Message, key: u32) {
+    expression(list, "meta", |data| {
+        number(data, 1, REGISTER);
+        number(data, 2, key);
+    });
+}
+
+/// Goes on if what was loaded compares to `value`, as far as that goes.
+fn compare(list: &mut Message, comparison: u32, value: &[u8]) {
+    expression(list, "cmp", |data| {
+        number(data, 1, REGISTER);
+        number(data, 2, comparison);
+        data.nest(3, |nest| nest.attribute(DATA_VALUE, value));
+    });
+}
+
+/// Keeps the bits of `mask` of what was loaded.
+fn bits(list: &mut Message, mask: &[u8]) {
+    let length = u32::try_from(mask.len()).expect("4 or 16");
+    expression(list, "bitwise", |data| {
+        number(data, 1, REGISTER);
+        number(data, 2, REGISTER);
+        number(data, 3, length);
+        data.nest(4, |nest| nest.attribute(DATA_VALUE, mask));
+        data.nest(5, |nest| nest.attribute(DATA_VALUE, &vec![0; mask.len()]));
+    });
+}
+
+fn number(message: &mut Message, kind: u16, value: u32) {
+    message.attribute(kind, &value.to_be_bytes());
+}
