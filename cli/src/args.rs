@@ -586,6 +586,16 @@ pub struct RunArgs {
     /// Mount a file or folder of this machine; may be repeated
     #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
     pub volumes: Vec<String>,
+    /// Whose ids the container has: `private` or `host`
+    ///
+    /// Where longshore is root, `private` makes root in the container nobody on this machine, while files keep their owners.
+    #[arg(
+        long = "userns",
+        value_name = "MODE",
+        default_value = "private",
+        value_parser = ["private", "host"]
+    )]
+    pub user_namespace: String,
     /// Run this in place of the image's ENTRYPOINT
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,

@@ -1,4 +1,4 @@
-//! Runs a command in a root made of directories: `sandbox [-n TIMES] ROOT COMMAND [ARGUMENT…]`.
+//! Runs a command in a root made of directories: `sandbox [-n TIMES] [--userns=host] ROOT COMMAND [ARGUMENT…]`.
 //!
 //! With `-n`, it runs that many times in this process and the median time is printed: the cost of one
 //! sandbox, from the call to its last trace being gone.
@@ -13,7 +13,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use runner::{ProcessSpec, Root, Sandbox, SandboxSpec, Stdio, Stream};
+use runner::{ProcessSpec, Root, Sandbox, SandboxSpec, Stdio, Stream, UserNamespace};
 
 fn main() {
     runner::reexec_if_child();
@@ -26,6 +26,11 @@ fn main() {
     if args.first().is_some_and(|arg| arg == "-n") {
         times = args.get(1).and_then(|n| n.parse().ok()).unwrap_or(1);
         args.drain(..2);
+    }
+    let mut user_namespace = UserNamespace::Own;
+    if args.first().is_some_and(|arg| arg == "--userns=host") {
+        user_namespace = UserNamespace::Host;
+        args.remove(0);
     }
     let lower = PathBuf::from(args.remove(0));
 
@@ -47,7 +52,8 @@ fn main() {
             work,
             volatile: true,
         };
-        let spec = SandboxSpec::new(root, ProcessSpec::new(args.clone()));
+        let mut spec = SandboxSpec::new(root, ProcessSpec::new(args.clone()));
+        spec.user_namespace = user_namespace;
         let stdio = Stdio {
             stdin: Stream::Inherit,
             stdout: Stream::Inherit,

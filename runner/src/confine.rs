@@ -74,6 +74,26 @@ pub(crate) fn limit(ulimits: &[Ulimit]) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Lets process `pid` raise its limits up to those of `ulimits`, which in a user namespace it may not do itself. What is
+/// refused here is refused there too, and said.
+pub(crate) fn raise_limits(pid: i32, ulimits: &[Ulimit]) {
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else {
+        return;
+    };
+    for ulimit in ulimits {
+        let Some(resource) = resource(&ulimit.name) else {
+            continue;
+        };
+        let own = rustix::process::getrlimit(resource);
+        let maximum = match (own.maximum, ulimit.hard) {
+            (Some(own), Some(wanted)) => Some(own.max(wanted)),
+            _ => None,
+        };
+        let limits = Rlimit { maximum, ..own };
+        let _refused = rustix::process::prlimit(Some(pid), resource, limits);
+    }
+}
+
 fn resource(name: &str) -> Option<Resource> {
     Some(match name {
         "as" => Resource::As,

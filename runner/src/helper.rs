@@ -16,6 +16,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use crate::cgroup::Cgroups;
 use crate::error::StartError;
+use crate::grants::{self, GrantError};
 use crate::init::{self, Handed};
 use crate::network::{self, Attachment};
 use crate::spec::{ExitStatus, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
@@ -113,33 +114,54 @@ fn supervise(
         namespaces |= libc::CLONE_NEWNET;
     }
     let entries = cgroups.entries()?;
-    let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
-
-    let network = spec.network.clone();
-    let fork = sys::fork(u64::from(namespaces.unsigned_abs()), cgroups.unified())
-        .map_err(StartError::step("enter new namespaces"))?;
-    let pidfd = match fork {
-        Fork::Child => {
-            init::run(Handed {
-                spec,
-                streams,
-                report: theirs,
-                cgroups: entries,
-            });
-            sys::exit_now(125);
-        }
-        Fork::Parent { pid, pidfd } => {
-            if let NetworkMode::Bridge(attachment) = &network {
+    let mut notes = cgroups.notes().to_vec();
+    let mut own_ids = grants::wanted(&spec);
+    let (ours, pidfd) = loop {
+        let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
+        let user = if own_ids { libc::CLONE_NEWUSER } else { 0 };
+        let flags = u64::from((namespaces | user).unsigned_abs());
+        let (pid, pidfd) = match sys::fork(flags, cgroups.unified()) {
+            Ok(Fork::Child) => {
+                init::run(Handed {
+                    spec,
+                    streams,
+                    report: theirs,
+                    cgroups: entries,
+                    own_ids,
+                });
+                sys::exit_now(125);
+            }
+            Ok(Fork::Parent { pid, pidfd }) => (pid, pidfd),
+            Err(error) if own_ids => {
+                notes.push(format!("no user namespace of its own: {error}"));
+                own_ids = false;
+                continue;
+            }
+            Err(error) => return Err(StartError::step("enter new namespaces")(error)),
+        };
+        drop(theirs);
+        let given = match own_ids {
+            true => grants::give(pid, ours.as_fd(), &spec),
+            false => Ok(()),
+        };
+        let Err(refused) = given else {
+            if let NetworkMode::Bridge(attachment) = &spec.network {
                 plug(attachment, pid, &ours, &pidfd)?;
             }
-            pidfd
+            break (ours, pidfd);
+        };
+        let _killed = pidfd_send_signal(&pidfd, Signal::KILL);
+        reap(&pidfd).map_err(StartError::step("wait for init"))?;
+        match refused {
+            GrantError::Refused(why) => notes.push(format!("no user namespace of its own: {why}")),
+            GrantError::Start(error) => return Err(error),
         }
+        own_ids = false;
     };
     // From now on only the process holds its streams: who reads them sees their end when it ends.
-    drop((theirs, streams, entries));
+    drop((streams, entries));
 
     let mut terminal = None;
-    let mut notes = cgroups.notes().to_vec();
     let mut failure = None;
     loop {
         match wire::receive(&ours) {

@@ -14,7 +14,7 @@ use crate::error::StartError;
 use crate::spec::{NetworkMode, SandboxSpec};
 use crate::sys::{self, Fork, SignalSet};
 use crate::wire::{self, Progress};
-use crate::{command, confine, mounts, network};
+use crate::{command, confine, grants, mounts, network};
 
 /// What the helper hands to init.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(crate) struct Handed {
     pub(crate) report: OwnedFd,
     /// Control groups to enter: their `cgroup.procs`, open for writing.
     pub(crate) cgroups: Vec<File>,
+    /// Whether it is in a user namespace of its own, whose ids the helper maps.
+    pub(crate) own_ids: bool,
 }
 
 /// Runs the steps, ending in the command. Returns only after reporting why they could not be finished.
@@ -35,8 +37,9 @@ pub(crate) fn run(handed: Handed) {
         streams,
         report,
         cgroups,
+        own_ids,
     } = handed;
-    let error = match prepare(&spec, streams, &report, cgroups) {
+    let error = match prepare(&spec, streams, &report, cgroups, own_ids) {
         Ok(()) if spec.init => match fork_command(&spec) {
             Ok(Side::Init {
                 pid,
@@ -62,15 +65,20 @@ fn prepare(
     streams: [OwnedFd; 3],
     report: &OwnedFd,
     cgroups: Vec<File>,
+    own_ids: bool,
 ) -> Result<(), StartError> {
     let tell = |message: Progress| wire::send(report, &message, &[]);
     let lost = || StartError::step::<std::io::Error>("report to the helper");
 
-    // 1. What is made here has exactly the modes that are asked for; and until the command replaces
+    // 1. Root of its user namespace, if it has one of its own. What is made here has exactly the modes that are asked for; and until the command replaces
     //    this program, no other process may trace it or open the host's binary through it.
     rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(StartError::step("make this process undumpable"))?;
+    let granted = match own_ids {
+        true => Some(grants::take(report.as_fd())?),
+        false => None,
+    };
     // 2. A session of its own: the caller's terminal does not signal it, nor can it type into it.
     rustix::process::setsid().map_err(StartError::step("start a session"))?;
 
@@ -110,7 +118,7 @@ fn prepare(
             unsent = Err(error);
         }
     };
-    let root = mounts::build(spec, &mut stub, &mut |note| notes.push(note))?;
+    let root = mounts::build(spec, granted, &mut stub, &mut |note| notes.push(note))?;
     unsent.map_err(lost())?;
 
     // 6. The streams, or a terminal in their place, which then controls the session.

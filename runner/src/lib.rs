@@ -8,6 +8,7 @@
 //!
 //! - [`spec`]: what to run and in what, as plain data.
 //! - [`sandbox`]: the caller's side. `helper`, `init`: the other two processes; `wire` is what they say.
+//! - `grants`: a user namespace for each sandbox, when the program is root; mounts with mapped ids.
 //! - `mounts`, `stubs`: the root. `confine`, `seccomp`: privileges. `cgroup`: limits. `command`: exec.
 //! - [`userns`]: the whole program in a user namespace, when it is not root; then one code path serves all.
 //! - [`network`]: bridges that sandboxes are plugged into.
@@ -25,6 +26,7 @@ mod command;
 mod confine;
 pub mod error;
 pub mod etc;
+mod grants;
 mod helper;
 mod init;
 mod mounts;
@@ -43,7 +45,7 @@ pub use error::{Errno, SandboxError, StartError};
 pub use sandbox::{Killer, Sandbox, Stdio, Stream};
 pub use spec::{
     Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits, MountKind, MountPoint,
-    NetworkMode, ProcessSpec, Root, SandboxSpec, ULIMITS, Ulimit, Usage, User,
+    NetworkMode, ProcessSpec, Root, SandboxSpec, ULIMITS, Ulimit, Usage, User, UserNamespace,
 };
 pub use stubs::make_stubs;
 pub use user::{UserError, resolve_user};

@@ -29,12 +29,15 @@ use rustix::mount::{
 };
 
 use crate::error::StartError;
-use crate::spec::{NetworkMode, ProcessSpec, Root, SandboxSpec};
+use crate::grants::Granted;
+use crate::spec::{Confinement, NetworkMode, ProcessSpec, Root, SandboxSpec};
 use crate::stubs::{Stub, Tree, open_in_root, reach};
 use crate::sys;
 
 mod devices;
 mod points;
+
+pub(crate) use points::{is_directory, open_bind_source};
 
 const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -94,9 +97,13 @@ pub(crate) struct NewRoot {
     root: OwnedFd,
 }
 
-/// Builds the root of `spec`. `stub` is told of each mount point made in it, `note` of what is missing.
+/// Where the root is built, in init's own view: every kernel has it, everyone may go there, and nothing in it is needed.
+const ANCHOR: &str = "/proc/driver";
+
+/// Builds the root of `spec`, of what was `granted` if init has ids of its own. `stub` is told of each mount point made in it, `note` of what is missing.
 pub(crate) fn build(
     spec: &SandboxSpec,
+    granted: Option<Granted>,
     stub: &mut dyn FnMut(Stub),
     note: &mut dyn FnMut(String),
 ) -> Result<NewRoot, StartError> {
@@ -107,44 +114,36 @@ pub(crate) fn build(
     )
     .map_err(StartError::step("make the mounts private"))?;
 
-    let upper = match &spec.root {
-        Root::Overlay { upper, .. } => {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            Some(
-                rustix::fs::open(upper, flags, Mode::empty()).map_err(|errno| {
-                    StartError::MountSource {
-                        source_path: upper.display().to_string(),
-                        target: "/".into(),
-                        errno: errno.into(),
-                    }
-                })?,
-            )
-        }
-        Root::Directory(_) => None,
-    };
-    let anchor = match &spec.root {
-        Root::Overlay { upper, .. } => upper,
-        Root::Directory(directory) => directory,
-    };
     let nodev = match spec.confinement.host_devices {
         true => MountAttrFlags::empty(),
         false => NODEV,
     };
-    let root = root_mount(&spec.root, nodev)?;
     // Sources for single files must be attached somewhere to be bound from; under the root is as good
     // a place as any, and it goes with the old root.
     let scratch = tmpfs(&[("mode", "0700"), ("size", "16m")], NOSUID)
         .map_err(mount_error("a temporary file system", "/"))?;
-    for mount in [&scratch, &root] {
-        move_mount(
-            mount,
-            "",
-            CWD,
-            anchor,
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .map_err(mount_error("the root", "/"))?;
-    }
+    let put = |mount: &OwnedFd| {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(mount, "", CWD, ANCHOR, flags).map_err(mount_error("the root", "/"))
+    };
+    put(&scratch)?;
+    let mut granted = granted.unwrap_or_default();
+    let host = Host::attach(&granted.trees, scratch.as_fd())
+        .map_err(mount_error("the layers' directory", "/"))?;
+    let upper = match &spec.root {
+        Root::Overlay { upper, .. } => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let found = rustix::fs::open(host.path(upper), flags, Mode::empty());
+            Some(found.map_err(|errno| StartError::MountSource {
+                source_path: upper.display().to_string(),
+                target: "/".into(),
+                errno: errno.into(),
+            })?)
+        }
+        Root::Directory(_) => None,
+    };
+    let root = root_mount(&spec.root, &host, nodev)?;
+    put(&root)?;
 
     let mut builder = Builder {
         tree: Tree {
@@ -153,6 +152,8 @@ pub(crate) fn build(
         },
         scratch: scratch.as_fd(),
         scratch_names: 0,
+        host,
+        granted: &mut granted,
         nodev,
         stub,
         note,
@@ -211,7 +212,42 @@ impl NewRoot {
     }
 }
 
-fn root_mount(root: &Root, nodev: MountAttrFlags) -> Result<OwnedFd, StartError> {
+/// Directories of the host by the paths under which init can open them.
+struct Host {
+    /// The longest first.
+    trees: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Host {
+    /// Attaches what was granted in `scratch`.
+    fn attach(trees: &[(PathBuf, OwnedFd)], scratch: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let mut attached = Vec::new();
+        for (number, (path, mount)) in trees.iter().enumerate() {
+            let name = format!("tree{number}");
+            let is_directory = is_directory(mount)?;
+            debug_assert!(is_directory, "layers are directories");
+            rustix::fs::mkdirat(scratch, &name, Mode::from_raw_mode(0o700))?;
+            attach_at(mount.as_fd(), scratch, &name)?;
+            let place = format!("/proc/self/fd/{}/{name}", scratch.as_raw_fd());
+            attached.push((path.clone(), PathBuf::from(place)));
+        }
+        Ok(Self { trees: attached })
+    }
+
+    /// Where `path` of the host is found.
+    fn path(&self, path: &Path) -> PathBuf {
+        self.trees
+            .iter()
+            .find_map(|(top, place)| Some(place.join(path.strip_prefix(top).ok()?)))
+            .unwrap_or_else(|| path.to_owned())
+    }
+
+    fn paths(&self, paths: &[PathBuf]) -> Vec<PathBuf> {
+        paths.iter().map(|path| self.path(path)).collect()
+    }
+}
+
+fn root_mount(root: &Root, host: &Host, nodev: MountAttrFlags) -> Result<OwnedFd, StartError> {
     match root {
         Root::Overlay {
             lower,
@@ -220,7 +256,8 @@ fn root_mount(root: &Root, nodev: MountAttrFlags) -> Result<OwnedFd, StartError>
             volatile,
         } => {
             let fail = mount_error("the layers as overlay", "/");
-            overlay(lower, Some((upper, work)), *volatile, nodev).map_err(fail)
+            let (upper, work) = (host.path(upper), host.path(work));
+            overlay(&host.paths(lower), Some((&upper, &work)), *volatile, nodev).map_err(fail)
         }
         Root::Directory(directory) => {
             let fail = |errno: Errno| StartError::MountSource {
@@ -229,7 +266,7 @@ fn root_mount(root: &Root, nodev: MountAttrFlags) -> Result<OwnedFd, StartError>
                 errno: errno.into(),
             };
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let mount = open_tree(CWD, directory, flags).map_err(fail)?;
+            let mount = open_tree(CWD, host.path(directory), flags).map_err(fail)?;
             sys::set_mount_attributes(mount.as_fd(), nodev.bits().into(), false)
                 .map_err(StartError::step("mount the root without devices"))?;
             Ok(mount)
@@ -300,6 +337,8 @@ struct Builder<'a> {
     scratch: BorrowedFd<'a>,
     /// Names given in `scratch`.
     scratch_names: u32,
+    host: Host,
+    granted: &'a mut Granted,
     /// `nodev`, unless devices are not to be kept away.
     nodev: MountAttrFlags,
     stub: &'a mut dyn FnMut(Stub),
@@ -390,13 +429,12 @@ impl Builder<'_> {
     fn sys(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
         let target = self.own_directory("sys")?;
         let fail = || mount_error("sysfs", "/sys");
-        // Whoever is confined by nothing may also set things there.
-        let read_only = match spec.confinement.mask_paths {
-            true => RDONLY,
-            false => MountAttrFlags::empty(),
+        let attributes = sysfs_attributes(&spec.confinement);
+        let mounted = match self.granted.sysfs.take() {
+            Some(mount) => Ok(mount),
+            None => sysfs(&spec.confinement),
         };
-        let attributes = NOSUID | NODEV | NOEXEC | read_only;
-        match filesystem("sysfs", &[], attributes) {
+        match mounted {
             Ok(mount) => attach(mount.as_fd(), target.as_fd()).map_err(fail())?,
             // Only the owner of the network namespace may; the host's own view is then the same.
             Err(Errno::PERM) if spec.network == NetworkMode::Host => {
@@ -544,6 +582,25 @@ fn devpts() -> Result<OwnedFd, Errno> {
     }
 }
 
+fn sysfs_attributes(confinement: &Confinement) -> MountAttrFlags {
+    // Whoever is confined by nothing may also set things there.
+    let read_only = match confinement.mask_paths {
+        true => RDONLY,
+        false => MountAttrFlags::empty(),
+    };
+    NOSUID | NODEV | NOEXEC | read_only
+}
+
+/// A sysfs that shows this process's network.
+pub(crate) fn sysfs(confinement: &Confinement) -> Result<OwnedFd, Errno> {
+    filesystem("sysfs", &[], sysfs_attributes(confinement))
+}
+
+/// A file system in memory whose device nodes can be opened.
+pub(crate) fn tmpfs_of_devices() -> Result<OwnedFd, Errno> {
+    tmpfs(&[("mode", "0755"), ("size", "64k")], NOSUID | NOEXEC)
+}
+
 fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
     filesystem("tmpfs", options, attributes)
 }
@@ -563,7 +620,7 @@ fn filesystem(
 }
 
 /// A detached copy of the mount that `node` is in, from `node` downwards.
-fn clone_tree(node: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+pub(crate) fn clone_tree(node: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;

@@ -40,6 +40,8 @@ pub struct SandboxSpec {
     pub ulimits: Vec<Ulimit>,
     /// The size of `/dev/shm` in bytes; Docker's 64 MiB if `None`.
     pub shm_size: Option<u64>,
+    /// Whose ids the process has.
+    pub user_namespace: UserNamespace,
     /// What the process may do.
     pub confinement: Confinement,
     /// Whether a small init (process 1) reaps orphans and passes signals on to the process, instead
@@ -62,6 +64,7 @@ impl SandboxSpec {
             limits: Limits::default(),
             ulimits: Vec::new(),
             shm_size: None,
+            user_namespace: UserNamespace::Own,
             confinement: Confinement::default(),
             init: false,
         }
@@ -241,6 +244,17 @@ impl NetworkMode {
     pub(crate) fn is_own(&self) -> bool {
         *self != NetworkMode::Host
     }
+}
+
+/// Whose ids a process has, when this program is root of the host. Otherwise it is in a user namespace already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserNamespace {
+    /// Its own: root inside is nobody outside, while files keep their owners. The host's where the kernel or a file
+    /// system refuses, and for what is given the host's devices.
+    #[default]
+    Own,
+    /// The host's.
+    Host,
 }
 
 /// Limits of the whole sandbox; `None` is no limit. Each needs a control group: one that cannot be

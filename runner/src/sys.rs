@@ -160,6 +160,30 @@ pub(crate) fn set_mount_attributes(
     })
 }
 
+/// Maps the ids of a detached mount (and those beneath it) as the user namespace of `namespace` does.
+pub(crate) fn map_mount_ids(
+    mount: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+    // The kernel's `struct mount_attr`: set, clear, propagation, user namespace.
+    let namespace = u64::from(namespace.as_raw_fd().unsigned_abs());
+    let attr = [MOUNT_ATTR_IDMAP, 0, 0, namespace];
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty C string, `attr` is a valid mount_attr of the size given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            attr.as_ptr(),
+            size_of_val(&attr),
+        )
+    })
+}
+
 /// Installs a seccomp filter for this process and its descendants.
 pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
     let len =

@@ -168,7 +168,7 @@ fn may_administer() -> bool {
 }
 
 /// What an administrator's privilege is worth, by the ids that exist in this namespace.
-fn current() -> Privilege {
+pub(crate) fn current() -> Privilege {
     match fs::read_to_string("/proc/self/uid_map") {
         Ok(map) => classify(&map),
         Err(_) => Privilege::Root,

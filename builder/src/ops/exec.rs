@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use runner::etc::{hosts_text, resolv_conf_text};
 use runner::{
     Confinement, EtcFiles, ExitStatus, Limits, NetworkMode, ProcessSpec, Root, Sandbox,
-    SandboxSpec, Stdio, Stream, Ulimit,
+    SandboxSpec, Stdio, Stream, Ulimit, UserNamespace,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use store::Store;
@@ -101,6 +101,9 @@ impl Prepared {
         let mut points = devices.points;
         points.append(&mut mounts.points);
         let mut spec = sandbox(exec, root, process)?;
+        if operations.run.host_ids {
+            spec.user_namespace = UserNamespace::Host;
+        }
         if points.iter().any(|point| point.target == "/etc") {
             // What is mounted there hides what would lie beneath it, as with BuildKit.
             spec.etc = EtcFiles::default();

@@ -14,6 +14,8 @@ pub struct RunSettings {
     pub allow: BTreeSet<Entitlement>,
     /// `--network`: for steps that do not say.
     pub network: Network,
+    /// `--userns=host`: steps have the ids of this program. Part of no key: what a step makes does not show them.
+    pub host_ids: bool,
     /// `--add-host`, `--shm-size`, `--ulimit`, `--cgroup-parent` and limits.
     pub setting: Setting,
     /// `--secret`, by id.

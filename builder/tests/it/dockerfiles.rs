@@ -47,6 +47,9 @@ pub(crate) struct CaseRequest {
     #[serde(rename = "flags")]
     _flags: Vec<String>,
     /// For those who build.
+    #[serde(rename = "host_ids")]
+    _host_ids: bool,
+    /// For those who build.
     #[serde(rename = "dockerfile")]
     _dockerfile: Option<String>,
 }

@@ -36,6 +36,17 @@ pub struct StepArgs {
         help_heading = HEADING
     )]
     pub network: String,
+    /// Whose ids steps have: `private` or `host`
+    ///
+    /// Where longshore is root, `private` makes root in a step nobody on this machine, while files keep their owners.
+    #[arg(
+        long = "userns",
+        value_name = "MODE",
+        default_value = "private",
+        value_parser = ["private", "host"],
+        help_heading = HEADING
+    )]
+    pub user_namespace: String,
     /// Add a line to /etc/hosts; may be repeated
     #[arg(long = "add-host", value_name = "NAME:ADDRESS", help_heading = HEADING)]
     pub hosts: Vec<String>,

@@ -9,7 +9,7 @@ use runner::etc::{hosts_text, resolv_conf_text};
 use runner::terminal::{self, Signals};
 use runner::{
     DEFAULT_PATH, EtcFiles, MountKind, MountPoint, ProcessSpec, Root, Sandbox, SandboxError,
-    SandboxSpec, Stdio, Stream,
+    SandboxSpec, Stdio, Stream, UserNamespace,
 };
 use store::Store;
 use store::images::ImageId;
@@ -93,6 +93,10 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
             hostname: Some(format!("{hostname}\n")),
         },
         hostname,
+        user_namespace: match args.user_namespace.as_str() {
+            "host" => UserNamespace::Host,
+            _ => UserNamespace::Own,
+        },
         // A process 1 that reaps orphans, and by which a signal ends a command that does not handle it.
         init: true,
         ..SandboxSpec::new(root, process)

@@ -37,6 +37,7 @@ pub fn settings(context: &Context, args: &StepArgs) -> Result<RunSettings, CliEr
     Ok(RunSettings {
         allow,
         network,
+        host_ids: args.user_namespace == "host",
         setting: Setting {
             hostname: String::new(),
             hosts: hosts.collect::<Result<_, _>>()?,

@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, move_mount};
 
 use super::{
-    Builder, NODEV, NOEXEC, NOSUID, RDONLY, attach, clone_tree, mount_error, overlay, tmpfs,
+    Builder, NODEV, NOEXEC, NOSUID, RDONLY, attach, attach_at, clone_tree, mount_error, overlay,
+    tmpfs,
 };
 use crate::error::StartError;
 use crate::spec::{MountKind, MountPoint, SandboxSpec};
@@ -48,11 +49,15 @@ impl Builder<'_> {
                 kind,
             })
         });
-        let mut mounts: Vec<MountPoint> = etc.chain(spec.mounts.iter().cloned()).collect();
-        mounts.sort_by_key(|mount| Path::new(&mount.target).components().count());
+        let asked = spec.mounts.iter().cloned().enumerate();
+        let mut mounts: Vec<(Option<usize>, MountPoint)> = etc
+            .map(|point| (None, point))
+            .chain(asked.map(|(number, point)| (Some(number), point)))
+            .collect();
+        mounts.sort_by_key(|(_, mount)| Path::new(&mount.target).components().count());
         let mut read_only = Vec::new();
-        for point in &mounts {
-            let source = self.source(point)?;
+        for (number, point) in &mounts {
+            let source = self.source(*number, point)?;
             let target = point.target.as_str();
             let at = reach(self.tree, target, source.is_directory, self.stub).map_err(|errno| {
                 StartError::MountTarget {
@@ -72,7 +77,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn source(&mut self, point: &MountPoint) -> Result<Source, StartError> {
+    fn source(&mut self, number: Option<usize>, point: &MountPoint) -> Result<Source, StartError> {
         let target = point.target.as_str();
         Ok(match &point.kind {
             MountKind::Bind {
@@ -81,21 +86,18 @@ impl Builder<'_> {
                 read_only,
             } => {
                 let what = format!("`{}`", source.display());
-                let shown = match beneath.as_str() {
-                    "" => source.clone(),
-                    beneath => source.join(beneath),
+                let given = number.and_then(|number| self.granted.points.remove(&number));
+                let (mount, is_directory) = match given {
+                    Some(given) => given,
+                    None => {
+                        let found = open_bind_source(source, beneath, target)?;
+                        let is_directory =
+                            is_directory(&found).map_err(no_source(source, target))?;
+                        let mount = clone_tree(found.as_fd(), is_directory)
+                            .map_err(no_source(source, target))?;
+                        (mount, is_directory)
+                    }
                 };
-                let found = open_beneath(source, beneath).map_err(|errno| match errno {
-                    Errno::XDEV => StartError::SourceLeadsOut {
-                        source_path: source.display().to_string(),
-                        beneath: beneath.clone(),
-                        target: target.to_owned(),
-                    },
-                    errno => no_source(&shown, target)(errno),
-                })?;
-                let is_directory = is_directory(&found).map_err(no_source(&shown, target))?;
-                let mount =
-                    clone_tree(found.as_fd(), is_directory).map_err(no_source(&shown, target))?;
                 // Here, not later, for only here can it include what is mounted beneath.
                 let read_only = match read_only {
                     true => RDONLY,
@@ -116,9 +118,12 @@ impl Builder<'_> {
                 read_only,
             } => {
                 let what = "layers as overlay";
-                let dirs = upper.as_ref().map(|(u, w)| (u.as_path(), w.as_path()));
-                let whole =
-                    overlay(lower, dirs, true, self.nodev).map_err(mount_error(what, target))?;
+                let dirs = upper
+                    .as_ref()
+                    .map(|(upper, work)| (self.host.path(upper), self.host.path(work)));
+                let dirs = dirs.as_ref().map(|(u, w)| (u.as_path(), w.as_path()));
+                let whole = overlay(&self.host.paths(lower), dirs, true, self.nodev)
+                    .map_err(mount_error(what, target))?;
                 let (mount, is_directory) = match beneath.trim_matches('/') {
                     "" => (whole, true),
                     path => self
@@ -173,8 +178,14 @@ impl Builder<'_> {
                 }
             }
             MountKind::Device { source } => {
-                let found = open_beneath(source, "").map_err(no_source(source, target))?;
-                let mount = clone_tree(found.as_fd(), false).map_err(no_source(source, target))?;
+                let given = number.and_then(|number| self.granted.devices.remove(&number));
+                let mount = match given {
+                    Some(nodes) => self.node(&nodes),
+                    None => {
+                        open_beneath(source, "").and_then(|found| clone_tree(found.as_fd(), false))
+                    }
+                };
+                let mount = mount.map_err(no_source(source, target))?;
                 Source {
                     what: format!("the device `{}`", source.display()),
                     mount,
@@ -183,6 +194,17 @@ impl Builder<'_> {
                 }
             }
         })
+    }
+
+    /// A mount of the only device in `nodes`.
+    fn node(&mut self, nodes: &OwnedFd) -> Result<OwnedFd, Errno> {
+        // As in `part`.
+        let name = self.scratch_name();
+        rustix::fs::mkdirat(self.scratch, &name, Mode::from_raw_mode(0o700))?;
+        attach_at(nodes.as_fd(), self.scratch, &name)?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let node = rustix::fs::openat(nodes, "node", flags, Mode::empty())?;
+        clone_tree(node.as_fd(), false)
     }
 
     fn restrict(
@@ -239,6 +261,28 @@ impl Builder<'_> {
     }
 }
 
+/// Opens what a [`MountKind::Bind`] for `target` shows.
+pub(crate) fn open_bind_source(
+    source: &Path,
+    beneath: &str,
+    target: &str,
+) -> Result<OwnedFd, StartError> {
+    open_beneath(source, beneath).map_err(|errno| match errno {
+        Errno::XDEV => StartError::SourceLeadsOut {
+            source_path: source.display().to_string(),
+            beneath: beneath.to_owned(),
+            target: target.to_owned(),
+        },
+        errno => {
+            let shown = match beneath {
+                "" => source.to_owned(),
+                beneath => source.join(beneath),
+            };
+            no_source(&shown, target)(errno)
+        }
+    })
+}
+
 /// Opens `beneath` in `source`, which no link may lead out of, or `source` itself.
 fn open_beneath(source: &Path, beneath: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -258,7 +302,7 @@ fn open_beneath(source: &Path, beneath: &str) -> Result<OwnedFd, Errno> {
     Err(Errno::AGAIN)
 }
 
-fn is_directory(found: impl AsFd) -> Result<bool, Errno> {
+pub(crate) fn is_directory(found: impl AsFd) -> Result<bool, Errno> {
     let found: BorrowedFd<'_> = found.as_fd();
     let mode = rustix::fs::fstat(found)?.st_mode;
     Ok(FileType::from_raw_mode(mode) == FileType::Directory)

@@ -1,7 +1,8 @@
 //! Sandboxes for real, in every privilege that this machine has.
 //!
 //! A small test runner of its own, since a sandbox's helper is this very program: `reexec_if_child` must
-//! be the first thing in `main`. As root it runs all tests as root, then executes itself as an ordinary
+//! be the first thing in `main`. As root it runs all tests as root, with and without user namespaces for
+//! the sandboxes, then executes itself as an ordinary
 //! user with subordinate ids, and as one without. An argument selects tests by name, as usual.
 
 #![allow(
@@ -13,6 +14,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod confinement;
+mod ids;
 mod lifetime;
 mod mounts;
 mod network;
@@ -26,7 +28,7 @@ mod world;
 
 use std::panic::catch_unwind;
 
-use runner::Privilege;
+use runner::{Privilege, UserNamespace};
 use world::World;
 
 /// A test: its name, and what it does. `Err` is the reason why this machine cannot run it.
@@ -63,7 +65,10 @@ fn main() {
             std::process::exit(101);
         }
     };
-    let mut count = run(privilege, &filter);
+    let mut count = run(privilege, UserNamespace::Own, &filter);
+    if privilege == Privilege::Root {
+        count.add(run(privilege, UserNamespace::Host, &filter));
+    }
     if privilege == Privilege::Root && !rootless {
         count.add(users::run_rootless(&filter));
     }
@@ -93,15 +98,17 @@ impl Count {
     }
 }
 
-fn run(privilege: Privilege, filter: &str) -> Count {
-    let prefix = match privilege {
-        Privilege::Root => "root",
-        Privilege::RootlessSubordinate => "subordinate",
-        Privilege::RootlessSingleId => "single",
+fn run(privilege: Privilege, ids: UserNamespace, filter: &str) -> Count {
+    let prefix = match (privilege, ids) {
+        (Privilege::Root, UserNamespace::Own) => "root",
+        (Privilege::Root, UserNamespace::Host) => "host",
+        (Privilege::RootlessSubordinate, _) => "subordinate",
+        (Privilege::RootlessSingleId, _) => "single",
     };
     let tests = [
         process::TESTS,
         confinement::TESTS,
+        ids::TESTS,
         mounts::TESTS,
         network::TESTS,
         points::TESTS,
@@ -115,7 +122,7 @@ fn run(privilege: Privilege, filter: &str) -> Count {
         if !name.contains(filter) {
             continue;
         }
-        match catch_unwind(|| test(&World::new(privilege))) {
+        match catch_unwind(|| test(&World::new(privilege, ids))) {
             Ok(Ok(())) => {
                 println!("test {name} ... ok");
                 count.passed += 1;

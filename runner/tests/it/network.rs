@@ -49,7 +49,7 @@ fn as_host(_world: &World, test: &str) -> Result<(), String> {
 /// What that process does.
 pub(crate) fn host(args: &[String]) {
     let privilege = runner::enter_user_namespace().unwrap();
-    let world = World::new(privilege);
+    let world = World::new(privilege, runner::UserNamespace::Own);
     ip("link set lo up");
     assert!(network::can_bridge());
     match args[0].as_str() {

@@ -96,9 +96,21 @@ pub(crate) fn number(name: &str) -> (libc::c_long, [libc::c_long; 6]) {
     }
 }
 
-/// Prints `name errno` (0 for success) for each name.
+/// Prints `name errno` (0 for success) for each name. `capability=FILE` gives a program `CAP_NET_RAW`,
+/// `ids` tells the real and the effective user.
 pub(crate) fn main(names: &[String]) {
     for name in names {
+        if let Some(file) = name.strip_prefix("capability=") {
+            let none = rustix::fs::XattrFlags::empty();
+            let value = crate::ids::file_capability();
+            rustix::fs::setxattr(file, "security.capability", &value, none).unwrap();
+            continue;
+        }
+        if name == "ids" {
+            let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
+            println!("{real} {effective}");
+            continue;
+        }
         let (number, a) = number(name);
         println!("{name} {}", call(number, a));
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use runner::{
     ExitStatus, MountKind, MountPoint, Privilege, ProcessSpec, Root, Sandbox, SandboxError,
-    SandboxSpec, Stdio, Stream,
+    SandboxSpec, Stdio, Stream, UserNamespace,
 };
 
 const APPLETS: [&str; 36] = [
@@ -19,6 +19,7 @@ const APPLETS: [&str; 36] = [
 /// Directories for one test.
 pub(crate) struct World {
     pub(crate) privilege: Privilege,
+    ids: UserNamespace,
     dir: tempfile::TempDir,
 }
 
@@ -31,12 +32,16 @@ pub(crate) struct Outcome {
 }
 
 impl World {
-    pub(crate) fn new(privilege: Privilege) -> Self {
+    pub(crate) fn new(privilege: Privilege, ids: UserNamespace) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("runner-it-")
             .tempdir()
             .unwrap();
-        let world = Self { privilege, dir };
+        let world = Self {
+            privilege,
+            ids,
+            dir,
+        };
         for name in ["base/bin", "base/tmp", "base/etc", "stubs", "upper", "work"] {
             fs::create_dir_all(world.path(name)).unwrap();
         }
@@ -49,6 +54,16 @@ impl World {
         fs::write(world.path("base/etc/passwd"), "root:x:0:0::/root:/bin/sh\n").unwrap();
         runner::make_stubs(&world.path("stubs")).unwrap();
         world
+    }
+
+    /// Whether root inside is root of the host.
+    pub(crate) fn host_ids(&self) -> bool {
+        self.root() && self.ids == UserNamespace::Host
+    }
+
+    /// Whether the sandbox has a user namespace of its own.
+    pub(crate) fn own_ids(&self) -> bool {
+        self.root() && self.ids == UserNamespace::Own
     }
 
     pub(crate) fn root(&self) -> bool {
@@ -79,7 +94,9 @@ impl World {
     }
 
     pub(crate) fn spec<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> SandboxSpec {
-        SandboxSpec::new(self.overlay(), ProcessSpec::new(argv))
+        let mut spec = SandboxSpec::new(self.overlay(), ProcessSpec::new(argv));
+        spec.user_namespace = self.ids;
+        spec
     }
 
     pub(crate) fn script(&self, script: &str) -> SandboxSpec {

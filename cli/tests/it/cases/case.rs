@@ -30,6 +30,8 @@ pub struct Request {
     pub contexts: BTreeMap<String, String>,
     /// Further flags, for every builder the same. Paths are relative to the folder that holds `context`.
     pub flags: Vec<String>,
+    /// `--userns=host`, which other builders do anyway.
+    pub host_ids: bool,
     /// Where the Dockerfile lies, relative to the context; then it is named with `-f`.
     pub dockerfile: Option<String>,
 }

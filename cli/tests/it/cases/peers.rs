@@ -109,6 +109,9 @@ impl Builder for Longshore {
             let output = format!("type=docker,dest={}", archive.display());
             let mut command = Longshore::command(place);
             command.args(["build", "-q", "-o", &output]);
+            if case.request.host_ids {
+                command.arg("--userns=host");
+            }
             run(command.args(case.arguments()), folder)
         })
     }
