@@ -109,6 +109,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use store::failed::KeepFailed;
+
     use super::*;
 
     #[test]
@@ -157,6 +159,10 @@ mod tests {
             "3:1: unknown key `gc.policy.keep`: expected one of keep_duration, kinds, max_used, min_free, reserved",
         );
         check(
+            "[gc]\nfailed_max_used = \"10%\"\n",
+            "2:19: `gc.failed_max_used` is `10%`: expected a size such as 500MB, 1.5GB or 2GiB",
+        );
+        check(
             "[history]\nbuilds = -1\n",
             "2:10: `history.builds` is `-1`: expected a number that is not negative",
         );
@@ -173,6 +179,9 @@ interval = "1h"
 max_used = "50GB"
 reserved = "5%"
 min_free = 1000
+failed_steps = 3
+failed_keep_duration = "1d"
+failed_max_used = "1GiB"
 
 [[gc.policy]]
 kinds = ["cache-mounts", "git", "contexts"]
@@ -189,6 +198,12 @@ keep_duration = "3d"
         assert!(!config.gc.enabled);
         assert_eq!(config.gc.interval, Duration::from_secs(3_600));
         assert_eq!(config.gc.policy.as_ref().unwrap().len(), 2);
+        let failed = KeepFailed {
+            steps: 3,
+            bytes: 1 << 30,
+            age: Duration::from_secs(86_400),
+        };
+        assert_eq!(config.gc.failed, failed);
         assert_eq!(config.history.builds, Some(5));
         assert_eq!(
             config.history.keep_duration,

@@ -71,6 +71,7 @@ impl Context {
     pub fn store(&self) -> Result<Store, CliError> {
         let options = OpenOptions {
             history: self.history_keep()?,
+            failed: self.config()?.gc.failed,
             ..OpenOptions::default()
         };
         Ok(Store::open_with(&self.root()?, &options)?)

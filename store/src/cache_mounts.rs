@@ -14,12 +14,13 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::fs::{FlockOperation, Gid, Mode, RenameFlags, Uid};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::stamp_file;
 use crate::fs::{self, FsError, Lock, TempDir, attempt};
-use crate::index::{epoch, now_micros, synced_epoch};
+use crate::index::{epoch, synced_epoch};
 use crate::{Store, StoreError};
 
 /// Largest `info` file, in bytes: an id is a line of a Dockerfile.
@@ -419,26 +420,13 @@ impl Store {
         name: &CacheMountName,
         sharing: Option<CacheSharing>,
     ) -> Result<(), StoreError> {
+        let now = self.clock().now_micros();
         let epoch = self.index.write(|t| epoch(t))?;
         let info = path.join("info");
         let known = read_info(&info)?;
         let is_same = |known: &Info| known.epoch == epoch && known.sharing == sharing;
         if known.as_ref().is_some_and(is_same) {
-            let now = rustix::fs::Timespec {
-                tv_sec: 0,
-                tv_nsec: UTIME_NOW,
-            };
-            let times = Timestamps {
-                last_access: rustix::fs::Timespec {
-                    tv_nsec: UTIME_OMIT,
-                    ..now
-                },
-                last_modification: now,
-            };
-            attempt("touch", &info, || {
-                let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-                rustix::fs::utimensat(rustix::fs::CWD, &info, &times, flags)
-            })?;
+            stamp_file(&info, now)?;
             return Ok(());
         }
         let text = Info {
@@ -453,12 +441,13 @@ impl Store {
             epoch,
             created: match &known {
                 Some(known) => known.created,
-                None => Some(now_micros()),
+                None => Some(now),
             },
             sharing,
         };
         let text = serde_json::to_vec(&text).expect("text and numbers");
         fs::write_atomic(&self.root.join("tmp"), &info, &text)?;
+        stamp_file(&info, now)?;
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use crate::content::gc::STAMP_SLACK;
 use crate::fs;
 use crate::history::BuildId;
 use crate::images::{ImageError, ImageId};
-use crate::index::{Index, IndexError, now_micros, parse};
+use crate::index::{Index, IndexError, parse};
 use crate::layer::scan::{Scan, scan};
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::manifest::ParsedManifest;
@@ -644,7 +644,7 @@ impl Store {
         problems.extend(names.map(|name| Problem::SessionLeft { name }));
         let names = left("locks")?.into_iter();
         problems.extend(names.map(|name| Problem::LockLeft { name }));
-        let now = now_micros() / 1_000_000;
+        let now = self.clock().now_micros() / 1_000_000;
         // Those of failed steps end by themselves, and the next collection removes them.
         let over =
             format!("SELECT id FROM leases WHERE expires <= {now} AND id NOT GLOB 'failed:*'");

@@ -1,26 +1,44 @@
 //! What failed steps left behind, kept for a while so that somebody can look at it.
 //!
 //! It is a layer like any other, under a lease `failed:<build>:<step>:<layer>` that holds it and the layers below. The lease
-//! ends by itself after [`FAILED_AGE`], or before that when newer ones take its room: [`FAILED_MAX`] and [`FAILED_BYTES_MAX`]. To
-//! a collection it is a part of the build cache, as old as its failure.
+//! ends by itself after a while, or before that when newer ones take its room: [`KeepFailed`]. To a collection it is a part of
+//! the build cache, as old as its failure.
 
 use std::time::Duration;
 
 use rusqlite::Transaction;
 
 use crate::history::BuildId;
-use crate::index::{Lease, LeaseItem, now_micros};
+use crate::index::{Lease, LeaseItem};
 use crate::layer::{LayerId, LayerInfo};
 use crate::{Store, StoreError};
 
-/// Most failed steps that are kept, the latest.
-pub const FAILED_MAX: usize = 10;
+/// How much of what failed steps left is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepFailed {
+    /// At most this many steps, the latest; 0 keeps none.
+    pub steps: u64,
+    /// At most this many bytes of their files together, what lies below not counted.
+    pub bytes: u64,
+    /// How long.
+    pub age: Duration,
+}
 
-/// Most bytes that their files take together, what lies below not counted.
-pub const FAILED_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+impl Default for KeepFailed {
+    fn default() -> KeepFailed {
+        KeepFailed {
+            steps: 10,
+            bytes: 2 * 1024 * 1024 * 1024,
+            age: Duration::from_secs(3 * 24 * 60 * 60),
+        }
+    }
+}
 
-/// How long one is kept.
-pub const FAILED_AGE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+impl KeepFailed {
+    fn age_seconds(&self) -> i64 {
+        i64::try_from(self.age.as_secs()).unwrap_or(i64::MAX)
+    }
+}
 
 const PREFIX: &str = "failed:";
 
@@ -39,10 +57,10 @@ pub struct FailedStep {
 }
 
 impl FailedStep {
-    /// When it failed, in microseconds since 1970.
-    pub(crate) fn failed(&self) -> i64 {
-        let age = i64::try_from(FAILED_AGE.as_micros()).unwrap_or(i64::MAX);
-        self.expires.saturating_mul(1_000_000).saturating_sub(age)
+    /// When it failed, in microseconds since 1970, if it is kept as long as `keep` says.
+    pub(crate) fn failed(&self, keep: &KeepFailed) -> i64 {
+        let failed = self.expires.saturating_sub(keep.age_seconds());
+        failed.saturating_mul(1_000_000)
     }
 
     fn of(lease: &Lease) -> Option<FailedStep> {
@@ -59,7 +77,7 @@ impl FailedStep {
 
 impl Store {
     /// Keeps what a failed step left, `below` being the layers it stood on, oldest first; older ones go where there is no room.
-    /// One that is larger than [`FAILED_BYTES_MAX`] is not kept. Tells whether it is.
+    /// One that is larger than all may be is not kept. Tells whether it is.
     ///
     /// # Errors
     /// The index cannot be written.
@@ -70,28 +88,29 @@ impl Store {
         layer: &LayerInfo,
         below: &[LayerId],
     ) -> Result<bool, StoreError> {
-        if layer.bytes > FAILED_BYTES_MAX {
+        let keep = self.failed_keep();
+        if layer.bytes > keep.bytes || keep.steps == 0 {
             return Ok(false);
         }
-        let age = i64::try_from(FAILED_AGE.as_secs()).unwrap_or(i64::MAX);
+        let now = self.clock().now_micros() / 1_000_000;
         let mut items: Vec<LeaseItem> = below.iter().copied().map(LeaseItem::Layer).collect();
         items.push(LeaseItem::Layer(layer.id));
         let new = format!("{PREFIX}{build}:{step}:{}", layer.id);
         self.index().lease_put(&Lease {
             id: new.clone(),
-            expires: Some(now_micros() / 1_000_000 + age),
+            expires: Some(now.saturating_add(keep.age_seconds())),
             items,
         })?;
         let mut steps = self.failed_steps()?;
         // Times are whole seconds: of several that failed in one, this is the latest.
         steps.sort_by_key(|kept| kept.lease != new);
         let mut bytes = 0;
-        for (position, kept) in steps.into_iter().enumerate() {
+        for (position, kept) in (0..).zip(steps) {
             bytes += self
                 .index()
                 .layer(&kept.layer)?
                 .map_or(0, |info| info.bytes);
-            if position >= FAILED_MAX || bytes > FAILED_BYTES_MAX {
+            if position >= keep.steps || bytes > keep.bytes {
                 self.index().lease_remove(&kept.lease)?;
             }
         }
@@ -118,9 +137,23 @@ pub(crate) fn forget(t: &Transaction<'_>, build: &BuildId) -> rusqlite::Result<(
     Ok(())
 }
 
+/// Lets none be kept beyond `latest`, in seconds since 1970: one that would be was kept by a clock that was ahead, or when
+/// they were kept for longer.
+pub(crate) fn bound_expiry(t: &Transaction<'_>, latest: i64) -> rusqlite::Result<()> {
+    t.prepare_cached("UPDATE leases SET expires = ?1 WHERE expires > ?1 AND id GLOB ?2")?
+        .execute((latest, format!("{PREFIX}*")))?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const KEPT: KeepFailed = KeepFailed {
+        steps: 10,
+        bytes: 2 * 1024 * 1024 * 1024,
+        age: Duration::from_secs(3 * 24 * 60 * 60),
+    };
     use crate::tests::{layer, store};
 
     fn build(number: usize) -> BuildId {
@@ -132,7 +165,7 @@ mod tests {
         let (_dir, store) = store();
         let below = layer(&store, 100);
         let mut ids = Vec::new();
-        for number in 0..FAILED_MAX + 3 {
+        for number in 0..13 {
             let left = layer(&store, u8::try_from(number).unwrap());
             store
                 .keep_failed(&build(number), number, &left, &[below.id])
@@ -140,13 +173,13 @@ mod tests {
             ids.push(left.id);
         }
         let kept = store.failed_steps().unwrap();
-        assert_eq!(kept.len(), FAILED_MAX);
+        assert_eq!(kept.len(), 10);
         let lease = &store.index().leases().unwrap()[0];
         assert!(lease.items.contains(&LeaseItem::Layer(below.id)));
         let one = &kept[0];
         assert_eq!(one.layer, ids[one.step]);
         store.index().write(|t| forget(t, &one.build)).unwrap();
-        assert_eq!(store.failed_steps().unwrap().len(), FAILED_MAX - 1);
+        assert_eq!(store.failed_steps().unwrap().len(), 9);
     }
 
     #[test]
@@ -155,7 +188,7 @@ mod tests {
         let small = layer(&store, 1);
         store.keep_failed(&build(1), 0, &small, &[]).unwrap();
         let mut large = layer(&store, 2);
-        large.bytes = FAILED_BYTES_MAX;
+        large.bytes = KEPT.bytes;
         store.index().put_layer(&large).unwrap();
         store.keep_failed(&build(2), 0, &large, &[]).unwrap();
         let kept = store.failed_steps().unwrap();

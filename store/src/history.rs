@@ -21,7 +21,7 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension, Row, Transaction};
 
 use crate::fs::{self, FsError, attempt};
-use crate::index::{Index, bad, now_micros, parse};
+use crate::index::{Index, bad, parse};
 use crate::{Store, StoreError, failed};
 
 /// Digits of a build's id: short enough to type, and taken ones are never given twice.
@@ -236,7 +236,7 @@ impl History {
     /// Begins a journal.
     pub fn begin(&self) -> Result<Journal, StoreError> {
         loop {
-            let started = now_micros();
+            let started = self.index.now_micros();
             // A hash only to spread them: builds that begin one after the other are easily told apart.
             let seed = fs::temp::fresh_name("build");
             let hex = blake3::hash(seed.as_bytes()).to_hex();
@@ -275,19 +275,33 @@ impl History {
 
     /// Writes a row, if the build has none, and removes what there is no room for.
     pub fn put(&self, row: &BuildRow) -> Result<(), StoreError> {
+        let now = self.index.now_micros();
         let removed = self.index.write(|t| {
-            insert(t, row)?;
-            trim(t, &self.keep)
+            // One that began in the future began before the clock was set back.
+            let started = match row.started > now {
+                true => now.saturating_sub(row.took),
+                false => row.started,
+            };
+            forgive_clock(t, now, started)?;
+            insert(
+                t,
+                &BuildRow {
+                    started,
+                    ..row.clone()
+                },
+            )?;
+            trim(t, &self.keep, now)
         })?;
         self.remove_files(&removed)
     }
 
     /// Removes what there is no room for; tells which builds went. With `dry_run`, only tells.
     pub fn trim(&self, dry_run: bool) -> Result<Vec<BuildId>, StoreError> {
+        let now = self.index.now_micros();
         if dry_run {
-            return Ok(self.index.rehearse(|t| trim(t, &self.keep))?);
+            return Ok(self.index.rehearse(|t| trim(t, &self.keep, now))?);
         }
-        let removed = self.index.write(|t| trim(t, &self.keep))?;
+        let removed = self.index.write(|t| trim(t, &self.keep, now))?;
         self.remove_files(&removed)?;
         Ok(removed)
     }
@@ -457,10 +471,20 @@ fn insert(t: &Transaction<'_>, row: &BuildRow) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// Moves builds that began after `now`, by a clock that was ahead, to before `started`, in the order that they have.
+fn forgive_clock(t: &Transaction<'_>, now: i64, started: i64) -> rusqlite::Result<()> {
+    t.prepare_cached(
+        "UPDATE builds SET started = started - (SELECT max(started) FROM builds) + ?2 - 1
+         WHERE started > ?1",
+    )?
+    .execute((now, started))?;
+    Ok(())
+}
+
 /// Deletes the rows that there is no room for.
-fn trim(t: &Transaction<'_>, keep: &Keep) -> rusqlite::Result<Vec<BuildId>> {
+fn trim(t: &Transaction<'_>, keep: &Keep, now: i64) -> rusqlite::Result<Vec<BuildId>> {
     let age = i64::try_from(keep.age.as_micros()).unwrap_or(i64::MAX);
-    let oldest = now_micros().saturating_sub(age);
+    let oldest = now.saturating_sub(age);
     let mut statement = t.prepare_cached(
         "DELETE FROM builds WHERE started < ?2 OR id IN
            (SELECT id FROM builds ORDER BY started DESC, id LIMIT -1 OFFSET ?1)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use crate::content::{Blobs, ContentError};
-use crate::index::{Index, IndexError, epoch, now_micros, parse};
+use crate::index::{Index, IndexError, epoch, parse};
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{Digest, DigestError, ImageConfig, ManifestError, RawManifest, Reference};
 
@@ -183,7 +183,7 @@ impl Images {
                  VALUES (?1, ?2, ?3, ?4, ?4, ?5)
                  ON CONFLICT (id) DO UPDATE SET
                    manifest = coalesce(excluded.manifest, manifest),
-                   last_used = excluded.last_used, epoch = excluded.epoch",
+                   last_used = max(last_used, excluded.last_used), epoch = excluded.epoch",
             )?
             .execute((
                 id.to_string(),
@@ -213,6 +213,7 @@ impl Images {
     /// Gives an image a name. The image that had the name before, if any, loses it and is returned; it stays, nameless
     /// if that was its last one.
     pub fn tag(&self, name: &Reference, id: &ImageId) -> Result<Option<ImageId>, ImageError> {
+        let now = self.index.now_micros();
         let tagged = self.index.write(|t| {
             let known = t
                 .prepare_cached("SELECT 1 FROM images WHERE id = ?1")?
@@ -224,7 +225,7 @@ impl Images {
             t.prepare_cached(
                 "INSERT OR REPLACE INTO names (name, image, updated) VALUES (?1, ?2, ?3)",
             )?
-            .execute((name.to_string(), id.to_string(), now_micros()))?;
+            .execute((name.to_string(), id.to_string(), now))?;
             Ok(Some(previous.filter(|previous| previous != id)))
         })?;
         tagged.ok_or(ImageError::Missing { id: *id })
@@ -362,7 +363,7 @@ impl Images {
         }
         Ok(self.index.write(|t| {
             let changed = t
-                .prepare_cached("UPDATE images SET last_used = ?2 WHERE id = ?1")?
+                .prepare_cached("UPDATE images SET last_used = max(last_used, ?2) WHERE id = ?1")?
                 .execute((id.to_string(), time.now))?;
             Ok(changed > 0)
         })?)

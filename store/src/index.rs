@@ -22,13 +22,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, TransactionState,
 };
 
+use crate::clock::Clock;
 use crate::fs::{self, FsError};
 use crate::session::Sessions;
 
@@ -97,14 +98,6 @@ pub struct Index {
     /// How many bursts of look-ups are going on.
     bursts: AtomicUsize,
     sessions: Arc<Sessions>,
-}
-
-/// Microseconds since 1970.
-pub(crate) fn now_micros() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 impl Index {
@@ -345,13 +338,22 @@ impl Index {
         self.read(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
     }
 
+    pub(crate) fn clock(&self) -> &Clock {
+        self.sessions.clock()
+    }
+
+    /// Microseconds since 1970.
+    pub(crate) fn now_micros(&self) -> i64 {
+        self.clock().now_micros()
+    }
+
     /// The time that protects a row from garbage collection as of now.
     pub(crate) fn use_time(&self) -> Result<UseTime, IndexError> {
         let fresh_since = self.sessions.fresh_since()?;
         Ok(UseTime {
             fresh_since,
             // Also where the clock was set back since.
-            now: now_micros().max(self.sessions.current()?.started()),
+            now: self.now_micros().max(self.sessions.current()?.started()),
         })
     }
 

@@ -30,8 +30,10 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::clock::Clock;
 use crate::content::archive::ArchiveError;
 use crate::content::{Blobs, ContentError};
+use crate::failed::KeepFailed;
 use crate::fs::{FsError, Lock};
 use crate::history::Keep;
 use crate::images::{ImageError, Images};
@@ -42,6 +44,7 @@ use crate::snapshot::{SnapshotError, Snapshots};
 
 pub mod cache_mounts;
 pub mod check;
+pub mod clock;
 pub mod content;
 pub mod failed;
 pub mod fs;
@@ -177,6 +180,7 @@ pub struct Store {
     snapshots: Snapshots,
     sessions: Arc<Sessions>,
     history: Keep,
+    failed: KeepFailed,
 }
 
 /// What a store takes as given.
@@ -188,6 +192,10 @@ pub struct OpenOptions {
     pub grace: Duration,
     /// How much build history is kept.
     pub history: Keep,
+    /// How much of what failed steps left is kept.
+    pub failed: KeepFailed,
+    /// What time it is.
+    pub clock: Clock,
 }
 
 impl Default for OpenOptions {
@@ -196,6 +204,8 @@ impl Default for OpenOptions {
             boot_id: None,
             grace: GRACE,
             history: Keep::default(),
+            failed: KeepFailed::default(),
+            clock: Clock::default(),
         }
     }
 }
@@ -222,7 +232,7 @@ impl Store {
             Some(boot_id) => boot_id.clone(),
             None => recover::boot_id()?,
         };
-        let sessions = Arc::new(Sessions::new(root, options.grace));
+        let sessions = Arc::new(Sessions::new(root, options.grace, options.clock.clone()));
         let index = Arc::new(Index::open(root, Arc::clone(&sessions))?);
         let blobs = Blobs::new(root, Arc::clone(&index));
         let images = Images::new(blobs.clone(), Arc::clone(&index));
@@ -234,6 +244,7 @@ impl Store {
             snapshots: Snapshots::open(root)?,
             sessions,
             history: options.history,
+            failed: options.failed,
         };
         // Stores of earlier versions lack it.
         fs::create_dir(&store.cache_mounts_path())?;
@@ -263,6 +274,11 @@ impl Store {
 
     pub(crate) fn history_keep(&self) -> Keep {
         self.history
+    }
+
+    /// How much of what failed steps left is kept.
+    pub fn failed_keep(&self) -> KeepFailed {
+        self.failed
     }
 
     /// The images.

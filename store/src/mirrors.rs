@@ -8,9 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
-
-use crate::fs::{self, attempt};
+use crate::clock::stamp_file;
+use crate::fs;
 use crate::{KeyLock, Store, StoreError};
 
 const DOMAIN: &[u8] = b"longshore git mirror 1";
@@ -43,19 +42,7 @@ impl Store {
         fs::create_dir(&self.mirrors_path())?;
         let lock = self.lock_key(&mirror_key(name))?;
         let path = self.mirrors_path().join(name);
-        if fs::is_dir(&path)? {
-            let now = Timespec {
-                tv_sec: 0,
-                tv_nsec: UTIME_NOW,
-            };
-            let times = Timestamps {
-                last_access: now,
-                last_modification: now,
-            };
-            attempt("touch", &path, || {
-                rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty())
-            })?;
-        }
+        stamp_file(&path, self.clock().now_micros())?;
         Ok(Mirror { path, _lock: lock })
     }
 

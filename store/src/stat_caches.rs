@@ -8,9 +8,8 @@
 
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
-
-use crate::fs::{self, attempt};
+use crate::clock::stamp_file;
+use crate::fs;
 use crate::{Store, StoreError};
 
 impl Store {
@@ -21,19 +20,10 @@ impl Store {
 
     /// Notes that one is used now.
     pub fn note_stat_cache_use(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.stat_caches_path().join(name);
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        };
-        let times = Timestamps {
-            last_access: now,
-            last_modification: now,
-        };
-        let touched = attempt("touch", &path, || {
-            rustix::fs::utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)
-        });
-        fs::optional(touched)?;
+        stamp_file(
+            &self.stat_caches_path().join(name),
+            self.clock().now_micros(),
+        )?;
         Ok(())
     }
 

@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use store::failed::FAILED_BYTES_MAX;
 use store::fs::Inodes;
 use store::snapshot::ActiveSnapshot;
 
@@ -63,14 +62,16 @@ impl Operations<'_> {
 
     /// Keeps what a step wrote until it failed, if the history knows the build and it is not too much.
     fn keep_failed(&self, vertex: usize, active: ActiveSnapshot) -> Result<(), StepError> {
-        let Some(build) = &self.build else {
+        let keep = self.store.failed_keep();
+        let build = self.build.as_ref().filter(|_| keep.steps > 0);
+        let Some(build) = build else {
             return Ok(active.discard()?);
         };
         let bytes = store::fs::disk_usage(active.upper(), &mut Inodes::new());
         let bytes = bytes.map_err(store::StoreError::from)?;
         // It may be what filled the disk, and then nothing else would go on.
         let has_room = bytes <= self.store.disk()?.free;
-        let kept = bytes <= FAILED_BYTES_MAX && has_room && {
+        let kept = bytes <= keep.bytes && has_room && {
             let base = base_of(self.vertex(vertex));
             let below = base.map(|base| self.layers(base)).unwrap_or_default();
             let info = self

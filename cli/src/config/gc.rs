@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use store::content::collect::{CacheKind, Limits, Policy, Rule};
+use store::failed::KeepFailed;
 use store::fs::DiskSpace;
 
 use super::table::{Table, TableError};
@@ -114,6 +115,8 @@ pub struct GcConfig {
     sizes: Sizes,
     /// Rules in place of the usual ones.
     pub policy: Option<Vec<PolicyRule>>,
+    /// How much of what failed steps left is kept.
+    pub failed: KeepFailed,
 }
 
 impl Default for GcConfig {
@@ -123,6 +126,7 @@ impl Default for GcConfig {
             interval: INTERVAL,
             sizes: Sizes::default(),
             policy: None,
+            failed: KeepFailed::default(),
         }
     }
 }
@@ -133,6 +137,15 @@ impl GcConfig {
         let sizes = Sizes::read(table)?;
         let enabled = table.boolean("enabled")?.unwrap_or(usual.enabled);
         let interval = table.duration("interval")?.unwrap_or(usual.interval);
+        let failed = KeepFailed {
+            steps: table.number("failed_steps")?.unwrap_or(usual.failed.steps),
+            bytes: table
+                .size("failed_max_used", |bytes| bytes, |_| None, "")?
+                .unwrap_or(usual.failed.bytes),
+            age: table
+                .duration("failed_keep_duration")?
+                .unwrap_or(usual.failed.age),
+        };
         let mut policy = None;
         for mut rule in table.tables("policy")?.into_iter().flatten() {
             let read = PolicyRule {
@@ -148,6 +161,7 @@ impl GcConfig {
             interval,
             sizes,
             policy,
+            failed,
         })
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Problem;
+use crate::clock::Clock;
 use crate::content::gc::Trash;
 use crate::fs;
 use crate::images::ImageId;
@@ -49,7 +50,7 @@ pub struct Repaired {
 /// # Errors
 /// Another process uses the store, or the file cannot be renamed.
 pub fn put_index_aside(root: &Path) -> Result<PathBuf, RepairError> {
-    let sessions = Sessions::new(root, Duration::ZERO);
+    let sessions = Sessions::new(root, Duration::ZERO, Clock::default());
     let _beginning = sessions.hold().map_err(StoreError::from)?;
     let others = sessions.others().map_err(StoreError::from)?;
     if others > 0 {

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::repair::RepairError;
 use super::*;
 use crate::cache_mounts::CacheMountName;
+use crate::clock::now_micros;
 use crate::history::{BuildRow, BuildStatus};
 use crate::index::{Lease, RecordRow};
 use crate::layer::compress::Compression;

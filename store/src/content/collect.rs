@@ -14,9 +14,10 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::gc::PruneReport;
+use crate::clock::stamp_file;
 use crate::fs::{self, DiskSpace, Inodes, Lock};
 use crate::images::ImageId;
-use crate::index::{now_micros, parse};
+use crate::index::parse;
 use crate::layer::LayerId;
 use crate::oci::{DiffId, Digest};
 use crate::{Store, StoreError};
@@ -153,6 +154,7 @@ struct Aged {
 impl Store {
     /// Gives up what the rules say, and everything that nothing needs. Other processes' builds may go on meanwhile.
     pub fn collect(&self, collection: &Collection) -> Result<PruneReport, StoreError> {
+        self.forgive_clock()?;
         let live = self.sessions.oldest_live()?.min(self.spared(collection)?);
         let chosen = self.choose(&collection.rules, live)?;
         match self.remove(&chosen, collection) {
@@ -177,7 +179,7 @@ impl Store {
         let stamp = self.root.join("collected");
         let is_recent = || -> Result<bool, StoreError> {
             let interval = i64::try_from(policy.interval.as_micros()).unwrap_or(i64::MAX);
-            let now = now_micros();
+            let now = self.clock().now_micros();
             // One from the future is of a clock that was set back, and says nothing.
             let last = fs::modified_micros(&stamp)?;
             Ok(last.is_some_and(|last| last <= now && now - last < interval))
@@ -193,6 +195,7 @@ impl Store {
         }
         // First, so that one that fails is not begun again by every command.
         fs::write_atomic(&self.root.join("tmp"), &stamp, b"")?;
+        stamp_file(&stamp, self.clock().now_micros())?;
         let mut rules = policy.rules.clone();
         let bound = self.cache_bytes_at_most()?;
         let disk = self.disk()?;
@@ -245,7 +248,7 @@ impl Store {
     }
 
     fn choose(&self, rules: &[Rule], live: i64) -> Result<Vec<Candidate>, StoreError> {
-        let now = now_micros();
+        let now = self.clock().now_micros();
         let sized = rules.iter().any(|rule| rule.limits != Limits::default());
         let wanted = rules.iter().flat_map(|rule| &rule.kinds).copied().collect();
         let mut candidates = self.candidates(&wanted, live, sized)?;
@@ -342,14 +345,12 @@ impl Store {
                 let name = blake3::Hash::from_bytes(key).to_hex().to_string();
                 found.push(refers(last_used, Candidate::Record(key), vec![name]));
             }
+            let keep = self.failed_keep();
             for step in self.failed_steps()? {
-                if step.failed() < live {
+                let failed = step.failed(&keep);
+                if failed < live {
                     let names = vec![step.build.to_string()];
-                    found.push(refers(
-                        step.failed(),
-                        Candidate::FailedStep(step.lease),
-                        names,
-                    ));
+                    found.push(refers(failed, Candidate::FailedStep(step.lease), names));
                 }
             }
         }

@@ -19,9 +19,10 @@ use rusqlite::{Params, Transaction};
 
 use super::collect::{CacheKind, Candidate, Collection, Rule};
 use crate::cache_mounts::CacheMountRow;
+use crate::clock::renew_change;
 use crate::fs::{self, Inodes, Lock, Shared};
 use crate::images::ImageId;
-use crate::index::{now_micros, parse};
+use crate::index::parse;
 use crate::layer::LayerId;
 use crate::oci::{Digest, Reference};
 use crate::{Store, StoreError};
@@ -147,9 +148,10 @@ impl PruneReport {
     }
 }
 
-/// Moments, in microseconds since 1970, before which something was last used that may go.
+/// Moments, in microseconds since 1970: this one, and those before which something was last used that may go.
 #[derive(Clone, Copy)]
 struct Before {
+    now: i64,
     /// For what was chosen: no live process has used it since.
     live: i64,
     /// For what nothing needs.
@@ -157,10 +159,11 @@ struct Before {
 }
 
 impl Before {
-    fn new(live: i64, oldest_garbage: i64) -> Before {
+    fn new(live: i64, now: i64, age: i64) -> Before {
         Before {
+            now,
             live,
-            garbage: live.min(oldest_garbage),
+            garbage: live.min(now.saturating_sub(age)),
         }
     }
 }
@@ -212,11 +215,10 @@ impl Store {
         collection: &Collection,
     ) -> Result<PruneReport, StoreError> {
         let age = i64::try_from(collection.garbage_age.as_micros()).unwrap_or(i64::MAX);
-        let oldest_garbage = || now_micros().saturating_sub(age);
-        let spared = self.spared(collection)?;
         if collection.dry_run {
+            let spared = self.spared(collection)?;
             let live = self.sessions.oldest_live()?.min(spared);
-            let before = Before::new(live, oldest_garbage());
+            let before = Before::new(live, self.clock().now_micros(), age);
             return self.would_remove(chosen, before);
         }
         let mut trash = Vec::new();
@@ -226,8 +228,8 @@ impl Store {
             // A layer is published, and a session begins, before this or after it.
             let publishing = Shared::lock_alone(&self.publishing_path())?;
             let beginning = self.sessions.hold()?;
-            let live = self.sessions.unused_since()?.min(spared);
-            let before = Before::new(live, oldest_garbage());
+            let live = self.sessions.unused_since()?.min(self.spared(collection)?);
+            let before = Before::new(live, self.clock().now_micros(), age);
             let victims = self.index.write(|t| delete_rows(t, chosen, before))?;
             let wait = self.move_aside(before.garbage, &mut trash)?;
             self.move_chosen_aside(chosen, before.live, &mut trash)?;
@@ -342,11 +344,17 @@ impl Store {
         trash: &mut Vec<(PathBuf, Trash)>,
     ) -> Result<Option<Duration>, StoreError> {
         let tmp = self.root.join("tmp");
+        let now = self.clock().now_micros();
+        let may_renew = self.sessions.latest_protection()? <= now;
         let mut wait = None;
         let mut is_old = |path: &Path| -> Result<bool, fs::FsError> {
             let Some(changed) = fs::changed_micros(path)? else {
                 return Ok(false);
             };
+            if changed > now + STAMP_SLACK && may_renew {
+                // From a clock that was ahead: the next collection is to find it old.
+                renew_change(path)?;
+            }
             if changed >= before - STAMP_SLACK && changed < before {
                 wait = wait.max(u64::try_from(changed - (before - STAMP_SLACK) + 1).ok());
             }
@@ -466,7 +474,7 @@ fn delete_rows(
     let mut victims = Victims::default();
     t.execute(
         "DELETE FROM leases WHERE expires <= ?1",
-        [now_micros() / 1_000_000],
+        [before.now / 1_000_000],
     )?;
     let mut is_free = t.prepare(
         "SELECT 1 FROM images WHERE id = ?1 AND last_used < ?2
@@ -554,6 +562,7 @@ fn texts<T: std::str::FromStr>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::now_micros;
     use crate::index::{Lease, LeaseItem, RecordRow};
     use crate::oci::{Descriptor, DiffId, MediaType};
     use crate::tests::{image_of, layer};

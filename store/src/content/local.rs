@@ -248,6 +248,8 @@ impl Ingest {
         {
             fs::create_dir(parent)?;
         }
+        // A session that is older than the file, by whatever the clock says now, keeps a collection from it.
+        blobs.index.use_time()?;
         file.publish(&path)?;
         blobs.index.put_blob(&digest, size)?;
         Ok(VerifiedBlob { digest, size })

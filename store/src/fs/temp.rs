@@ -161,7 +161,7 @@ impl Drop for TempDir {
 pub(crate) fn fresh_name(kind: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let now = crate::index::now_micros();
+    let now = crate::clock::now_micros();
     format!("{kind}-{}-{now:x}-{count}", std::process::id())
 }
 

@@ -1,6 +1,6 @@
 //! Blobs that are in the store, and registries that are known to have a blob.
 
-use super::{Index, IndexError, epoch, now_micros};
+use super::{Index, IndexError, epoch};
 use crate::oci::Digest;
 
 impl Index {
@@ -58,12 +58,13 @@ impl Index {
         registry: &str,
         repository: &str,
     ) -> Result<(), IndexError> {
+        let now = self.now_micros();
         self.write(|t| {
             t.prepare_cached(
                 "INSERT OR REPLACE INTO sources (digest, registry, repository, seen)
                  VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute((digest.to_string(), registry, repository, now_micros()))?;
+            .execute((digest.to_string(), registry, repository, now))?;
             Ok(())
         })
     }

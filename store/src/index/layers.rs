@@ -155,7 +155,7 @@ impl Index {
         }
         self.write(|t| {
             let mut statement =
-                t.prepare_cached("UPDATE layers SET last_used = ?2 WHERE id = ?1")?;
+                t.prepare_cached("UPDATE layers SET last_used = max(last_used, ?2) WHERE id = ?1")?;
             let mut kept = Vec::with_capacity(found.len());
             for (info, _) in found {
                 if statement.execute((info.id.to_string(), time.now))? > 0 {

@@ -1,6 +1,6 @@
 //! Leases: what must stay although no image names it, such as the layers under a stopped container.
 
-use super::{Index, IndexError, now_micros, parse};
+use super::{Index, IndexError, parse};
 use crate::layer::LayerId;
 use crate::oci::Digest;
 
@@ -61,7 +61,7 @@ impl Index {
 
     /// The leases that have not ended, by name.
     pub fn leases(&self) -> Result<Vec<Lease>, IndexError> {
-        let now = now_micros() / 1_000_000;
+        let now = self.now_micros() / 1_000_000;
         self.read(|c| {
             let mut statement = c.prepare_cached(
                 "SELECT id, expires FROM leases WHERE expires IS NULL OR expires > ?1 ORDER BY id",

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::super::gc::{Pruned, STAMP_SLACK};
 use super::*;
 use crate::cache_mounts::CacheMountName;
+use crate::clock::now_micros;
 use crate::index::{Lease, LeaseItem, RecordRow};
 use crate::oci::{Descriptor, ImageConfig, MediaType, Platform};
 
