@@ -129,7 +129,7 @@ fn build_recorded(
         now(),
         Some(finished),
         Explainer::new(series, &request.dockerfile),
-        cache::shared::import::open(environment.remote, request, progress),
+        cache::shared::import::open(environment.store, environment.remote, request, progress),
         request.jobs,
     );
     operations.build = recorder.build();

@@ -11,6 +11,7 @@
 //! | [`record`] | a record as an OCI artifact (`docs/formats/shared-cache.md`) |
 //! | [`folder`], [`repository`], [`bucket`] | what holds records and blobs: each a [`CacheStore`] |
 //! | [`inline`] | records in an image's configuration |
+//! | [`hint`], [`ahead`] | which records a build will ask for, and asking for them all at once |
 //! | [`import`] | looking results up, and fetching their layers when they are read |
 //! | [`export`] | putting results there when a build is done |
 //! | [`mounts`] | cache mounts' contents |
@@ -31,13 +32,15 @@ use store::oci::{Descriptor, Digest, RawManifest, Reference};
 use super::CacheKey;
 use crate::remote::RemoteError;
 
+mod ahead;
 pub(crate) mod bucket;
 pub mod export;
 pub(crate) mod folder;
+pub mod hint;
 pub(crate) mod import;
-pub(crate) mod inline;
-pub(crate) mod mounts;
-pub(crate) mod record;
+pub mod inline;
+pub mod mounts;
+pub mod record;
 pub(crate) mod repository;
 
 /// The name of an entry.
@@ -47,6 +50,8 @@ pub(crate) enum EntryName {
     Record(CacheKey),
     /// The content of a cache mount, by a digest of what names it.
     Mount([u8; 32]),
+    /// What the builds of one kind ask for, by a digest of what makes them one.
+    Hint([u8; 32]),
 }
 
 impl fmt::Display for EntryName {
@@ -54,6 +59,7 @@ impl fmt::Display for EntryName {
         let (prefix, digest) = match self {
             EntryName::Record(key) => ("", &key.0),
             EntryName::Mount(name) => ("mount-", name),
+            EntryName::Hint(name) => ("hint-", name),
         };
         write!(f, "{prefix}{}", blake3::Hash::from_bytes(*digest).to_hex())
     }

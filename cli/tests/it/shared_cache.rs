@@ -98,9 +98,9 @@ fn a_build_that_ends_fully_cached_moves_no_layer() {
         let again = built(&second, &context, &flags);
         assert!(did_nothing(&again), "{again:?}");
         let requests = peer.wire.requests();
-        // One for each of the six steps; the copy between stages asks by both of its keys at most.
+        // One for each of the six steps, for each hint, and for an image of that name.
         let records = peer.wire.count("GET", "/v2/cache/manifests/");
-        assert!(records <= 8, "{requests:#?}");
+        assert_eq!(records, 6 + 2 + 1, "{requests:#?}");
         // The base's configuration and nothing else; of uploads at most mounts.
         assert_eq!(peer.wire.count("GET", "/blobs/sha256"), 1, "{requests:#?}");
         assert!(peer.wire.received() < 40_000, "{}", peer.wire.received());
@@ -154,6 +154,137 @@ fn a_push_whose_base_is_in_the_registry_moves_no_base_layer() {
     }
 }
 
+/// Steps of a chain.
+const CHAIN: usize = 12;
+
+/// A chain of steps, each upon what the one before came to.
+fn chain(peer: &Peer, machine: &Place, last: &str) -> PathBuf {
+    let steps: String = (1..CHAIN)
+        .map(|n| format!("RUN echo {n} > /{n}\n"))
+        .collect();
+    let base = peer.name("base");
+    let dockerfile = format!("FROM {base}\n{steps}RUN echo {last} > /last\n");
+    machine.context("chain", &[("Dockerfile", &dockerfile)])
+}
+
+/// Whether a request is for the record of a step.
+fn is_record(request: &str) -> bool {
+    let name = request.rsplit(['/', '-']).next().unwrap();
+    request.starts_with("GET /v2/cache/manifests/") && name.len() == 64 && !request.contains("hint")
+}
+
+#[test]
+fn the_records_of_a_chain_are_asked_for_together() {
+    for peer in PEERS.map(Peer::start) {
+        let cache = peer.name("cache:main");
+        let to = format!("type=registry,ref={cache}");
+        let first = Place::new();
+        built(&first, &chain(&peer, &first, "a"), &["--cache-to", &to]);
+
+        let second = Place::new();
+        let context = chain(&peer, &second, "a");
+        peer.wire.clear();
+        peer.wire.hold(CHAIN, is_record);
+        let again = built(&second, &context, &["-t", "x", "--cache-from", &cache]);
+        assert!(again.runs().is_empty(), "{again:?}");
+        let requests = peer.wire.requests();
+        let records = requests.iter().filter(|request| is_record(request));
+        assert_eq!(records.count(), CHAIN, "{requests:#?}");
+        assert_eq!(peer.wire.count("GET", "main-hint-"), 2, "{requests:#?}");
+
+        // Of another Dockerfile with the same base: what they share comes together, the rest has no record.
+        let third = Place::new();
+        let context = chain(&peer, &third, "b");
+        peer.wire.clear();
+        peer.wire.hold(CHAIN, is_record);
+        let flags = ["--cache-from", &cache, "--cache-to", &to];
+        let again = built(&third, &context, &flags);
+        assert_eq!(again.runs(), ["echo b > /last"]);
+        // That is found out once on reading, and once more on writing.
+        let requests = peer.wire.requests();
+        let records = requests.iter().filter(|request| is_record(request));
+        assert_eq!(records.count(), CHAIN + 2, "{requests:#?}");
+
+        // What is on this machine is not asked for.
+        peer.wire.clear();
+        peer.wire.hold(0, is_record);
+        let context = chain(&peer, &third, "a");
+        let again = built(&third, &context, &["--cache-from", &cache]);
+        assert!(again.runs().is_empty(), "{again:?}");
+        let requests = peer.wire.requests();
+        let records = requests.iter().filter(|request| is_record(request));
+        assert_eq!(records.count(), 1, "{requests:#?}");
+
+        // What is known to be there is not asked for again, and a hint that says what it said is not written.
+        let fourth = Place::new();
+        let context = chain(&peer, &fourth, "a");
+        peer.wire.clear();
+        let again = built(&fourth, &context, &flags);
+        assert!(again.runs().is_empty(), "{again:?}");
+        let requests = peer.wire.requests();
+        let records = requests.iter().filter(|request| is_record(request));
+        assert_eq!(records.count(), CHAIN, "{requests:#?}");
+        // That of the same bases was the other Dockerfile's.
+        assert_eq!(peer.wire.count("PUT", "main-hint-"), 1, "{requests:#?}");
+    }
+}
+
+#[test]
+fn hints_that_are_wrong_change_nothing() {
+    let peer = Peer::start(Server::registry);
+    let folder = peer.place.path("folder");
+    let to = format!("type=local,dest={},mode=max", folder.display());
+    let from = format!("type=local,src={}", folder.display());
+    let first = Place::new();
+    let context = peer.context(&first, "1\n");
+    built(&first, &context, &["--cache-to", &to]);
+    let entries = || {
+        let files = std::fs::read_dir(folder.join("entries")).unwrap();
+        let mut files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let is_hint = |path: &PathBuf| path.to_str().unwrap().contains("/hint-");
+    let (hints, records): (Vec<_>, Vec<_>) = entries().into_iter().partition(is_hint);
+    assert_eq!(hints.len(), 2);
+    let good = std::fs::read_to_string(&hints[0]).unwrap();
+    let record = std::fs::read_to_string(&records[0]).unwrap();
+    let start = good.find("keys").unwrap();
+    let end = good.find("]}\"}").unwrap();
+    let other = format!(
+        "{}keys\\\":[\\\"{}\\\"{}",
+        &good[..start],
+        "0".repeat(64),
+        &good[end..]
+    );
+    for (what, text) in [
+        ("empty", ""),
+        ("no JSON", "{"),
+        ("a record", &record),
+        (
+            "newer",
+            &good.replace(r#"\"version\":1"#, r#"\"version\":9"#),
+        ),
+        ("of other steps", &other),
+    ] {
+        for hint in &hints {
+            std::fs::write(hint, text).unwrap();
+        }
+        let machine = Place::new();
+        let context = peer.context(&machine, "1\n");
+        let ran = build(&machine, &context, &["-t", "x", "--cache-from", &from]);
+        ran.ok();
+        assert!(Built::of(&ran).runs().is_empty(), "{what}: {ran}");
+        let damaged = ["empty", "no JSON", "a record"].contains(&what);
+        let said = ran.stderr.matches("a hint in the cache").count();
+        assert_eq!(said, usize::from(damaged), "{what}: {ran}");
+        // Whoever writes next mends them.
+        let flags = ["--cache-from", &from, "--cache-to", &to];
+        assert!(built(&machine, &context, &flags).runs().is_empty());
+        assert_eq!(std::fs::read_to_string(&hints[0]).unwrap(), good, "{what}");
+    }
+}
+
 #[test]
 fn an_image_can_be_its_own_cache() {
     for peer in PEERS.map(Peer::start) {
@@ -201,9 +332,9 @@ fn min_is_what_the_image_has_and_max_is_all() {
         );
         std::fs::read_dir(folder.join("entries")).unwrap().count()
     };
-    // COPY --from by two keys, COPY and RUN by one.
-    assert_eq!(count("min"), 4);
-    assert_eq!(count("max"), 7);
+    // COPY --from by two keys, COPY and RUN by one, and two hints.
+    assert_eq!(count("min"), 4 + 2);
+    assert_eq!(count("max"), 7 + 2);
 }
 
 #[test]
@@ -349,20 +480,19 @@ fn damage_is_found_said_once_and_mended() {
         let text = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, text.replace(r#"\"version\":1"#, r#"\"version\":9"#)).unwrap();
     }
-    let before: Vec<_> = all("entries")
-        .iter()
-        .map(|f| std::fs::read(f).unwrap())
-        .collect();
+    // Hints are written over by anybody.
+    let records = || {
+        let files = all("entries").into_iter();
+        files.filter(|file| !file.to_str().unwrap().contains("/hint-"))
+    };
+    let before: Vec<_> = records().map(|f| std::fs::read(f).unwrap()).collect();
     let ran = mend("newer records");
     assert_eq!(
         ran.stderr.matches("records of a newer longshore").count(),
         1,
         "{ran}"
     );
-    let after: Vec<_> = all("entries")
-        .iter()
-        .map(|f| std::fs::read(f).unwrap())
-        .collect();
+    let after: Vec<_> = records().map(|f| std::fs::read(f).unwrap()).collect();
     assert!(before.iter().all(|entry| after.contains(entry)));
 }
 

@@ -3,7 +3,7 @@
 //! What is there stays as it is: of two machines that did the same, the first one's result is everybody's, so that what was
 //! built upon it still hits. It is replaced where it is damaged, or where the build was told not to use caches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +19,7 @@ use super::import::{FetchError, Hit, chain};
 use super::inline::InlineRecord;
 use super::record::{RecordError, SharedLayer, SharedRecord};
 use super::repository::Repository;
-use super::{CacheStore, CacheStoreError, EntryName, mounts};
+use super::{CacheStore, CacheStoreError, EntryName, hint, mounts};
 use crate::cache::{self, CacheKey, CacheRecord};
 use crate::error::BuildError;
 use crate::graph::{Op, VertexIndex};
@@ -87,7 +87,7 @@ pub(crate) fn export_all(
             continue;
         };
         let name = place.to_string();
-        let exported = export_to(operations, place, wanted, roots);
+        let exported = export_to(operations, place, wanted, request, roots);
         match exported {
             Ok(()) => {}
             Err(_) if operations.is_cancelled() => return Err(BuildError::Cancelled),
@@ -113,6 +113,7 @@ fn export_to(
     operations: &Operations<'_>,
     place: &CachePlace,
     wanted: &CacheExport,
+    request: &BuildRequest,
     roots: &[usize],
 ) -> Result<(), ExportCacheError> {
     let into: Box<dyn CacheStore> = match place {
@@ -133,6 +134,7 @@ fn export_to(
         into.as_ref(),
         wanted.mode,
         wanted.compression,
+        &hint::names(request),
     )?;
     mounts::export(
         operations,
@@ -142,13 +144,15 @@ fn export_to(
     )
 }
 
-/// Puts the results of a solved build into a cache: of the steps whose layers `roots` have, or of all.
+/// Puts the results of a solved build into a cache: of the steps whose layers `roots` have, or of all. `hints` are the names
+/// under which builds like it look for what they will want.
 fn export(
     operations: &Operations<'_>,
     roots: &[usize],
     into: &dyn CacheStore,
     mode: CacheMode,
     compression: Compression,
+    hints: &[EntryName],
 ) -> Result<(), ExportCacheError> {
     let vertices = match mode {
         CacheMode::Min => operations.chain(roots),
@@ -184,21 +188,42 @@ fn export(
             });
         }
     });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => {
-            let (all, written) = (work.len(), export.written.into_inner());
-            operations.progress.event(ProgressEvent::Note {
-                vertex: None,
-                text: format!(
-                    "cache {}: {written} results written, {} were there",
-                    into.name(),
-                    all - written
-                ),
-            });
-            Ok(())
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    put_hints(operations, into, hints, &work)?;
+    let (all, written) = (work.len(), export.written.into_inner());
+    operations.progress.event(ProgressEvent::Note {
+        vertex: None,
+        text: format!(
+            "cache {}: {written} results written, {} were there",
+            into.name(),
+            all - written
+        ),
+    });
+    Ok(())
+}
+
+/// Tells builds like this one what to ask for: of each step the key that is asked for first.
+fn put_hints(
+    operations: &Operations<'_>,
+    into: &dyn CacheStore,
+    hints: &[EntryName],
+    work: &[Finished],
+) -> Result<(), CacheStoreError> {
+    let mut seen = BTreeSet::new();
+    let keys = work.iter().filter_map(|finished| finished.keys.last());
+    let keys: Vec<CacheKey> = keys.copied().filter(|key| seen.insert(*key)).collect();
+    let keys = &keys[..keys.len().min(hint::KEYS_MAX)];
+    if keys.is_empty() {
+        return Ok(());
+    }
+    for (position, name) in hints.iter().enumerate() {
+        if operations.shared.hinted(into.name(), position) != Some(keys) {
+            into.put_entry(name, &hint::encode(keys))?;
         }
     }
+    Ok(())
 }
 
 /// What an image's own records say: of the steps whose layers it has.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::Errno;
 use store::cache_mounts::{CacheMountName, NewCacheMount};
@@ -16,11 +16,12 @@ use store::layer::{LayerId, TreeDigest};
 use store::oci::{Digest, Reference};
 use store::{Store, StoreError};
 
+use super::ahead::Ahead;
 use super::bucket::Bucket;
 use super::folder::Folder;
 use super::record::{RecordError, SharedLayer, SharedRecord};
 use super::repository::Repository;
-use super::{CacheStore, CacheStoreError, EntryName, mounts};
+use super::{CacheStore, CacheStoreError, EntryName, hint, mounts};
 use crate::cache::CacheKey;
 use crate::remote::{Remote, RemoteError};
 use crate::request::BuildRequest;
@@ -28,10 +29,15 @@ use crate::request::cache::{CachePlace, MountChoice};
 use crate::solve::{ProgressEvent, ProgressSink, TransferKind};
 use crate::transfer::{self, Bridge, TransferError};
 
+/// Whether there is a record of a key in the store.
+type Known<'a> = Box<dyn Fn(&CacheKey) -> bool + Send + Sync + 'a>;
+
 /// The caches that a build looks into.
-#[derive(Debug)]
 pub(crate) struct SharedCache<'a> {
     sources: Vec<Source<'a>>,
+    /// Names of the hints of the build, and what need not be fetched ahead.
+    hints: Vec<EntryName>,
+    known: Known<'a>,
     notes: Notes,
     hits: Mutex<BTreeMap<CacheKey, Arc<Hit>>>,
     /// Keys whose records turned out to be wrong.
@@ -43,7 +49,16 @@ struct Source<'a> {
     store: Box<dyn CacheStore + 'a>,
     /// Cache mounts that are filled from it.
     mounts: MountChoice,
+    ahead: OnceLock<Ahead>,
     failed: AtomicBool,
+}
+
+impl std::fmt::Debug for SharedCache<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedCache")
+            .field("sources", &self.sources)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A record that was found.
@@ -148,13 +163,29 @@ impl<'a> SharedCache<'a> {
         let source = |(store, mounts)| Source {
             store,
             mounts,
+            ahead: OnceLock::new(),
             failed: AtomicBool::new(false),
         };
         SharedCache {
             sources: stores.into_iter().map(source).collect(),
+            hints: Vec::new(),
+            known: Box::new(|_| false),
             notes,
             hits: Mutex::default(),
             bad: Mutex::default(),
+        }
+    }
+
+    /// The same, fetching ahead what the hints of these names name, but for records that are known here.
+    pub(crate) fn with_hints(
+        self,
+        hints: Vec<EntryName>,
+        known: impl Fn(&CacheKey) -> bool + Send + Sync + 'a,
+    ) -> SharedCache<'a> {
+        SharedCache {
+            hints,
+            known: Box::new(known),
+            ..self
         }
     }
 
@@ -199,12 +230,17 @@ impl<'a> SharedCache<'a> {
 
     fn ask(&self, source: usize, key: &CacheKey) -> Option<Hit> {
         let store = &self.sources[source].store;
-        let bytes = match store.entry(&EntryName::Record(*key)) {
-            Ok(bytes) => bytes?,
-            Err(error) => {
-                self.failed(source, &error);
-                return None;
-            }
+        let bytes = match self.ahead(source).take(key) {
+            Some(answer) => answer?,
+            // Whatever was to be fetched ahead may have shown that nobody answers.
+            None if self.sources[source].failed.load(Ordering::Relaxed) => return None,
+            None => match store.entry(&EntryName::Record(*key)) {
+                Ok(bytes) => bytes?,
+                Err(error) => {
+                    self.failed(source, &error);
+                    return None;
+                }
+            },
         };
         match SharedRecord::decode(bytes, key) {
             Ok(record) => Some(Hit { record, source }),
@@ -224,6 +260,25 @@ impl<'a> SharedCache<'a> {
                 None
             }
         }
+    }
+
+    /// What a cache has of what its hints name; fetched by whoever comes first, while all others wait.
+    fn ahead(&self, source: usize) -> &Ahead {
+        self.sources[source].ahead.get_or_init(|| {
+            let store = self.sources[source].store.as_ref();
+            let fetched = Ahead::fetch(store, &self.hints, &self.known, &self.notes);
+            fetched.unwrap_or_else(|error| {
+                self.failed(source, &error);
+                Ahead::default()
+            })
+        })
+    }
+
+    /// What the hint at a position among the names says in the cache of this name, where it was fetched.
+    pub(crate) fn hinted(&self, name: &str, position: usize) -> Option<&[CacheKey]> {
+        let mut sources = self.sources.iter();
+        let source = sources.find(|source| source.store.name() == name)?;
+        source.ahead.get()?.hints.get(position)?.as_deref()
     }
 
     /// A new cache mount with the content that the first of the caches has which are to fill it.
@@ -348,6 +403,7 @@ impl<'a> SharedCache<'a> {
 
 /// Opens the caches that a build looks into; one that cannot be opened is told of and left out.
 pub(crate) fn open<'a>(
+    store: &'a Store,
     remote: &'a Remote,
     request: &BuildRequest,
     progress: &Arc<dyn ProgressSink>,
@@ -378,7 +434,13 @@ pub(crate) fn open<'a>(
             )),
         }
     }
-    SharedCache::new(stores, notes)
+    let hints = match stores.is_empty() {
+        true => Vec::new(),
+        false => hint::names(request).to_vec(),
+    };
+    SharedCache::new(stores, notes).with_hints(hints, |key| {
+        matches!(store.index().record_peek(&key.0), Ok(Some(_)))
+    })
 }
 
 /// Fetches a layer from a repository and unpacks it meanwhile.

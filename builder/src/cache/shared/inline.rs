@@ -72,7 +72,7 @@ pub(crate) fn encode(records: &[InlineRecord]) -> Value {
 }
 
 /// The records of an image, whose layers come as the blobs `layers`, oldest first; none where it has none.
-pub(crate) fn decode(
+pub fn decode(
     config: &ImageConfig,
     layers: &[Descriptor],
 ) -> Result<Vec<SharedRecord>, RecordError> {

@@ -61,7 +61,7 @@ fn encode(name: &CacheMountName, blob: Descriptor) -> RawManifest {
 }
 
 /// The blob of the mount `name`.
-fn decode(bytes: Vec<u8>, name: &CacheMountName) -> Result<Descriptor, RecordError> {
+pub fn decode(bytes: Vec<u8>, name: &CacheMountName) -> Result<Descriptor, RecordError> {
     let (layers, text) = read_artifact(bytes, ANNOTATION)?;
     let text: Text = read_version(&text)?;
     let same = (text.mode, text.uid, text.gid) == (name.mode, name.uid, name.gid)

@@ -21,38 +21,38 @@ const INGREDIENTS_BYTES_MAX: usize = 256 * 1024;
 
 /// What a step came to, as machines tell each other.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct SharedRecord {
+pub struct SharedRecord {
     /// What it is found by.
-    pub(crate) key: CacheKey,
+    pub key: CacheKey,
     /// Digest of the operation without its inputs.
-    pub(crate) op: [u8; 32],
+    pub op: [u8; 32],
     /// The layer that it made; none if it changed nothing.
-    pub(crate) layer: Option<SharedLayer>,
+    pub layer: Option<SharedLayer>,
     /// When it ran, in seconds since 1970.
-    pub(crate) created: i64,
+    pub created: i64,
     /// How long that took, in microseconds, where that is known.
-    pub(crate) took: Option<u64>,
+    pub took: Option<u64>,
     /// Bytes of the files that it made, where that is known.
-    pub(crate) bytes: Option<u64>,
+    pub bytes: Option<u64>,
     /// What the key was made of, by name.
-    pub(crate) ingredients: Map<String, Value>,
+    pub ingredients: Map<String, Value>,
 }
 
 /// The layer of a [`SharedRecord`].
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct SharedLayer {
+pub struct SharedLayer {
     /// What it is.
-    pub(crate) tree: TreeDigest,
+    pub tree: TreeDigest,
     /// Digest of its tar.
-    pub(crate) diff_id: DiffId,
+    pub diff_id: DiffId,
     /// The tar, compressed or not.
-    pub(crate) blob: Descriptor,
+    pub blob: Descriptor,
 }
 
 /// Why an entry is of no use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum RecordError {
+pub enum RecordError {
     /// A newer longshore wrote it.
     #[error("it has version {found}, this longshore knows version {VERSION}")]
     Newer {
@@ -97,7 +97,7 @@ struct Version {
 impl SharedRecord {
     /// The same as a record of our own. Its layer is `standing` where that has its content, else what it will be once it
     /// is fetched.
-    pub(crate) fn known(&self, standing: Option<LayerId>) -> CacheRecord {
+    pub fn known(&self, standing: Option<LayerId>) -> CacheRecord {
         let layer = self.layer.as_ref().map(|layer| RecordedLayer {
             id: standing.unwrap_or(LayerId::Unpacked(layer.diff_id)),
             tree: layer.tree,
@@ -111,7 +111,7 @@ impl SharedRecord {
     }
 
     /// The artifact. The same record gives the same bytes.
-    pub(crate) fn encode(&self) -> RawManifest {
+    pub fn encode(&self) -> RawManifest {
         let size = serde_json::to_vec(&self.ingredients).map_or(0, |text| text.len());
         let ingredients = match size {
             ..=INGREDIENTS_BYTES_MAX => self.ingredients.clone(),
@@ -137,7 +137,7 @@ impl SharedRecord {
     }
 
     /// Reads the artifact that was found under `key`.
-    pub(crate) fn decode(bytes: Vec<u8>, key: &CacheKey) -> Result<SharedRecord, RecordError> {
+    pub fn decode(bytes: Vec<u8>, key: &CacheKey) -> Result<SharedRecord, RecordError> {
         let (layers, text) = read_artifact(bytes, ANNOTATION)?;
         let text: Text = read_version(&text)?;
         if text.key != hex(&key.0) {

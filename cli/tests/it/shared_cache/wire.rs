@@ -1,9 +1,10 @@
-//! A wire to a server that notes what goes over it, and can be cut.
+//! A wire to a server that notes what goes over it, can be cut, and can hold requests until others have come.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 /// Listens on loopback and passes everything on to `host`, for HTTP/1.1 in the clear.
 pub struct Wire {
@@ -20,7 +21,20 @@ struct Shared {
     received: AtomicU64,
     /// Requests that still pass; the next one is cut. Negative: all do.
     left: AtomicI64,
+    /// Requests that are answered together.
+    hold: Mutex<Option<Hold>>,
+    came: Condvar,
 }
+
+struct Hold {
+    chosen: fn(&str) -> bool,
+    /// How many have to come before any is passed on, and how many have.
+    wanted: usize,
+    held: usize,
+}
+
+/// How long a request is held at most: longer than any machine takes, so that a test that fails ends.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Wire {
     pub fn to(target: &str) -> Wire {
@@ -31,6 +45,8 @@ impl Wire {
             requests: Mutex::default(),
             received: AtomicU64::new(0),
             left: AtomicI64::new(-1),
+            hold: Mutex::new(None),
+            came: Condvar::new(),
         });
         let accepting = Arc::clone(&shared);
         // Ends with the test binary.
@@ -52,6 +68,16 @@ impl Wire {
     /// From now on, so many requests pass, and no more.
     pub fn cut_after(&self, requests: i64) {
         self.shared.left.store(requests, Ordering::SeqCst);
+    }
+
+    /// From now on, of the requests that are `chosen` (`METHOD path`) none is passed on before `wanted` have come: who asks
+    /// one by one gets no answer.
+    pub fn hold(&self, wanted: usize, chosen: fn(&str) -> bool) {
+        *self.shared.hold.lock().unwrap() = Some(Hold {
+            chosen,
+            wanted,
+            held: 0,
+        });
     }
 
     /// What was asked for since it was cleared: `METHOD path`, sorted.
@@ -103,6 +129,19 @@ impl Shared {
         }
     }
 
+    /// Whether a request may pass, now that the others that it is held for have come.
+    fn wait_for_others(&self, request: &str) -> bool {
+        let mut hold = self.hold.lock().unwrap();
+        match &mut *hold {
+            Some(hold) if (hold.chosen)(request) => hold.held += 1,
+            _ => return true,
+        }
+        self.came.notify_all();
+        let is_short = |hold: &mut Option<Hold>| hold.as_ref().is_some_and(|h| h.held < h.wanted);
+        let waited = self.came.wait_timeout_while(hold, PATIENCE, is_short);
+        !waited.unwrap().1.timed_out()
+    }
+
     /// Passes requests on one by one: a head, and as many bytes as it says.
     fn requests_of(&self, client: &TcpStream, mut server: &TcpStream) {
         let mut client = BufReader::new(client);
@@ -139,7 +178,10 @@ impl Shared {
             let text = String::from_utf8_lossy(&head);
             let mut words = text.split(' ');
             let request = format!("{} {}", words.next().unwrap(), words.next().unwrap());
-            self.requests.lock().unwrap().push(request);
+            self.requests.lock().unwrap().push(request.clone());
+            if !self.wait_for_others(&request) {
+                return;
+            }
             let mut body = (&mut client).take(length);
             if server.write_all(&head).is_err() || std::io::copy(&mut body, &mut server).is_err() {
                 return;
