@@ -9,6 +9,7 @@
 //!       builds/ID        what a build did: its journal                               history.rs
 //!       contexts/        what contexts' files contained the last time                stat_caches.rs
 //!       git/NAME/        bare repositories that builds fetch into                    mirrors.rs
+//!       networks/        networks of containers, and who has which address          networks.rs
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
 //!       sessions/        one locked file per process that uses the store             session.rs
 //!       locks/           one locked file per step being built                        fs/lock.rs
@@ -54,6 +55,7 @@ pub mod index;
 pub mod layer;
 pub mod layers;
 pub mod mirrors;
+pub mod networks;
 pub mod oci;
 pub mod recover;
 mod reserve;

@@ -60,10 +60,14 @@ impl Lock {
 impl Lock {
     /// Writes this process's id into the file, for others to name whom they wait for.
     pub fn sign(&self) -> Result<(), FsError> {
-        let text = std::process::id().to_string();
+        self.write(std::process::id().to_string().as_bytes())
+    }
+
+    /// Replaces what the file holds, for others to read.
+    pub fn write(&self, bytes: &[u8]) -> Result<(), FsError> {
         attempt("write", &self.path, || {
             self.file.set_len(0)?;
-            self.file.write_all_at(text.as_bytes(), 0)
+            self.file.write_all_at(bytes, 0)
         })
     }
 }
