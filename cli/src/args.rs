@@ -14,6 +14,7 @@ mod call;
 mod debug;
 mod filter;
 mod history;
+mod network;
 mod output;
 mod space;
 mod steps;
@@ -26,6 +27,7 @@ pub use history::{
     ExplainArgs, HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLogsArgs, HistoryLsArgs,
     HistoryRmArgs, HistoryShowArgs, ImageHistoryArgs, LogFormat,
 };
+pub use network::{NetworkCommand, NetworkCreateArgs, NetworkLsArgs, NetworkNamesArgs};
 pub use output::{Output, OutputKind};
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;
@@ -128,6 +130,9 @@ pub enum Command {
     /// The directories that steps keep between builds (RUN --mount=type=cache)
     #[command(subcommand, after_help = "Example:\n  longshore cache ls")]
     Cache(CacheCommand),
+    /// The networks that containers reach one another by
+    #[command(subcommand, after_help = "Example:\n  longshore network create shop")]
+    Network(NetworkCommand),
     /// Show how much disk is used, and by what
     Du(DuArgs),
     /// Free what nothing uses
@@ -596,6 +601,20 @@ pub struct RunArgs {
         value_parser = ["private", "host"]
     )]
     pub user_namespace: String,
+    /// Its network: host, none, bridge, or one that `longshore network create` made
+    #[arg(
+        long,
+        visible_alias = "net",
+        value_name = "NETWORK",
+        default_value = "host"
+    )]
+    pub network: String,
+    /// Its address there, one of each family; may be repeated
+    #[arg(long = "ip", visible_alias = "ip6", value_name = "ADDRESS")]
+    pub addresses: Vec<std::net::IpAddr>,
+    /// A name that others on the network find it by; may be repeated
+    #[arg(long = "network-alias", value_name = "NAME")]
+    pub aliases: Vec<String>,
     /// Run this in place of the image's ENTRYPOINT
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,

@@ -13,6 +13,7 @@ mod images;
 mod inspect;
 mod interrupt;
 mod login;
+mod network;
 mod outcome;
 mod registry;
 mod run;
@@ -49,6 +50,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::History(args) => history::history(context, &args),
         Command::Explain(args) => explain::explain(context, &args),
         Command::Cache(command) => cache::cache(context, &command),
+        Command::Network(command) => network::network(context, &command),
         Command::Debug(args) => debug::debug(context, &args),
         Command::Du(args) => space::du(context, &args),
         Command::Prune(args) => space::prune(context, &args),

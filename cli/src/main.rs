@@ -6,6 +6,7 @@
 //! | [`config`] | the configuration file |
 //! | [`context`] | flags and environment put together; the only reader of the environment |
 //! | [`commands`] | one function per command |
+//! | [`networks`] | places in networks, as the store keeps them and the runner needs them |
 //! | [`quantity`] | sizes and durations |
 //! | [`error`] | whose fault an error is, and the exit code for it |
 //! | [`ui`] | everything that is printed |
@@ -21,6 +22,7 @@ mod commands;
 mod config;
 mod context;
 mod error;
+mod networks;
 mod quantity;
 mod ui;
 

@@ -15,7 +15,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::{self, FsError, Lock, Shared, attempt};
-use crate::index::now_micros;
 use crate::oci::time::rfc3339;
 use crate::{Store, StoreError};
 
@@ -286,7 +285,7 @@ impl Store {
         let network = NetworkInfo {
             name: name.to_owned(),
             id: fresh_id().map_err(NetworkError::from)?,
-            created: rfc3339(now_micros() / 1_000_000),
+            created: rfc3339(self.clock().now_micros() / 1_000_000),
             subnets,
             internal,
             labels,

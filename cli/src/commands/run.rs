@@ -5,21 +5,23 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use runner::etc::{hosts_text, resolv_conf_text};
+use runner::etc::{hosts_text, outside_resolv_conf_text, resolv_conf_text};
 use runner::terminal::{self, Signals};
 use runner::{
-    DEFAULT_PATH, EtcFiles, MountKind, MountPoint, ProcessSpec, Root, Sandbox, SandboxError,
-    SandboxSpec, Stdio, Stream, UserNamespace,
+    DEFAULT_PATH, EtcFiles, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, Sandbox,
+    SandboxError, SandboxSpec, Stdio, Stream, UserNamespace,
 };
 use store::Store;
 use store::images::ImageId;
 use store::layer::LayerId;
+use store::networks::{NetworkMember, NetworkPlace};
 use store::oci::{ImageConfig, RunConfig};
 
 use super::transfer::{complete, fetch};
 use crate::args::RunArgs;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
+use crate::networks;
 
 /// `longshore run`: exits as the command does.
 pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, CliError> {
@@ -78,9 +80,18 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
         work: mount.work,
         volatile: true,
     };
-    // The network is the host's, so its name is too, as with docker's --network host.
-    let uname = rustix::system::uname();
-    let hostname = uname.nodename().to_string_lossy().into_owned();
+    let (network, place) = network(&store, args)?;
+    let (hostname, resolv_conf) = match network {
+        // The network is the host's, so its name is too, as with docker's --network host.
+        NetworkMode::Host => {
+            let uname = rustix::system::uname();
+            let name = uname.nodename().to_string_lossy().into_owned();
+            (name, resolv_conf_text())
+        }
+        _ => ("longshore".to_owned(), outside_resolv_conf_text()),
+    };
+    let own = place.iter().flat_map(|place| &place.addresses);
+    let own: Vec<_> = own.map(|address| (hostname.clone(), *address)).collect();
     let spec = SandboxSpec {
         mounts: args
             .volumes
@@ -88,8 +99,8 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
             .map(|text| volume(text))
             .collect::<Result<_, _>>()?,
         etc: EtcFiles {
-            hosts: Some(hosts_text(&hostname, &[])),
-            resolv_conf: Some(resolv_conf_text().blame(Kind::Run)?),
+            hosts: Some(hosts_text(&hostname, &own)),
+            resolv_conf: Some(resolv_conf.blame(Kind::Run)?),
             hostname: Some(format!("{hostname}\n")),
         },
         hostname,
@@ -97,6 +108,7 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
             "host" => UserNamespace::Host,
             _ => UserNamespace::Own,
         },
+        network,
         // A process 1 that reaps orphans, and by which a signal ends a command that does not handle it.
         init: true,
         ..SandboxSpec::new(root, process)
@@ -112,9 +124,33 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
     };
     let mut sandbox = Sandbox::spawn(&spec, stdio)?;
     let status = terminal::attend(&mut sandbox, &signals, stdin, stdout)?;
-    drop(active);
+    drop((active, place));
     // The kernel gives no more than eight bits of a code.
     Ok(u8::try_from(status.code() & 0xff).expect("eight bits"))
+}
+
+/// The network that was asked for, and the place in it that is the container's while it runs.
+fn network(store: &Store, args: &RunArgs) -> Result<(NetworkMode, Option<NetworkPlace>), CliError> {
+    let mode = match args.network.as_str() {
+        "host" => NetworkMode::Host,
+        "none" => NetworkMode::None,
+        name => {
+            let member = NetworkMember {
+                names: args.aliases.clone(),
+                ..NetworkMember::default()
+            };
+            let (mode, place) = networks::join(store, name, member, &args.addresses)?;
+            return Ok((mode, Some(place)));
+        }
+    };
+    if !args.addresses.is_empty() || !args.aliases.is_empty() {
+        let message = format!(
+            "--ip and --network-alias mean nothing with --network {}",
+            args.network
+        );
+        return Err(CliError::new(Kind::Usage, message));
+    }
+    Ok((mode, None))
 }
 
 /// The layers of an image, oldest first, unpacked where they were not.

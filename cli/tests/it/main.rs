@@ -57,6 +57,7 @@ mod help;
 mod identity;
 mod interop;
 mod killed;
+mod network;
 mod platforms;
 mod progress;
 mod reference;
