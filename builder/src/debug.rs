@@ -24,7 +24,7 @@ use crate::graph::{ContextOp, Definition, FileAction, FileOp, MkdirAction, Op, O
 use crate::graph::{VertexIndex, exec};
 use crate::history::detail::Detail;
 use crate::history::{BuildHistory, StepHistory};
-use crate::ops::exec::{DEFAULT_PATH, Prepared};
+use crate::ops::exec::{Prepared, bystander};
 use crate::ops::{Context, Explainer, Operations};
 use crate::request::RunSettings;
 use crate::solve::ProgressSink;
@@ -265,13 +265,7 @@ fn choose(
 /// What the step runs and in what, as far as it can be had now.
 fn exec_of(detail: &Detail, request: &DebugRequest<'_>, notes: &mut Vec<String>) -> ExecOp {
     let Some(run) = &detail.run else {
-        // Not a RUN: an ordinary place to look around from.
-        return ExecOp {
-            env: vec![format!("PATH={DEFAULT_PATH}").into()],
-            cwd: "/".to_owned(),
-            on_base: true,
-            ..ExecOp::default()
-        };
+        return bystander();
     };
     let mut exec = (**run).clone();
     let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();

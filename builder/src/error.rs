@@ -377,6 +377,15 @@ pub enum StepError {
 }
 
 impl StepError {
+    /// Whether it is a step's command that failed, or is not there, and not what surrounds it.
+    pub fn is_the_commands(&self) -> bool {
+        match self {
+            StepError::Process { .. } => true,
+            StepError::Sandbox(error) => matches!(error.exit_code(), 126 | 127),
+            _ => false,
+        }
+    }
+
     /// What may be done about it, where that can be told.
     fn advice(&self) -> Option<String> {
         match self {

@@ -423,8 +423,10 @@ impl<'a> Operations<'a> {
             self.record(vertex, &keys, &info, &known, started.elapsed())
         });
         if let Err(error) = ran {
-            if let Some(prepared) = failed {
-                self.look_at_failure(vertex, prepared, &error);
+            match (failed, &step.op) {
+                (Some(prepared), _) => self.look_at_failure(vertex, prepared, &error),
+                (None, Op::File(_)) => self.look_before(vertex, &error),
+                (None, _) => {}
             }
             return Err(error);
         }
@@ -519,7 +521,13 @@ impl Work for Operations<'_> {
 
     fn digest(&self, vertex: usize) -> Result<bool, StepError> {
         let step = self.vertex(vertex);
-        let selected = self.hashing.pass(|| self.digest_selected(vertex))?;
+        let selected = self.hashing.pass(|| self.digest_selected(vertex));
+        let selected = selected.inspect_err(|error| {
+            // What is to be copied is not there.
+            if matches!(step.op, Op::File(_)) {
+                self.look_before(vertex, error);
+            }
+        })?;
         self.state(vertex).selected = Some(selected);
         if step.meta.no_cache {
             return Ok(false);

@@ -11,7 +11,7 @@ mod ssh;
 pub(crate) mod stopped;
 
 pub use devices::DeviceError;
-pub(crate) use runner::DEFAULT_PATH;
+use runner::DEFAULT_PATH;
 pub use secrets::SECRET_BYTES_MAX;
 pub(crate) use secrets::{secret_content, settle as settle_secrets};
 
@@ -143,7 +143,7 @@ pub(crate) fn execute(
         },
         Err(error) => error,
     };
-    if is_the_steps_own(&error) {
+    if error.is_the_commands() {
         *failed = Some(prepared);
     } else {
         prepared.mounts.finish()?;
@@ -151,13 +151,13 @@ pub(crate) fn execute(
     Err(error)
 }
 
-/// Whether it is the step that failed, and not what surrounds it.
-fn is_the_steps_own(error: &StepError) -> bool {
-    match error {
-        StepError::Process { .. } => true,
-        // Its command is not there, or cannot be executed.
-        StepError::Sandbox(error) => matches!(error.exit_code(), 126 | 127),
-        _ => false,
+/// What to be in a step that is no RUN: an ordinary place on its base to look around from.
+pub(crate) fn bystander() -> ExecOp {
+    ExecOp {
+        env: vec![format!("PATH={DEFAULT_PATH}").into()],
+        cwd: "/".to_owned(),
+        on_base: true,
+        ..ExecOp::default()
     }
 }
 

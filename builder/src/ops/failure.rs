@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use store::fs::Inodes;
 use store::snapshot::ActiveSnapshot;
 
-use super::exec::Prepared;
 use super::exec::stopped::StoppedStep;
+use super::exec::{Prepared, bystander};
 use super::{Operations, base_of};
 use crate::error::StepError;
 use crate::graph::{Op, VertexIndex};
@@ -17,26 +17,7 @@ use crate::solve::ProgressEvent;
 impl Operations<'_> {
     /// Lets whoever asked for it look at a step that failed, lets go of all it was given, and keeps what it left.
     pub(super) fn look_at_failure(&self, vertex: usize, prepared: Prepared, error: &StepError) {
-        if let Some(hook) = &self.run.on_failure
-            && !self.is_cancelled()
-        {
-            if self.looking.swap(true, Ordering::SeqCst) {
-                // That one is why the build fails; this one's answer must not come before it.
-                self.wait_for_the_end();
-            } else {
-                let step = self.vertex(vertex);
-                let argv = match &step.op {
-                    Op::Exec(exec) => &exec.argv[..],
-                    _ => &[],
-                };
-                let stopped = StoppedStep {
-                    name: &step.meta.name,
-                    argv,
-                    spec: &prepared.spec,
-                };
-                hook.0.failed(&stopped, error);
-            }
-        }
+        self.let_look(vertex, &prepared, error);
         let kept = prepared
             .finish()
             .and_then(|active| self.keep_failed(vertex, active));
@@ -44,6 +25,54 @@ impl Operations<'_> {
         if let Err(error) = kept {
             tracing::warn!(%error, "what a failed step left is not kept");
         }
+    }
+
+    /// Lets whoever asked for it look at what a step that copies files began with, or would have: it leaves nothing when it
+    /// fails. That has to be here, and to be something, to have a shell in.
+    pub(super) fn look_before(&self, vertex: usize, error: &StepError) {
+        let is_wanted = self.run.on_failure.is_some() && !self.is_cancelled();
+        let base = base_of(self.vertex(vertex));
+        if !is_wanted || !base.is_some_and(|base| self.stands(base)) || store::is_disk_full(error) {
+            return;
+        }
+        let looked = Prepared::new(self, vertex, &bystander(), None).and_then(|prepared| {
+            self.let_look(vertex, &prepared, error);
+            Ok(prepared.finish()?.discard()?)
+        });
+        // The build has an error already, and it is not this one.
+        if let Err(error) = looked {
+            tracing::warn!(%error, "nobody can look at what a failed step began with");
+        }
+    }
+
+    /// Whether all layers of a result are here.
+    fn stands(&self, vertex: usize) -> bool {
+        let mut below = std::iter::successors(Some(vertex), |&at| base_of(self.vertex(at)));
+        below.all(|at| self.state(at).outcome.is_some() && self.is_here(at))
+    }
+
+    fn let_look(&self, vertex: usize, prepared: &Prepared, error: &StepError) {
+        let Some(hook) = &self.run.on_failure else {
+            return;
+        };
+        if self.is_cancelled() {
+            return;
+        }
+        if self.looking.swap(true, Ordering::SeqCst) {
+            // That one is why the build fails; this one's answer must not come before it.
+            return self.wait_for_the_end();
+        }
+        let step = self.vertex(vertex);
+        let argv = match &step.op {
+            Op::Exec(exec) => &exec.argv[..],
+            _ => &[],
+        };
+        let stopped = StoppedStep {
+            name: &step.meta.name,
+            argv,
+            spec: &prepared.spec,
+        };
+        hook.0.failed(&stopped, error);
     }
 
     /// Waits until the build ends, which it does once somebody has looked at what failed.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use builder::BuildEnvironment;
 use builder::contexts::main_context::{PreparedContext, prepare};
+use builder::error::BuildError;
 use builder::history::{Outline, Recording};
 use builder::request::cache::CacheSpecError;
 use builder::request::{BuildRequest, CacheExport, CacheImport, Destination, Output, RunSettings};
@@ -82,7 +83,16 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     if args.explain {
         named.explain(context, &store)?;
     }
-    let outcome = built?;
+    let outcome = built.map_err(|error| {
+        let hint = match error {
+            BuildError::Step { ref source, .. } if source.is_the_commands() => {
+                named.read(&store).ok().flatten()
+            }
+            _ => None,
+        };
+        let hint = hint.as_ref().and_then(super::debug::suggestion);
+        Failure::from(error).suggest(hint)
+    })?;
     if let (Some(image), Some(file)) = (&outcome.image, &args.iidfile) {
         std::fs::write(file, image.to_string()).map_err(|source| cannot("write", file, &source))?;
     }

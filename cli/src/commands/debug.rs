@@ -9,7 +9,7 @@ use builder::debug::{
     DebugRequest, FailureHook, OnFailure, RERUN, Restored, StepState, StoppedStep,
 };
 use builder::error::StepError;
-use builder::history::{BuildHistory, StepHistory};
+use builder::history::{BuildHistory, StepHistory, Verdict};
 use builder::solve::cancel::Cancel;
 use builder::solve::{ProgressEvent, ProgressSink};
 use runner::terminal::{self, Signals};
@@ -122,6 +122,16 @@ fn state_text(step: &StepHistory, restored: &Restored) -> String {
     }
 }
 
+/// How to look at the RUN that a build failed with, if there is one.
+pub fn suggestion(build: &BuildHistory) -> Option<String> {
+    let mut steps = build.steps.iter();
+    let failed = steps.find(|step| step.verdict == Verdict::Failed && step.kind == "exec")?;
+    let (id, number) = (&build.id, failed.number);
+    Some(format!(
+        "look around in it: `longshore debug {id} {number}`"
+    ))
+}
+
 /// Shows what a step's mounts have to say, such as what they wait for.
 struct Notes(Ui);
 
@@ -189,8 +199,11 @@ impl OnFailure for ShellOnFailure {
                 error => error.to_string(),
             };
             introduce(self.ui, step, Some(&code));
-            let note =
-                format!("{RERUN} runs the command again; the build fails when the shell ends");
+            let what = match step.command() {
+                Some(_) => format!("{RERUN} runs the command again"),
+                None => "files as before the step".to_owned(),
+            };
+            let note = format!("{what}; the build fails when the shell ends");
             self.ui.note(&note);
             // The build's own error follows whatever comes of it.
             if let Err(error) = interact(step, self.shell.as_deref(), &self.cancel) {

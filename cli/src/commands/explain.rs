@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use builder::history::{BuildHistory, StepHistory};
 use builder::solve::{ProgressEvent, ProgressSink};
 use serde_json::json;
-use store::Store;
 use store::history::BuildId;
+use store::{Store, StoreError};
 
 use super::history::{find_build, matching};
 use crate::args::{ExplainArgs, ListFormat};
@@ -67,14 +67,18 @@ impl Named {
         (named, sink)
     }
 
+    /// What is written down of it; nothing where no history is kept.
+    pub fn read(&self, store: &Store) -> Result<Option<BuildHistory>, StoreError> {
+        let build = self.build.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*build {
+            Some(build) => BuildHistory::read(store, build),
+            None => Ok(None),
+        }
+    }
+
     /// Tells people why the build's steps ran.
     pub fn explain(&self, context: &Context, store: &Store) -> Result<(), CliError> {
-        let build = self.build.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = match &*build {
-            Some(build) => BuildHistory::read(store, build)?,
-            None => None,
-        };
-        let Some(read) = read else {
+        let Some(read) = self.read(store)? else {
             let why = "no history is kept, so this build cannot be explained";
             context.ui.warning(why);
             return Ok(());

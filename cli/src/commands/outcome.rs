@@ -35,6 +35,14 @@ impl From<BuildError> for Failure {
 }
 
 impl Failure {
+    /// The same, with what to do about it where nothing nearer is said.
+    pub(super) fn suggest(mut self, hint: Option<String>) -> Failure {
+        if let Some(hint) = hint.filter(|_| self.error.hint_text().is_none()) {
+            self.error = self.error.hint(hint);
+        }
+        self
+    }
+
     /// Decides how it is shown: for programs, with lines of the Dockerfile, or as any other error.
     pub(super) fn shown(self, context: &Context, how: Progress) -> CliError {
         let Failure { error, problems } = self;

@@ -171,6 +171,67 @@ fn a_command_that_is_not_there_opens_a_shell_too() {
 }
 
 #[test]
+fn a_copy_that_fails_opens_a_shell_in_what_it_began_with() {
+    let place = Place::with_busybox();
+    let context = context(
+        &place,
+        "FROM busybox\nRUN echo before > /made\nCOPY Dockerfile /made/copy\n",
+    );
+    let mut session = Session::start(&place, &format!("build --on-error=shell {context}"));
+    session.read_until("> [3/3] COPY Dockerfile /made/copy");
+    session.read_until("files as before the step; the build fails when the shell ends");
+    session.send("pwd; cat /made; ls /dev/rerun; touch /made-here; exit 0");
+    let (code, seen) = session.end();
+    assert_eq!(code, Some(1), "{seen}");
+    let output = seen.replace('\r', "");
+    assert!(output.contains("/\nbefore\n"), "{output}");
+    assert!(output.contains("ls: /dev/rerun: No such file"), "{output}");
+    // What is to be copied is not there: that is found before the step begins.
+    let missing = "FROM busybox AS base\nFROM base\nCOPY --from=base /no-such /\n";
+    let missing = self::context(&place, missing);
+    let mut session = Session::start(&place, &format!("build --on-error=shell {missing}"));
+    session.read_until("the build fails when the shell ends");
+    session.send("echo $((40 + 2)); exit");
+    let (code, seen) = session.end();
+    assert_eq!(code, Some(1), "{seen}");
+    assert!(seen.contains("42"), "{seen}");
+    // On scratch there is no shell to be had, and none is looked for.
+    let scratch = self::context(&place, "FROM scratch\nCOPY no-such-file /\n");
+    let session = Session::start(&place, &format!("build --on-error=shell {scratch}"));
+    let (code, seen) = session.end();
+    assert_eq!(code, Some(1), "{seen}");
+    assert!(!seen.contains("shell"), "{seen}");
+}
+
+#[test]
+fn a_failed_build_says_how_to_look_around() {
+    let place = Place::with_busybox();
+    let failing = context(&place, "FROM busybox\nRUN echo left > /left; exit 3\n");
+    let ran = place.run(["build", "--progress", "plain", &failing]);
+    ran.fails(1, "hint: look around in it: `longshore debug ");
+    let hint = ran.stderr.lines().find(|line| line.starts_with("hint: "));
+    let command = hint.unwrap().split('`').nth(1).unwrap();
+    let words: Vec<&str> = command.split(' ').skip(1).collect();
+    let left = place.run([&words[..], &["--", "cat", "/left"]].concat());
+    assert_eq!(left.stdout, "left\n", "{left}");
+
+    let ran = place.run(["build", "--progress", "rawjson", &failing]);
+    let last: serde_json::Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+    let hint = last["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains("`longshore debug "), "{ran}");
+
+    let none = place
+        .command(["build", &failing])
+        .env("LONGSHORE_HISTORY_BUILDS", "0")
+        .output();
+    let said = String::from_utf8(none.unwrap().stderr).unwrap();
+    assert!(!said.contains("longshore debug"), "{said}");
+    let missing = context(&place, "FROM busybox\nCOPY no-such-file /\n");
+    let ran = place.run(["build", &missing]);
+    assert!(!ran.stderr.contains("longshore debug"), "{ran}");
+}
+
+#[test]
 fn other_steps_end_while_a_shell_is_open_and_no_further_one_starts() {
     let place = Place::with_busybox();
     let cache = "--mount=type=cache,target=/c";

@@ -168,7 +168,7 @@ fn said(stderr: &str) -> String {
         .map(|line| line.trim_end())
         .collect::<Vec<_>>()
         .join("\n");
-    text.trim().to_owned() + "\n"
+    crate::support::without_build(text.trim()) + "\n"
 }
 
 /// The rest of `0.123 text`.

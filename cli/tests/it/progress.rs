@@ -147,6 +147,7 @@ fn plain_progress_is_what_buildctl_prints() {
         text.push('\n');
     }
     let text = text.replace(context.to_str().unwrap(), "CONTEXT");
+    let text = crate::support::without_build(&text);
     expect_test::expect![[r#"
         #1 [1/2] FROM docker.io/library/busybox:latest
         #1 CACHED
@@ -185,6 +186,7 @@ fn plain_progress_is_what_buildctl_prints() {
           |
         2 | RUN echo a name that is longer than any terminal is wide, and longer than what buildctl cut in its time; seq 12; exit 3
           | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+        hint: look around in it: `longshore debug BUILD 2`
     "#]].assert_eq(&text);
 }
 

@@ -446,3 +446,15 @@ fn users(store: &Path) -> Vec<String> {
     }
     found
 }
+
+/// `longshore debug 0123abcd 2` as `longshore debug BUILD 2`: builds' names differ from run to run.
+pub fn without_build(text: &str) -> String {
+    const BEFORE: &str = "`longshore debug ";
+    let mut parts = text.split(BEFORE);
+    let mut said = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.split_once(' ').map_or(part, |(_, rest)| rest);
+        said.push_str(&format!("{BEFORE}BUILD {rest}"));
+    }
+    said
+}
