@@ -198,12 +198,17 @@ fn causes(mut diagnostic: Diagnostic, mut cause: Option<&(dyn Error + 'static)>)
 #[non_exhaustive]
 pub enum StepError {
     /// The process ended with something other than 0.
-    #[error("process `{command}` did not complete successfully: exit code: {status}")]
+    #[error(
+        "process `{command}` did not complete successfully: exit code: {status}{}",
+        out_of_memory(*.memory)
+    )]
     Process {
         /// The whole command.
         command: String,
         /// Its exit code; 128 and the signal's number for a signal.
         status: i32,
+        /// The limit in bytes, if some of it was killed because it reached that.
+        memory: Option<u64>,
         /// The end of what it wrote.
         output: String,
     },
@@ -390,6 +395,9 @@ impl StepError {
     fn advice(&self) -> Option<String> {
         match self {
             StepError::Process {
+                memory: Some(_), ..
+            } => Some("`--memory` says how much a step may use".to_owned()),
+            StepError::Process {
                 command, status, ..
             } => exit_advice(command, *status),
             StepError::Sandbox(runner::SandboxError::Start(
@@ -400,6 +408,12 @@ impl StepError {
             _ => None,
         }
     }
+}
+
+fn out_of_memory(limit: Option<u64>) -> String {
+    limit
+        .map(|bytes| format!(": out of memory: it reached its limit of {bytes} bytes"))
+        .unwrap_or_default()
 }
 
 /// What an exit code says beside itself.

@@ -25,7 +25,7 @@ use store::{Store, StoreError};
 use crate::cache::CacheKey;
 use crate::cache::explain::Reason;
 use crate::graph::VertexIndex;
-use crate::solve::OutputStream;
+use crate::solve::{OutputStream, Used};
 use detail::Detail;
 use line::Line;
 
@@ -144,6 +144,8 @@ pub struct StepHistory {
     pub error: Option<String>,
     /// What is worth knowing.
     pub notes: Vec<String>,
+    /// What its processes used, if it ran any.
+    pub used: Option<Used>,
     /// Bytes that its process wrote.
     pub output_bytes: u64,
 }
@@ -183,6 +185,7 @@ impl StepHistory {
             key: None,
             error: None,
             notes: Vec::new(),
+            used: None,
             output_bytes: 0,
         }
     }
@@ -373,6 +376,7 @@ impl BuildHistory {
                 let bytes = hex.map_or(text, |hex| hex.len() / 2);
                 step.output_bytes += bytes as u64;
             }),
+            Line::Used { at, step, used } => self.step(at, step, |step| step.used = Some(used)),
             Line::Done { at, step } => self.step(at, step, |step| {
                 step.verdict = Verdict::Ran;
                 step.took = step.started.map(|started| at.saturating_sub(started));

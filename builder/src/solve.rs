@@ -17,6 +17,7 @@ mod transfers;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use store::history::BuildId;
 
 use crate::cache::CacheKey;
@@ -26,6 +27,19 @@ use crate::graph::{VertexDigest, VertexIndex};
 
 pub(crate) use transfers::OfVertex;
 pub use transfers::TransferKind;
+
+/// What a step's processes used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// Processor time, in microseconds.
+    pub cpu: u64,
+    /// The most memory at a time, in bytes; of one process where nothing counts all of them.
+    pub memory: u64,
+    /// Bytes read from disks.
+    pub read: u64,
+    /// Bytes written to disks.
+    pub written: u64,
+}
 
 /// What a build reports while it goes on, in the order in which it happens.
 #[derive(Clone, Debug)]
@@ -91,6 +105,13 @@ pub enum ProgressEvent {
         stream: OutputStream,
         /// The bytes as they came, not cut at lines.
         bytes: Vec<u8>,
+    },
+    /// A process has ended, and what it and its children used.
+    Used {
+        /// Which vertex's.
+        vertex: VertexIndex,
+        /// How much.
+        used: Used,
     },
     /// The cache had the result. Comes without a [`ProgressEvent::Started`].
     Cached {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::error::StartError;
-use crate::spec::{Limits, Usage};
+use crate::spec::{Limits, MEMORY_MIN, Usage};
 
 /// More than `/proc/self/mountinfo` of the busiest host.
 const TABLE_BYTES_MAX: u64 = 16 << 20;
@@ -34,6 +34,43 @@ struct Setting {
     controller: &'static str,
     unified: (&'static str, String),
     legacy: Vec<(&'static str, String)>,
+}
+
+/// What no kernel could keep, found before anything is made.
+fn check(limits: &Limits) -> Result<(), StartError> {
+    let refuse = |limit: &str, reason: String| {
+        Err(StartError::Limit {
+            limit: limit.to_owned(),
+            reason,
+        })
+    };
+    if let Some(bytes) = limits.memory.filter(|bytes| *bytes < MEMORY_MIN) {
+        let reason = format!("{bytes} bytes are too few for a process: at least {MEMORY_MIN}");
+        return refuse("memory", reason);
+    }
+    if limits.memory_swap.is_some() && limits.memory_swap < limits.memory {
+        return refuse(
+            "swap",
+            "memory and swap together are less than memory".into(),
+        );
+    }
+    if limits.pids == Some(0) {
+        return refuse("processes", "none could be started: at least 1".into());
+    }
+    let is_time = |us: &u64| (1_000..=1_000_000).contains(us);
+    if let Some(us) = limits.cpu_period_us.filter(|us| !is_time(us)) {
+        let reason = format!("a period of {us} microseconds: 1,000 to 1,000,000 are possible");
+        return refuse("processor time", reason);
+    }
+    if let Some(us) = limits.cpu_quota_us.filter(|us| *us < 1_000) {
+        let reason = format!("{us} microseconds are too few: at least 1,000");
+        return refuse("processor time", reason);
+    }
+    if let Some(weight) = limits.io_weight.filter(|w| !(10..=1_000).contains(w)) {
+        let reason = format!("a weight of {weight}: 10 to 1,000 are possible");
+        return refuse("disk weight", reason);
+    }
+    Ok(())
 }
 
 fn settings(limits: &Limits) -> Vec<Setting> {
@@ -97,7 +134,22 @@ fn settings(limits: &Limits) -> Vec<Setting> {
         let (unified, legacy) = same("cpuset.mems", nodes.clone());
         set("memory nodes", "cpuset", unified, &legacy);
     }
+    if let Some(weight) = limits.io_weight {
+        // The range of one to that of the other.
+        let wider = 1 + weight.saturating_sub(10) * 9_999 / 990;
+        let unified = ("io.weight", format!("default {wider}"));
+        let legacy = [("blkio.weight", weight.to_string())];
+        set("disk weight", "io", unified, &legacy);
+    }
     settings
+}
+
+/// What version 1 calls a controller.
+fn legacy_name(controller: &'static str) -> &'static str {
+    match controller {
+        "io" => "blkio",
+        same => same,
+    }
 }
 
 /// A version 1 group may be entered only if it has processors and memory nodes, and a new one has none: those of the group
@@ -111,7 +163,7 @@ fn inherit_cpuset(dir: &Path) -> io::Result<()> {
         if read_bounded(&parent.join(file))?.trim().is_empty() {
             inherit_cpuset(parent)?;
         }
-        fs::write(dir.join(file), read_bounded(&parent.join(file))?.trim())?;
+        write(&dir.join(file), read_bounded(&parent.join(file))?.trim())?;
     }
     Ok(())
 }
@@ -124,10 +176,17 @@ impl Cgroups {
     /// [`StartError::Limit`] for a limit that the host cannot enforce or does not let us set; and any
     /// failure for a group that was asked for by name.
     pub(crate) fn make(name: Option<&str>, limits: &Limits) -> Result<Self, StartError> {
+        check(limits)?;
         let settings = settings(limits);
         let default_name = format!("longshore-{}", std::process::id());
         let mut groups = Self::default();
-        let result = groups.fill(name.unwrap_or(&default_name), name.is_some(), &settings);
+        let hierarchies = hierarchies().unwrap_or_default();
+        let result = groups.fill(
+            &hierarchies,
+            name.unwrap_or(&default_name),
+            name.is_some(),
+            &settings,
+        );
         if let Err(error) = result {
             groups.remove();
             return Err(error);
@@ -135,27 +194,47 @@ impl Cgroups {
         Ok(groups)
     }
 
-    fn fill(&mut self, name: &str, named: bool, settings: &[Setting]) -> Result<(), StartError> {
+    fn fill(
+        &mut self,
+        hierarchies: &[Hierarchy],
+        name: &str,
+        named: bool,
+        settings: &[Setting],
+    ) -> Result<(), StartError> {
         if !valid_name(name) {
             return Err(StartError::Spec {
                 what: format!("control group name `{name}`"),
             });
         }
-        let hierarchies = hierarchies().unwrap_or_default();
         let unified = hierarchies
             .iter()
             .find(|hierarchy| hierarchy.controllers.is_empty());
         let mut left: Vec<&Setting> = settings.iter().collect();
         if let Some(unified) = unified {
-            let mut result = self.make_unified(unified, name, &mut left);
+            let mut result = self.make_unified(&unified.top, &unified.group(name), &mut left);
             if !left.is_empty() && !named {
-                // Our own group holds processes, and so cannot pass controllers on. Root may use a
-                // group of its own at the top, as Docker does.
-                if let Some((dir, _)) = self.unified.take() {
-                    let _removed = fs::remove_dir(dir);
+                // Our own group holds processes, and so cannot pass controllers on. One above may: the one that was
+                // delegated to an ordinary user, and for root any, as Docker does.
+                for above in unified.above() {
+                    let mut rest: Vec<&Setting> = settings.iter().collect();
+                    let first = self.unified.take();
+                    let place = above.join("longshore").join(name);
+                    let attempt = self.make_unified(&unified.top, &place, &mut rest);
+                    let better = attempt.is_ok() && rest.len() < left.len();
+                    let other = match better {
+                        true => first,
+                        false => std::mem::replace(&mut self.unified, first),
+                    };
+                    if let Some((dir, _)) = other {
+                        let _removed = fs::remove_dir(dir);
+                    }
+                    if better {
+                        (left, result) = (rest, Ok(()));
+                    }
+                    if left.is_empty() {
+                        break;
+                    }
                 }
-                left = settings.iter().collect();
-                result = self.make_unified(unified, &format!("/longshore/{name}"), &mut left);
             }
             match result {
                 Ok(()) => {}
@@ -180,7 +259,7 @@ impl Cgroups {
                     hierarchy
                         .controllers
                         .iter()
-                        .any(|c| c == setting.controller)
+                        .any(|c| c == legacy_name(setting.controller))
                 })
                 .ok_or_else(|| {
                     let controller = setting.controller;
@@ -198,47 +277,50 @@ impl Cgroups {
                 inherit_cpuset(&dir).map_err(fail)?;
             }
             for (file, value) in &setting.legacy {
-                fs::write(dir.join(file), value).map_err(fail)?;
+                let mut file = dir.join(file);
+                if file.ends_with("blkio.weight") && !file.exists() {
+                    // Where only that scheduler weighs, it has its own.
+                    file.set_file_name("blkio.bfq.weight");
+                }
+                write(&file, value).map_err(fail)?;
             }
         }
         Ok(())
     }
 
     /// Makes the version 2 group and sets what it can of `left`, which keeps the rest.
-    fn make_unified(
-        &mut self,
-        unified: &Hierarchy,
-        name: &str,
-        left: &mut Vec<&Setting>,
-    ) -> io::Result<()> {
-        let dir = unified.group(name);
-        let parent = dir.parent().unwrap_or(&unified.top);
-        if let Ok(beyond) = parent.strip_prefix(&unified.top) {
+    fn make_unified(&mut self, top: &Path, dir: &Path, left: &mut Vec<&Setting>) -> io::Result<()> {
+        let parent = dir.parent().unwrap_or(top);
+        if let Ok(beyond) = parent.strip_prefix(top) {
             // Controllers must be passed on at each level on the way down. Where a level has processes
             // of its own the kernel refuses; the limit then fails below, by name.
-            let mut at = unified.top.clone();
+            let mut at = top.to_owned();
             for step in std::iter::once(Path::new("")).chain(beyond.iter().map(Path::new)) {
                 at.push(step);
+                if at != *top {
+                    // The last but one is ours to make; those above are there.
+                    let _made = fs::create_dir(&at);
+                }
                 for setting in left.iter() {
-                    let _enabled = fs::write(
-                        at.join("cgroup.subtree_control"),
-                        format!("+{}", setting.controller),
+                    let _enabled = write(
+                        &at.join("cgroup.subtree_control"),
+                        &format!("+{}", setting.controller),
                     );
                 }
             }
         }
-        make_dir(&dir)?;
-        let handle = File::open(&dir)?;
-        self.unified = Some((dir.clone(), handle.into()));
+        make_dir(dir)?;
+        let handle = File::open(dir)?;
+        self.unified = Some((dir.to_owned(), handle.into()));
         // Entering needs the right to move processes out of where we are.
         OpenOptions::new()
             .write(true)
             .open(dir.join("cgroup.procs"))
             .inspect_err(|_| {
                 self.unified = None;
-                let _removed = fs::remove_dir(&dir);
+                let _removed = fs::remove_dir(dir);
             })?;
-        left.retain(|setting| fs::write(dir.join(setting.unified.0), &setting.unified.1).is_err());
+        left.retain(|setting| write(&dir.join(setting.unified.0), &setting.unified.1).is_err());
         Ok(())
     }
 
@@ -265,21 +347,37 @@ impl Cgroups {
         &self.notes
     }
 
-    /// Replaces in `usage` what the group knows better: of all processes, waited for or not.
+    /// Replaces in `usage` what the groups know better: of all processes, waited for or not.
     pub(crate) fn usage(&self, mut usage: Usage) -> Usage {
+        for dir in &self.legacy {
+            if let Ok(peak) = read_bounded(&dir.join("memory.max_usage_in_bytes")) {
+                usage.memory_peak = peak.trim().parse().unwrap_or(usage.memory_peak);
+            }
+            if let Ok(text) = read_bounded(&dir.join("memory.oom_control")) {
+                usage.oom_kills += value(&text, "oom_kill").unwrap_or(0);
+            }
+        }
         let Some((dir, _)) = &self.unified else {
             return usage;
         };
         if let Ok(stat) = read_bounded(&dir.join("cpu.stat")) {
-            let value = |key: &str| {
-                stat.lines()
-                    .find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
-            };
-            usage.user_us = value("user_usec").unwrap_or(usage.user_us);
-            usage.system_us = value("system_usec").unwrap_or(usage.system_us);
+            usage.user_us = value(&stat, "user_usec").unwrap_or(usage.user_us);
+            usage.system_us = value(&stat, "system_usec").unwrap_or(usage.system_us);
         }
         if let Ok(peak) = read_bounded(&dir.join("memory.peak")) {
             usage.memory_peak = peak.trim().parse().unwrap_or(usage.memory_peak);
+        }
+        if let Ok(events) = read_bounded(&dir.join("memory.events")) {
+            usage.oom_kills += value(&events, "oom_kill").unwrap_or(0);
+        }
+        if let Ok(stat) = read_bounded(&dir.join("io.stat")) {
+            let sum = |key: &str| {
+                let words = stat.split_ascii_whitespace();
+                words
+                    .filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok())
+                    .sum()
+            };
+            (usage.read_bytes, usage.written_bytes) = (sum("rbytes="), sum("wbytes="));
         }
         usage
     }
@@ -305,6 +403,16 @@ struct Hierarchy {
 }
 
 impl Hierarchy {
+    /// The groups above our own, the nearest first.
+    fn above(&self) -> Vec<PathBuf> {
+        let own: PathBuf = self.own.components().collect();
+        own.ancestors()
+            .skip(usize::from(own != self.top))
+            .take_while(|path| path.starts_with(&self.top))
+            .map(Path::to_owned)
+            .collect()
+    }
+
     fn group(&self, name: &str) -> PathBuf {
         match name.strip_prefix('/') {
             Some(absolute) => self.top.join(absolute),
@@ -362,6 +470,19 @@ fn parse(memberships: &str, mounts: &str) -> Vec<Hierarchy> {
             })
         })
         .collect()
+}
+
+/// The number after `key` in lines of `key value`.
+fn value(text: &str, key: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
+}
+
+/// Writes to a file that the kernel made; anything else is an error.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 fn valid_name(name: &str) -> bool {
@@ -425,6 +546,194 @@ mod tests {
             ],
         );
         check("nonsense\n::\n", "nonsense - \n1 2 - cgroup2\n", &[]);
+    }
+
+    /// Files of a tree that looks like the kernel's, empty unless it is said what they hold.
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            memory: Some(64 << 20),
+            memory_swap: Some(96 << 20),
+            pids: Some(7),
+            io_weight: Some(1_000),
+            ..Limits::default()
+        }
+    }
+
+    /// An ordinary user's group holds processes, the one above it is not delegated but the one above that is.
+    #[test]
+    fn delegated_groups_are_found_above() {
+        let group = "user@1/longshore/g";
+        let files = [
+            "user@1/app/x.scope/g/cgroup.procs",
+            "user@1/app/longshore/g/cgroup.procs",
+            "user@1/longshore/g/cgroup.procs",
+            "user@1/longshore/g/memory.max",
+            "user@1/longshore/g/memory.swap.max",
+            "user@1/longshore/g/pids.max",
+            "user@1/longshore/g/io.weight",
+            "user@1/longshore/cgroup.subtree_control",
+            "user@1/cgroup.subtree_control",
+            "longshore/g/cgroup.procs",
+        ];
+        let top = tree(&files.map(|file| (file, "")));
+        let top = top.path();
+        let hierarchy = Hierarchy {
+            top: top.to_owned(),
+            own: top.join("user@1/app/x.scope"),
+            controllers: Vec::new(),
+        };
+        let mut groups = Cgroups::default();
+        groups
+            .fill(&[hierarchy], "g", false, &settings(&limits()))
+            .unwrap();
+        assert_eq!(groups.unified.as_ref().unwrap().0, top.join(group));
+        assert!(groups.legacy.is_empty());
+        for (file, expect) in [
+            ("memory.max", "67108864"),
+            ("memory.swap.max", "33554432"),
+            ("pids.max", "7"),
+            ("io.weight", "default 10000"),
+        ] {
+            let found = fs::read_to_string(top.join(group).join(file)).unwrap();
+            assert_eq!(found, expect, "{file}");
+        }
+        for above in ["user@1/longshore", "user@1"] {
+            let file = top.join(above).join("cgroup.subtree_control");
+            assert!(fs::read_to_string(&file).unwrap().starts_with('+'));
+        }
+    }
+
+    #[test]
+    fn version_1_has_a_group_for_each_controller() {
+        let files = [
+            ("memory/a/g/memory.limit_in_bytes", ""),
+            ("memory/a/g/memory.memsw.limit_in_bytes", ""),
+            ("pids/g/pids.max", ""),
+            ("blkio/g/blkio.bfq.weight", ""),
+        ];
+        let top = tree(&files);
+        let hierarchy = |name: &str, own: &str| Hierarchy {
+            top: top.path().join(name),
+            own: top.path().join(name).join(own),
+            controllers: vec![name.to_owned()],
+        };
+        let hierarchies = [
+            hierarchy("memory", "a"),
+            hierarchy("pids", ""),
+            hierarchy("blkio", ""),
+        ];
+        let mut groups = Cgroups::default();
+        groups
+            .fill(&hierarchies, "g", false, &settings(&limits()))
+            .unwrap();
+        assert!(groups.unified.is_none());
+        let found = files.map(|(file, _)| fs::read_to_string(top.path().join(file)).unwrap());
+        assert_eq!(found, ["67108864", "100663296", "7", "1000"]);
+
+        let missing = Cgroups::default().fill(&[], "g", false, &settings(&limits()));
+        assert_eq!(
+            missing.unwrap_err().to_string(),
+            "cannot limit memory: no `memory` control group controller may be used here"
+        );
+    }
+
+    #[test]
+    fn what_groups_count() {
+        let both = tree(&[
+            ("2/cpu.stat", "usage_usec 9\nuser_usec 5\nsystem_usec 4\n"),
+            ("2/memory.peak", "4096\n"),
+            (
+                "2/memory.events",
+                "low 0\noom 1\noom_kill 2\noom_group_kill 0\n",
+            ),
+            (
+                "2/io.stat",
+                "8:0 rbytes=10 wbytes=1 rios=3\n8:16 rbytes=5 wbytes=2\n",
+            ),
+            ("1/memory.max_usage_in_bytes", "8192\n"),
+            ("1/memory.oom_control", "oom_kill_disable 0\noom_kill 3\n"),
+        ]);
+        let unified = both.path().join("2");
+        let handle = File::open(&unified).unwrap().into();
+        let groups = Cgroups {
+            unified: Some((unified, handle)),
+            ..Cgroups::default()
+        };
+        let expect = Usage {
+            user_us: 5,
+            system_us: 4,
+            memory_peak: 4096,
+            read_bytes: 15,
+            written_bytes: 3,
+            oom_kills: 2,
+        };
+        assert_eq!(groups.usage(Usage::default()), expect);
+        let groups = Cgroups {
+            legacy: vec![both.path().join("1")],
+            ..Cgroups::default()
+        };
+        let expect = Usage {
+            memory_peak: 8192,
+            oom_kills: 3,
+            ..Usage::default()
+        };
+        assert_eq!(groups.usage(Usage::default()), expect);
+    }
+
+    #[test]
+    fn limits_that_no_kernel_keeps() {
+        let check = |limits: Limits, expect: &str| {
+            let error = super::check(&limits).unwrap_err().to_string();
+            assert!(error.contains(expect), "{error}");
+        };
+        let none = Limits::default;
+        let memory = |memory| Limits {
+            memory: Some(memory),
+            ..none()
+        };
+        check(memory(1), "cannot limit memory: 1 bytes are too few");
+        check(memory(MEMORY_MIN - 1), "at least 6291456");
+        super::check(&memory(MEMORY_MIN)).unwrap();
+        let swap = Limits {
+            memory_swap: Some(MEMORY_MIN),
+            ..memory(2 * MEMORY_MIN)
+        };
+        check(swap, "less than memory");
+        check(
+            Limits {
+                pids: Some(0),
+                ..none()
+            },
+            "at least 1",
+        );
+        let period = |us| Limits {
+            cpu_period_us: Some(us),
+            ..none()
+        };
+        check(period(999), "1,000 to 1,000,000");
+        check(period(1_000_001), "1,000 to 1,000,000");
+        let quota = Limits {
+            cpu_quota_us: Some(1),
+            ..none()
+        };
+        check(quota, "at least 1,000");
+        check(
+            Limits {
+                io_weight: Some(9),
+                ..none()
+            },
+            "10 to 1,000",
+        );
     }
 
     #[test]

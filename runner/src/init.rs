@@ -8,6 +8,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, wait};
 
 use crate::error::StartError;
@@ -152,8 +154,8 @@ fn prepare(
 
     // 7. From here on the host's files are out of reach.
     root.enter()?;
-    // 8. Descriptors that lead outside go with the exec.
-    sys::close_on_exec_from(3).map_err(StartError::step("close the descriptors"))?;
+    // 8. No descriptor leads outside any more, by a working directory or a command in `/proc/self/fd`.
+    sys::close_all_but(report.as_fd()).map_err(StartError::step("close the descriptors"))?;
 
     // 9. Limits and privileges; raising a limit is one of them.
     confine::limit(&spec.ulimits)?;
@@ -169,16 +171,22 @@ fn prepare(
         .map_err(StartError::step("tie the sandbox to its helper"))?;
 
     // 11. The working directory, with the process's own rights.
-    rustix::process::chdir(spec.process.cwd.as_str()).map_err(|errno| {
-        StartError::WorkingDirectory {
-            path: spec.process.cwd.clone(),
-            errno: errno.into(),
-        }
+    enter_directory(&spec.process.cwd).map_err(|errno| StartError::WorkingDirectory {
+        path: spec.process.cwd.clone(),
+        errno: errno.into(),
     })?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
     sys::reset_signals();
     Ok(())
+}
+
+/// Changes the directory, through no link of `/proc` that leads past all paths.
+fn enter_directory(path: &str) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_MAGICLINKS;
+    let directory = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
+    rustix::process::fchdir(directory)
 }
 
 /// The process may open its terminal again by name, so it has to own it.

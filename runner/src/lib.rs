@@ -44,8 +44,9 @@ mod wire;
 pub use error::{Errno, SandboxError, StartError};
 pub use sandbox::{Killer, Sandbox, Stdio, Stream};
 pub use spec::{
-    Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits, MountKind, MountPoint,
-    NetworkMode, ProcessSpec, Root, SandboxSpec, ULIMITS, Ulimit, Usage, User, UserNamespace,
+    Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits, MEMORY_MIN, MountKind,
+    MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec, ULIMITS, Ulimit, Usage, User,
+    UserNamespace,
 };
 pub use stubs::make_stubs;
 pub use user::{UserError, resolve_user};

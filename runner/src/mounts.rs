@@ -154,6 +154,7 @@ pub(crate) fn build(
         scratch_names: 0,
         host,
         granted: &mut granted,
+        null: None,
         nodev,
         stub,
         note,
@@ -339,6 +340,8 @@ struct Builder<'a> {
     scratch_names: u32,
     host: Host,
     granted: &'a mut Granted,
+    /// The mount on `/dev/null`, which also hides files.
+    null: Option<OwnedFd>,
     /// `nodev`, unless devices are not to be kept away.
     nodev: MountAttrFlags,
     stub: &'a mut dyn FnMut(Stub),
@@ -367,6 +370,9 @@ impl Builder<'_> {
             let node = self.device(name, major, minor).map_err(fail())?;
             let file = empty_file(dev.as_fd(), name).map_err(fail())?;
             attach(node.as_fd(), file.as_fd()).map_err(fail())?;
+            if name == "null" {
+                self.null = Some(node);
+            }
         }
         for (name, to) in DEVICE_LINKS {
             rustix::fs::symlinkat(to, &dev, name).map_err(fail())?;
@@ -457,7 +463,8 @@ impl Builder<'_> {
     }
 
     fn mask(&mut self) -> Result<(), StartError> {
-        let null = self.find("/dev/null")?;
+        // Ours, not what a mount of the spec may have put on its path since.
+        let null = self.null.take();
         let mut empty: Option<OwnedFd> = None;
         let throttle = thermal_throttle_paths();
         for path in MASKED

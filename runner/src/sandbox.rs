@@ -6,14 +6,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{CWD, MemfdFlags};
+use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use crate::error::SandboxError;
 use crate::helper;
@@ -135,7 +136,7 @@ impl Sandbox {
             source: error,
         };
         let (socket, theirs) = wire::pair().map_err(spawn)?;
-        let mut helper = Command::new("/proc/self/exe")
+        let mut helper = Command::new(own_program())
             .arg0(helper::NAME)
             .env_clear()
             .stdin(theirs)
@@ -285,6 +286,40 @@ impl Drop for Sandbox {
             let _status = self.wait();
         }
     }
+}
+
+/// This program, for the helper and so for init: by a mount of it that is read-only and that nobody can reach, so that what
+/// runs in a sandbox cannot write to it through `/proc/<pid>/exe` or as its own interpreter.
+fn own_program() -> &'static Path {
+    static PROGRAM: OnceLock<(PathBuf, Option<OwnedFd>)> = OnceLock::new();
+    let (path, _) = PROGRAM.get_or_init(|| match read_only_program() {
+        Ok(mount) => (
+            format!("/proc/self/fd/{}", mount.as_raw_fd()).into(),
+            Some(mount),
+        ),
+        Err(error) => {
+            tracing::debug!(%error, "this program cannot be mounted read-only for sandboxes");
+            ("/proc/self/exe".into(), None)
+        }
+    });
+    path
+}
+
+fn read_only_program() -> io::Result<OwnedFd> {
+    let path = std::fs::read_link("/proc/self/exe")?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(CWD, &path, flags)?;
+    // A path is only a name: it may have another program by now.
+    let (own, found) = (
+        rustix::fs::stat("/proc/self/exe")?,
+        rustix::fs::fstat(&mount)?,
+    );
+    if (own.st_dev, own.st_ino) != (found.st_dev, found.st_ino) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), false)?;
+    Ok(mount)
 }
 
 fn end(helper: &mut Child) -> io::Result<std::process::ExitStatus> {

@@ -277,7 +277,13 @@ pub struct Limits {
     pub cpuset_cpus: Option<String>,
     /// Memory nodes that may be used: `0,1`.
     pub cpuset_mems: Option<String>,
+    /// Weight among others that read and write disks: 10 to 1,000; 500 is usual.
+    pub io_weight: Option<u64>,
 }
+
+/// The least memory that a sandbox may be limited to: what its first process needs before it is the command, and docker's
+/// least too.
+pub const MEMORY_MIN: u64 = 6 << 20;
 
 /// A limit of each process, which its children inherit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -405,14 +411,19 @@ impl ExitStatus {
     }
 }
 
-/// What the sandbox's processes used, as far as the kernel told without a control group: of those
-/// that were waited for.
+/// What the sandbox's processes used: all of them where a control group counts, else those that were waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Processor time in user mode, in microseconds.
     pub user_us: u64,
     /// Processor time in the kernel, in microseconds.
     pub system_us: u64,
-    /// The largest resident set of one process, in bytes.
+    /// The most memory that was in use, in bytes; the largest resident set of one process where no group counts.
     pub memory_peak: u64,
+    /// Bytes read from disks.
+    pub read_bytes: u64,
+    /// Bytes written to disks.
+    pub written_bytes: u64,
+    /// Processes that the kernel killed because the memory limit was reached.
+    pub oom_kills: u64,
 }

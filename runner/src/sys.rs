@@ -337,14 +337,28 @@ pub(crate) fn children_usage() -> Usage {
         user_us: micros(usage.ru_utime),
         system_us: micros(usage.ru_stime),
         memory_peak: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+        read_bytes: u64::try_from(usage.ru_inblock).unwrap_or(0) * 512,
+        written_bytes: u64::try_from(usage.ru_oublock).unwrap_or(0) * 512,
+        oom_kills: 0,
     }
 }
 
-/// Marks every descriptor from `first` on as closed on exec.
-pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+/// Closes every descriptor but the standard streams and `kept`, which is closed on exec. For init alone, shortly before it becomes the
+/// command: whoever else owned one of them, in frames that are never returned to, does not use it again.
+pub(crate) fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;
-    // SAFETY: changes flags only; no descriptor is closed under anyone's feet.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })
+    let kept = u32::try_from(kept.as_raw_fd()).unwrap_or(0).max(3);
+    let close = |first: u32, last: u32, flags: u32| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: no memory is involved. Descriptors are closed under the feet of the frames that init was forked in; it
+        // leaves by exec or `exit_now`, so that none of those runs again, not even its destructors.
+        check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })
+    };
+    close(3, kept - 1, 0)?;
+    close(kept, kept, CLOSE_RANGE_CLOEXEC)?;
+    close(kept + 1, u32::MAX, 0)
 }
 
 /// Brings the loopback interface of this network namespace up.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::detail::Detail;
 use crate::cache::explain::Reason;
+use crate::solve::Used;
 
 /// Version of the lines; the first line says it.
 pub(super) const VERSION: u32 = 1;
@@ -71,6 +72,8 @@ pub(super) enum Line {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hex: Option<String>,
     },
+    /// A step's process has ended, and used this much.
+    Used { at: u64, step: usize, used: Used },
     /// A step has done its work.
     Done { at: u64, step: usize },
     /// A step's result is kept.

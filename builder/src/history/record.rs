@@ -441,6 +441,11 @@ impl State {
                 }
                 return;
             }
+            ProgressEvent::Used { vertex, used } => Line::Used {
+                at,
+                step: vertex.0,
+                used: *used,
+            },
             ProgressEvent::Recorded {
                 vertex,
                 key,

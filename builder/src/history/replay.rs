@@ -125,6 +125,10 @@ impl Replay {
                 };
                 take(micros(at), output);
             }
+            Line::Used { at, step, used } => {
+                let vertex = VertexIndex(step);
+                take(micros(at), ProgressEvent::Used { vertex, used });
+            }
             Line::Recorded {
                 at,
                 step,

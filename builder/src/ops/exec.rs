@@ -34,7 +34,7 @@ use super::{Operations, base_of};
 use crate::error::StepError;
 use crate::graph::VertexIndex;
 use crate::graph::exec::{ExecOp, Network, Security};
-use crate::solve::{OutputStream, ProgressEvent};
+use crate::solve::{OutputStream, ProgressEvent, Used};
 
 /// Bytes read from a process at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -132,13 +132,16 @@ pub(crate) fn execute(
 ) -> Result<LayerInfo, StepError> {
     let prepared = Prepared::new(operations, vertex, exec, None)?;
     let error = match run(operations, vertex, &prepared.spec) {
-        Ok((ExitStatus::Code(0), _)) => {
+        Ok((ExitStatus::Code(0), ..)) => {
             let active = prepared.finish()?;
             return operations.store.publish_layer(|| Ok(active.commit()?));
         }
-        Ok((status, tail)) => StepError::Process {
+        Ok((status, tail, out_of_memory)) => StepError::Process {
             command: exec.argv.join(" "),
             status: status.code(),
+            memory: out_of_memory
+                .then_some(exec.setting.limits.memory)
+                .flatten(),
             output: String::from_utf8_lossy(&tail).into_owned(),
         },
         Err(error) => error,
@@ -196,6 +199,7 @@ fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpe
             cpu_shares: limits.cpu_shares,
             cpuset_cpus: limits.cpuset_cpus.clone(),
             cpuset_mems: limits.cpuset_mems.clone(),
+            io_weight: None,
         },
         ulimits: setting
             .ulimits
@@ -215,12 +219,13 @@ fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpe
     })
 }
 
-/// Runs the sandbox to its end, passing its output on; returns how it ended and the end of what it wrote.
+/// Runs the sandbox to its end, passing its output on; returns how it ended, the end of what it wrote, and whether the kernel
+/// killed some of it for want of memory.
 fn run(
     operations: &Operations<'_>,
     vertex: usize,
     spec: &SandboxSpec,
-) -> Result<(ExitStatus, Vec<u8>), StepError> {
+) -> Result<(ExitStatus, Vec<u8>, bool), StepError> {
     let stdio = Stdio {
         stdin: Stream::Null,
         stdout: Stream::Pipe,
@@ -261,10 +266,20 @@ fn run(
         }
     }
     let status = sandbox.wait()?;
+    let usage = sandbox.usage().unwrap_or_default();
+    operations.progress.event(ProgressEvent::Used {
+        vertex: VertexIndex(vertex),
+        used: Used {
+            cpu: usage.user_us + usage.system_us,
+            memory: usage.memory_peak,
+            read: usage.read_bytes,
+            written: usage.written_bytes,
+        },
+    });
     if killed {
         return Err(StepError::Cancelled);
     }
-    Ok((status, tail.bytes))
+    Ok((status, tail.bytes, usage.oom_kills > 0))
 }
 
 /// The directory with mount points that lies below every root, of steps and containers alike, so that making them leaves

@@ -200,7 +200,9 @@ fn show(context: &Context, args: &HistoryShowArgs) -> Result<ExitCode, CliError>
     text.push('\n');
     let rows: Vec<Vec<String>> = steps.iter().map(|step| step_columns(step)).collect();
     text.push_str(&table(
-        &["STEP", "VERDICT", "STARTED", "SAVED", "SIZE", "NAME"],
+        &[
+            "STEP", "VERDICT", "STARTED", "SAVED", "SIZE", "CPU", "MEMORY", "NAME",
+        ],
         &rows,
     ));
     for step in &steps {
@@ -226,6 +228,8 @@ fn step_columns(step: &StepHistory) -> Vec<String> {
         step.started.map_or_else(dash, human::micros),
         step.saved.map_or_else(dash, human::micros),
         step.bytes.map_or_else(dash, human::size),
+        step.used.map_or_else(dash, |used| human::micros(used.cpu)),
+        step.used.map_or_else(dash, |used| human::size(used.memory)),
         step.name.clone(),
     ]
 }

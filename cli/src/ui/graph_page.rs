@@ -226,7 +226,10 @@ fn short_name(step: &StepHistory) -> String {
 /// What is said of a step where the pointer rests.
 fn tip(step: &StepHistory) -> String {
     let mut text = format!("#{} {}\n{}", step.number, step.name, verdict::verdict(step));
-    for line in verdict::reasons(step) {
+    for line in verdict::used(step)
+        .into_iter()
+        .chain(verdict::reasons(step))
+    {
         text.push('\n');
         text.push_str(&line);
     }
@@ -385,7 +388,12 @@ fn steps(html: &mut String, build: &BuildHistory, on_path: &BTreeSet<usize>) {
     for step in &build.steps {
         let dash = || "–".to_owned();
         let mut why = String::new();
-        for line in verdict::reasons(step).iter().chain(&step.notes) {
+        let used = verdict::used(step);
+        for line in used
+            .iter()
+            .chain(&verdict::reasons(step))
+            .chain(&step.notes)
+        {
             why.push_str(&format!("<div class=\"reason\">{}</div>", escape(line)));
         }
         if let Some(error) = &step.error {

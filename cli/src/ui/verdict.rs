@@ -38,6 +38,22 @@ pub fn verdict(step: &StepHistory) -> String {
     }
 }
 
+/// What a step's processes used, in one line.
+pub fn used(step: &StepHistory) -> Option<String> {
+    let used = step.used?;
+    let mut text = format!(
+        "{} of processor, {} of memory",
+        human::micros(used.cpu),
+        human::size(used.memory)
+    );
+    for (bytes, what) in [(used.read, "read"), (used.written, "written")] {
+        if bytes > 0 {
+            text.push_str(&format!(", {} {what}", human::size(bytes)));
+        }
+    }
+    Some(text)
+}
+
 /// What a build was of, and how it went, in one line.
 pub fn headline(build: &BuildHistory) -> String {
     let (ran, cached) = build.counts();

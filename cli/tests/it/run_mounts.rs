@@ -565,7 +565,20 @@ fn a_step_uses_no_more_memory_than_it_may() {
     }
     ran.ok();
     let ran = build(&place, &dockerfile.replace("SIZE", "64"), &flags);
-    ran.fails(1, "exit code: 137");
+    ran.fails(
+        1,
+        "exit code: 137: out of memory: it reached its limit of 33554432 bytes",
+    );
+    let shown = place.ok(["history", "show", "latest", "--format", "json"], [""; 0]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let steps = shown["steps"].as_array().unwrap();
+    let used = steps.iter().find_map(|step| step["used"].as_object());
+    assert!(
+        used.is_some_and(|used| used["memory"].as_u64() > Some(16 << 20)),
+        "{shown}"
+    );
+    let small = build(&place, &dockerfile.replace("SIZE", "3"), &["-m", "1m"]);
+    small.fails(3, "cannot limit memory: 1048576 bytes are too few");
     // Limits do not decide what is found in the cache.
     let again = build(&place, &dockerfile.replace("SIZE", "4"), &[]);
     assert!(Built::of(&again).ran.is_empty(), "{again}");

@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("devices", devices),
     ("resource_limits_are_kept", resource_limits_are_kept),
     ("control_group_limits", control_group_limits),
+    ("out_of_memory", out_of_memory),
 ];
 
 fn status(
@@ -279,6 +280,38 @@ fn resource_limits_are_kept(world: &World) -> Result<(), String> {
     let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let own = own.map_or("unlimited".into(), |limit| limit.to_string());
     assert_eq!(world.sh("ulimit -n").trim(), own);
+    Ok(())
+}
+
+fn out_of_memory(world: &World) -> Result<(), String> {
+    let ends = |spec: &runner::SandboxSpec| {
+        let mut sandbox = runner::Sandbox::spawn(spec, runner::Stdio::default())?;
+        let status = sandbox.wait()?;
+        Ok::<_, SandboxError>((status, sandbox.usage().unwrap()))
+    };
+    let mut spec = world.script("a=0123456789; while true; do a=$a$a; done");
+    spec.limits.memory = Some(16 << 20);
+    spec.limits.memory_swap = Some(16 << 20);
+    match ends(&spec) {
+        Ok((status, usage)) => {
+            assert_eq!(status.code(), 137, "{usage:?}");
+            assert!(usage.oom_kills > 0, "{usage:?}");
+        }
+        Err(SandboxError::Start(StartError::Limit { .. })) if !world.root() => {}
+        Err(SandboxError::Start(StartError::Limit { limit, reason })) => {
+            return Err(format!("this machine cannot limit {limit}: {reason}"));
+        }
+        Err(error) => panic!("{error:?}"),
+    }
+    let (status, usage) =
+        ends(&world.script("i=0; while test $i -lt 20000; do i=$((i+1)); done")).unwrap();
+    assert_eq!((status, usage.oom_kills), (ExitStatus::Code(0), 0));
+    assert!(usage.user_us + usage.system_us > 0, "{usage:?}");
+    assert!(usage.memory_peak > 0, "{usage:?}");
+
+    spec.limits.memory = Some(runner::MEMORY_MIN - 1);
+    let error = run(&spec).unwrap_err().to_string();
+    assert!(error.starts_with("cannot limit memory: "), "{error}");
     Ok(())
 }
 

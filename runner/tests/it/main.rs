@@ -14,6 +14,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod confinement;
+mod escapes;
 mod ids;
 mod lifetime;
 mod mounts;
@@ -108,6 +109,7 @@ fn run(privilege: Privilege, ids: UserNamespace, filter: &str) -> Count {
     let tests = [
         process::TESTS,
         confinement::TESTS,
+        escapes::TESTS,
         ids::TESTS,
         mounts::TESTS,
         network::TESTS,

@@ -17,6 +17,7 @@ fn step(number: usize, name: &str, inputs: &[usize], verdict: Verdict) -> StepHi
         key: None,
         error: None,
         notes: Vec::new(),
+        used: None,
         output_bytes: 0,
     }
 }
