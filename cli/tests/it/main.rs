@@ -54,6 +54,7 @@ mod examples;
 mod explain;
 mod full_disk;
 mod help;
+mod hostile;
 mod identity;
 mod interop;
 mod killed;
