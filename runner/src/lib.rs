@@ -13,6 +13,7 @@
 //! - [`userns`]: the whole program in a user namespace, when it is not root; then one code path serves all.
 //! - [`network`]: bridges that sandboxes are plugged into.
 //! - [`user`]: `USER` names to numbers. [`etc`]: contents of `/etc/hosts` and the like.
+//! - [`mode`]: which of these ways are open here, for reports.
 //! - [`terminal`]: a foreground process on the caller's terminal.
 //!
 //! A program that uses this crate must call [`reexec_if_child`] as the first thing in `main`.
@@ -29,6 +30,7 @@ pub mod etc;
 mod grants;
 mod helper;
 mod init;
+pub mod mode;
 mod mounts;
 pub mod network;
 pub mod sandbox;

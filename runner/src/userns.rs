@@ -162,6 +162,10 @@ pub fn privilege() -> Privilege {
     }
 }
 
+pub(crate) fn may_administer_as_root() -> bool {
+    geteuid().is_root() && may_administer()
+}
+
 fn may_administer() -> bool {
     rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use runner::mode::Lack;
 use serde_json::json;
 
 use crate::args::{InfoArgs, VersionArgs};
@@ -29,19 +30,42 @@ pub fn info(context: &Context, args: &InfoArgs) -> Result<ExitCode, CliError> {
     let root = context.root()?;
     let privilege = runner::userns::privilege().to_string();
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let survey = runner::mode::survey(&root);
     if args.json {
+        let lacks: Vec<_> = survey
+            .lacks
+            .iter()
+            .map(|lack| json!({ "what": lack.what, "better": lack.better }))
+            .collect();
         context.ui.json_line(&json!({
             "version": VERSION,
             "root": root,
             "kernel": kernel,
             "privilege": privilege,
+            "mode": survey.mode.name(),
+            "why": survey.why,
+            "lacks": lacks,
+            "limits": survey.limits,
             "cpus": cpus,
         }))?;
     } else {
-        context.ui.data(format!(
+        let mut text = format!(
             "Version:    {VERSION}\nRoot:       {}\nKernel:     {kernel}\nPrivilege:  {privilege}\nCPUs:       {cpus}\n",
             root.display()
-        ))?;
+        );
+        let mode = survey.mode.name();
+        let limits = match survey.limits.as_slice() {
+            [] => "none".to_owned(),
+            names => names.join(", "),
+        };
+        text.push_str(&format!(
+            "Mode:       {mode}\nWhy:        {}\nLimits:     {limits}\n",
+            survey.why
+        ));
+        for Lack { what, better } in &survey.lacks {
+            text.push_str(&format!("Lacks:      {what}\nBetter:     {better}\n"));
+        }
+        context.ui.data(text)?;
     }
     Ok(ExitCode::SUCCESS)
 }

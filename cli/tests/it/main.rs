@@ -56,6 +56,7 @@ mod full_disk;
 mod help;
 mod hostile;
 mod identity;
+mod info;
 mod interop;
 mod killed;
 mod network;
