@@ -4,8 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::BorrowedFd;
 
 use runner::NetworkMode;
+use runner::etc::{nameservers, resolv_conf_text};
+use runner::network::names::{self, NameSockets};
 use runner::network::{Attachment, BRIDGE_PREFIX, Bridge, Subnet, first_free};
 use store::Store;
 use store::networks::{NetworkError, NetworkInfo, NetworkMember, NetworkPlace, NetworkSubnet};
@@ -14,6 +17,9 @@ use crate::error::{Blame, CliError, Kind};
 
 /// The network of containers that name none.
 pub const DEFAULT: &str = "bridge";
+
+/// How much of a container's id is its host name.
+const ID_CHARS: usize = 12;
 
 /// How much of an id the name of a bridge has: what is left of an interface's name.
 const BRIDGE_DIGITS: usize = 11;
@@ -142,7 +148,59 @@ pub fn join(
         internal: network.internal,
     };
     let addresses = place.addresses.clone();
-    Ok((NetworkMode::Bridge(Attachment { bridge, addresses }), place))
+    let attachment = Attachment {
+        bridge,
+        addresses,
+        names: true,
+    };
+    Ok((NetworkMode::Bridge(attachment), place))
+}
+
+/// `/etc/resolv.conf` of a container whose names [`serve_names`] resolves: what it says of the host's way to look up, but for the servers.
+pub fn resolv_conf(host: &str) -> String {
+    let others = host.lines().filter(|line| {
+        let word = line.split_whitespace().next();
+        matches!(word, Some("search" | "domain" | "options"))
+    });
+    let mut text = format!("nameserver {}\n", names::ADDRESS);
+    for line in others {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// Answers what a container asks about names, until `end` can be read.
+pub fn serve_names(
+    store: &Store,
+    network: &NetworkInfo,
+    sockets: &NameSockets,
+    end: BorrowedFd<'_>,
+) {
+    let servers: Vec<IpAddr> = match network.internal {
+        // Not even a question leaves it.
+        true => Vec::new(),
+        false => nameservers(&resolv_conf_text().unwrap_or_default()).collect(),
+    };
+    let look_up = |name: &str| addresses_of(store, &network.name, name);
+    if let Err(error) = names::serve(sockets, &servers, &look_up, end) {
+        tracing::warn!(%error, "names are no longer resolved");
+    }
+}
+
+/// The addresses of those in a network who go by `name`.
+fn addresses_of(store: &Store, network: &str, name: &str) -> Option<Vec<IpAddr>> {
+    let members = store.network_members(network).ok()?;
+    let goes_by_it = |member: &NetworkMember| {
+        let mut own = member.names.iter();
+        own.any(|own| own.eq_ignore_ascii_case(name)) || member.id.get(..ID_CHARS) == Some(name)
+    };
+    let found: Vec<IpAddr> = members
+        .into_iter()
+        .filter(goes_by_it)
+        .flat_map(|member| member.addresses)
+        .collect();
+    (!found.is_empty()).then_some(found)
 }
 
 /// Removes a network with its bridge.

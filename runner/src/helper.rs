@@ -162,11 +162,13 @@ fn supervise(
     drop((streams, entries));
 
     let mut terminal = None;
+    let mut names = Vec::new();
     let mut failure = None;
     loop {
         match wire::receive(&ours) {
             Ok(Some((Progress::Stub(stub), _))) => stubs.push(stub),
             Ok(Some((Progress::Terminal, mut fds))) => terminal = fds.pop(),
+            Ok(Some((Progress::Names, fds))) => names = fds,
             Ok(Some((Progress::Note(note), _))) => notes.push(note),
             Ok(Some((Progress::Failed(error), _))) => failure = Some(error),
             // Init's end closed with its exec, or with its life.
@@ -184,11 +186,15 @@ fn supervise(
     }
 
     let mut fds = vec![pidfd.as_fd()];
-    fds.extend(terminal.iter().map(AsFd::as_fd));
-    if wire::send(caller, &Report::Started { notes }, &fds).is_err() {
+    fds.extend(terminal.iter().chain(&names).map(AsFd::as_fd));
+    let started = Report::Started {
+        notes,
+        names: !names.is_empty(),
+    };
+    if wire::send(caller, &started, &fds).is_err() {
         let _killed = pidfd_send_signal(&pidfd, Signal::KILL);
     }
-    drop(terminal);
+    drop((terminal, names));
     watch(caller, &pidfd);
     reap(&pidfd).map_err(StartError::step("wait for the process"))
 }

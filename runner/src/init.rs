@@ -110,6 +110,12 @@ fn prepare(
         })?;
         network::configure(attachment)
             .map_err(StartError::step("configure the network interface"))?;
+        if attachment.names {
+            let names = network::open_names()
+                .map_err(StartError::step("open the sockets of the name server"))?;
+            let sockets = [names.datagrams.as_fd(), names.streams.as_fd()];
+            wire::send(report, &Progress::Names, &sockets).map_err(lost())?;
+        }
     }
 
     // 5. The root.

@@ -5,7 +5,7 @@
 //!  sandbox: eth0 ══ lspM ─┴─ bridge (gateway's address) ── filter, masquerade ── the host's interfaces
 //! ```
 //!
-//! - `netlink`: requests to the kernel. `link`: bridges, pairs, addresses, routes. `filter`: nf_tables.
+//! - `netlink`: requests to the kernel. `link`: bridges, pairs, addresses, routes. `filter`: nf_tables. [`names`]: a name server.
 //!
 //! The helper plugs a sandbox in from outside, init configures its end inside. A bridge and its filter are made when they
 //! are first needed and left in place, so that a reboot or a `flush ruleset` is mended by the next sandbox; a
@@ -14,13 +14,15 @@
 
 mod filter;
 mod link;
+pub mod names;
 mod netlink;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener, UdpSocket};
 
 use serde::{Deserialize, Serialize};
 
+use names::NameSockets;
 use netlink::Netlink;
 
 /// What the names of all bridges begin with: by it the networks are kept from one another.
@@ -59,6 +61,8 @@ pub struct Attachment {
     pub bridge: Bridge,
     /// The sandbox's address in each of its subnets, in their order.
     pub addresses: Vec<IpAddr>,
+    /// Whether the sandbox has a name server at [`names::ADDRESS`], which the caller has to be: [`crate::Sandbox::take_names`].
+    pub names: bool,
 }
 
 impl Subnet {
@@ -171,6 +175,15 @@ pub(crate) fn plug(attachment: &Attachment, pid: i32) -> io::Result<()> {
 /// Init's part: addresses and routes.
 pub(crate) fn configure(attachment: &Attachment) -> io::Result<()> {
     link::configure(&mut Netlink::route()?, attachment)
+}
+
+/// Init's part, too: the sockets of the name server, which are reached at port 53 of its address.
+pub(crate) fn open_names() -> io::Result<NameSockets> {
+    let datagrams = UdpSocket::bind((names::ADDRESS, 0))?;
+    let streams = TcpListener::bind((names::ADDRESS, 0))?;
+    let (udp, tcp) = (datagrams.local_addr()?.port(), streams.local_addr()?.port());
+    filter::redirect_names(names::ADDRESS, udp, tcp)?;
+    Ok(NameSockets { datagrams, streams })
 }
 
 /// Packets as large as the way out takes: larger ones would be cut up, or lost.

@@ -18,6 +18,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use crate::error::SandboxError;
 use crate::helper;
+use crate::network::names::NameSockets;
 use crate::spec::{ExitStatus, MountKind, NetworkMode, Root, SPEC_BYTES_MAX, SandboxSpec, Usage};
 use crate::sys;
 use crate::wire::{self, Report};
@@ -54,6 +55,7 @@ pub struct Sandbox {
     socket: OwnedFd,
     process: Arc<OwnedFd>,
     terminal: Option<OwnedFd>,
+    names: Option<NameSockets>,
     ended: Option<(ExitStatus, Usage)>,
     /// The write end of the process's standard input, if it is a [`Stream::Pipe`].
     pub stdin: Option<File>,
@@ -154,16 +156,25 @@ impl Sandbox {
         drop((file, stdin, stdout, stderr));
 
         match wire::receive::<Report>(&socket) {
-            Ok(Some((Report::Started { notes }, mut fds))) if !fds.is_empty() => {
+            Ok(Some((Report::Started { notes, names }, mut fds)))
+                if fds.len() > usize::from(names) * 2 =>
+            {
                 for note in notes {
                     tracing::debug!(note, "sandbox");
                 }
+                let names = names.then(|| fds.split_off(fds.len() - 2));
+                let names = names.and_then(|fds| <[OwnedFd; 2]>::try_from(fds).ok());
+                let names = names.map(|[datagrams, streams]| NameSockets {
+                    datagrams: datagrams.into(),
+                    streams: streams.into(),
+                });
                 let terminal = (fds.len() > 1).then(|| fds.remove(1));
                 Ok(Self {
                     helper,
                     socket,
                     process: Arc::new(fds.remove(0)),
                     terminal,
+                    names,
                     ended: None,
                     stdin: our_stdin.map(File::from),
                     stdout: our_stdout.map(File::from),
@@ -271,6 +282,12 @@ impl Sandbox {
     /// The master of the process's terminal, if it was asked for. `None` the second time.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
         self.terminal.take()
+    }
+
+    /// The sockets of its name server, if it has one: the caller is to [`serve`](crate::network::names::serve) on them. `None` the
+    /// second time.
+    pub fn take_names(&mut self) -> Option<NameSockets> {
+        self.names.take()
     }
 
     /// What the sandbox used, once it has ended.

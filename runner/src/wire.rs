@@ -22,16 +22,18 @@ use crate::stubs::Stub;
 
 /// One message; paths and error texts are far smaller.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
-/// Spec and three streams.
+/// Spec and three streams; or a process, a terminal and a name server's two sockets.
 const DESCRIPTORS_MAX: usize = 4;
 
 /// What the helper tells the caller.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// The process runs. Carries its pidfd and, if asked for, its terminal's master.
+    /// The process runs. Carries its pidfd and, if asked for, its terminal's master, and the sockets of its name server.
     Started {
         /// What was not possible and is not essential.
         notes: Vec<String>,
+        /// Whether the last two descriptors are those of the sandbox's name server.
+        names: bool,
     },
     /// It does not, and nothing is left of the sandbox.
     Failed(StartError),
@@ -46,6 +48,8 @@ pub(crate) enum Progress {
     Stub(Stub),
     /// The terminal's master is attached.
     Terminal,
+    /// The sockets of its name server are attached.
+    Names,
     /// Something non-essential was not possible.
     Note(String),
     /// It will not become the process.

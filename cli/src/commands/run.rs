@@ -88,7 +88,11 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
             let name = uname.nodename().to_string_lossy().into_owned();
             (name, resolv_conf_text())
         }
-        _ => ("longshore".to_owned(), outside_resolv_conf_text()),
+        NetworkMode::None => ("longshore".to_owned(), outside_resolv_conf_text()),
+        NetworkMode::Bridge(_) => {
+            let text = resolv_conf_text().map(|host| networks::resolv_conf(&host));
+            ("longshore".to_owned(), text)
+        }
     };
     let own = place.iter().flat_map(|place| &place.addresses);
     let own: Vec<_> = own.map(|address| (hostname.clone(), *address)).collect();
@@ -123,7 +127,15 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<u8, CliError> {
         stderr: Stream::Inherit,
     };
     let mut sandbox = Sandbox::spawn(&spec, stdio)?;
-    let status = terminal::attend(&mut sandbox, &signals, stdin, stdout)?;
+    let names = sandbox.take_names().zip(place.as_ref());
+    let end = sandbox.pidfd().try_clone_to_owned().blame(Kind::Run)?;
+    let status = std::thread::scope(|scope| {
+        if let Some((sockets, place)) = &names {
+            scope.spawn(|| networks::serve_names(&store, &place.network, sockets, end.as_fd()));
+        }
+        terminal::attend(&mut sandbox, &signals, stdin, stdout)
+    })?;
+    drop(names);
     drop((active, place));
     // The kernel gives no more than eight bits of a code.
     Ok(u8::try_from(status.code() & 0xff).expect("eight bits"))

@@ -126,6 +126,11 @@ fn containers_of_a_network_reach_one_another_and_no_others() {
     assert_eq!(greeter.address, "10.5.0.77");
     let ask = "until nc 10.5.0.77 9000; do :; done";
     assert_eq!(host.on("shop", ask), "hello");
+    assert_eq!(host.on("shop", "until nc Till 9000; do :; done"), "hello");
+    assert_eq!(
+        host.on("other", "nslookup till > /dev/null || echo no"),
+        "no"
+    );
     let try_it = "nc -w 1 10.5.0.77 9000 || echo no";
     for network in ["other", "bridge", "none"] {
         assert_eq!(host.on(network, try_it), "no", "{network}");

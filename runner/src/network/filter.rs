@@ -1,4 +1,4 @@
-//! The packet filter of a network: who may send what through its bridge.
+//! The packet filter of a network: who may send what through its bridge; and the way to a sandbox's name server.
 //!
 //! A table of its own for each bridge, in nf_tables and whole in one transaction:
 //!
@@ -11,7 +11,7 @@
 //! ```
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::netlink::{CREATE, Message, Netlink};
 use super::{BRIDGE_PREFIX, Bridge, Subnet};
@@ -38,7 +38,9 @@ const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
 const HOOK_FORWARD: u32 = 2;
+const HOOK_OUTPUT: u32 = 3;
 const HOOK_POSTROUTING: u32 = 4;
+const PRIORITY_DESTINATION_NAT: i32 = -100;
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SOURCE_NAT: i32 = 100;
 const RULE_TABLE: u16 = 1;
@@ -53,12 +55,16 @@ const VERDICT_CODE: u16 = 1;
 
 const REGISTER_VERDICT: u32 = 0;
 const REGISTER: u32 = 1;
+const REGISTER_OF_PORT: u32 = 2;
 const META_IN_NAME: u32 = 6;
 const META_OUT_NAME: u32 = 7;
 const META_FAMILY: u32 = 15;
+const META_PROTOCOL: u32 = 16;
 const EQUAL: u32 = 0;
 const DIFFERENT: u32 = 1;
 const BASE_NETWORK: u32 = 1;
+const BASE_TRANSPORT: u32 = 2;
+const NAT_DESTINATION: u32 = 1;
 const CONNECTION_STATE: u32 = 0;
 /// Bits of a connection's state: established, and related to one that is.
 const ANSWERS: u32 = 2 | 4;
@@ -66,6 +72,28 @@ const DROP: u32 = 0;
 
 /// Length of a register for interfaces' names.
 const NAME_BYTES: usize = 16;
+
+/// Leads what is sent to `server`, port 53, in this namespace to the ports of it that answer: a process may have port 53 of its own.
+pub(super) fn redirect_names(server: Ipv4Addr, udp: u16, tcp: u16) -> io::Result<()> {
+    use Expression::{Destination, Family, Port, Protocol, SendTo};
+    let name = "longshore-names";
+    let mut table = Message::new(NEW_TABLE, CREATE, &fields());
+    table.text(TABLE_NAME, name);
+    let output = chain(name, "output", "nat", HOOK_OUTPUT, PRIORITY_DESTINATION_NAT);
+    let mut messages = vec![table, output];
+    for (protocol, port) in [(libc::IPPROTO_UDP, udp), (libc::IPPROTO_TCP, tcp)] {
+        let protocol = u8::try_from(protocol).expect("a small number");
+        let expressions = [
+            Family(u8::try_from(libc::NFPROTO_IPV4).expect("a small number")),
+            Destination(server),
+            Protocol(protocol),
+            Port(53),
+            SendTo(server, port),
+        ];
+        messages.push(rule(name, "output", &expressions));
+    }
+    commit(&mut Netlink::netfilter()?, messages)
+}
 
 /// Puts the bridge's table in place, unless there is one.
 pub(super) fn ensure(bridge: &Bridge) -> io::Result<()> {
@@ -91,17 +119,8 @@ pub(super) fn ensure(bridge: &Bridge) -> io::Result<()> {
             PRIORITY_SOURCE_NAT,
         ),
     ];
-    messages.extend(rules(bridge).into_iter().map(|(chain, expressions)| {
-        let mut rule = Message::new(NEW_RULE, CREATE | APPEND, &fields());
-        rule.text(RULE_TABLE, &name);
-        rule.text(RULE_CHAIN, chain);
-        rule.nest(RULE_EXPRESSIONS, |list| {
-            for expression in &expressions {
-                expression.write(list);
-            }
-        });
-        rule
-    }));
+    let rules = rules(bridge).into_iter();
+    messages.extend(rules.map(|(chain, expressions)| rule(&name, chain, &expressions)));
     match commit(&mut netlink, messages) {
         // Another sandbox of this network was faster.
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
@@ -146,6 +165,18 @@ fn chain(table: &str, name: &str, kind: &str, hook: u32, priority: i32) -> Messa
     chain
 }
 
+fn rule(table: &str, chain: &str, expressions: &[Expression]) -> Message {
+    let mut rule = Message::new(NEW_RULE, CREATE | APPEND, &fields());
+    rule.text(RULE_TABLE, table);
+    rule.text(RULE_CHAIN, chain);
+    rule.nest(RULE_EXPRESSIONS, |list| {
+        for expression in expressions {
+            expression.write(list);
+        }
+    });
+    rule
+}
+
 /// A step of a rule: all have to hold, then the last one's deed is done.
 enum Expression {
     /// Compares the name of the interface that a packet comes in by.
@@ -156,9 +187,17 @@ enum Expression {
     Family(u8),
     /// Its source lies in this subnet.
     Source(Subnet),
+    /// It goes to this address.
+    Destination(Ipv4Addr),
+    /// It is of this transport.
+    Protocol(u8),
+    /// It goes to this port.
+    Port(u16),
     /// It belongs to no connection that is known.
     Unasked,
     Masquerade,
+    /// It, and what follows it, goes there instead.
+    SendTo(Ipv4Addr, u16),
     Drop,
 }
 
@@ -243,12 +282,7 @@ impl Expression {
                     }
                 };
                 let length = u32::try_from(mask.len()).expect("4 or 16");
-                expression(list, "payload", |data| {
-                    number(data, 1, REGISTER);
-                    number(data, 2, BASE_NETWORK);
-                    number(data, 3, offset);
-                    number(data, 4, length);
-                });
+                payload(list, BASE_NETWORK, offset, length);
                 bits(list, &mask);
                 compare(list, EQUAL, &network);
             }
@@ -259,6 +293,28 @@ impl Expression {
                 });
                 bits(list, &ANSWERS.to_ne_bytes());
                 compare(list, EQUAL, &[0; 4]);
+            }
+            Self::Destination(address) => {
+                payload(list, BASE_NETWORK, 16, 4);
+                compare(list, EQUAL, &address.octets());
+            }
+            Self::Protocol(protocol) => {
+                meta(list, META_PROTOCOL);
+                compare(list, EQUAL, &[*protocol]);
+            }
+            Self::Port(port) => {
+                payload(list, BASE_TRANSPORT, 2, 2);
+                compare(list, EQUAL, &port.to_be_bytes());
+            }
+            Self::SendTo(address, port) => {
+                load(list, REGISTER, &address.octets());
+                load(list, REGISTER_OF_PORT, &port.to_be_bytes());
+                expression(list, "nat", |data| {
+                    number(data, 1, NAT_DESTINATION);
+                    number(data, 2, libc::NFPROTO_IPV4.unsigned_abs());
+                    number(data, 3, REGISTER);
+                    number(data, 5, REGISTER_OF_PORT);
+                });
             }
             Self::Masquerade => expression(list, "masq", |_| ()),
             Self::Drop => expression(list, "immediate", |data| {
@@ -283,6 +339,24 @@ fn meta(list: &mut Message, key: u32) {
     expression(list, "meta", |data| {
         number(data, 1, REGISTER);
         number(data, 2, key);
+    });
+}
+
+/// Loads bytes of the packet, counted from one of its headers.
+fn payload(list: &mut Message, base: u32, offset: u32, length: u32) {
+    expression(list, "payload", |data| {
+        number(data, 1, REGISTER);
+        number(data, 2, base);
+        number(data, 3, offset);
+        number(data, 4, length);
+    });
+}
+
+/// Loads a constant.
+fn load(list: &mut Message, register: u32, value: &[u8]) {
+    expression(list, "immediate", |data| {
+        number(data, 1, register);
+        data.nest(2, |nest| nest.attribute(DATA_VALUE, value));
     });
 }
 

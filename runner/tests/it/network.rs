@@ -26,6 +26,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_subnet_that_nobody_has_is_found", |world| {
         as_host(world, "free")
     }),
+    ("names_are_resolved_by_the_caller", |world| {
+        as_host(world, "names")
+    }),
     ("bad_networks_are_refused", bad_networks),
 ];
 
@@ -57,6 +60,7 @@ pub(crate) fn host(args: &[String]) {
         "internal" => internal(&world),
         "both_kinds" => both_kinds(&world),
         "free" => free(),
+        "names" => names(&world),
         other => panic!("{other}"),
     }
 }
@@ -164,6 +168,34 @@ fn both_kinds(world: &World) {
     assert_eq!(on(world, &red, &addresses, ask).stdout, "hello\n");
 }
 
+fn names(world: &World) {
+    let red = bridge("red", &["10.99.1.1", "fd4c::1"]);
+    let mut spec = world.script("mkdir -p /etc; echo nameserver 127.0.0.11 > /etc/resolv.conf; busybox nslookup till 127.0.0.11; busybox nslookup nobody 127.0.0.11 || echo nobody; busybox nc -l -p 53 -e true & busybox nslookup till 127.0.0.11 > /dev/null && echo beside another");
+    spec.network = at(&red, &["10.99.1.2", "fd4c::2"]);
+    let NetworkMode::Bridge(attachment) = &mut spec.network else {
+        panic!("it was made so");
+    };
+    attachment.names = true;
+    let stdio = runner::Stdio {
+        stdout: runner::Stream::Pipe,
+        ..runner::Stdio::default()
+    };
+    let mut sandbox = Sandbox::spawn(&spec, stdio).unwrap();
+    let sockets = sandbox.take_names().unwrap();
+    let addresses: Vec<IpAddr> = vec!["10.99.1.7".parse().unwrap(), "fd4c::7".parse().unwrap()];
+    let look_up = |name: &str| (name == "till").then(|| addresses.clone());
+    let mut said = String::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| network::names::serve(&sockets, &[], &look_up, sandbox.pidfd()).unwrap());
+        let mut out = sandbox.stdout.as_ref().unwrap();
+        std::io::Read::read_to_string(&mut out, &mut said).unwrap();
+    });
+    assert_eq!(sandbox.wait().unwrap(), ExitStatus::Code(0), "{said}");
+    for expect in ["10.99.1.7", "fd4c::7", "nobody\n", "beside another\n"] {
+        assert!(said.contains(expect), "{expect}: {said}");
+    }
+}
+
 fn free() {
     ip("link add dummy0 type bridge");
     ip("addr add 10.99.0.5/16 dev dummy0");
@@ -184,6 +216,7 @@ fn bad_networks(world: &World) -> Result<(), String> {
         let mut attachment = Attachment {
             bridge: good.clone(),
             addresses: vec!["10.99.1.2".parse().unwrap()],
+            names: false,
         };
         change(&mut attachment);
         let mut spec = world.script("true");
@@ -230,6 +263,7 @@ fn at(bridge: &Bridge, addresses: &[&str]) -> NetworkMode {
     NetworkMode::Bridge(Attachment {
         bridge: bridge.clone(),
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        names: false,
     })
 }
 
