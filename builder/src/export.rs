@@ -39,7 +39,13 @@ pub(crate) fn wants_layers(request: &BuildRequest) -> Prepare {
     prepare
 }
 
-/// Whether an output reads the layers, so that they have to be here.
+/// Whether an output reads the files of the result, so that its layers have to be here.
+pub(crate) fn reads_files(request: &BuildRequest) -> bool {
+    let mut all = outputs(request).into_iter();
+    all.any(|output| matches!(output, Output::Tar { .. } | Output::Local { .. }))
+}
+
+/// Whether an output reads the layers, be it as blobs.
 pub(crate) fn reads_layers(request: &BuildRequest) -> bool {
     let mut all = outputs(request).into_iter();
     all.any(|output| !matches!(output, Output::Image { .. }))

@@ -445,17 +445,22 @@ fn solve_plan(
         let shapes = operations.shapes();
         driver::solve(operations, shapes, asked, request.jobs, cancel, abort)
     };
-    if export::reads_layers(request) {
+    if export::reads_files(request) {
         return solve(Want::Content);
     }
     solve(Want::Identity)?;
+    let wants_blobs = export::reads_layers(request);
     for &root in &roots {
         let failed = |error| SolveError::Failed {
             vertex: root,
             error,
         };
         // What is known may be nowhere: a record outlives a layer that somebody removed.
-        if !operations.can_stay_away(root).map_err(failed)? {
+        let is_had = match wants_blobs {
+            true => operations.bring_blobs(root),
+            false => operations.can_stay_away(root),
+        };
+        if !is_had.map_err(failed)? {
             return solve(Want::Content);
         }
     }

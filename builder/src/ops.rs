@@ -203,6 +203,10 @@ impl<'a> Operations<'a> {
 
     /// Looks for what an earlier build fetched, if it is what would be fetched now.
     fn recall_source(&self, vertex: usize) -> Result<bool, StepError> {
+        // Servers are asked once in a build, also where it is solved twice: for what things are, then for all of them.
+        if self.is_known(vertex) {
+            return Ok(true);
+        }
         let cancelled = || self.is_cancelled();
         let fetching = self.fetching(&cancelled);
         let found = match &self.vertex(vertex).op {
@@ -211,9 +215,10 @@ impl<'a> Operations<'a> {
             _ => None,
         };
         let Some(found) = found else {
-            return Ok(false);
+            return self.find_source(vertex, &fetching);
         };
         self.set_tree(vertex, &found.tree(&self.vertex(vertex).meta.name));
+        self.share_source(vertex, &fetching, &found)?;
         Ok(true)
     }
 
@@ -242,7 +247,7 @@ impl<'a> Operations<'a> {
             Ok(found)
         })?;
         self.set_tree(vertex, &found.tree(&self.vertex(vertex).meta.name));
-        Ok(())
+        self.share_source(vertex, &fetching, &found)
     }
 
     /// The commit that a URL means, asked for once in a build.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use builder::cache::CacheKey;
 use builder::cache::shared::record::SharedRecord;
+use builder::cache::shared::source::SharedSource;
 use builder::cache::shared::{hint, inline, mounts};
 use serde_json::{Value, json};
 use store::cache_mounts::CacheMountName;
@@ -24,10 +25,12 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     record(text.to_vec());
     mount(text.to_vec());
     hints(text.to_vec());
+    source(text.to_vec());
     let text = String::from_utf8_lossy(text);
     record(entry("record", &text, &layers));
     mount(entry("mount", &text, &layers));
     hints(entry("hint", &text, &layers));
+    source(entry("source", &text, &layers));
     image(&text, layers);
 });
 
@@ -86,6 +89,18 @@ fn hints(bytes: Vec<u8>) {
         assert_eq!(different.len(), keys.len());
         let again = hint::encode(&keys).bytes().to_vec();
         assert_eq!(hint::decode(again), Ok(keys));
+    }
+}
+
+fn source(bytes: Vec<u8>) {
+    let key = [1; 32];
+    if let Ok(source) = SharedSource::decode(bytes, &key) {
+        if let Some(known) = &source.validators {
+            assert!(known.etag.is_some() || known.last_modified.is_some());
+            assert_ne!(known.etag.as_deref(), Some("*"));
+        }
+        let again = source.encode().bytes().to_vec();
+        assert_eq!(SharedSource::decode(again, &key), Ok(source));
     }
 }
 

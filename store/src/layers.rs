@@ -244,31 +244,37 @@ impl Store {
             source,
         };
         let packing = decompressor(&mut file).map_err(stream)?.packing();
-        file.rewind().map_err(stream)?;
-        let compression = match packing {
-            Packing::Plain => Some(Compression::None),
-            Packing::Gzip => Some(Compression::GZIP),
-            Packing::Zstd => Some(Compression::ZSTD),
-            _ => None,
-        };
         if self.unpacked(diff_id)?.is_none() {
             self.unpack_blob(diff_id, digest, &mut |_, _, _| {})?;
         } else if packing != Packing::Plain || diff_id.0 != *digest {
-            let mut hashed = Hashed {
-                out: &mut io::sink(),
-                hasher: Hasher::new(diff_id.0.algorithm()),
-                size: 0,
-            };
-            decompressor(file)
-                .and_then(|mut tar| copy(&mut tar, &mut hashed))
-                .map_err(stream)?;
-            check(digest.to_string(), diff_id, hashed.hasher.finish())?;
+            return self.check_layer_blob(diff_id, digest);
         }
-        let (name, media_type) = match compression {
-            Some(compression) => (compression.name(), media_type(compression)),
-            // No media type says what it is, so it is never offered to others; the tar in it is good all the same.
-            None => ("other", MediaType::OCI_LAYER),
+        let (name, media_type) = form_of(packing);
+        let descriptor = Descriptor::new(media_type, *digest, size);
+        self.index.remember(diff_id, name, &descriptor)?;
+        Ok(())
+    }
+
+    /// Checks that a blob in the store decompresses to the tar with this DiffID, and remembers that it does. Nothing is
+    /// unpacked.
+    pub fn check_layer_blob(&self, diff_id: &DiffId, digest: &Digest) -> Result<(), StoreError> {
+        let (mut file, size) = self.blobs.open(digest)?;
+        let stream = |source| LayerError::Stream {
+            diff_id: *diff_id,
+            source,
         };
+        let packing = decompressor(&mut file).map_err(stream)?.packing();
+        file.rewind().map_err(stream)?;
+        let mut hashed = Hashed {
+            out: &mut io::sink(),
+            hasher: Hasher::new(diff_id.0.algorithm()),
+            size: 0,
+        };
+        decompressor(file)
+            .and_then(|mut tar| copy(&mut tar, &mut hashed))
+            .map_err(stream)?;
+        check(digest.to_string(), diff_id, hashed.hasher.finish())?;
+        let (name, media_type) = form_of(packing);
         let descriptor = Descriptor::new(media_type, *digest, size);
         self.index.remember(diff_id, name, &descriptor)?;
         Ok(())
@@ -463,6 +469,18 @@ impl Store {
         // In a manifest of ours it has our media type, whatever it was called where it came from.
         Ok(found.map(|(_, blob)| Descriptor::new(media_type(compression), blob.digest, blob.size)))
     }
+}
+
+/// What a blob's form is called in the index, and its media type.
+fn form_of(packing: Packing) -> (&'static str, &'static str) {
+    let compression = match packing {
+        Packing::Plain => Compression::None,
+        Packing::Gzip => Compression::GZIP,
+        Packing::Zstd => Compression::ZSTD,
+        // No media type says what it is, so it is never offered to others; the tar in it is good all the same.
+        _ => return ("other", MediaType::OCI_LAYER),
+    };
+    (compression.name(), media_type(compression))
 }
 
 fn media_type(compression: Compression) -> &'static str {
@@ -666,6 +684,23 @@ mod tests {
             "{error:?}"
         );
         assert!(store.index().compressed(&there).unwrap().is_empty());
+        assert!(store.check_layer_blob(&there, &blob.digest()).is_err());
+        assert!(store.index().compressed(&there).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_blob_is_known_without_being_unpacked() {
+        let (_dir, store) = crate::tests::store();
+        let tar = foreign_tar();
+        let diff_id = DiffId(Digest::of(&tar));
+        let mut packed = compressor(Vec::new(), Compression::ZSTD, 1).unwrap();
+        packed.write_all(&tar).unwrap();
+        let blob = store.blobs().put(&packed.finish().unwrap()).unwrap();
+        assert!(!store.has_layer_bytes(&diff_id).unwrap());
+        store.check_layer_blob(&diff_id, &blob.digest()).unwrap();
+        assert!(store.has_layer_bytes(&diff_id).unwrap());
+        assert!(store.index().layers().unwrap().is_empty());
+        assert_eq!(read_all(store.layer_tar(&diff_id).unwrap()), tar);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! | [`hint`], [`ahead`] | which records a build will ask for, and asking for them all at once |
 //! | [`import`] | looking results up, and fetching their layers when they are read |
 //! | [`export`] | putting results there when a build is done |
+//! | [`source`] | what files and repositories from elsewhere were |
 //! | [`mounts`] | cache mounts' contents |
 //!
 //! Every record is an entry of its own, named by its key, so writers never overwrite each other's; a look-up is one
@@ -42,6 +43,7 @@ pub mod inline;
 pub mod mounts;
 pub mod record;
 pub(crate) mod repository;
+pub mod source;
 
 /// The name of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +52,8 @@ pub(crate) enum EntryName {
     Record(CacheKey),
     /// The content of a cache mount, by a digest of what names it.
     Mount([u8; 32]),
+    /// What a file or repository from elsewhere was.
+    Source([u8; 32]),
     /// What the builds of one kind ask for, by a digest of what makes them one.
     Hint([u8; 32]),
 }
@@ -59,6 +63,7 @@ impl fmt::Display for EntryName {
         let (prefix, digest) = match self {
             EntryName::Record(key) => ("", &key.0),
             EntryName::Mount(name) => ("mount-", name),
+            EntryName::Source(key) => ("src-", key),
             EntryName::Hint(name) => ("hint-", name),
         };
         write!(f, "{prefix}{}", blake3::Hash::from_bytes(*digest).to_hex())

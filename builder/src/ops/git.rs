@@ -14,6 +14,8 @@ mod checkout;
 mod command;
 
 use super::source::{Fetching, Found, key};
+use crate::cache::shared::import::SharedCache;
+use crate::cache::shared::source::SharedSource;
 use crate::contexts::git_url::{GitTime, GitUrl, is_commit};
 use crate::dockerfile::suggest::nearest;
 use crate::error::StepError;
@@ -176,6 +178,21 @@ pub(crate) fn recall(
     resolved: &Resolved,
 ) -> Result<Option<Found>, StepError> {
     fetching.recall(&result_key(op, resolved))
+}
+
+/// What other machines' builds found this commit to be.
+pub(crate) fn recall_shared(
+    shared: &SharedCache<'_>,
+    op: &GitOp,
+    resolved: &Resolved,
+) -> Option<SharedSource> {
+    let mut found = shared.sources(&result_key(op, resolved)).into_iter();
+    found.find(|found| found.validators.is_none())
+}
+
+/// What other machines are told of a commit that is here.
+pub(crate) fn to_share(op: &GitOp, resolved: &Resolved, found: &Found) -> Vec<SharedSource> {
+    found.shared(result_key(op, resolved), None)
 }
 
 /// Fetches a commit and makes a layer of it.

@@ -12,6 +12,8 @@ use store::fs::TempFile;
 
 use super::auth;
 use super::source::{Fetching, Found, key};
+use crate::cache::shared::import::SharedCache;
+use crate::cache::shared::source::SharedSource;
 use crate::error::StepError;
 use crate::graph::HttpOp;
 use crate::remote::{Downloaded, RemoteFile, Validators};
@@ -45,6 +47,37 @@ pub(crate) fn recall(fetching: &Fetching<'_>, op: &HttpOp) -> Result<Option<Foun
     match is_unchanged(fetching, &file, &found.validators())? {
         true => Ok(Some(found)),
         false => Ok(None),
+    }
+}
+
+/// What other machines' builds found the file to be, if it is that still; with what is known of it under its keys.
+pub(crate) fn recall_shared(
+    fetching: &Fetching<'_>,
+    shared: &SharedCache<'_>,
+    op: &HttpOp,
+) -> Result<Option<SharedSource>, StepError> {
+    if let Some(checksum) = &op.checksum {
+        let key = content_key(&op.name, &checksum.to_string());
+        let mut found = shared.sources(&key).into_iter();
+        return Ok(found.find(|found| found.validators.is_none()));
+    }
+    for found in shared.sources(&url_key(op)) {
+        let Some(validators) = &found.validators else {
+            continue;
+        };
+        let file = file(fetching, &op.url)?;
+        if is_unchanged(fetching, &file, validators)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// What other machines are told of a file that is here.
+pub(crate) fn to_share(op: &HttpOp, found: &Found) -> Vec<SharedSource> {
+    match &found.digest {
+        Some(digest) => found.shared(content_key(&op.name, digest), Some(url_key(op))),
+        None => Vec::new(),
     }
 }
 

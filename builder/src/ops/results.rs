@@ -6,6 +6,7 @@ use store::layer::LayerId;
 use store::oci::DiffId;
 
 use super::Operations;
+use crate::cache::shared::source::SharedSource;
 use crate::cache::{CacheKey, CacheRecord, Identity, RecordedLayer};
 use crate::contexts::FetchedTree;
 use crate::error::StepError;
@@ -41,6 +42,8 @@ pub(super) struct VertexState {
     pub(super) lists: Option<Vec<Selected>>,
     /// The record that its outcome was found in.
     pub(super) found: Option<(CacheKey, CacheRecord)>,
+    /// What other machines are told of what was fetched from elsewhere.
+    pub(super) sources: Vec<SharedSource>,
     /// Whether people were told of it already.
     pub(super) told: bool,
     /// Whether somebody else was found to be running it.
@@ -127,6 +130,14 @@ impl Operations<'_> {
             next = base_of(self.vertex(vertex));
         }
         parts.into_iter().rev().flatten().collect()
+    }
+
+    /// The layers that a vertex adds to its base's.
+    pub(super) fn own_layers(&self, vertex: usize) -> Vec<StackLayer> {
+        let outcome = &self.state(vertex).outcome;
+        outcome
+            .as_ref()
+            .map_or_else(Vec::new, |outcome| outcome.own.clone())
     }
 
     /// What a vertex's result is; none for a folder.

@@ -3,24 +3,40 @@
 //! A layer that is elsewhere is known by its DiffID and its tree, which is all that keys and an image's configuration are
 //! made of. It comes from the shared cache that had its record, or from a repository that is known to have its blob.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use store::StoreError;
 use store::cache_mounts::CacheMountName;
 use store::index::RecordRow;
 use store::layer::LayerId;
-use store::oci::{DiffId, Reference};
+use store::oci::{Descriptor, DiffId, Reference};
 
 use super::Operations;
 use super::exec::mounts::cache_name;
 use super::recall::Look;
-use super::results::{Outcome, base_of, stack_layer};
+use super::results::{Outcome, StackLayer, base_of, stack_layer};
+use super::source::{Fetching, Found};
+use super::{git, http};
 use crate::cache::shared::import::{self, FetchError, Hit};
 use crate::cache::shared::record::SharedLayer;
-use crate::cache::{CacheKey, CacheRecord, RecordedLayer};
+use crate::cache::shared::source::SharedSource;
+use crate::cache::{CacheKey, CacheRecord, Identity, RecordedLayer};
 use crate::error::StepError;
 use crate::graph::exec::MountKind;
 use crate::graph::{Op, VertexIndex};
-use crate::solve::OfVertex;
-use crate::transfer;
+use crate::solve::{OfVertex, TransferKind};
+use crate::transfer::{self, Bridge};
+
+/// Layers that are fetched at the same time.
+const FETCHERS: usize = 8;
+
+/// Where a layer can be had.
+enum Home {
+    Cache(Arc<Hit>, Box<SharedLayer>),
+    Repository(Reference),
+}
 
 impl Operations<'_> {
     /// Looks a result up, here and then in the shared caches.
@@ -35,6 +51,59 @@ impl Operations<'_> {
             None => Ok(false),
             Some(hit) => self.adopt(vertex, key, &hit).map(|()| true),
         }
+    }
+
+    /// Looks in the shared caches for what something from elsewhere was found to be, and asks its server whether it is that
+    /// still. Nothing of it is here then: who reads it has it fetched.
+    pub(super) fn find_source(
+        &self,
+        vertex: usize,
+        fetching: &Fetching<'_>,
+    ) -> Result<bool, StepError> {
+        let step = self.vertex(vertex);
+        if self.is_cancelled() || step.meta.no_cache || !self.shared.is_active() {
+            return Ok(false);
+        }
+        let found = match &step.op {
+            Op::Http(op) => http::recall_shared(fetching, &self.shared, op)?,
+            Op::Git(op) => git::recall_shared(&self.shared, op, &self.commit(fetching, &op.url)?),
+            _ => None,
+        };
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        let layer = found.tree.map(|tree| StackLayer {
+            identity: Identity::of_tree(tree),
+            id: None,
+        });
+        let own = layer.into_iter().collect();
+        self.set_outcome(vertex, Outcome { own, created: None });
+        self.state(vertex).sources = vec![found];
+        Ok(true)
+    }
+
+    /// Notes what other machines are to be told of something from elsewhere.
+    pub(super) fn share_source(
+        &self,
+        vertex: usize,
+        fetching: &Fetching<'_>,
+        found: &Found,
+    ) -> Result<(), StepError> {
+        let sources = match &self.vertex(vertex).op {
+            Op::Http(op) => http::to_share(op, found),
+            Op::Git(op) => git::to_share(op, &self.commit(fetching, &op.url)?, found),
+            _ => Vec::new(),
+        };
+        self.state(vertex).sources = sources;
+        Ok(())
+    }
+
+    /// What this build knows of files and repositories from elsewhere.
+    pub(crate) fn sources(&self) -> Vec<SharedSource> {
+        let vertices = 0..self.definition.vertices().len();
+        vertices
+            .flat_map(|vertex| self.state(vertex).sources.clone())
+            .collect()
     }
 
     /// Takes a record over. A layer of the same content that is here already stands for its own.
@@ -166,6 +235,111 @@ impl Operations<'_> {
         import::verify_tree(self.store, &layer).map(Some)
     }
 
+    /// Brings every layer of a result here that is not, as the blob that it comes as: nothing is unpacked. False if one of
+    /// them cannot be had so.
+    pub(crate) fn bring_blobs(&self, root: usize) -> Result<bool, StepError> {
+        let mut absent = BTreeMap::new();
+        for vertex in self.chain(&[root]) {
+            match &self.vertex(vertex).op {
+                // Its parts are in the chain as well.
+                Op::Merge => {}
+                Op::Image(image) => {
+                    for (position, diff_id) in image.diff_ids.iter().enumerate() {
+                        if self.store.has_layer_bytes(diff_id)? {
+                            continue;
+                        }
+                        let Some(blob) = image.layers.get(position) else {
+                            return Ok(false);
+                        };
+                        let home = Home::Repository(image.reference.clone());
+                        absent.insert(*diff_id, (home, blob.clone()));
+                    }
+                }
+                _ => {
+                    for layer in self.own_layers(vertex) {
+                        match layer.id {
+                            Some(id) if self.has(&id) => {}
+                            Some(LayerId::Unpacked(diff_id)) => {
+                                if self.store.has_layer_bytes(&diff_id)? {
+                                    continue;
+                                }
+                                let Some(home) = self.home(vertex, &diff_id)? else {
+                                    return Ok(false);
+                                };
+                                absent.insert(diff_id, home);
+                            }
+                            _ => return Ok(false),
+                        }
+                    }
+                }
+            }
+        }
+        let absent: Vec<_> = absent.into_iter().collect();
+        let next = AtomicUsize::new(0);
+        let all_came = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            for _ in 0..FETCHERS.min(absent.len()) {
+                scope.spawn(|| {
+                    while let Some((diff_id, (home, blob))) =
+                        absent.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        if let Err(error) = self.bring_blob(diff_id, home, blob) {
+                            // It is brought in the other way, which tells people what is wrong.
+                            tracing::debug!(%error, %diff_id, "a layer does not come as a blob");
+                            all_came.store(false, Ordering::Relaxed);
+                            next.store(absent.len(), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        Ok(all_came.into_inner())
+    }
+
+    /// Where a step's layer can be had.
+    fn home(
+        &self,
+        vertex: usize,
+        diff_id: &DiffId,
+    ) -> Result<Option<(Home, Descriptor)>, StepError> {
+        let key = self.state(vertex).found.as_ref().map(|(key, _)| *key);
+        if let Some(hit) = key.and_then(|key| self.shared.hit(&key))
+            && let Some(layer) = hit.record.layer.clone()
+            && layer.diff_id == *diff_id
+        {
+            let blob = layer.blob.clone();
+            return Ok(Some((Home::Cache(hit, Box::new(layer)), blob)));
+        }
+        let known = transfer::whereabouts(self.store, diff_id)?;
+        Ok(known.map(|(reference, blob)| (Home::Repository(reference), blob)))
+    }
+
+    /// Brings one blob here and checks that it is the layer's.
+    fn bring_blob(
+        &self,
+        diff_id: &DiffId,
+        home: &Home,
+        blob: &Descriptor,
+    ) -> Result<(), FetchError> {
+        let blobs = self.store.blobs();
+        let was_here = blobs.has(&blob.digest).map_err(StoreError::from)?;
+        match home {
+            Home::Cache(hit, layer) => self.shared.fetch_blob(self.store, hit, layer)?,
+            Home::Repository(reference) => {
+                let progress = Bridge::new(TransferKind::Pull, Arc::clone(self.progress));
+                let progress = Arc::new(progress);
+                transfer::bring_blob(self.store, self.remote, reference, blob, progress)
+                    .map_err(FetchError::Transfer)?;
+            }
+        }
+        let checked = self.store.check_layer_blob(diff_id, &blob.digest);
+        if checked.is_err() && was_here.is_none() {
+            // It is nobody's.
+            blobs.remove(&blob.digest).map_err(StoreError::from)?;
+        }
+        Ok(checked?)
+    }
+
     /// Whether every layer of a result is here, or can be had where its image is wanted: with nothing but what the store
     /// knows.
     pub(crate) fn can_stay_away(&self, vertex: usize) -> Result<bool, StepError> {
@@ -174,7 +348,9 @@ impl Operations<'_> {
                 // Of an image, whose manifest says where its layers are.
                 None => true,
                 Some(id) if self.has(&id) => true,
-                Some(LayerId::Unpacked(diff_id)) => self.is_elsewhere(&diff_id)?,
+                Some(LayerId::Unpacked(diff_id)) => {
+                    self.store.has_layer_bytes(&diff_id)? || self.is_elsewhere(&diff_id)?
+                }
                 Some(LayerId::Built(_)) => false,
             };
             if !there {

@@ -11,6 +11,7 @@ use store::{Store, StoreError};
 
 use crate::cache::explain::{Ingredient, Reason};
 use crate::cache::hex;
+use crate::cache::shared::source::{SharedSource, are_sound};
 use crate::contexts::{FetchedLayer, FetchedTree};
 use crate::error::StepError;
 use crate::graph::op::Encoder;
@@ -101,6 +102,26 @@ impl Found {
             name: name.to_owned(),
             layer: self.parsed().flatten(),
         }
+    }
+
+    /// What other machines are told of it: under keys of what cannot change, and under one of its URL, where its server says
+    /// of the file what tells one state from another.
+    pub(crate) fn shared(&self, fixed: [u8; 32], url: Option<[u8; 32]>) -> Vec<SharedSource> {
+        let Some(layer) = self.parsed() else {
+            return Vec::new();
+        };
+        let of_content = SharedSource {
+            key: fixed,
+            tree: layer.map(|layer| layer.tree),
+            validators: None,
+        };
+        let validators = Some(self.validators()).filter(are_sound);
+        let of_url = url.zip(validators).map(|(key, validators)| SharedSource {
+            key,
+            validators: Some(validators),
+            ..of_content.clone()
+        });
+        [of_content].into_iter().chain(of_url).collect()
     }
 
     /// What the server said of the file's state.

@@ -78,12 +78,11 @@ pub(crate) fn bring_blob(
     remote: &Remote,
     reference: &Reference,
     blob: &Descriptor,
+    progress: Arc<dyn Progress>,
 ) -> Result<(), TransferError> {
     let blobs = store.blobs();
-    remote.run(|client| async move {
-        let progress = Arc::new(registry_client::Silent);
-        client.fetch_blob(reference, blob, blobs, progress).await
-    })?;
+    remote
+        .run(|client| async move { client.fetch_blob(reference, blob, blobs, progress).await })?;
     Ok(())
 }
 

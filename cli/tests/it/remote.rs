@@ -279,6 +279,140 @@ fn a_checksum_is_enough() {
     place.words(["build"], [context]).fails(3, "cannot reach");
 }
 
+/// Builds with a cache in a folder, to read and to write; what ran.
+#[track_caller]
+fn build_sharing(place: &Place, lines: &str, cache: &Path) -> Built {
+    let dockerfile = format!("FROM scratch\n{lines}");
+    let context = place.context("context", &[("Dockerfile", &dockerfile)]);
+    let from = format!("type=local,src={}", cache.display());
+    let to = format!("type=local,dest={}", cache.display());
+    let flags = ["build", "--progress", "plain", "-t", "test"];
+    let ran = place.words(
+        flags
+            .into_iter()
+            .chain(["--cache-from", &from, "--cache-to", &to]),
+        [context],
+    );
+    ran.ok();
+    Built::of(&ran)
+}
+
+#[test]
+fn what_a_cache_knows_of_a_source_is_not_fetched() {
+    let owner = Place::new();
+    let cache = owner.path("cache");
+    let web = Web::new();
+    web.put("/tagged", b"1", &[("ETag", "\"1\"")]);
+    web.put("/dated", b"1", &[("Last-Modified", DATE)]);
+    web.put("/bare", b"1", &[]);
+    web.put("/any", b"1", &[("ETag", "*")]);
+    web.put("/summed", b"s", &[]);
+    let repositories = Repositories::new(&owner);
+    repositories.init("r", "sha1");
+    repositories.commit("r", &[("f", "one")]);
+    let lines = format!(
+        "ADD {} {} {} {} /\nADD --checksum={} {} /\nADD {} /r\n",
+        web.url("/tagged"),
+        web.url("/dated"),
+        web.url("/bare"),
+        web.url("/any"),
+        store_digest(b"s"),
+        web.url("/summed"),
+        repositories.url("r"),
+    );
+    let asked = || {
+        let mut asked = web.asked();
+        asked.sort();
+        asked
+    };
+    let mirrors = |place: &Place| {
+        let folder = std::fs::read_dir(place.store().join("git"));
+        folder.map_or(0, Iterator::count)
+    };
+    let adds = |built: &Built| {
+        let ran = built.ran.iter().filter(|name| name.contains("] ADD"));
+        ran.count()
+    };
+    let first = Place::new();
+    assert_eq!(adds(&build_sharing(&first, &lines, &cache)), 3);
+    let all = [
+        "GET /any",
+        "GET /bare",
+        "GET /dated",
+        "GET /summed",
+        "GET /tagged",
+    ];
+    assert_eq!(asked(), all);
+    assert_eq!(mirrors(&first), 1);
+
+    // Elsewhere nothing is fetched that is known to be as it was: what no server tells apart has to be.
+    let second = Place::new();
+    let built = build_sharing(&second, &lines, &cache);
+    assert_eq!(adds(&built), 0, "{built:?}");
+    let expected = ["GET /any", "GET /bare", "HEAD /dated", "HEAD /tagged"];
+    assert_eq!(asked(), expected);
+    assert_eq!(mirrors(&second), 0);
+    let out = second.path("tree");
+    let copy = |place: &Place, path: &str| {
+        let archive = place.path("image.tar");
+        place
+            .run(["save", "test", "-o", archive.to_str().unwrap()])
+            .ok();
+        let _ = std::fs::remove_dir_all(&out);
+        let from = format!("FROM test\nCOPY --from=test /{path} /copied\n");
+        let context = place.context("look", &[("Dockerfile", &from)]);
+        let to = format!("type=local,dest={}", out.display());
+        place.words(["build", "-q", "-o", &to], [context]).ok();
+        std::fs::read_to_string(out.join("copied")).unwrap()
+    };
+    assert_eq!(copy(&second, "r/f"), "one");
+
+    // A step that reads one of them has it fetched; the others stay where they are.
+    let third = Place::new();
+    let line = format!("{lines}ADD {} /again\n", web.url("/tagged"));
+    let built = build_sharing(&third, &line, &cache);
+    assert_eq!(adds(&built), 1, "{built:?}");
+    let expected = [
+        "GET /any",
+        "GET /bare",
+        "GET /tagged",
+        "HEAD /dated",
+        "HEAD /tagged",
+    ];
+    assert_eq!(asked(), expected);
+    assert_eq!(copy(&third, "again"), "1");
+
+    // What changed is fetched, by everybody, and what stands on it runs.
+    web.put("/tagged", b"2", &[("ETag", "\"2\"")]);
+    repositories.commit("r", &[("f", "two")]);
+    for (place, ran) in [(Place::new(), 3), (Place::new(), 0)] {
+        let built = build_sharing(&place, &lines, &cache);
+        assert_eq!(adds(&built), ran, "{built:?}");
+        let tagged = if ran == 0 {
+            "HEAD /tagged"
+        } else {
+            "GET /tagged"
+        };
+        assert!(asked().contains(&tagged.to_owned()));
+        assert_eq!(copy(&place, "tagged"), "2");
+        assert_eq!(copy(&place, "r/f"), "two");
+    }
+
+    // Records that are wrong are told of, and everything is fetched.
+    for entry in std::fs::read_dir(cache.join("entries")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_str().unwrap().contains("/src-") {
+            std::fs::write(path, "{").unwrap();
+        }
+    }
+    asked();
+    let fourth = Place::new();
+    let built = build_sharing(&fourth, &lines, &cache);
+    assert_eq!(adds(&built), 0, "{built:?}");
+    assert_eq!(asked(), all);
+    assert_eq!(mirrors(&fourth), 1);
+}
+
 #[test]
 fn urls_that_are_archives_or_lead_elsewhere() {
     let place = Place::new();

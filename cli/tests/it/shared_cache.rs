@@ -154,6 +154,74 @@ fn a_push_whose_base_is_in_the_registry_moves_no_base_layer() {
     }
 }
 
+#[test]
+fn an_archive_of_a_fully_cached_build_unpacks_nothing() {
+    let peer = Peer::start(Server::registry);
+    let (app, cache) = (peer.name("app"), peer.name("cache"));
+    let folder = peer.place.path("folder");
+    let first = Place::new();
+    let context = peer.context(&first, "1\n");
+    let to = format!("type=registry,ref={cache},mode=max");
+    let local = format!(
+        "type=local,dest={},mode=max,compression=zstd",
+        folder.display()
+    );
+    built(
+        &first,
+        &context,
+        &["-t", &app, "--cache-to", &to, "--cache-to", &local],
+    );
+    let local = format!("type=local,src={}", folder.display());
+    for from in [&cache, &local] {
+        for kind in ["oci", "docker"] {
+            let machine = Place::new();
+            let context = peer.context(&machine, "1\n");
+            let archive = machine.path("image.tar");
+            let output = format!("type={kind},dest={}", archive.display());
+            let flags = ["-t", &app, "-o", &output, "--cache-from", from];
+            let ran = built(&machine, &context, &flags);
+            assert!(did_nothing(&ran), "{from} {kind}: {ran:?}");
+            assert!(layers(&machine).is_empty(), "{from} {kind}");
+            // It is whole.
+            let other = Place::new();
+            other
+                .run(["load", "-q", "-i", archive.to_str().unwrap()])
+                .ok();
+            assert_eq!(other.sh(&app, "cat /all"), "tool\n1\n2", "{from} {kind}");
+        }
+    }
+    // A tree is made of layers.
+    let machine = Place::new();
+    let context = peer.context(&machine, "1\n");
+    let out = machine.path("out");
+    let output = format!("type=local,dest={}", out.display());
+    built(&machine, &context, &["-o", &output, "--cache-from", &cache]);
+    assert_eq!(layers(&machine).len(), 4);
+
+    // A blob that is not what its record says is found out, and its step runs.
+    for file in std::fs::read_dir(folder.join("blobs/sha256")).unwrap() {
+        let file = file.unwrap().path();
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+    }
+    let machine = Place::new();
+    let context = peer.context(&machine, "1\n");
+    let archive = machine.path("image.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    let flags = ["-t", &app, "-o", &output, "--cache-from", &local];
+    let ran = build(&machine, &context, &flags);
+    ran.ok();
+    assert!(ran.stderr.contains("it runs again"), "{ran}");
+    let other = Place::new();
+    other
+        .run(["load", "-q", "-i", archive.to_str().unwrap()])
+        .ok();
+    assert_eq!(other.sh(&app, "cat /all"), "tool\n1\n2");
+    assert_eq!(machine.run(["store", "check"]).ok(), "");
+}
+
 /// Steps of a chain.
 const CHAIN: usize = 12;
 

@@ -19,6 +19,7 @@ use super::import::{FetchError, Hit, chain};
 use super::inline::InlineRecord;
 use super::record::{RecordError, SharedLayer, SharedRecord};
 use super::repository::Repository;
+use super::source::SharedSource;
 use super::{CacheStore, CacheStoreError, EntryName, hint, mounts};
 use crate::cache::{self, CacheKey, CacheRecord};
 use crate::error::BuildError;
@@ -191,6 +192,7 @@ fn export(
     if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
+    put_sources(operations, into)?;
     put_hints(operations, into, hints, &work)?;
     let (all, written) = (work.len(), export.written.into_inner());
     operations.progress.event(ProgressEvent::Note {
@@ -201,6 +203,30 @@ fn export(
             all - written
         ),
     });
+    Ok(())
+}
+
+/// Tells other machines what the files and repositories from elsewhere were that this build used.
+fn put_sources(operations: &Operations<'_>, into: &dyn CacheStore) -> Result<(), ExportCacheError> {
+    for known in operations.sources() {
+        if operations.is_cancelled() {
+            return Err(ExportCacheError::Cancelled);
+        }
+        if operations.shared.knows(into.name(), &known) {
+            continue;
+        }
+        let name = EntryName::Source(known.key);
+        let found = into.entry(&name)?;
+        let stays = match found.map(|bytes| SharedSource::decode(bytes, &known.key)) {
+            // What cannot change is everybody's as the first one found it; what a URL gives is what it gives now.
+            Some(Ok(found)) => found == known || known.validators.is_none(),
+            Some(Err(RecordError::Newer { .. })) => true,
+            Some(Err(_)) | None => false,
+        };
+        if !stays {
+            into.put_entry(&name, &known.encode())?;
+        }
+    }
     Ok(())
 }
 
@@ -449,8 +475,15 @@ impl Export<'_> {
             transfer::whereabouts(operations.store, diff_id)?.ok_or_else(lost)?;
         let near = self.neighbours(&blob)?;
         if !self.into.has_blob(&blob, &near)? {
-            transfer::bring_blob(operations.store, operations.remote, &reference, &blob)
-                .map_err(|error| fetch(FetchError::Transfer(error)))?;
+            let silent = Arc::new(registry_client::Silent);
+            transfer::bring_blob(
+                operations.store,
+                operations.remote,
+                &reference,
+                &blob,
+                silent,
+            )
+            .map_err(|error| fetch(FetchError::Transfer(error)))?;
             self.send(&blob)?;
         }
         Ok(blob)

@@ -21,6 +21,7 @@ use super::bucket::Bucket;
 use super::folder::Folder;
 use super::record::{RecordError, SharedLayer, SharedRecord};
 use super::repository::Repository;
+use super::source::SharedSource;
 use super::{CacheStore, CacheStoreError, EntryName, hint, mounts};
 use crate::cache::CacheKey;
 use crate::remote::{Remote, RemoteError};
@@ -42,6 +43,8 @@ pub(crate) struct SharedCache<'a> {
     hits: Mutex<BTreeMap<CacheKey, Arc<Hit>>>,
     /// Keys whose records turned out to be wrong.
     bad: Mutex<BTreeSet<CacheKey>>,
+    /// What was found to be in which cache.
+    elsewhere: Mutex<Vec<(usize, SharedSource)>>,
 }
 
 #[derive(Debug)]
@@ -173,6 +176,7 @@ impl<'a> SharedCache<'a> {
             notes,
             hits: Mutex::default(),
             bad: Mutex::default(),
+            elsewhere: Mutex::default(),
         }
     }
 
@@ -244,22 +248,58 @@ impl<'a> SharedCache<'a> {
         };
         match SharedRecord::decode(bytes, key) {
             Ok(record) => Some(Hit { record, source }),
-            Err(RecordError::Newer { .. }) => {
-                let name = store.name();
-                self.notes.warn(&format!(
-                    "the cache {name} has records of a newer longshore, which are ignored"
-                ));
-                None
-            }
             Err(error) => {
-                let (name, record) = (store.name(), EntryName::Record(*key));
-                self.notes.warn(&format!(
-                    "the record {record} in the cache {name} is ignored: {error}"
-                ));
-                lock(&self.bad).insert(*key);
+                self.refused(source, EntryName::Record(*key), &error);
+                if !matches!(error, RecordError::Newer { .. }) {
+                    lock(&self.bad).insert(*key);
+                }
                 None
             }
         }
+    }
+
+    /// What the caches know of something from elsewhere, in their order.
+    pub(crate) fn sources(&self, key: &[u8; 32]) -> Vec<SharedSource> {
+        let mut found = Vec::new();
+        for (number, source) in self.sources.iter().enumerate() {
+            if source.failed.load(Ordering::Relaxed) {
+                continue;
+            }
+            let bytes = match source.store.entry(&EntryName::Source(*key)) {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.failed(number, &error);
+                    continue;
+                }
+            };
+            match SharedSource::decode(bytes, key) {
+                Ok(known) => {
+                    lock(&self.elsewhere).push((number, known.clone()));
+                    found.push(known);
+                }
+                Err(error) => self.refused(number, EntryName::Source(*key), &error),
+            }
+        }
+        found
+    }
+
+    /// Whether a cache of this name was found to know the same of something from elsewhere.
+    pub(crate) fn knows(&self, name: &str, known: &SharedSource) -> bool {
+        let elsewhere = lock(&self.elsewhere);
+        let mut found = elsewhere.iter();
+        found.any(|(source, found)| found == known && self.sources[*source].store.name() == name)
+    }
+
+    /// Tells of an entry that is of no use.
+    fn refused(&self, source: usize, entry: EntryName, error: &RecordError) {
+        let name = self.sources[source].store.name();
+        self.notes.warn(&match error {
+            RecordError::Newer { .. } => {
+                format!("the cache {name} has records of a newer longshore, which are ignored")
+            }
+            error => format!("the record {entry} in the cache {name} is ignored: {error}"),
+        });
     }
 
     /// What a cache has of what its hints name; fetched by whoever comes first, while all others wait.

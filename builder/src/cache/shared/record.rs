@@ -67,7 +67,7 @@ pub enum RecordError {
     },
 }
 
-fn damaged(reason: &'static str) -> RecordError {
+pub(super) fn damaged(reason: &'static str) -> RecordError {
     RecordError::Damaged { reason }
 }
 
