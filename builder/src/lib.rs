@@ -115,6 +115,7 @@ fn build_recorded(
     let contexts = open_contexts(environment.store, request, &plan.definition)?;
     let abort = Cancel::new().map_err(BuildError::Setup)?;
     let prepare = export::wants_layers(request);
+    let _watch = transfer::watch_compression(environment.store, progress);
     let (finished, inbox) = mpsc::channel();
     let mut operations = Operations::new(
         environment.store,

@@ -537,10 +537,14 @@ impl Work for Operations<'_> {
         if step.meta.no_cache {
             return Ok(false);
         }
-        match self.slow_key(vertex) {
-            Some(key) => self.find(vertex, key),
-            None => Ok(false),
+        let Some(key) = self.slow_key(vertex) else {
+            return Ok(false);
+        };
+        let found = self.find(vertex, key)?;
+        if found {
+            self.find_sooner(vertex, key);
         }
+        Ok(found)
     }
 
     fn fetch(&self, vertex: usize) -> Result<bool, StepError> {

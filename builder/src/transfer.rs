@@ -18,6 +18,7 @@ use registry_client::{
 use store::content::{ContentError, Ingest};
 use store::images::ImageId;
 use store::layer::compress::Compression;
+use store::layers::watch::Watch;
 use store::oci::{Descriptor, DiffId, Digest, Platform, RawManifest, Reference};
 use store::snapshot::SnapshotError;
 use store::{Store, StoreError};
@@ -294,7 +295,9 @@ pub fn push(
     compression: Option<Compression>,
     progress: Arc<dyn ProgressSink>,
 ) -> Result<PushReport, TransferError> {
+    let watch = watch_compression(store, &progress);
     let manifest = store.manifest_to_push(id, compression)?;
+    drop(watch);
     let named = referenced(&manifest);
     let (mut here, mut absent) = (Vec::new(), Vec::new());
     for descriptor in &named {
@@ -370,6 +373,22 @@ fn referenced(manifest: &RawManifest) -> Vec<Descriptor> {
         }
     }
     blobs
+}
+
+/// Tells `progress` of the layers that are compressed, as long as the watch lives.
+pub fn watch_compression<'a>(store: &'a Store, progress: &Arc<dyn ProgressSink>) -> Watch<'a> {
+    let progress = Arc::clone(progress);
+    store.watch_compression(Arc::new(move |diff_id, done, total| {
+        let digest = &diff_id.0;
+        progress.event(ProgressEvent::Transfer {
+            vertex: None,
+            kind: TransferKind::Compress,
+            id: digest.to_string(),
+            name: format!("{}:{}", digest.algorithm(), digest.short()),
+            done,
+            total,
+        });
+    }))
 }
 
 /// Transfers are told of in steps of at least this many bytes.

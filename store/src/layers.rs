@@ -23,6 +23,8 @@ use crate::oci::{Descriptor, DiffId, Digest, Hasher, Index, Manifest, MediaType,
 use crate::snapshot::SnapshotError;
 use crate::{Store, StoreError};
 
+pub mod watch;
+
 /// Bytes copied at once.
 const CHUNK: usize = 256 * 1024;
 
@@ -168,8 +170,12 @@ impl Store {
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let ingest = self.blobs.ingest()?;
-        let mut packed = compressor(ingest, compression, threads).map_err(stream)?;
-        self.write_layer(diff_id, &mut packed)?;
+        let packed = compressor(ingest, compression, threads).map_err(stream)?;
+        let mut packed = self.watched(diff_id, packed);
+        let written = self.write_layer(diff_id, &mut packed);
+        // It has ended, well or not.
+        let packed = packed.end();
+        written?;
         let ingest: Ingest = packed.finish().map_err(stream)?;
         let blob = ingest.commit(None)?;
         let descriptor = Descriptor::new(media_type(compression), blob.digest(), blob.size());

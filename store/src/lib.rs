@@ -40,6 +40,7 @@ use crate::history::Keep;
 use crate::images::{ImageError, Images};
 use crate::index::{Index, IndexError};
 use crate::layers::LayerError;
+use crate::layers::watch::Watchers;
 use crate::session::Sessions;
 use crate::snapshot::{SnapshotError, Snapshots};
 
@@ -183,6 +184,7 @@ pub struct Store {
     sessions: Arc<Sessions>,
     history: Keep,
     failed: KeepFailed,
+    watchers: Watchers,
 }
 
 /// What a store takes as given.
@@ -247,6 +249,7 @@ impl Store {
             sessions,
             history: options.history,
             failed: options.failed,
+            watchers: Watchers::default(),
         };
         // Stores of earlier versions lack it.
         fs::create_dir(&store.cache_mounts_path())?;

@@ -164,22 +164,22 @@ impl ProgressSink for Told {
     }
 }
 
-/// Solves a graph of which everything is cached: how much was identified, fetched and told.
-fn solve_cached(definition: &Definition) -> (usize, usize, BTreeMap<&'static str, usize>) {
-    let root = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::open(root.path()).unwrap());
-    record_all(&store, definition);
+/// Calls `with` with the operations of one solve, and what cancels and aborts it.
+fn with_operations<T>(
+    store: &Arc<Store>,
+    definition: &Definition,
+    progress: &Arc<dyn ProgressSink>,
+    with: impl FnOnce(&Operations<'_>, &Cancel, &Cancel) -> T,
+) -> T {
     let remote = Remote::new(Box::new(Default::default));
-    let told = Arc::new(Told::default());
-    let progress = Arc::clone(&told) as Arc<dyn ProgressSink>;
     let (cancel, abort) = (Cancel::new().unwrap(), Cancel::new().unwrap());
     let settings = RunSettings::default();
     let operations = Operations::new(
-        &store,
+        store,
         &remote,
         definition,
         BTreeMap::new(),
-        &progress,
+        progress,
         &cancel,
         &abort,
         &settings,
@@ -187,20 +187,71 @@ fn solve_cached(definition: &Definition) -> (usize, usize, BTreeMap<&'static str
         0,
         None,
         Explainer::new([0; 32], ""),
-        SharedCache::new(Vec::new(), Notes::new(&progress)),
+        SharedCache::new(Vec::new(), Notes::new(progress)),
         1,
     );
-    let counted = Counted {
-        operations: &operations,
-        identified: AtomicUsize::new(0),
-        fetched: AtomicUsize::new(0),
-    };
-    let root = definition.vertices().len() - 1;
-    let asked = (&[root][..], Want::Content);
-    driver::solve(&counted, operations.shapes(), asked, 1, &cancel, &abort).unwrap();
+    with(&operations, &cancel, &abort)
+}
+
+/// Solves a graph of which everything is cached: how much was identified, fetched and told.
+fn solve_cached(definition: &Definition) -> (usize, usize, BTreeMap<&'static str, usize>) {
+    let root = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(root.path()).unwrap());
+    record_all(&store, definition);
+    let told = Arc::new(Told::default());
+    let progress = Arc::clone(&told) as Arc<dyn ProgressSink>;
+    let counts = with_operations(
+        &store,
+        definition,
+        &progress,
+        |operations, cancel, abort| {
+            let counted = Counted {
+                operations,
+                identified: AtomicUsize::new(0),
+                fetched: AtomicUsize::new(0),
+            };
+            let root = definition.vertices().len() - 1;
+            let asked = (&[root][..], Want::Content);
+            driver::solve(&counted, operations.shapes(), asked, 1, cancel, abort).unwrap();
+            let count = AtomicUsize::into_inner;
+            (count(counted.identified), count(counted.fetched))
+        },
+    );
     let told = told.0.lock().unwrap().clone();
-    let count = AtomicUsize::into_inner;
-    (count(counted.identified), count(counted.fetched), told)
+    (counts.0, counts.1, told)
+}
+
+#[test]
+fn what_was_found_by_its_content_is_found_without_looking_the_next_time() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(root.path()).unwrap());
+    let definition = stages(1, 2);
+    let copy = definition.vertices().len() - 1;
+    record_all(&store, &definition);
+    let progress: Arc<dyn ProgressSink> = Arc::new(Told::default());
+    // As if all of it had run on another stage, whose files were the same.
+    with_operations(&store, &definition, &progress, |operations, _, _| {
+        for vertex in 0..=copy {
+            assert!(operations.identify(vertex).unwrap());
+        }
+        let fast = operations.fast_key(copy).unwrap();
+        let row = store.index().record_peek(&fast.0).unwrap().unwrap();
+        assert!(store.index().record_remove(&fast.0).unwrap());
+        assert!(!operations.digest(copy).unwrap());
+        let slow = operations.slow_key(copy).unwrap();
+        store.index().record_put(&slow.0, &row).unwrap();
+    });
+    let found = |by_inputs: bool| {
+        with_operations(&store, &definition, &progress, |operations, _, _| {
+            for vertex in 0..copy {
+                assert!(operations.identify(vertex).unwrap());
+            }
+            assert_eq!(operations.identify(copy).unwrap(), by_inputs);
+            assert!(by_inputs || operations.digest(copy).unwrap());
+        });
+    };
+    found(false);
+    found(true);
 }
 
 #[test]

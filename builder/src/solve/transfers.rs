@@ -13,6 +13,8 @@ pub enum TransferKind {
     Pull,
     /// Out of a blob that is here, into a layer.
     Extract,
+    /// Out of a layer, into a blob.
+    Compress,
     /// To a registry.
     Push,
     /// From any other server.
@@ -20,11 +22,12 @@ pub enum TransferKind {
 }
 
 impl TransferKind {
-    /// One word: `pulling`, `extracting`, `pushing`, `downloading`.
+    /// One word: `pulling`, `extracting`, `compressing`, `pushing`, `downloading`.
     pub fn as_str(self) -> &'static str {
         match self {
             TransferKind::Pull => "pulling",
             TransferKind::Extract => "extracting",
+            TransferKind::Compress => "compressing",
             TransferKind::Push => "pushing",
             TransferKind::Download => "downloading",
         }

@@ -166,6 +166,7 @@ impl Row {
     /// What happened to it, of one that has ended.
     pub fn ended_label(&self) -> String {
         let done = match self.stages.first().map(|stage| stage.kind) {
+            Some(TransferKind::Compress) => "compressed",
             Some(TransferKind::Push) => "pushed",
             Some(TransferKind::Extract) => "extracted",
             Some(TransferKind::Download) => "downloaded",
