@@ -85,7 +85,7 @@ pub enum StartError {
     },
     /// A program for another processor.
     #[error(
-        "`{path}` is a program for {machine}, which this machine cannot run: it needs an emulator, registered with the kernel (binfmt_misc)"
+        "`{path}` is a program for {machine}, which this machine cannot run: it needs an emulator, such as qemu-user, registered with the kernel (binfmt_misc)"
     )]
     WrongMachine {
         /// Its path inside the sandbox.
@@ -133,6 +133,19 @@ pub enum StartError {
         target: String,
         /// The kernel's answer.
         errno: Errno,
+    },
+    /// A file cannot be mounted on a directory, nor a directory on a file.
+    #[error(
+        "cannot mount {what} on `{target}`: {}",
+        if *.is_directory { "it is a directory, and a file is there" } else { "it is a file, and a directory is there" }
+    )]
+    UnlikeTarget {
+        /// What was to be mounted.
+        what: String,
+        /// Where, inside the sandbox.
+        target: String,
+        /// Whether what was to be mounted is a directory.
+        is_directory: bool,
     },
     /// A source to be bound is missing or cannot be opened.
     #[error("cannot use `{source_path}` for `{target}`: {errno}")]

@@ -65,6 +65,13 @@ impl Builder<'_> {
                     errno: errno.into(),
                 }
             })?;
+            if is_directory(&at).is_ok_and(|there| there != source.is_directory) {
+                return Err(StartError::UnlikeTarget {
+                    what: source.what,
+                    target: target.to_owned(),
+                    is_directory: source.is_directory,
+                });
+            }
             attach(source.mount.as_fd(), at.as_fd()).map_err(mount_error(&source.what, target))?;
             if source.read_only {
                 read_only.push((target, source.mount));

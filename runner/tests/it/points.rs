@@ -11,6 +11,7 @@ use crate::world::{World, run};
 pub(crate) const TESTS: &[Test] = &[
     ("layers_as_mounts", layers_as_mounts),
     ("parts_of_directories", parts_of_directories),
+    ("files_on_directories", files_on_directories),
     (
         "mount_points_in_read_only_mounts",
         mount_points_in_read_only_mounts,
@@ -74,6 +75,30 @@ fn layers_as_mounts(world: &World) -> Result<(), String> {
     assert_eq!(fs::read_to_string(world.path("high/file")).unwrap(), "high");
     // Nothing but the root itself.
     assert_eq!(world.upper().len(), 1);
+    Ok(())
+}
+
+fn files_on_directories(world: &World) -> Result<(), String> {
+    let (file, folder) = (world.path("file"), world.path("folder"));
+    fs::write(&file, "").unwrap();
+    fs::create_dir(&folder).unwrap();
+    for (source, target, expect) in [
+        (&file, "/bin", "it is a file, and a directory is there"),
+        (
+            &folder,
+            "/etc/passwd",
+            "it is a directory, and a file is there",
+        ),
+    ] {
+        let mut spec = world.spec(["true"]);
+        spec.mounts.push(crate::world::bind(source, target, false));
+        let error = run(&spec).unwrap_err();
+        let expect = format!(
+            "cannot mount `{}` on `{target}`: {expect}",
+            source.display()
+        );
+        assert_eq!((error.to_string(), error.exit_code()), (expect, 125));
+    }
     Ok(())
 }
 

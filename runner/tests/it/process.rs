@@ -291,8 +291,8 @@ fn commands_that_do_not_start(world: &World) -> Result<(), String> {
         "/foreign",
         126,
         &format!(
-            "`/foreign` is a program for {machine}, which this machine cannot run: it needs an emulator, registered with \
-             the kernel (binfmt_misc)"
+            "`/foreign` is a program for {machine}, which this machine cannot run: it needs an emulator, such as qemu-user, \
+             registered with the kernel (binfmt_misc)"
         ),
     );
     let error = run(&world.spec(["/dynamic"])).unwrap_err();
