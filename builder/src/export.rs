@@ -12,7 +12,7 @@ use store::images::ImageId;
 use store::layer::LayerId;
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
 use store::layer::compress::Compression;
-use store::layer::tar::write_tar;
+use store::layer::tar::{write_folders, write_tar};
 use store::oci::{DiffId, Digest, ImageConfig, Platform, Reference, time};
 use store::snapshot::View;
 use store::{Store, StoreError};
@@ -126,14 +126,16 @@ pub(crate) fn export(
                 one(&built, "docker").map_err(failed)?;
                 archive(store, request, &here.id, ArchiveFormat::Docker, &dest).map_err(failed)?;
             }
+            Output::Tar { dest } if built.len() > 1 => {
+                folders(store, &built, operations, &dest).map_err(failed)?;
+            }
             Output::Tar { dest } => {
-                one(&built, "tar").map_err(failed)?;
                 tar(store, here.plan, operations, &dest).map_err(failed)?;
             }
             Output::Local { dest } if built.len() > 1 => {
                 for built in &built {
-                    let folder = built.platform.to_string().replace('/', "_");
-                    local(store, built.plan, operations, &dest.join(folder)).map_err(failed)?;
+                    let folder = dest.join(built.folder());
+                    local(store, built.plan, operations, &folder).map_err(failed)?;
                 }
             }
             Output::Local { dest } => {
@@ -151,6 +153,13 @@ struct Built<'a> {
     id: ImageId,
     /// What it was called before this build.
     names: Vec<Reference>,
+}
+
+impl Built<'_> {
+    /// The folder it has to itself beside others: `linux_arm_v7`.
+    fn folder(&self) -> String {
+        self.platform.to_string().replace('/', "_")
+    }
 }
 
 /// Refuses several images where the format has room for one.
@@ -352,6 +361,24 @@ fn tar(
         write_tar(&path_of(&view), out)?;
         Ok(())
     })
+}
+
+/// The root file systems of several images as one tar, each in a folder.
+fn folders(
+    store: &Store,
+    built: &[Built<'_>],
+    operations: &Operations<'_>,
+    dest: &Destination,
+) -> Result<(), ExportError> {
+    let views = built
+        .iter()
+        .map(|built| view(store, built.plan, operations));
+    let views = views.collect::<Result<Vec<_>, _>>()?;
+    let named = built.iter().zip(&views);
+    let named: Vec<_> = named
+        .map(|(built, view)| (built.folder(), path_of(view)))
+        .collect();
+    write_to(dest, |out| Ok(write_folders(&named, out)?))
 }
 
 /// The root file system as a folder: through a tar, so that owners, links and devices come out right.

@@ -174,18 +174,49 @@ fn an_index_may_be_a_layout() {
     let index: Value = serde_json::from_str(&raw).unwrap();
     assert_eq!(index["manifests"].as_array().unwrap().len(), 1, "{raw}");
 
-    for kind in ["docker", "tar"] {
-        let dest = format!("type={kind},dest={}", archive.display());
-        let args = [
-            "build",
-            "-q",
-            "--platform",
-            "linux/amd64,linux/arm64",
-            "-o",
-            &dest,
-        ];
-        let ran = place.words(args, [&context]);
-        ran.fails(2, &format!("an output of type `{kind}` is of one image"));
+    let dest = format!("type=docker,dest={}", archive.display());
+    let args = [
+        "build",
+        "-q",
+        "--platform",
+        "linux/amd64,linux/arm64",
+        "-o",
+        &dest,
+    ];
+    let ran = place.words(args, [&context]);
+    ran.fails(2, "an output of type `docker` is of one image");
+}
+
+#[test]
+fn a_tar_has_a_folder_for_each() {
+    let place = Place::with_busybox();
+    let dockerfile = "FROM --platform=$BUILDPLATFORM busybox AS made
+ARG TARGETPLATFORM
+RUN mkdir -p /made/below && echo for $TARGETPLATFORM > /made/own && ln /made/own /made/below/link
+FROM scratch
+COPY --from=made /made /
+";
+    let context = place.context("ctx", &[("Dockerfile", dockerfile)]);
+    let archive = place.path("both.tar");
+    let dest = format!("type=tar,dest={}", archive.display());
+    let platforms = "linux/arm64,linux/arm/v7";
+    let args = ["build", "-q", "--platform", platforms, "-o", &dest];
+    place.words(args, [&context]).ok();
+    let archive = archive.to_str().unwrap();
+    let listed = tool("tar", &["-tf", archive]);
+    let expected: Vec<String> = ["linux_arm64", "linux_arm_v7"]
+        .iter()
+        .flat_map(|folder| ["", "below/", "below/link", "own"].map(|at| format!("{folder}/{at}")))
+        .collect();
+    assert_eq!(Vec::from_iter(listed.lines()), expected);
+    let out = place.path("out");
+    std::fs::create_dir(&out).unwrap();
+    tool("tar", &["-xf", archive, "-C", out.to_str().unwrap()]);
+    for folder in ["linux_arm64", "linux_arm_v7"] {
+        for name in ["own", "below/link"] {
+            let own = std::fs::read_to_string(out.join(folder).join(name)).unwrap();
+            assert_eq!(own, format!("for {}\n", folder.replacen('_', "/", 2)));
+        }
     }
 }
 

@@ -8,11 +8,12 @@
 pub(crate) mod header;
 pub mod read;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use rustix::buffer::spare_capacity;
@@ -100,6 +101,38 @@ impl From<WalkError> for TarError {
 /// # Errors
 /// The layer cannot be read or changes meanwhile, or `out` fails.
 pub fn write_tar(dir: &Path, out: &mut dyn Write) -> Result<TarSummary, TarError> {
+    let summary = write_entries(dir, None, out)?;
+    out.write_all(&END)
+        .map_err(|source| TarError::Output { source })?;
+    Ok(TarSummary {
+        bytes: summary.bytes + END.len() as u64,
+        ..summary
+    })
+}
+
+/// Writes several directories to `out` as one tar, each in a folder of its own: by the folders' names, which are plain.
+///
+/// # Errors
+/// As for [`write_tar`].
+pub fn write_folders(dirs: &[(String, PathBuf)], out: &mut dyn Write) -> Result<(), TarError> {
+    for (folder, dir) in dirs {
+        write_entries(dir, Some(folder), out)?;
+    }
+    out.write_all(&END)
+        .map_err(|source| TarError::Output { source })
+}
+
+/// What a tar ends with.
+const END: [u8; BLOCK * 2] = [0; BLOCK * 2];
+
+/// Permissions of a folder that [`write_folders`] makes.
+const FOLDER_MODE: u32 = 0o755;
+
+fn write_entries(
+    dir: &Path,
+    folder: Option<&str>,
+    out: &mut dyn Write,
+) -> Result<TarSummary, TarError> {
     let root = open_directory(rustix::fs::CWD, dir.as_os_str().as_bytes()).map_err(|source| {
         TarError::Layer {
             path: dir.display().to_string(),
@@ -111,7 +144,7 @@ pub fn write_tar(dir: &Path, out: &mut dyn Write) -> Result<TarSummary, TarError
         let (pieces, incoming) = sync_channel::<Vec<u8>>(PIECES);
         let packer = std::thread::Builder::new()
             .name("tar-read".to_owned())
-            .spawn_scoped(scope, || Packer::new(root.as_fd(), pieces).pack())
+            .spawn_scoped(scope, || Packer::new(root.as_fd(), folder, pieces).pack())
             .map_err(|source| TarError::Output { source })?;
         let mut written = Ok(());
         for piece in incoming {
@@ -152,6 +185,8 @@ impl Write for HashWriter {
 
 struct Packer<'a> {
     root: BorrowedFd<'a>,
+    /// What goes before each path: nothing, or a folder with its slash.
+    folder: Vec<u8>,
     pieces: SyncSender<Vec<u8>>,
     piece: Vec<u8>,
     summary: TarSummary,
@@ -179,9 +214,10 @@ impl Head<'_> {
 }
 
 impl<'a> Packer<'a> {
-    fn new(root: BorrowedFd<'a>, pieces: SyncSender<Vec<u8>>) -> Packer<'a> {
+    fn new(root: BorrowedFd<'a>, folder: Option<&str>, pieces: SyncSender<Vec<u8>>) -> Packer<'a> {
         Packer {
             root,
+            folder: folder.map_or_else(Vec::new, |folder| format!("{folder}/").into_bytes()),
             pieces,
             piece: Vec::with_capacity(PIECE_BYTES),
             summary: TarSummary::default(),
@@ -200,7 +236,13 @@ impl<'a> Packer<'a> {
         let root = open_directory(self.root, b"").map_err(layer("open"))?;
         let stated =
             read_xattr(&root, ROOT_STATED.as_bytes()).map_err(layer("read the attributes of"))?;
-        if stated.is_some() {
+        if !self.folder.is_empty() {
+            let metadata = Metadata {
+                mode: FOLDER_MODE,
+                ..Metadata::default()
+            };
+            self.head(b"", &Head::new(b'5'), &metadata)?;
+        } else if stated.is_some() {
             let stat = rustix::fs::fstat(&root).map_err(layer("look up"))?;
             self.directory(b".", &root, &stat)?;
         }
@@ -210,7 +252,6 @@ impl<'a> Packer<'a> {
         for found in walk(self.root)? {
             self.entry(&found)?;
         }
-        self.put(&[0; BLOCK * 2])?;
         self.flush()?;
         Ok(self.summary)
     }
@@ -230,7 +271,7 @@ impl<'a> Packer<'a> {
         if kind != FileType::Directory && kind != FileType::Socket && stat.st_nlink > 1 {
             let key = (stat.st_dev, stat.st_ino);
             if let Some(first) = self.links.get(&key) {
-                let first = first.clone();
+                let first = [&self.folder[..], first].concat();
                 let mut head = Head::new(b'1');
                 head.link = &first;
                 // The first name has said the attributes.
@@ -329,6 +370,10 @@ impl<'a> Packer<'a> {
 
     fn head(&mut self, path: &[u8], head: &Head<'_>, metadata: &Metadata) -> Result<(), TarError> {
         self.summary.entries += 1;
+        let path = &match self.folder.is_empty() {
+            true => Cow::Borrowed(path),
+            false => Cow::Owned([&self.folder[..], path].concat()),
+        }[..];
         let mut pax: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         let mut block: Block = [0; BLOCK];
         match ustar_name(path) {
