@@ -391,6 +391,27 @@ impl Cgroups {
     }
 }
 
+/// The groups of another process, open for this one to enter by writing `0`. Those that cannot be opened are left out:
+/// the process has its limits from those that can.
+pub(crate) fn entries_of(pid: u32) -> Vec<File> {
+    let (Ok(memberships), Ok(mounts)) = (
+        read_bounded(&PathBuf::from(format!("/proc/{pid}/cgroup"))),
+        read_bounded(Path::new("/proc/self/mountinfo")),
+    ) else {
+        return Vec::new();
+    };
+    let own = hierarchies().unwrap_or_default();
+    parse(&memberships, &mounts)
+        .into_iter()
+        // Entering a group costs; most are this process's already.
+        .filter(|hierarchy| !own.contains(hierarchy))
+        .filter_map(|hierarchy| {
+            let path = hierarchy.own.join("cgroup.procs");
+            OpenOptions::new().write(true).open(path).ok()
+        })
+        .collect()
+}
+
 /// A mounted hierarchy.
 #[derive(Debug, PartialEq, Eq)]
 struct Hierarchy {

@@ -14,10 +14,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
+use serde::de::DeserializeOwned;
+
 use crate::cgroup::Cgroups;
 use crate::error::StartError;
 use crate::grants::{self, GrantError};
 use crate::init::{self, Handed};
+use crate::join;
 use crate::network::{self, Attachment};
 use crate::spec::{ExitStatus, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
 use crate::stubs::{self, Stub};
@@ -29,7 +32,9 @@ pub(crate) const NAME: &str = "longshore-sandbox";
 
 /// Whether this process was started as a helper: by its name, and with a socket as standard input.
 pub(crate) fn is_helper() -> bool {
-    std::env::args_os().next().is_some_and(|name| name == NAME)
+    std::env::args_os()
+        .next()
+        .is_some_and(|name| name == NAME || name == join::NAME)
         && fstat(rustix::stdio::stdin())
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
 }
@@ -41,7 +46,14 @@ pub(crate) fn run() -> i32 {
     // directory, so that it can be unmounted.
     let _session = rustix::process::setsid();
     let _moved = rustix::process::chdir("/");
-    let report = match attempt(caller) {
+    let joins = std::env::args_os()
+        .next()
+        .is_some_and(|name| name == join::NAME);
+    let done = match joins {
+        true => join::attempt(caller),
+        false => attempt(caller),
+    };
+    let report = match done {
         Ok((status, usage)) => Report::Exited(status, usage),
         Err(error) => Report::Failed(error),
     };
@@ -52,7 +64,7 @@ pub(crate) fn run() -> i32 {
 }
 
 fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartError> {
-    let (spec, streams) = receive_spec(caller)?;
+    let Job { spec, streams, .. } = receive_job::<SandboxSpec>(caller)?;
     let cgroups = Cgroups::make(spec.cgroup.as_deref(), &spec.limits)?;
     let root = spec.root.clone();
 
@@ -68,13 +80,25 @@ fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartEr
     Ok((status, usage))
 }
 
-fn receive_spec(caller: BorrowedFd<'_>) -> Result<(SandboxSpec, [OwnedFd; 3]), StartError> {
+/// What a helper is given to do.
+pub(crate) struct Job<T> {
+    pub(crate) spec: T,
+    /// Standard input, output and error.
+    pub(crate) streams: [OwnedFd; 3],
+    /// Further descriptors.
+    pub(crate) more: Vec<OwnedFd>,
+}
+
+pub(crate) fn receive_job<T: DeserializeOwned>(
+    caller: BorrowedFd<'_>,
+) -> Result<Job<T>, StartError> {
     let unreadable = |what: &str| StartError::Spec {
         what: what.to_owned(),
     };
     let received = wire::receive::<()>(caller).map_err(|e| unreadable(&e.to_string()))?;
     let ((), mut fds) = received.ok_or_else(|| unreadable("the caller is gone"))?;
-    let streams = fds.split_off(1.min(fds.len()));
+    let mut streams = fds.split_off(1.min(fds.len()));
+    let more = streams.split_off(3.min(streams.len()));
     let streams = <[OwnedFd; 3]>::try_from(streams).map_err(|_| unreadable("no streams"))?;
     let file = fds.pop().ok_or_else(|| unreadable("no file"))?;
 
@@ -98,7 +122,11 @@ fn receive_spec(caller: BorrowedFd<'_>) -> Result<(SandboxSpec, [OwnedFd; 3]), S
         }
     }
     let spec = serde_json::from_slice(&bytes).map_err(|e| unreadable(&e.to_string()))?;
-    Ok((spec, streams))
+    Ok(Job {
+        spec,
+        streams,
+        more,
+    })
 }
 
 fn supervise(
@@ -161,11 +189,22 @@ fn supervise(
     // From now on only the process holds its streams: who reads them sees their end when it ends.
     drop((streams, entries));
 
+    follow(caller, &ours, &pidfd, stubs, cgroups.notes().to_vec())
+}
+
+/// Stays with a process from its fork to its end: hears of its preparation, tells the caller, waits.
+pub(crate) fn follow(
+    caller: BorrowedFd<'_>,
+    ours: &OwnedFd,
+    pidfd: &OwnedFd,
+    stubs: &mut Vec<Stub>,
+    mut notes: Vec<String>,
+) -> Result<ExitStatus, StartError> {
     let mut terminal = None;
     let mut names = Vec::new();
     let mut failure = None;
     loop {
-        match wire::receive(&ours) {
+        match wire::receive(ours) {
             Ok(Some((Progress::Stub(stub), _))) => stubs.push(stub),
             Ok(Some((Progress::Terminal, mut fds))) => terminal = fds.pop(),
             Ok(Some((Progress::Names, fds))) => names = fds,
@@ -175,13 +214,13 @@ fn supervise(
             Ok(None) => break,
             Err(error) => {
                 failure = Some(StartError::step("hear from init")(error));
-                let _killed = pidfd_send_signal(&pidfd, Signal::KILL);
+                let _killed = pidfd_send_signal(pidfd, Signal::KILL);
                 break;
             }
         }
     }
     if let Some(error) = failure {
-        reap(&pidfd).map_err(StartError::step("wait for init"))?;
+        reap(pidfd).map_err(StartError::step("wait for init"))?;
         return Err(error);
     }
 
@@ -192,11 +231,11 @@ fn supervise(
         names: !names.is_empty(),
     };
     if wire::send(caller, &started, &fds).is_err() {
-        let _killed = pidfd_send_signal(&pidfd, Signal::KILL);
+        let _killed = pidfd_send_signal(pidfd, Signal::KILL);
     }
     drop((terminal, names));
-    watch(caller, &pidfd);
-    reap(&pidfd).map_err(StartError::step("wait for the process"))
+    watch(caller, pidfd);
+    reap(pidfd).map_err(StartError::step("wait for the process"))
 }
 
 /// Plugs init's namespace into a network, and lets init go on, which waits for that.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, wait};
 
 use crate::error::StartError;
-use crate::spec::{NetworkMode, SandboxSpec};
+use crate::spec::{NetworkMode, ProcessSpec, SandboxSpec};
 use crate::sys::{self, Fork, SignalSet};
 use crate::wire::{self, Progress};
 use crate::{command, confine, grants, mounts, network};
@@ -132,29 +132,12 @@ fn prepare(
     // 6. The streams, or a terminal in their place, which then controls the session.
     let slave = if spec.process.terminal {
         let (master, slave) = root.open_terminal()?;
-        if let Some((columns, rows)) = spec.process.terminal_size {
-            let size = rustix::termios::Winsize {
-                ws_col: columns,
-                ws_row: rows,
-                ws_xpixel: 0,
-                ws_ypixel: 0,
-            };
-            rustix::termios::tcsetwinsize(&master, size)
-                .map_err(StartError::step("size the terminal"))?;
-        }
-        own_terminal(&slave, spec.process.user.uid, &mut notes);
-        wire::send(report, &Progress::Terminal, &[master.as_fd()]).map_err(lost())?;
-        rustix::process::ioctl_tiocsctty(&slave)
-            .map_err(StartError::step("make the terminal the controlling one"))?;
+        control_terminal(&master, &slave, &spec.process, report, &mut notes)?;
         Some(slave)
     } else {
         None
     };
-    let [input, output, error] = &streams;
-    rustix::stdio::dup2_stdin(slave.as_ref().unwrap_or(input))
-        .and_then(|()| rustix::stdio::dup2_stdout(slave.as_ref().unwrap_or(output)))
-        .and_then(|()| rustix::stdio::dup2_stderr(slave.as_ref().unwrap_or(error)))
-        .map_err(StartError::step("set the standard streams"))?;
+    set_streams(slave.as_ref(), &streams)?;
     // In the way of an end of file, should this process become a small init.
     drop((streams, slave));
 
@@ -188,11 +171,48 @@ fn prepare(
 }
 
 /// Changes the directory, through no link of `/proc` that leads past all paths.
-fn enter_directory(path: &str) -> Result<(), Errno> {
+pub(crate) fn enter_directory(path: &str) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_MAGICLINKS;
     let directory = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
     rustix::process::fchdir(directory)
+}
+
+/// Sizes a terminal, hands its master to the helper, and makes its slave the one that controls this session.
+pub(crate) fn control_terminal(
+    master: &OwnedFd,
+    slave: &OwnedFd,
+    process: &ProcessSpec,
+    report: &OwnedFd,
+    notes: &mut Vec<String>,
+) -> Result<(), StartError> {
+    if let Some((columns, rows)) = process.terminal_size {
+        let size = rustix::termios::Winsize {
+            ws_col: columns,
+            ws_row: rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(master, size)
+            .map_err(StartError::step("size the terminal"))?;
+    }
+    own_terminal(slave, process.user.uid, notes);
+    wire::send(report, &Progress::Terminal, &[master.as_fd()])
+        .map_err(StartError::step("report to the helper"))?;
+    rustix::process::ioctl_tiocsctty(slave)
+        .map_err(StartError::step("make the terminal the controlling one"))
+}
+
+/// Makes a terminal, or these, the standard streams.
+pub(crate) fn set_streams(
+    slave: Option<&OwnedFd>,
+    streams: &[OwnedFd; 3],
+) -> Result<(), StartError> {
+    let [input, output, error] = streams;
+    rustix::stdio::dup2_stdin(slave.unwrap_or(input))
+        .and_then(|()| rustix::stdio::dup2_stdout(slave.unwrap_or(output)))
+        .and_then(|()| rustix::stdio::dup2_stderr(slave.unwrap_or(error)))
+        .map_err(StartError::step("set the standard streams"))
 }
 
 /// The process may open its terminal again by name, so it has to own it.

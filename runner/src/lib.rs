@@ -14,6 +14,8 @@
 //! - [`network`]: bridges that sandboxes are plugged into.
 //! - [`user`]: `USER` names to numbers. [`etc`]: contents of `/etc/hosts` and the like.
 //! - [`mode`]: which of these ways are open here, for reports.
+//! - [`container`]: sandboxes that outlive their caller, each with a supervisor. [`join`]: a further process in one.
+//! - [`signal`]: names and numbers.
 //! - [`terminal`]: a foreground process on the caller's terminal.
 //!
 //! A program that uses this crate must call [`reexec_if_child`] as the first thing in `main`.
@@ -25,16 +27,19 @@
 mod cgroup;
 mod command;
 mod confine;
+pub mod container;
 pub mod error;
 pub mod etc;
 mod grants;
 mod helper;
 mod init;
 pub mod mode;
+pub mod join;
 mod mounts;
 pub mod network;
 pub mod sandbox;
 mod seccomp;
+pub mod signal;
 pub mod spec;
 mod stubs;
 mod sys;
@@ -44,11 +49,12 @@ pub mod userns;
 mod wire;
 
 pub use error::{Errno, SandboxError, StartError};
+pub use join::JoinSpec;
 pub use sandbox::{Killer, Sandbox, Stdio, Stream};
 pub use spec::{
-    Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits, MEMORY_MIN, MountKind,
-    MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec, ULIMITS, Ulimit, Usage, User,
-    UserNamespace,
+    CAPABILITIES, Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits,
+    MEMORY_MIN, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec, ULIMITS,
+    Ulimit, Usage, User, UserNamespace,
 };
 pub use stubs::make_stubs;
 pub use user::{UserError, resolve_user};
@@ -60,5 +66,8 @@ pub use userns::{Privilege, UserNsError, enter_user_namespace};
 pub fn reexec_if_child() {
     if helper::is_helper() {
         sys::exit_now(helper::run());
+    }
+    if container::supervisor::is_supervisor() {
+        sys::exit_now(container::supervisor::run());
     }
 }

@@ -18,8 +18,11 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use crate::error::SandboxError;
 use crate::helper;
+use crate::join::{self, JoinSpec};
 use crate::network::names::NameSockets;
-use crate::spec::{ExitStatus, MountKind, NetworkMode, Root, SPEC_BYTES_MAX, SandboxSpec, Usage};
+use crate::spec::{
+    ExitStatus, MountKind, NetworkMode, ProcessSpec, Root, SPEC_BYTES_MAX, SandboxSpec, Usage,
+};
 use crate::sys;
 use crate::wire::{self, Report};
 
@@ -96,6 +99,25 @@ impl Sandbox {
     /// [`SandboxError::Start`] says why the process could not start; nothing is then left of it.
     pub fn spawn(spec: &SandboxSpec, stdio: Stdio) -> Result<Self, SandboxError> {
         validate(spec)?;
+        Self::launch(helper::NAME, spec, stdio, &[])
+    }
+
+    /// Starts a further process in this sandbox; it ends with it at the latest.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Sandbox::spawn`].
+    pub fn join(&self, spec: &JoinSpec, stdio: Stdio) -> Result<Self, SandboxError> {
+        validate_process(&spec.process)?;
+        Self::launch(join::NAME, spec, stdio, &[self.pidfd()])
+    }
+
+    fn launch(
+        name: &str,
+        spec: &impl serde::Serialize,
+        stdio: Stdio,
+        more: &[BorrowedFd<'_>],
+    ) -> Result<Self, SandboxError> {
         let io = |what| {
             move |error: rustix::io::Errno| SandboxError::Io {
                 what,
@@ -139,13 +161,14 @@ impl Sandbox {
         };
         let (socket, theirs) = wire::pair().map_err(spawn)?;
         let mut helper = Command::new(own_program())
-            .arg0(helper::NAME)
+            .arg0(name)
             .env_clear()
             .stdin(theirs)
             .stdout(std::process::Stdio::null())
             .spawn()
             .map_err(spawn)?;
-        let fds = [file.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let mut fds = vec![file.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        fds.extend(more);
         if let Err(error) = wire::send(&socket, &(), &fds) {
             return Err(match end(&mut helper) {
                 // It had no time to read the message: that tells more than the broken pipe.
@@ -394,24 +417,8 @@ impl Stream {
 
 /// What no host could carry out, found before anything is started.
 fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
+    validate_process(&spec.process)?;
     let invalid = |what: String| Err(SandboxError::Invalid { what });
-    if spec.process.argv.first().is_none_or(String::is_empty) {
-        return invalid("no command".into());
-    }
-    for text in spec.process.argv.iter().chain(&spec.process.env) {
-        if text.contains('\0') {
-            return invalid(format!("a zero byte in `{}`", text.escape_debug()));
-        }
-    }
-    if let Some(entry) = spec.process.env.iter().find(|entry| !entry.contains('=')) {
-        return invalid(format!("environment entry `{entry}` without `=`"));
-    }
-    if !spec.process.cwd.starts_with('/') {
-        return invalid(format!(
-            "working directory `{}` is not absolute",
-            spec.process.cwd
-        ));
-    }
     if let NetworkMode::Bridge(attachment) = &spec.network
         && let Err(what) = attachment.check()
     {
@@ -443,6 +450,28 @@ fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
                 source.display()
             ));
         }
+    }
+    Ok(())
+}
+
+fn validate_process(process: &ProcessSpec) -> Result<(), SandboxError> {
+    let invalid = |what: String| Err(SandboxError::Invalid { what });
+    if process.argv.first().is_none_or(String::is_empty) {
+        return invalid("no command".into());
+    }
+    for text in process.argv.iter().chain(&process.env) {
+        if text.contains('\0') {
+            return invalid(format!("a zero byte in `{}`", text.escape_debug()));
+        }
+    }
+    if let Some(entry) = process.env.iter().find(|entry| !entry.contains('=')) {
+        return invalid(format!("environment entry `{entry}` without `=`"));
+    }
+    if !process.cwd.starts_with('/') {
+        return invalid(format!(
+            "working directory `{}` is not absolute",
+            process.cwd
+        ));
     }
     Ok(())
 }

@@ -22,8 +22,9 @@ use crate::stubs::Stub;
 
 /// One message; paths and error texts are far smaller.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
-/// Spec and three streams; or a process, a terminal and a name server's two sockets.
-const DESCRIPTORS_MAX: usize = 4;
+/// Spec, three streams and the sandbox to join; a process, a terminal and a name server's two sockets; or a container's
+/// folder, its lock, three streams and two locks.
+const DESCRIPTORS_MAX: usize = 7;
 
 /// What the helper tells the caller.
 #[derive(Debug, Serialize, Deserialize)]

@@ -8,6 +8,8 @@
 //!       cache-mounts/    directories that steps keep between builds                  cache_mounts.rs
 //!       builds/ID        what a build did: its journal                               history.rs
 //!       contexts/        what contexts' files contained the last time                stat_caches.rs
+//!       containers/ID/    a container: what it is, how it is, what it wrote            containers.rs
+//!       volumes/NAME/     directories that outlive containers                         volumes.rs
 //!       git/NAME/        bare repositories that builds fetch into                    mirrors.rs
 //!       networks/        networks of containers, and who has which address          networks.rs
 //!       tmp/             what is being made, and what is being removed               fs/temp.rs
@@ -47,6 +49,7 @@ use crate::snapshot::{SnapshotError, Snapshots};
 pub mod cache_mounts;
 pub mod check;
 pub mod clock;
+pub mod containers;
 pub mod content;
 pub mod failed;
 pub mod fs;
@@ -64,6 +67,7 @@ mod secret_key;
 pub mod session;
 pub mod snapshot;
 pub mod stat_caches;
+pub mod volumes;
 
 #[cfg(test)]
 mod faults;

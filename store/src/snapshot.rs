@@ -31,6 +31,7 @@ use crate::layer::apply::{ApplyError, Form, UnpackOptions, Unpacked, unpack_into
 use crate::layer::compress::decompressor;
 use crate::layer::entry::{Metadata, ROOT_STATED, is_opaque, read_xattrs, stored};
 use crate::layer::scan::{Scan, ScanError, scan, stated_root};
+use crate::layer::tar::{TarError, write_tar};
 use crate::layer::walk::open_directory;
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::{DiffId, Hasher};
@@ -90,6 +91,14 @@ pub enum SnapshotError {
     /// A folder of the store fails.
     #[error(transparent)]
     Fs(#[from] FsError),
+    /// A copy of a directory cannot be made.
+    #[error("cannot copy `{}`", path.display())]
+    Copy {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        source: Box<TarError>,
+    },
     /// A step's result cannot be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
@@ -182,12 +191,7 @@ impl Snapshots {
     pub fn prepare(&self, parents: &[LayerId]) -> Result<ActiveSnapshot, SnapshotError> {
         let lower = self.stack(parents)?;
         let scratch = self.scratch()?;
-        let upper = scratch.path().join("fs");
-        rustix::fs::mkdir(&upper, Mode::RWXU).map_err(failed("make", &upper))?;
-        // overlayfs shows the upper directory's own metadata as those of the root.
-        let root = self.root_below(&lower)?;
-        let directory = open(&upper)?;
-        set_root(directory.as_fd(), &root).map_err(failed("set the metadata of", &upper))?;
+        let (upper, root) = self.make_upper(scratch.path(), &lower)?;
         Ok(ActiveSnapshot {
             snapshots: self.clone(),
             scratch,
@@ -196,6 +200,94 @@ impl Snapshots {
             lower,
             root,
         })
+    }
+
+    /// Makes `fs/` in a folder, as the root of these layers is.
+    fn make_upper(
+        &self,
+        folder: &Path,
+        lower: &[PathBuf],
+    ) -> Result<(PathBuf, Metadata), SnapshotError> {
+        let upper = folder.join("fs");
+        rustix::fs::mkdir(&upper, Mode::RWXU).map_err(failed("make", &upper))?;
+        // overlayfs shows the upper directory's own metadata as those of the root.
+        let root = self.root_below(lower)?;
+        let directory = open(&upper)?;
+        set_root(directory.as_fd(), &root).map_err(failed("set the metadata of", &upper))?;
+        Ok((upper, root))
+    }
+
+    /// Makes `fs/` in a folder that outlives this process: what is written on top of `parents` (oldest first).
+    ///
+    /// # Errors
+    /// As for [`Snapshots::prepare`].
+    pub fn prepare_in(&self, folder: &Path, parents: &[LayerId]) -> Result<(), SnapshotError> {
+        self.make_upper(folder, &self.stack(parents)?)?;
+        Ok(())
+    }
+
+    /// What overlayfs needs to show what lies in such a folder, with a new `work/` beside `fs/`: what the last mount left
+    /// there, after a crash for instance, is gone.
+    ///
+    /// # Errors
+    /// A parent is not here, or the folder cannot be made.
+    pub fn writable(
+        &self,
+        folder: &Path,
+        parents: &[LayerId],
+    ) -> Result<SnapshotMount, SnapshotError> {
+        let work = folder.join("work");
+        fs::remove_tree(&work)?;
+        rustix::fs::mkdir(&work, Mode::RWXU).map_err(failed("make", &work))?;
+        Ok(SnapshotMount {
+            lower: self.stack(parents)?,
+            upper: folder.join("fs"),
+            work,
+        })
+    }
+
+    /// The merged tree of a mount, to read and to write, that has no place in any directory tree and ends with the handle.
+    ///
+    /// # Errors
+    /// overlayfs refuses, as it may while another mount has the same upper directory.
+    pub fn open_writable(&self, mount: &SnapshotMount) -> Result<OwnedFd, SnapshotError> {
+        overlay::mount_writable(mount).map_err(|source| SnapshotError::Overlay {
+            layers: mount.lower.len(),
+            source,
+        })
+    }
+
+    /// A layer of what lies in an upper directory on top of `parents` (oldest first); the directory stays as it is.
+    ///
+    /// # Errors
+    /// It cannot be read, or changes meanwhile.
+    pub fn commit_copy(
+        &self,
+        parents: &[LayerId],
+        upper: &Path,
+    ) -> Result<LayerInfo, SnapshotError> {
+        let active = self.prepare(parents)?;
+        let target = open(active.upper())?;
+        let mut options = UnpackOptions::new(Form::Layer);
+        options.keep_own_if_unmapped = self.has_single_id;
+        // The tar of a layer says nothing of a root that the layer does not change.
+        options.keep_root = true;
+        let (reading, mut writing) = io::pipe().map_err(|error| {
+            failed("copy", upper)(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?;
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(move || write_tar(upper, &mut writing));
+            let unpacked = unpack_into(&target, io::BufReader::new(reading), &options);
+            let written = writer.join().expect("writing a tar does not panic");
+            // A tar that ends early is the writer's fault.
+            written.map_err(|source| SnapshotError::Copy {
+                path: upper.to_owned(),
+                source: Box::new(source),
+            })?;
+            unpacked?;
+            Ok::<(), SnapshotError>(())
+        })?;
+        active.commit()
     }
 
     /// The layers (oldest first) merged, to read only: a mount that has no place in any directory tree and ends with the

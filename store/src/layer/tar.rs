@@ -8,7 +8,6 @@
 pub(crate) mod header;
 pub mod read;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -140,11 +139,63 @@ fn write_entries(
             source,
         }
     })?;
+    packed(out, |pieces| {
+        Packer::new(root.as_fd(), folder, pieces).pack()
+    })
+}
+
+/// Writes all that is in a directory as a tar in which every name is just a name: no root, no whiteouts.
+///
+/// # Errors
+/// As for [`write_tar`].
+pub fn write_tree(root: BorrowedFd<'_>, out: &mut dyn Write) -> Result<TarSummary, TarError> {
+    packed(out, |pieces| {
+        let packer = Packer::new(root, None, pieces);
+        packer.pack_tree(None)
+    })
+}
+
+/// Writes what has a name in a directory, with all beneath it, under another name, as [`write_tree`] does. A link is
+/// written as such.
+///
+/// # Errors
+/// As for [`write_tar`].
+pub fn write_named(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    written_as: &[u8],
+    out: &mut dyn Write,
+) -> Result<TarSummary, TarError> {
+    let stat = rustix::fs::statat(parent, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+    let stat = stat.map_err(failed(name, "look up"))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return packed(out, |pieces| {
+            let mut packer = Packer::new(parent, None, pieces);
+            packer.renamed = (name.len(), written_as.to_vec());
+            packer.pack_one(Found {
+                path: name.to_vec(),
+                stat,
+            })
+        });
+    }
+    let directory = open_directory(parent, name).map_err(failed(name, "open"))?;
+    packed(out, |pieces| {
+        let mut packer = Packer::new(directory.as_fd(), None, pieces);
+        packer.renamed.1 = written_as.to_vec();
+        packer.pack_tree(Some(&stat))
+    })
+}
+
+/// Runs a packer on a thread of its own and writes what it packs.
+fn packed(
+    out: &mut dyn Write,
+    pack: impl FnOnce(SyncSender<Vec<u8>>) -> Result<TarSummary, TarError> + Send,
+) -> Result<TarSummary, TarError> {
     std::thread::scope(|scope| {
         let (pieces, incoming) = sync_channel::<Vec<u8>>(PIECES);
         let packer = std::thread::Builder::new()
             .name("tar-read".to_owned())
-            .spawn_scoped(scope, || Packer::new(root.as_fd(), folder, pieces).pack())
+            .spawn_scoped(scope, || pack(pieces))
             .map_err(|source| TarError::Output { source })?;
         let mut written = Ok(());
         for piece in incoming {
@@ -192,6 +243,10 @@ struct Packer<'a> {
     summary: TarSummary,
     /// First path of each inode that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
+    /// How much of each path is left out at its beginning, and what is written there.
+    renamed: (usize, Vec<u8>),
+    /// Whether names and marks have the meaning that they have in layers.
+    is_layer: bool,
 }
 
 /// What a header says beside [`Metadata`].
@@ -222,7 +277,36 @@ impl<'a> Packer<'a> {
             piece: Vec::with_capacity(PIECE_BYTES),
             summary: TarSummary::default(),
             links: HashMap::new(),
+            renamed: (0, Vec::new()),
+            is_layer: true,
         }
+    }
+
+    /// All beneath the root, and that itself if its `stat` is given.
+    fn pack_tree(mut self, root: Option<&Stat>) -> Result<TarSummary, TarError> {
+        self.is_layer = false;
+        if let Some(stat) = root {
+            let directory = open_directory(self.root, b"").map_err(failed(b"/", "open"))?;
+            self.directory(b"", &directory, stat)?;
+            self.renamed.1.push(b'/');
+        }
+        for found in walk(self.root)? {
+            self.entry(&found)?;
+        }
+        self.end()
+    }
+
+    /// One entry that is no directory.
+    fn pack_one(mut self, found: Found) -> Result<TarSummary, TarError> {
+        self.is_layer = false;
+        self.entry(&found)?;
+        self.end()
+    }
+
+    fn end(mut self) -> Result<TarSummary, TarError> {
+        self.put(&END)?;
+        self.flush()?;
+        Ok(self.summary)
     }
 
     fn pack(mut self) -> Result<TarSummary, TarError> {
@@ -259,10 +343,10 @@ impl<'a> Packer<'a> {
     fn entry(&mut self, found: &Found) -> Result<(), TarError> {
         let path = &found.path[..];
         let (parent, name) = split(path);
-        if name.starts_with(b".wh.") {
+        if self.is_layer && name.starts_with(b".wh.") {
             return Err(TarError::ReservedName { path: shown(path) });
         }
-        if found.is_whiteout() {
+        if self.is_layer && found.is_whiteout() {
             let name = [b".wh.", name].concat();
             return self.whiteout(&super::walk::join(parent, &name));
         }
@@ -277,7 +361,8 @@ impl<'a> Packer<'a> {
                 // The first name has said the attributes.
                 return self.head(path, &head, &Metadata::of(stat));
             }
-            self.links.insert(key, path.to_vec());
+            let written = self.written_as(path);
+            self.links.insert(key, written);
         }
         let failed = |action| failed(path, action);
         match kind {
@@ -285,7 +370,9 @@ impl<'a> Packer<'a> {
             FileType::Directory => {
                 let directory = open_directory(self.root, path).map_err(failed("open"))?;
                 self.directory(path, &directory, stat)?;
-                if is_opaque(&directory).map_err(failed("read the attributes of"))? {
+                if self.is_layer
+                    && is_opaque(&directory).map_err(failed("read the attributes of"))?
+                {
                     self.whiteout(&super::walk::join(path, b".wh..wh..opq"))?;
                 }
                 Ok(())
@@ -314,6 +401,11 @@ impl<'a> Packer<'a> {
             FileType::Fifo => self.head(path, &Head::new(b'6'), &Metadata::of(stat)),
             _ => Ok(()),
         }
+    }
+
+    fn written_as(&self, path: &[u8]) -> Vec<u8> {
+        let (left_out, prefix) = &self.renamed;
+        [prefix, &path[*left_out..]].concat()
     }
 
     fn directory(&mut self, path: &[u8], directory: &OwnedFd, stat: &Stat) -> Result<(), TarError> {
@@ -370,10 +462,7 @@ impl<'a> Packer<'a> {
 
     fn head(&mut self, path: &[u8], head: &Head<'_>, metadata: &Metadata) -> Result<(), TarError> {
         self.summary.entries += 1;
-        let path = &match self.folder.is_empty() {
-            true => Cow::Borrowed(path),
-            false => Cow::Owned([&self.folder[..], path].concat()),
-        }[..];
+        let path = &[&self.folder[..], &self.written_as(path)].concat()[..];
         let mut pax: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         let mut block: Block = [0; BLOCK];
         match ustar_name(path) {

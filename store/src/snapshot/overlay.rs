@@ -1,4 +1,4 @@
-//! The overlayfs mounts that the store itself makes: read-only and never attached anywhere.
+//! The overlayfs mounts that the store itself makes: never attached anywhere.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -9,6 +9,8 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen,
 };
+
+use super::SnapshotMount;
 
 /// How layers are named to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,18 +23,39 @@ enum Lower {
 
 /// Merges the layers, topmost first and at least two, into a tree that is gone when the handle is closed.
 pub(super) fn mount_read_only(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
-    match mount(lower, Lower::Each) {
+    match mount(lower, None, Lower::Each) {
         // The parameter is unknown: an older kernel.
-        Err(Errno::INVAL) => mount(lower, Lower::Joined),
+        Err(Errno::INVAL) => mount(lower, None, Lower::Joined),
         outcome => outcome,
     }
 }
 
-fn mount(lower: &[PathBuf], form: Lower) -> Result<OwnedFd, Errno> {
+/// Merges a directory that takes changes with the layers below it, until the handle is closed.
+pub(super) fn mount_writable(snapshot: &SnapshotMount) -> Result<OwnedFd, Errno> {
+    let upper = Some((&snapshot.upper, &snapshot.work));
+    match mount(&snapshot.lower, upper, Lower::Each) {
+        Err(Errno::INVAL) => mount(&snapshot.lower, upper, Lower::Joined),
+        outcome => outcome,
+    }
+}
+
+fn mount(
+    lower: &[PathBuf],
+    upper: Option<(&PathBuf, &PathBuf)>,
+    form: Lower,
+) -> Result<OwnedFd, Errno> {
     let filesystem = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(filesystem.as_fd(), "source", "longshore")?;
     // Whiteouts and opaque marks in `user.` attributes, the form that layers have.
     fsconfig_set_flag(filesystem.as_fd(), "userxattr")?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    match upper {
+        Some((upper, work)) => {
+            fsconfig_set_string(filesystem.as_fd(), "upperdir", upper)?;
+            fsconfig_set_string(filesystem.as_fd(), "workdir", work)?;
+        }
+        None => attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY,
+    }
     match form {
         Lower::Each => {
             for path in lower {
@@ -58,9 +81,7 @@ fn mount(lower: &[PathBuf], form: Lower) -> Result<OwnedFd, Errno> {
     fsmount(
         filesystem.as_fd(),
         FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOSUID,
+        attributes,
     )
 }
 
@@ -87,7 +108,8 @@ mod tests {
             })
             .collect();
         for form in [Lower::Each, Lower::Joined] {
-            let view = mount(&layers, form).unwrap_or_else(|errno| panic!("{form:?}: {errno}"));
+            let view =
+                mount(&layers, None, form).unwrap_or_else(|errno| panic!("{form:?}: {errno}"));
             let read = |name: &str| {
                 let file = rustix::fs::openat(&view, name, OFlags::RDONLY, Mode::empty()).unwrap();
                 let mut text = String::new();
