@@ -11,6 +11,7 @@ use store::oci::Platform;
 
 mod cache;
 mod call;
+mod container;
 mod debug;
 mod filter;
 mod history;
@@ -21,6 +22,13 @@ mod steps;
 
 pub use cache::{CacheCommand, CacheLsArgs, CacheRmArgs};
 pub use call::{Call, Format, Method};
+pub use container::{
+    AttachArgs, CommitArgs, ContainerCommand, ContainerCreateArgs, ContainerFilesArgs,
+    ContainerPruneArgs, ContainersArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs, ExportArgs,
+    ImportArgs, KillArgs, LogDriver, LogsArgs, PortArgs, PsArgs, PullWhen, RenameArgs, RmArgs,
+    RunArgs, StartArgs, StatsArgs, StopArgs, TopArgs, VolumeCommand, VolumeCreateArgs,
+    VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumesArgs,
+};
 pub use debug::{DebugArgs, DebugState, OnError};
 pub use filter::Filter;
 pub use history::{
@@ -154,8 +162,54 @@ pub enum Command {
         after_help = "Example:\n  longshore registry serve --addr 127.0.0.1:5000"
     )]
     Registry(RegistryCommand),
-    /// Run a container in the foreground
-    Run(RunArgs),
+    /// Run a command in a new container
+    Run(Box<RunArgs>),
+    /// Make a container without starting it
+    Create(Box<ContainerCreateArgs>),
+    /// Start containers
+    Start(StartArgs),
+    /// Ask containers to end, and kill those that do not
+    Stop(StopArgs),
+    /// Stop containers and start them again
+    Restart(StopArgs),
+    /// Send containers a signal
+    Kill(KillArgs),
+    /// Wait until containers end, and print their exit codes
+    Wait(ContainersArgs),
+    /// Remove containers
+    Rm(RmArgs),
+    /// Give a container another name
+    Rename(RenameArgs),
+    /// List containers
+    Ps(PsArgs),
+    /// Show what a container has printed
+    Logs(LogsArgs),
+    /// Run another command in a container
+    Exec(ExecArgs),
+    /// Connect to what a container reads and prints
+    Attach(AttachArgs),
+    /// Copy files between a container and this machine
+    Cp(CpArgs),
+    /// Show the processes of a container
+    Top(TopArgs),
+    /// Show what containers use of this machine
+    Stats(StatsArgs),
+    /// Show which of a container's ports are reached through which of this machine
+    Port(PortArgs),
+    /// Show what a container has changed of its image
+    Diff(DiffArgs),
+    /// Make an image of a container
+    Commit(CommitArgs),
+    /// Write the root file system of a container as a tar
+    Export(ExportArgs),
+    /// Make an image of the tar of a root file system
+    Import(ImportArgs),
+    /// All containers at once
+    #[command(subcommand, after_help = "Example:\n  longshore container prune")]
+    Container(ContainerCommand),
+    /// Directories that outlive containers
+    #[command(subcommand, after_help = "Example:\n  longshore volume ls")]
+    Volume(VolumeCommand),
     /// Show the version
     Version(VersionArgs),
     /// Show where things are kept, and what this machine can do
@@ -163,6 +217,9 @@ pub enum Command {
     /// Write the store out to disk; started in the background by commands that publish something
     #[command(hide = true)]
     StoreSync,
+    /// Read or write files as a container's root; started by `cp` and `export`
+    #[command(hide = true)]
+    ContainerFiles(ContainerFilesArgs),
 }
 
 impl Command {
@@ -558,76 +615,6 @@ pub struct ServeArgs {
     /// Refuse every change
     #[arg(long)]
     pub read_only: bool,
-}
-
-/// `longshore run`.
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:
-  longshore run --rm web
-  longshore run --rm -it debian bash
-  longshore run --rm -e DEBUG=1 -v \"$PWD\":/src -w /src -u 1000:1000 build-tools make
-
-Exit code: the command's own; 128 + N after signal N; 125 if longshore failed, 126 if the command
-cannot be run, 127 if it is not there.")]
-pub struct RunArgs {
-    /// Remove the container when it ends; longshore keeps none that has ended, so it does so without this, too
-    #[arg(long)]
-    pub rm: bool,
-    /// Keep stdin open
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Set a variable; without `=VALUE` it is taken from the environment; may be repeated
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
-    pub env: Vec<String>,
-    /// Working directory in the container
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User and group, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
-    /// Mount a file or folder of this machine; may be repeated
-    #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
-    pub volumes: Vec<String>,
-    /// Whose ids the container has: `private` or `host`
-    ///
-    /// Where longshore is root, `private` makes root in the container nobody on this machine, while files keep their owners.
-    #[arg(
-        long = "userns",
-        value_name = "MODE",
-        default_value = "private",
-        value_parser = ["private", "host"]
-    )]
-    pub user_namespace: String,
-    /// Its network: host, none, bridge, or one that `longshore network create` made
-    #[arg(
-        long,
-        visible_alias = "net",
-        value_name = "NETWORK",
-        default_value = "host"
-    )]
-    pub network: String,
-    /// Its address there, one of each family; may be repeated
-    #[arg(long = "ip", visible_alias = "ip6", value_name = "ADDRESS")]
-    pub addresses: Vec<std::net::IpAddr>,
-    /// A name that others on the network find it by; may be repeated
-    #[arg(long = "network-alias", value_name = "NAME")]
-    pub aliases: Vec<String>,
-    /// Run this in place of the image's ENTRYPOINT
-    #[arg(long, value_name = "COMMAND")]
-    pub entrypoint: Option<String>,
-    /// Name or ID of the image; pulled where it is not in the store
-    #[arg(value_name = "IMAGE")]
-    pub image: String,
-    /// What to run in place of the image's CMD
-    #[arg(
-        value_name = "CMD",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub command: Vec<String>,
 }
 
 /// `longshore version`.

@@ -6,6 +6,7 @@ mod cache;
 mod call;
 mod check;
 mod collect;
+mod container;
 mod debug;
 mod explain;
 mod history;
@@ -16,7 +17,6 @@ mod login;
 mod network;
 mod outcome;
 mod registry;
-mod run;
 mod sources;
 mod space;
 mod steps;
@@ -30,7 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use store::Store;
 use store::images::ImageRow;
 
-use crate::args::{Command, RegistryCommand, StoreCommand};
+use crate::args::{Command, ContainerCommand, RegistryCommand, StoreCommand};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 
@@ -42,7 +42,31 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Load(args) => archive::load(context, &args),
         Command::Push(args) => transfer::push(context, &args),
         Command::Pull(args) => transfer::pull(context, &args),
-        Command::Run(args) => run::run(context, &args),
+        Command::Run(args) => container::run::run(context, &args),
+        Command::Create(args) => container::create::create(context, &args),
+        Command::Start(args) => container::run::start(context, &args),
+        Command::Stop(args) => container::lifecycle::stop(context, &args),
+        Command::Restart(args) => container::lifecycle::restart(context, &args),
+        Command::Kill(args) => container::lifecycle::kill(context, &args),
+        Command::Wait(args) => container::lifecycle::wait(context, &args),
+        Command::Rm(args) => container::lifecycle::rm(context, &args),
+        Command::Rename(args) => container::lifecycle::rename(context, &args),
+        Command::Ps(args) => container::ps::ps(context, &args),
+        Command::Logs(args) => container::logs::logs(context, &args),
+        Command::Exec(args) => container::exec::exec(context, &args),
+        Command::Attach(args) => container::exec::attach(context, &args),
+        Command::Cp(args) => container::copy::cp(context, &args),
+        Command::Top(args) => container::look::top(context, &args),
+        Command::Stats(args) => container::look::stats(context, &args),
+        Command::Port(args) => container::look::port(context, &args),
+        Command::Diff(args) => container::look::diff(context, &args),
+        Command::Commit(args) => container::image::commit(context, &args),
+        Command::Export(args) => container::image::export(context, &args),
+        Command::Import(args) => container::image::import(context, &args),
+        Command::Container(ContainerCommand::Prune(args)) => {
+            container::lifecycle::prune(context, &args)
+        }
+        Command::Volume(command) => container::volume::volume(context, &command),
         Command::Images(args) => images::images(context, &args),
         Command::Inspect(args) => inspect::inspect(context, &args),
         Command::Tag(args) => images::tag(context, &args),
@@ -60,6 +84,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),
         Command::Version(args) => system::version(context, &args),
         Command::StoreSync => sync::sync(context),
+        Command::ContainerFiles(args) => container::copy::inside(context, &args),
         Command::Info(args) => system::info(context, &args),
     }
 }

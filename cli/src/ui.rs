@@ -77,6 +77,17 @@ impl Ui {
         }
     }
 
+    /// Writes what a container wrote to its stderr to ours.
+    pub fn error_data(&self, text: impl AsRef<[u8]>) -> Result<(), CliError> {
+        let written = io::stderr().lock().write_all(text.as_ref());
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Err(CliError::new(Kind::OutputClosed, error))
+            }
+            written => written.blame(Kind::Environment),
+        }
+    }
+
     /// Whether somebody would see data on a terminal.
     pub fn stdout_is_a_terminal(&self) -> bool {
         io::stdout().is_terminal()

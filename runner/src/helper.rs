@@ -189,7 +189,7 @@ fn supervise(
     // From now on only the process holds its streams: who reads them sees their end when it ends.
     drop((streams, entries));
 
-    follow(caller, &ours, &pidfd, stubs, cgroups.notes().to_vec())
+    follow(caller, &ours, &pidfd, stubs, notes)
 }
 
 /// Stays with a process from its fork to its end: hears of its preparation, tells the caller, waits.

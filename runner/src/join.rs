@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
@@ -33,6 +34,42 @@ pub struct JoinSpec {
     pub ulimits: Vec<Ulimit>,
 }
 
+/// Puts this process, which has a single thread, where the files of a sandbox are what its root sees: into the user and mount
+/// namespaces of its process 1. `namespace` is what the caller saw of the former, so that no other process is meant.
+///
+/// # Errors
+/// There is no such process any more, or the kernel refuses.
+pub fn enter_files(pid: u32, namespace: &Path) -> Result<(), StartError> {
+    let gone = || StartError::step::<std::io::Error>("find the container");
+    let raw = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    let raw = raw.ok_or_else(|| gone()(std::io::ErrorKind::NotFound.into()))?;
+    let process_1 = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+        .map_err(|errno| gone()(errno.into()))?;
+    let seen = user_namespace(&pid.to_string()).map_err(gone())?;
+    // If it lives now, it has had this id all the time.
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut fds = [rustix::event::PollFd::new(
+        &process_1,
+        rustix::event::PollFlags::IN,
+    )];
+    let ended = rustix::event::poll(&mut fds, Some(&now)).map_err(|errno| gone()(errno.into()))?;
+    if ended > 0 || seen != namespace {
+        return Err(gone()(std::io::ErrorKind::NotFound.into()));
+    }
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(StartError::step("make this process undumpable"))?;
+    enter(
+        &process_1,
+        ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT,
+    )?;
+    become_root().map_err(StartError::step("become root of the container"))
+}
+
 /// Does the helper's work.
 pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), StartError> {
     let Job {
@@ -48,19 +85,18 @@ pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), Sta
     // Until the command replaces this program, nobody in there may trace it or open the host's binary through it.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(StartError::step("make this process undumpable"))?;
-    let namespaces = ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::PROCESS_ID
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::NETWORK
-        | ThreadNameSpaceType::CONTROL_GROUP;
-    rustix::thread::move_into_thread_name_spaces(process_1.as_fd(), namespaces)
-        .map_err(StartError::step("enter the container"))?;
+    // That of processes counts for children alone; the others are the child's business, so that this process keeps its
+    // view of the host.
+    enter(&process_1, ThreadNameSpaceType::PROCESS_ID)?;
 
+    let users = match user_namespace("self").ok() == user_namespace(&pid.to_string()).ok() {
+        true => ThreadNameSpaceType::empty(),
+        false => ThreadNameSpaceType::USER,
+    };
     let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
     match sys::fork(0, None).map_err(StartError::step("fork in the container"))? {
         Fork::Child => {
-            let error = become_process(&spec, streams, &theirs, cgroups);
+            let error = become_process(&spec, &process_1, users, streams, &theirs, cgroups);
             let _sent = wire::send(&theirs, &Progress::Failed(error), &[]);
             sys::exit_now(125);
         }
@@ -75,18 +111,27 @@ pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), Sta
 /// Returns only why it could not.
 fn become_process(
     spec: &JoinSpec,
+    process_1: &OwnedFd,
+    users: ThreadNameSpaceType,
     streams: [OwnedFd; 3],
     report: &OwnedFd,
     cgroups: Vec<File>,
 ) -> StartError {
-    match prepare(spec, streams, report, cgroups) {
+    match prepare(spec, process_1, users, streams, report, cgroups) {
         Ok(()) => command::execute(&spec.process),
         Err(error) => error,
     }
 }
 
+fn enter(process_1: &OwnedFd, namespaces: ThreadNameSpaceType) -> Result<(), StartError> {
+    rustix::thread::move_into_thread_name_spaces(process_1.as_fd(), namespaces)
+        .map_err(StartError::step("enter the container"))
+}
+
 fn prepare(
     spec: &JoinSpec,
+    process_1: &OwnedFd,
+    users: ThreadNameSpaceType,
     streams: [OwnedFd; 3],
     report: &OwnedFd,
     cgroups: Vec<File>,
@@ -97,6 +142,20 @@ fn prepare(
             .write_all(b"0")
             .map_err(StartError::step("enter the control group"))?;
     }
+    // All at once: its user namespace, if it has one of its own, is what gives the right to the others.
+    enter(
+        process_1,
+        users
+            | ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::NETWORK
+            | ThreadNameSpaceType::CONTROL_GROUP,
+    )?;
+    if !users.is_empty() {
+        // Until now it is nobody in there, though with all rights.
+        become_root().map_err(StartError::step("become root of the container"))?;
+    }
     let mut notes = Vec::new();
     let slave = match spec.process.terminal {
         true => Some(terminal(spec, report, &mut notes)?),
@@ -104,18 +163,16 @@ fn prepare(
     };
     init::set_streams(slave.as_ref(), &streams)?;
     drop((streams, slave));
-    sys::close_on_exec_from(3).map_err(StartError::step("close the descriptors"))?;
+    sys::close_all_but(report.as_fd()).map_err(StartError::step("close the descriptors"))?;
     confine::limit(&spec.ulimits)?;
     confine::confine(&spec.confinement, &spec.process.user, &mut |note| {
         notes.push(note);
     })?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(StartError::step("tie the process to its helper"))?;
-    rustix::process::chdir(spec.process.cwd.as_str()).map_err(|errno| {
-        StartError::WorkingDirectory {
-            path: spec.process.cwd.clone(),
-            errno: errno.into(),
-        }
+    init::enter_directory(&spec.process.cwd).map_err(|errno| StartError::WorkingDirectory {
+        path: spec.process.cwd.clone(),
+        errno: errno.into(),
     })?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::reset_signals();
@@ -142,6 +199,18 @@ fn terminal(
     .map_err(step())?;
     init::control_terminal(&master, &slave, &spec.process, report, notes)?;
     Ok(slave)
+}
+
+fn become_root() -> rustix::io::Result<()> {
+    use rustix::thread::{Gid, Uid};
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+}
+
+/// Which user namespace a process is in.
+fn user_namespace(pid: &str) -> std::io::Result<std::path::PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/user"))
 }
 
 /// The process that a descriptor stands for, as this one sees it.

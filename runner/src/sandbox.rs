@@ -330,7 +330,7 @@ impl Drop for Sandbox {
 
 /// This program, for the helper and so for init: by a mount of it that is read-only and that nobody can reach, so that what
 /// runs in a sandbox cannot write to it through `/proc/<pid>/exe` or as its own interpreter.
-fn own_program() -> &'static Path {
+pub(crate) fn own_program() -> &'static Path {
     static PROGRAM: OnceLock<(PathBuf, Option<OwnedFd>)> = OnceLock::new();
     let (path, _) = PROGRAM.get_or_init(|| match read_only_program() {
         Ok(mount) => (

@@ -14,15 +14,20 @@
 //! a crash left, and goes with the next removal.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::fs::{self, FsError, Shared, attempt};
 use crate::images::ImageId;
 use crate::index::{IndexError, Lease, LeaseItem};
+use crate::layer::entry::is_opaque;
+use crate::layer::walk::{open_directory, walk};
 use crate::layer::{LayerId, LayerInfo};
 use crate::snapshot::{SnapshotError, SnapshotMount, View};
 use crate::{Store, StoreError};
@@ -424,6 +429,21 @@ impl Store {
         Ok(self.snapshots().view(&container.layers()?)?)
     }
 
+    /// What a container's processes changed of its image: paths with a leading slash, sorted.
+    ///
+    /// # Errors
+    /// It cannot be read, or changes meanwhile.
+    pub fn container_changes(
+        &self,
+        container: &Container,
+    ) -> Result<Vec<(ChangeKind, Vec<u8>)>, ContainerError> {
+        let view = self.container_image(container)?;
+        let path = container.upper();
+        let upper = fs::open_dir(&path)?;
+        let changes = attempt("read", &path, || changes(upper.as_fd(), view.as_fd()))?;
+        Ok(changes)
+    }
+
     /// A layer of what a container's processes wrote, which stays as it is.
     ///
     /// # Errors
@@ -434,6 +454,79 @@ impl Store {
             Ok(self.snapshots().commit_copy(&layers, &container.upper())?)
         })?;
         Ok(info)
+    }
+}
+
+/// What became of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// It is new.
+    Added,
+    /// It, or something beneath it, is different.
+    Changed,
+    /// It is gone.
+    Deleted,
+}
+
+fn changes(
+    upper: BorrowedFd<'_>,
+    image: BorrowedFd<'_>,
+) -> std::io::Result<Vec<(ChangeKind, Vec<u8>)>> {
+    let shown = |path: &[u8]| [b"/", path].concat();
+    let mut changes = Vec::new();
+    for found in walk(upper).map_err(|error| std::io::Error::from(error.errno))? {
+        let below = stat_beneath(image, &found.path)?;
+        if found.is_whiteout() {
+            if below.is_some() {
+                changes.push((ChangeKind::Deleted, shown(&found.path)));
+            }
+            continue;
+        }
+        let is_directory =
+            |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let kind = match below {
+            Some(_) => ChangeKind::Changed,
+            None => ChangeKind::Added,
+        };
+        changes.push((kind, shown(&found.path)));
+        // Of a directory that was removed and made again, what was in it is gone but for what was made again, too.
+        if is_directory(&found.stat) && below.as_ref().is_some_and(is_directory) {
+            let own = open_directory(upper, &found.path)?;
+            if !is_opaque(&own)? {
+                continue;
+            }
+            let old = open_directory(image, &found.path)?;
+            for entry in rustix::fs::Dir::read_from(&old)? {
+                let name = entry?.file_name().to_bytes().to_vec();
+                if matches!(&name[..], b"." | b"..") || stat_beneath(own.as_fd(), &name)?.is_some()
+                {
+                    continue;
+                }
+                let path = [&found.path[..], b"/", &name].concat();
+                changes.push((ChangeKind::Deleted, shown(&path)));
+            }
+        }
+    }
+    changes.sort_by(|a, b| a.1.cmp(&b.1));
+    Ok(changes)
+}
+
+/// What lies at a path; nothing where something on the way is missing, or is no directory.
+fn stat_beneath(root: BorrowedFd<'_>, path: &[u8]) -> std::io::Result<Option<Stat>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        Ok(found) => Ok(Some(rustix::fs::fstat(&found)?)),
+        // A link itself can be opened no other way than by its name.
+        Err(Errno::LOOP) => {
+            match rustix::fs::statat(root, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => Ok(Some(stat)),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+                Err(errno) => Err(errno.into()),
+            }
+        }
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }
 

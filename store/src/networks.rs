@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -174,6 +175,17 @@ pub struct NetworkPlace {
     /// An address in each of its subnets, in their order.
     pub addresses: Vec<IpAddr>,
     _locks: Vec<Lock>,
+}
+
+impl NetworkPlace {
+    /// Gives the place to whoever holds what is returned, which may be sent to another process.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn hand_over(self) -> Result<Vec<OwnedFd>, NetworkError> {
+        let handed = self._locks.into_iter().map(Lock::hand_over);
+        Ok(handed.collect::<Result<_, _>>()?)
+    }
 }
 
 impl NetworkSubnet {

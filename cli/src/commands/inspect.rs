@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use store::Store;
+use store::containers::ContainerError;
 use store::images::ImageRow;
 use store::oci::{DiffId, History, Reference};
 
+use super::container::look;
 use super::images::created;
 use super::{find_image, now};
 use crate::args::{ImageHistoryArgs, InspectArgs, ListFormat};
@@ -24,7 +26,7 @@ pub fn inspect(context: &Context, args: &InspectArgs) -> Result<ExitCode, CliErr
     let mut found = Vec::new();
     let mut code = ExitCode::SUCCESS;
     for text in &args.images {
-        match describe(&store, text) {
+        match describe_any(&store, text) {
             Ok(value) => found.push(value),
             Err(error) => {
                 context.ui.error(&error);
@@ -34,6 +36,14 @@ pub fn inspect(context: &Context, args: &InspectArgs) -> Result<ExitCode, CliErr
     }
     context.ui.json_document(&found)?;
     Ok(code)
+}
+
+/// As docker: a container if there is one, else an image.
+fn describe_any(store: &Store, text: &str) -> Result<Value, CliError> {
+    match store.find_container(text) {
+        Err(ContainerError::Unknown { .. }) => describe(store, text),
+        _ => look::describe(store, text),
+    }
 }
 
 /// An image in the shape of `docker inspect`.

@@ -18,7 +18,7 @@ use crate::error::{CliError, Kind};
 const CDI_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
 /// A soft and a hard limit; absent is unlimited.
-type Range = (Option<u64>, Option<u64>);
+pub type Range = (Option<u64>, Option<u64>);
 
 /// What the flags come to.
 pub fn settings(context: &Context, args: &StepArgs) -> Result<RunSettings, CliError> {
@@ -224,7 +224,7 @@ fn agent(context: &Context, text: &str) -> Result<(String, Vec<PathBuf>), CliErr
 }
 
 /// `NAME:ADDRESS` or `NAME=ADDRESS`, IPv6 addresses in brackets or not.
-fn host(text: &str) -> Result<(String, IpAddr), CliError> {
+pub fn host(text: &str) -> Result<(String, IpAddr), CliError> {
     let bad = || {
         usage(format!("cannot read the host `{text}`"))
             .hint("expected NAME:ADDRESS, such as db:10.0.0.2, or NAME:host-gateway")
@@ -247,7 +247,7 @@ fn host(text: &str) -> Result<(String, IpAddr), CliError> {
 }
 
 /// `NAME=SOFT[:HARD]`; -1 is unlimited.
-fn ulimit(text: &str) -> Result<(String, Range), CliError> {
+pub fn ulimit(text: &str) -> Result<(String, Range), CliError> {
     let bad = |why: &str| {
         usage(format!("cannot read the limit `{text}`: {why}"))
             .hint("expected NAME=SOFT[:HARD], such as nofile=1024:2048")

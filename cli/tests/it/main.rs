@@ -9,6 +9,7 @@
 //! | [`cancel`] | builds that are ended from outside |
 //! | [`sharing`] | steps that several want at once, and which of many begins first |
 //! | [`cases`] | every construct of the language, built and compared with other builders |
+//! | [`containers`] | containers that outlive the command that made them |
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
 //! | [`copy`] | linked layers, here-documents, missing paths |
@@ -45,6 +46,7 @@ mod cache_mounts;
 mod cancel;
 mod cases;
 mod checks;
+mod containers;
 mod contexts;
 mod copy;
 mod debug;

@@ -14,8 +14,10 @@ use crate::terminal::{RawMode, Signals, size};
 /// How one stays.
 #[derive(Debug)]
 pub struct Attend<'a> {
-    /// Signals on their way to the process; none are passed on if `None`.
+    /// Signals on their way to the process.
     pub signals: Option<&'a Signals>,
+    /// Whether they are passed on. Without, those that ask to end leave the process running; a terminal is sized anyway.
+    pub pass_signals: bool,
     /// Whether the process has a terminal.
     pub terminal: bool,
     /// Whether what comes in goes to the process.
@@ -176,8 +178,9 @@ fn stay(
             flows.clear();
             continue;
         }
-        if ready.signal {
-            pass_on(client, master.as_ref(), how)?;
+        if ready.signal && pass_on(client, master.as_ref(), how)? {
+            client.send(&Request::Detach, &[])?;
+            return Ok(Attended::Detached);
         }
         if ready.answer {
             exited = Some(client.exited());
@@ -379,18 +382,24 @@ impl Keys<'_> {
     }
 }
 
-fn pass_on(client: &Client, master: Option<&OwnedFd>, how: &Attend<'_>) -> Result<(), ClientError> {
+/// Passes signals on; whether one came that this command itself obeys.
+fn pass_on(
+    client: &Client,
+    master: Option<&OwnedFd>,
+    how: &Attend<'_>,
+) -> Result<bool, ClientError> {
     let Some(signals) = how.signals else {
-        return Ok(());
+        return Ok(false);
     };
     while let Some(signal) = signals.take().map_err(failed)? {
         match signal {
             libc::SIGWINCH if how.terminal => resize(client, master, rustix::stdio::stdout())?,
             libc::SIGWINCH => {}
+            _ if !how.pass_signals => return Ok(true),
             signal => client.send(&Request::Signal { signal }, &[])?,
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Makes the process's terminal as large as this command's.

@@ -11,6 +11,7 @@ use super::folder::{Folder, FolderError, Held};
 use super::protocol::{Answer, ProcessRow, Request};
 use super::supervisor;
 use crate::error::StartError;
+use crate::sandbox;
 use crate::spec::ProcessSpec;
 use crate::wire;
 
@@ -78,6 +79,8 @@ pub struct Start<'a> {
     pub owned: bool,
     /// The size of the terminal, as columns and rows.
     pub terminal_size: Option<(u16, u16)>,
+    /// What the supervisor keeps open for as long as it lives: locks, two at most.
+    pub keep: Vec<BorrowedFd<'a>>,
 }
 
 /// Starts a container as its `plan.json` says. Whoever calls this holds it, and has seen that it does not run.
@@ -88,7 +91,7 @@ pub fn start(folder: &Folder, held: &Held, start: &Start<'_>) -> Result<Client, 
     let io = |what| move |source: io::Error| ClientError::Io { what, source };
     let alive = folder.take_alive(held)?;
     let (socket, theirs) = wire::pair().map_err(io("make a socket"))?;
-    let mut supervisor = Command::new("/proc/self/exe")
+    let mut supervisor = Command::new(sandbox::own_program())
         .arg0(supervisor::NAME)
         // For who looks at a list of processes.
         .arg(folder.path().file_name().unwrap_or_default())
@@ -105,6 +108,7 @@ pub fn start(folder: &Folder, held: &Held, start: &Start<'_>) -> Result<Client, 
     };
     let mut fds = vec![folder.as_fd(), alive.as_fd()];
     fds.extend(start.streams.iter().flatten());
+    fds.extend(&start.keep);
     let client = Client { socket };
     client.send(&request, &fds)?;
     drop(alive);

@@ -111,7 +111,8 @@ impl State {
         };
         if self.status != Status::Restarting {
             self.exit_code = code;
-            self.finished_at = written;
+            // The clock of files is coarser than ours.
+            self.finished_at = written.max(self.started_at.clone());
         }
         self.error = error.to_owned();
         self.status = Status::Exited;

@@ -112,7 +112,7 @@ fn begin(starter: &OwnedFd) -> io::Result<Supervisor> {
         plan.sandbox.process.terminal_size = terminal_size;
     }
     let attachment = match attached {
-        true => Some(Attachment::of(fds, plan.stdin)?),
+        true => Some(Attachment::of(fds.by_ref(), plan.stdin)?),
         false => None,
     };
     let log = match plan.log {
@@ -141,6 +141,8 @@ fn begin(starter: &OwnedFd) -> io::Result<Supervisor> {
         kill_at: None,
         first: attachment,
         owner: owned.then_some(0),
+        adrift: Vec::new(),
+        _kept: fds.collect(),
     })
 }
 
@@ -191,6 +193,10 @@ struct Supervisor {
     first: Option<Attachment>,
     /// The connection with which the container ends.
     owner: Option<u64>,
+    /// Processes in the container whose commands have gone.
+    adrift: Vec<Sandbox>,
+    /// Locks of who started it, which end with this process.
+    _kept: Vec<OwnedFd>,
 }
 
 /// The container's process.
@@ -218,6 +224,7 @@ enum Ready {
     ConnectionInput(u64),
     ConnectionOutput(u64, usize),
     Executed(u64),
+    Adrift,
     Check,
     CheckOutput,
 }
@@ -231,8 +238,9 @@ impl Supervisor {
         self.connections.insert(0, connection);
         self.next_connection = 1;
         if let Err(error) = self.start() {
-            self.state.status = Status::Exited;
-            self.state.error = error.to_string();
+            // As docker: it never ran.
+            self.state.status = Status::Created;
+            self.state.error = chain(&error);
             self.state.exit_code = error.exit_code();
             self.state.finished_at = rfc3339(SystemTime::now());
             self.end_holding();
@@ -389,6 +397,9 @@ impl Supervisor {
                 Role::Asking | Role::Waiting => {}
             }
         }
+        for sandbox in &self.adrift {
+            watched.push((Ready::Adrift, sandbox.pidfd(), input));
+        }
         if let Some(checker) = &self.checker {
             if let Some(process) = checker.process() {
                 watched.push((Ready::Check, process, input));
@@ -471,6 +482,10 @@ impl Supervisor {
                 let code = sandbox.wait().map_or(255, |status| status.code() & 0xff);
                 connection.role = Role::Asking;
                 self.answer(id, &Answer::Exited { code }, &[]);
+            }
+            Ready::Adrift => {
+                let still_runs = |sandbox: &mut Sandbox| matches!(sandbox.try_wait(), Ok(None));
+                self.adrift.retain_mut(still_runs);
             }
             Ready::Check | Ready::CheckOutput => {
                 if let Some(checker) = &mut self.checker
@@ -606,7 +621,15 @@ impl Supervisor {
 
     /// A connection has ended.
     fn lose(&mut self, id: u64) {
-        self.connections.remove(&id);
+        let lost = self.connections.remove(&id);
+        if let Some(Connection {
+            role: Role::Executing(sandbox),
+            ..
+        }) = lost
+        {
+            // As docker: what was executed lives on.
+            self.adrift.push(sandbox);
+        }
         if self.owner == Some(id) {
             self.state.stopped = true;
             self.restart_at = None;

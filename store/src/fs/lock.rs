@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,16 @@ impl Lock {
             self.file.set_len(0)?;
             self.file.write_all_at(bytes, 0)
         })
+    }
+}
+
+impl Lock {
+    /// Gives the lock to whoever holds what is returned: it ends with the last copy, and its file stays then.
+    pub(crate) fn hand_over(self) -> Result<OwnedFd, FsError> {
+        let file = attempt("copy the handle of", &self.path, || self.file.try_clone())?;
+        // Dropping it would unlock it for all.
+        std::mem::forget(self);
+        Ok(file.into())
     }
 }
 

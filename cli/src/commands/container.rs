@@ -1,0 +1,159 @@
+//! Commands on containers.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`record`] | what a container is, as it is kept |
+//! | [`flags`] | docker's flags, read |
+//! | [`create`] | `create`, and the first half of `run`: an image and flags make a record |
+//! | [`launch`] | a record makes a plan, which a supervisor carries out |
+//! | [`run`] | `run` and `start`: who starts a container and may stay with it |
+//! | [`lifecycle`] | `stop`, `kill`, `restart`, `wait`, `rm`, `rename`, `container prune` |
+//! | [`ps`], [`logs`], [`look`] | what containers there are, what they print, what they do |
+//! | [`exec`] | `exec` and `attach` |
+//! | [`copy`] | `cp` |
+//! | [`image`] | `commit`, `export`, `import` |
+//! | [`volume`] | `volume` |
+//! | [`template`] | `--format` |
+
+pub mod copy;
+pub mod create;
+pub mod exec;
+mod flags;
+pub mod image;
+pub mod launch;
+pub mod lifecycle;
+pub mod logs;
+pub mod look;
+pub mod ps;
+mod record;
+pub mod run;
+mod template;
+pub mod volume;
+
+use std::process::ExitCode;
+
+use runner::SandboxError;
+use runner::container::{ClientError, Folder, FolderError, State};
+use store::Store;
+use store::containers::{Container, ContainerError};
+use store::volumes::VolumeError;
+
+use self::record::Record;
+use crate::context::Context;
+use crate::error::{CliError, Kind};
+
+/// A container with all that is known of it.
+pub struct Known {
+    container: Container,
+    folder: Folder,
+    record: Record,
+    state: State,
+}
+
+impl Known {
+    fn of(container: Container) -> Result<Known, CliError> {
+        let folder = Folder::open(container.path())?;
+        Ok(Known {
+            record: Record::read(&container)?,
+            state: folder.state()?,
+            folder,
+            container,
+        })
+    }
+
+    fn find(store: &Store, text: &str) -> Result<Known, CliError> {
+        Known::of(store.find_container(text)?)
+    }
+
+    /// All containers, newest first. One that is removed this moment is left out.
+    fn all(store: &Store) -> Result<Vec<Known>, CliError> {
+        let mut all: Vec<Known> = store
+            .containers()?
+            .into_iter()
+            .filter(|container| container.path().exists())
+            .map(Known::of)
+            .collect::<Result<_, _>>()?;
+        all.sort_by(|a, b| b.record.created.cmp(&a.record.created));
+        Ok(all)
+    }
+}
+
+/// Does something to each of several containers, says which it was done to, and fails if one failed.
+fn each(
+    context: &Context,
+    names: &[String],
+    mut act: impl FnMut(&str) -> Result<Option<String>, CliError>,
+) -> Result<ExitCode, CliError> {
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match act(name) {
+            Ok(Some(said)) => context.ui.line(&said)?,
+            Ok(None) => {}
+            Err(error) => {
+                context.ui.error(&error);
+                code = ExitCode::from(&error);
+            }
+        }
+    }
+    Ok(code)
+}
+
+impl From<ContainerError> for CliError {
+    fn from(error: ContainerError) -> CliError {
+        match error {
+            ContainerError::Unknown { .. } => CliError::new(Kind::Input, error)
+                .hint("`longshore ps -a` lists the containers that there are"),
+            ContainerError::Ambiguous { .. }
+            | ContainerError::NameTaken { .. }
+            | ContainerError::BadName { .. } => CliError::new(Kind::Input, error),
+            ContainerError::Store(error) => error.into(),
+            error => CliError::new(Kind::Environment, error),
+        }
+    }
+}
+
+impl From<VolumeError> for CliError {
+    fn from(error: VolumeError) -> CliError {
+        match error {
+            VolumeError::Unknown { .. } => CliError::new(Kind::Input, error)
+                .hint("`longshore volume ls` lists the volumes that there are"),
+            VolumeError::BadName { .. } => CliError::new(Kind::Input, error),
+            VolumeError::Store(error) => error.into(),
+            error => CliError::new(Kind::Environment, error),
+        }
+    }
+}
+
+impl From<FolderError> for CliError {
+    fn from(error: FolderError) -> CliError {
+        CliError::new(Kind::Environment, error)
+    }
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> CliError {
+        let kind = match error.exit_code() {
+            126 => Kind::RunNotExecutable,
+            127 => Kind::RunNotFound,
+            _ => match error {
+                ClientError::NotRunning
+                | ClientError::Refused { .. }
+                | ClientError::Start(_)
+                | ClientError::Failed { .. } => Kind::Input,
+                _ => Kind::Environment,
+            },
+        };
+        CliError::new(kind, error)
+    }
+}
+
+impl From<SandboxError> for CliError {
+    fn from(error: SandboxError) -> CliError {
+        let kind = match error.exit_code() {
+            126 => Kind::RunNotExecutable,
+            127 => Kind::RunNotFound,
+            _ => Kind::Run,
+        };
+        CliError::new(kind, error)
+    }
+}

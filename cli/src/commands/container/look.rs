@@ -1,0 +1,339 @@
+//! `top`, `stats`, `port` and `diff`, and a container in the shape of `docker inspect`.
+
+use std::process::ExitCode;
+
+use runner::container::{ClientError, Restart, Status};
+use serde_json::{Value, json};
+use store::Store;
+use store::containers::ChangeKind;
+
+use super::Known;
+use super::lifecycle::{connect, not_running};
+use super::record::MountSource;
+use super::template::Format;
+use crate::args::{DiffArgs, PortArgs, StatsArgs, TopArgs};
+use crate::commands::now;
+use crate::context::Context;
+use crate::error::{Blame, CliError, Kind};
+use crate::ui::human;
+use crate::ui::table::table;
+
+/// Clock ticks per second, which Linux shows to programs whatever it counts in.
+const TICKS_PER_SECOND: u64 = 100;
+/// How far the two looks of `stats` are apart.
+const SAMPLE_SECONDS: i64 = 1;
+
+/// `longshore top`.
+pub fn top(context: &Context, args: &TopArgs) -> Result<ExitCode, CliError> {
+    let store = context.store()?;
+    let known = Known::find(&store, &args.container)?;
+    let client = connect(&known.folder)?.ok_or_else(|| not_running(&args.container))?;
+    let boot = booted_at();
+    let rows = client.processes()?;
+    let cells = |row: &runner::container::protocol::ProcessRow| {
+        let started = boot + i64::try_from(row.start_ticks / TICKS_PER_SECOND).unwrap_or(0);
+        let age = u64::try_from((now() - started).max(1)).unwrap_or(1);
+        let seconds = row.cpu_ticks / TICKS_PER_SECOND;
+        vec![
+            row.uid.to_string(),
+            row.pid.to_string(),
+            row.parent.to_string(),
+            (seconds * 100 / age).to_string(),
+            store::oci::time::rfc3339(started)
+                .get(11..16)
+                .unwrap_or_default()
+                .to_owned(),
+            match row.terminal {
+                0 => "?".to_owned(),
+                // The minor number of a pseudo-terminal is its own.
+                device => format!("pts/{}", (device & 0xff) | (device >> 12 & 0xfff_ff00)),
+            },
+            format!(
+                "{:02}:{:02}:{:02}",
+                seconds / 3600,
+                seconds / 60 % 60,
+                seconds % 60
+            ),
+            row.command.clone(),
+        ]
+    };
+    let headings = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"];
+    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    context.ui.data(table(&headings, &rows))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// When the machine was started, in seconds since 1970.
+fn booted_at() -> i64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("btime "));
+    line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// What a container uses, at one moment.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    cpu_ticks: u64,
+    resident_bytes: u64,
+    threads: u64,
+}
+
+fn sample(known: &Known) -> Result<Option<Sample>, CliError> {
+    let Some(client) = connect(&known.folder)? else {
+        return Ok(None);
+    };
+    let rows = match client.processes() {
+        Ok(rows) => rows,
+        Err(ClientError::Lost) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(rows.iter().fold(Sample::default(), |sum, row| {
+        Sample {
+            cpu_ticks: sum.cpu_ticks + row.cpu_ticks,
+            resident_bytes: sum.resident_bytes + row.resident_bytes,
+            threads: sum.threads + row.threads,
+        }
+    })))
+}
+
+/// `longshore stats`.
+pub fn stats(context: &Context, args: &StatsArgs) -> Result<ExitCode, CliError> {
+    let format = Format::parse(&args.format)?;
+    let store = context.store()?;
+    loop {
+        let shown: Vec<Known> = match &args.containers[..] {
+            [] => Known::all(&store)?
+                .into_iter()
+                .filter(|known| args.all || known.state.status.is_live())
+                .collect(),
+            names => names
+                .iter()
+                .map(|name| Known::find(&store, name))
+                .collect::<Result<_, _>>()?,
+        };
+        let before: Vec<Option<Sample>> = shown.iter().map(sample).collect::<Result<_, _>>()?;
+        let pause = rustix::event::Timespec {
+            tv_sec: SAMPLE_SECONDS,
+            tv_nsec: 0,
+        };
+        rustix::event::poll(&mut [], Some(&pause)).blame(Kind::Environment)?;
+        let mut rows = Vec::new();
+        for (known, before) in shown.iter().zip(before) {
+            let after = sample(known)?;
+            rows.push(stats_row(known, before, after, args.no_trunc));
+        }
+        print_stats(context, &format, &rows, args.no_stream)?;
+        if args.no_stream {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+fn stats_row(known: &Known, before: Option<Sample>, after: Option<Sample>, whole: bool) -> Value {
+    let id = known.container.id.to_string();
+    let percent = |part: u64, whole: u64| match whole {
+        0 => "0.00%".to_owned(),
+        whole => {
+            let hundredths = part.saturating_mul(10_000) / whole;
+            format!("{}.{:02}%", hundredths / 100, hundredths % 100)
+        }
+    };
+    let used = after.unwrap_or_default();
+    let ticks = used
+        .cpu_ticks
+        .saturating_sub(before.unwrap_or_default().cpu_ticks);
+    let limit = known.record.limits.memory.unwrap_or_else(memory_of_machine);
+    let of_sample = TICKS_PER_SECOND * SAMPLE_SECONDS.unsigned_abs();
+    json!({
+        "Container": known.container.name,
+        "ID": if whole { id.as_str() } else { known.container.id.short() },
+        "Name": known.container.name,
+        "CPUPerc": percent(ticks, of_sample),
+        "MemUsage": format!("{} / {}", human::size(used.resident_bytes), human::size(limit)),
+        "MemPerc": percent(used.resident_bytes, limit),
+        "PIDs": used.threads.to_string(),
+    })
+}
+
+fn memory_of_machine() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+fn print_stats(
+    context: &Context,
+    format: &Format,
+    rows: &[Value],
+    once: bool,
+) -> Result<(), CliError> {
+    match format {
+        Format::Json => rows.iter().try_for_each(|row| context.ui.json_line(row)),
+        Format::Template(template) => context.ui.data(template.render(rows)?),
+        Format::Table => {
+            let headings = [
+                "CONTAINER ID",
+                "NAME",
+                "CPU %",
+                "MEM USAGE / LIMIT",
+                "MEM %",
+                "PIDS",
+            ];
+            let fields = ["ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "PIDs"];
+            let cells = |row: &Value| {
+                let cell = |field: &str| row[field].as_str().unwrap_or_default().to_owned();
+                fields.map(cell).to_vec()
+            };
+            let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
+            let text = table(&headings, &rows);
+            match !once && context.ui.stdout_is_a_terminal() {
+                // From the top of a cleared screen.
+                true => context.ui.data(format!("\x1b[H\x1b[2J{text}")),
+                false => context.ui.data(text),
+            }
+        }
+    }
+}
+
+/// `longshore port`.
+pub fn port(context: &Context, args: &PortArgs) -> Result<ExitCode, CliError> {
+    let store = context.store()?;
+    let _known = Known::find(&store, &args.container)?;
+    match &args.port {
+        None => Ok(ExitCode::SUCCESS),
+        Some(port) => {
+            let message = format!("port `{port}` of `{}` is not published", args.container);
+            Err(CliError::new(Kind::Input, message))
+        }
+    }
+}
+
+/// `longshore diff`.
+pub fn diff(context: &Context, args: &DiffArgs) -> Result<ExitCode, CliError> {
+    let store = context.store()?;
+    let container = store.find_container(&args.container)?;
+    let mut text = Vec::new();
+    for (kind, path) in store.container_changes(&container)? {
+        let letter = match kind {
+            ChangeKind::Added => b"A ",
+            ChangeKind::Changed => b"C ",
+            ChangeKind::Deleted => b"D ",
+        };
+        text.extend_from_slice(letter);
+        text.extend_from_slice(&path);
+        text.push(b'\n');
+    }
+    context.ui.data(text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A container in the shape of `docker inspect`.
+pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
+    let known = Known::find(store, text)?;
+    let (record, state) = (&known.record, &known.state);
+    let argv = record.argv();
+    let (path, args) = argv
+        .split_first()
+        .map_or(("", &[][..]), |(path, args)| (path, args));
+    let time = |text: &str| match text {
+        // Go's time that is none.
+        "" => "0001-01-01T00:00:00Z".to_owned(),
+        text => text.to_owned(),
+    };
+    let mounts: Vec<Value> = record
+        .mounts
+        .iter()
+        .map(|mount| mount_value(store, mount))
+        .collect();
+    let (policy, retries) = match record.restart {
+        Restart::No => ("no", 0),
+        Restart::OnFailure { times } => ("on-failure", times.unwrap_or(0)),
+        Restart::Always => ("always", 0),
+        Restart::UnlessStopped => ("unless-stopped", 0),
+    };
+    let mut value = json!({
+        "Id": known.container.id.to_string(),
+        "Created": record.created,
+        "Path": path,
+        "Args": args,
+        "State": {
+            "Status": state.status.word(),
+            "Running": matches!(state.status, Status::Running | Status::Paused),
+            "Paused": state.status == Status::Paused,
+            "Restarting": state.status == Status::Restarting,
+            "OOMKilled": false,
+            "Dead": false,
+            "Pid": state.pid,
+            "ExitCode": state.exit_code,
+            "Error": state.error,
+            "StartedAt": time(&state.started_at),
+            "FinishedAt": time(&state.finished_at),
+        },
+        "Image": record.image,
+        "LogPath": known.container.path().join("log.json"),
+        "Name": format!("/{}", known.container.name),
+        "RestartCount": state.restarts,
+        "Driver": "overlay2",
+        "Platform": "linux",
+        "HostConfig": {
+            "NetworkMode": record.network,
+            "RestartPolicy": { "Name": policy, "MaximumRetryCount": retries },
+            "AutoRemove": record.auto_remove,
+            "Privileged": record.privileged,
+            "ReadonlyRootfs": record.read_only,
+            "Memory": record.limits.memory.unwrap_or(0),
+            "NanoCpus": record.limits.cpu_quota_us.map_or(0, |quota| {
+                quota.saturating_mul(1_000_000_000) / record.limits.cpu_period_us.unwrap_or(100_000)
+            }),
+            "CpuShares": record.limits.cpu_shares.unwrap_or(0),
+            "PidsLimit": record.limits.pids,
+            "ShmSize": record.shm_size.unwrap_or(64 << 20),
+            "Init": record.init,
+            "LogConfig": {
+                "Type": if record.log.is_some() { "json-file" } else { "none" },
+            },
+        },
+        "Mounts": mounts,
+        "Config": {
+            "Hostname": record.hostname.clone().unwrap_or_else(|| known.container.id.short().to_owned()),
+            "User": record.user,
+            "Tty": record.tty,
+            "OpenStdin": record.stdin,
+            "StdinOnce": record.stdin_once,
+            "Env": record.env,
+            "Cmd": record.cmd,
+            "Image": record.image_name,
+            "WorkingDir": record.working_dir,
+            "Entrypoint": record.entrypoint,
+            "Labels": record.labels,
+        },
+    });
+    if let Some(health) = &state.health {
+        value["State"]["Health"] = json!(health);
+    }
+    Ok(value)
+}
+
+fn mount_value(store: &Store, mount: &super::record::RecordMount) -> Value {
+    let (kind, name, source) = match &mount.source {
+        MountSource::Bind(path) => ("bind", None, path.display().to_string()),
+        MountSource::Volume { name, .. } => {
+            let data = store.volume(name).ok().flatten();
+            let path = data.map(|volume| volume.data.display().to_string());
+            ("volume", Some(name), path.unwrap_or_default())
+        }
+        MountSource::Tmpfs { .. } => ("tmpfs", None, String::new()),
+    };
+    let mut value = json!({
+        "Type": kind,
+        "Source": source,
+        "Destination": mount.target,
+        "RW": !mount.read_only,
+    });
+    if let Some(name) = name {
+        value["Name"] = json!(name);
+        value["Driver"] = json!("local");
+    }
+    value
+}
