@@ -655,9 +655,9 @@ mod tests {
         let Command::Run(run) = cli.unwrap().command else {
             panic!("not run");
         };
-        assert_eq!(run.image, "img");
-        assert_eq!(run.command, ["ls", "-l", "--rm"]);
-        assert!(run.rm && run.interactive && run.tty);
+        assert_eq!(run.create.image(), "img");
+        assert_eq!(run.create.command(), ["ls", "-l", "--rm"]);
+        assert!(run.create.rm && run.create.interactive && run.create.tty);
     }
 
     #[test]

@@ -350,11 +350,10 @@ pub struct KillArgs {
     pub containers: Vec<String>,
 }
 
-/// Commands that take nothing but containers.
+/// `longshore wait`.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "The containers are given by their names, their ids, or the beginnings of those."
-)]
+#[command(after_help = "Example:
+  longshore wait job")]
 pub struct ContainersArgs {
     /// Names or ids
     #[arg(value_name = "CONTAINER", required = true)]

@@ -175,7 +175,7 @@ fn bad_input_is_told() {
     check(
         &["--network", "mine", "busybox"],
         125,
-        "the network `mine` is not supported",
+        "no network `mine` here",
     );
     check(
         &["--cap-add", "NET_ADMlN", "busybox"],

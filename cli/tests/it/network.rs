@@ -92,7 +92,8 @@ struct Greeter {
 
 impl Drop for Greeter {
     fn drop(&mut self) {
-        crate::support::signal(&self.child, "KILL");
+        // Returns when its container has ended, and its address is free again.
+        crate::support::signal(&self.child, "TERM");
         self.child.wait().unwrap();
     }
 }
@@ -120,8 +121,10 @@ fn containers_of_a_network_reach_one_another_and_no_others() {
         "shop",
         "--ip",
         "10.5.0.77",
-        "--network-alias",
+        "--name",
         "till",
+        "--network-alias",
+        "cash",
     ]);
     assert_eq!(greeter.address, "10.5.0.77");
     let ask = "until nc 10.5.0.77 9000; do :; done";

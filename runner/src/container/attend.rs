@@ -109,7 +109,7 @@ pub fn attend_executed(
     };
     let input = master.try_clone().map_err(failed)?;
     let sized = master.try_clone().map_err(failed)?;
-    stay(client, Some(input), vec![(master, 1)], Some(sized), how)
+    stay(client, Some(input), vec![(master, 1)], Some(&sized), how)
 }
 
 fn failed(source: io::Error) -> ClientError {
@@ -123,7 +123,7 @@ fn stay(
     client: &Client,
     input: Option<OwnedFd>,
     outputs: Vec<(OwnedFd, u8)>,
-    master: Option<OwnedFd>,
+    master: Option<&OwnedFd>,
     how: &Attend<'_>,
 ) -> Result<Attended, ClientError> {
     let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
@@ -132,7 +132,7 @@ fn stay(
         false => None,
     };
     if how.terminal {
-        resize(client, master.as_ref(), stdout)?;
+        resize(client, master, stdout)?;
     }
     let own = |number| -> io::Result<OwnedFd> {
         match number {
@@ -178,7 +178,7 @@ fn stay(
             flows.clear();
             continue;
         }
-        if ready.signal && pass_on(client, master.as_ref(), how)? {
+        if ready.signal && pass_on(client, master, how)? {
             client.send(&Request::Detach, &[])?;
             return Ok(Attended::Detached);
         }

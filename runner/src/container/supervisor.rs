@@ -142,7 +142,7 @@ fn begin(starter: &OwnedFd) -> io::Result<Supervisor> {
         first: attachment,
         owner: owned.then_some(0),
         adrift: Vec::new(),
-        _kept: fds.collect(),
+        kept: fds.collect(),
     })
 }
 
@@ -196,7 +196,7 @@ struct Supervisor {
     /// Processes in the container whose commands have gone.
     adrift: Vec<Sandbox>,
     /// Locks of who started it, which end with this process.
-    _kept: Vec<OwnedFd>,
+    kept: Vec<OwnedFd>,
 }
 
 /// The container's process.
@@ -576,6 +576,7 @@ impl Supervisor {
     fn end_holding(&mut self) {
         let _removed = std::fs::remove_file("socket");
         self.keep_state();
+        self.kept.clear();
         let _freed = rustix::fs::flock(&self.alive, rustix::fs::FlockOperation::Unlock);
     }
 

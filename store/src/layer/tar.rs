@@ -172,7 +172,7 @@ pub fn write_named(
         return packed(out, |pieces| {
             let mut packer = Packer::new(parent, None, pieces);
             packer.renamed = (name.len(), written_as.to_vec());
-            packer.pack_one(Found {
+            packer.pack_one(&Found {
                 path: name.to_vec(),
                 stat,
             })
@@ -297,9 +297,9 @@ impl<'a> Packer<'a> {
     }
 
     /// One entry that is no directory.
-    fn pack_one(mut self, found: Found) -> Result<TarSummary, TarError> {
+    fn pack_one(mut self, found: &Found) -> Result<TarSummary, TarError> {
         self.is_layer = false;
-        self.entry(&found)?;
+        self.entry(found)?;
         self.end()
     }
 

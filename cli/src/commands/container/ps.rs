@@ -47,7 +47,7 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, CliError> {
     }
     let rows: Vec<Value> = shown
         .iter()
-        .map(|known| row(known, id(known), args))
+        .map(|known| row(known, &id(known), args))
         .collect::<Result<_, _>>()?;
     match format {
         Format::Json => {
@@ -90,7 +90,7 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, CliError> {
 }
 
 /// What is told of a container, by docker's names.
-fn row(known: &Known, id: String, args: &PsArgs) -> Result<Value, CliError> {
+fn row(known: &Known, id: &str, args: &PsArgs) -> Result<Value, CliError> {
     let record = &known.record;
     let created = unix_time(&record.created).unwrap_or(0);
     let mut command = record.argv().join(" ");
