@@ -24,9 +24,9 @@ pub use cache::{CacheCommand, CacheLsArgs, CacheRmArgs};
 pub use call::{Call, Format, Method};
 pub use container::{
     AttachArgs, CommitArgs, ContainerCommand, ContainerCreateArgs, ContainerFilesArgs,
-    ContainerPruneArgs, ContainersArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs, ExportArgs,
-    ImportArgs, KillArgs, LogDriver, LogsArgs, PortArgs, PsArgs, PullWhen, RenameArgs, RmArgs,
-    RunArgs, StartArgs, StatsArgs, StopArgs, TopArgs, VolumeCommand, VolumeCreateArgs,
+    ContainerNamesArgs, ContainerPruneArgs, ContainersArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs,
+    ExportArgs, ImportArgs, KillArgs, LogDriver, LogsArgs, PortArgs, PsArgs, PullWhen, RenameArgs,
+    RmArgs, RunArgs, StartArgs, StatsArgs, StopArgs, TopArgs, VolumeCommand, VolumeCreateArgs,
     VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumesArgs,
 };
 pub use debug::{DebugArgs, DebugState, OnError};
@@ -217,6 +217,9 @@ pub enum Command {
     /// Write the store out to disk; started in the background by commands that publish something
     #[command(hide = true)]
     StoreSync,
+    /// Answer what a container asks about names; started by its supervisor
+    #[command(hide = true)]
+    ContainerNames(ContainerNamesArgs),
     /// Read or write files as a container's root; started by `cp` and `export`
     #[command(hide = true)]
     ContainerFiles(ContainerFilesArgs),

@@ -786,3 +786,10 @@ pub struct ContainerFilesArgs {
     /// The folder
     pub folder: String,
 }
+
+/// `longshore container-names`, which supervisors start.
+#[derive(Args, Debug)]
+pub struct ContainerNamesArgs {
+    /// The network
+    pub network: String,
+}

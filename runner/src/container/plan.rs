@@ -23,6 +23,9 @@ pub struct Plan {
     pub stop_signal: i32,
     /// How long it may take for that, in seconds; `None` is for ever.
     pub stop_timeout_s: Option<u64>,
+    /// Arguments of this program, run beside the container while it runs, with the two sockets of its name server as standard
+    /// input and output; its standard error can be read when it is to end. None if nothing is to answer.
+    pub names: Vec<String>,
     /// Arguments of this program, run in the supervisor's place when the container has ended for good and the command
     /// that started it is not there to do it.
     pub afterwards: Vec<String>,

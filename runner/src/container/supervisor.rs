@@ -17,10 +17,10 @@ mod processes;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -38,6 +38,7 @@ use super::state::{State, Status, boot_id};
 use super::time::rfc3339;
 use crate::error::SandboxError;
 use crate::join::JoinSpec;
+use crate::network::names::NameSockets;
 use crate::sandbox::{Sandbox, Stdio, Stream};
 use crate::spec::{Confinement, ProcessSpec};
 use crate::terminal::Signals;
@@ -210,6 +211,37 @@ struct Running {
     /// What it has not taken of that.
     typed: Vec<u8>,
     has_ended: bool,
+    /// Who answers what it asks about names.
+    names: Option<NameServer>,
+}
+
+/// A process that answers on a sandbox's sockets, until the pipe that it looks at closes.
+struct NameServer {
+    process: Child,
+    end: Option<PipeWriter>,
+}
+
+impl NameServer {
+    fn start(arguments: &[String], sockets: NameSockets) -> io::Result<NameServer> {
+        let (looked_at, end) = io::pipe()?;
+        let process = Command::new(crate::sandbox::own_program())
+            .args(arguments)
+            .stdin(OwnedFd::from(sockets.datagrams))
+            .stdout(OwnedFd::from(sockets.streams))
+            .stderr(OwnedFd::from(looked_at))
+            .spawn()?;
+        Ok(NameServer {
+            process,
+            end: Some(end),
+        })
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.end = None;
+        let _status = self.process.wait();
+    }
 }
 
 /// What a descriptor that is ready is for.
@@ -319,8 +351,15 @@ impl Supervisor {
         self.state.pid = processes::pid_of(sandbox.pidfd()).unwrap_or(0);
         self.state.started_at = rfc3339(SystemTime::now());
         self.state.error.clear();
+        let names = match (sandbox.take_names(), self.plan.names.is_empty()) {
+            (Some(sockets), false) => {
+                Some(NameServer::start(&self.plan.names, sockets).map_err(io)?)
+            }
+            _ => None,
+        };
         self.running = Some(Running {
             sandbox,
+            names,
             since: Instant::now(),
             outputs,
             input,
@@ -529,6 +568,7 @@ impl Supervisor {
         let Some(mut running) = self.running.take() else {
             return false;
         };
+        running.names = None;
         self.kill_at = None;
         self.state.error.clear();
         self.state.exit_code = match running.sandbox.wait() {

@@ -1,11 +1,13 @@
 //! A record makes a plan, and a supervisor carries it out.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
 
 use runner::container::client::{self, Client, Start};
 use runner::container::{Held, Plan};
 use runner::etc::{hosts_text, outside_resolv_conf_text, resolv_conf_text};
+use runner::network::names::NameSockets;
 use runner::{
     DEFAULT_PATH, EtcFiles, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec,
     UserNamespace,
@@ -17,6 +19,7 @@ use store::networks::{NetworkMember, NetworkPlace};
 
 use super::Known;
 use super::record::{MountSource, Record, RecordMount};
+use crate::args::ContainerNamesArgs;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::networks;
@@ -73,6 +76,19 @@ fn network(store: &Store, known: &Known) -> Result<(NetworkMode, Option<NetworkP
     }
 }
 
+/// `longshore container-names`: the sockets are standard input and output, and what says the end is standard error.
+pub fn names(context: &Context, args: &ContainerNamesArgs) -> Result<ExitCode, CliError> {
+    let store = context.store()?;
+    let network = store.network(&args.network)?;
+    let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().blame(Kind::Environment);
+    let sockets = NameSockets {
+        datagrams: copy(rustix::stdio::stdin())?.into(),
+        streams: copy(rustix::stdio::stdout())?.into(),
+    };
+    networks::serve_names(&store, &network, &sockets, rustix::stdio::stderr());
+    Ok(ExitCode::SUCCESS)
+}
+
 /// What the supervisor is to do.
 fn plan(
     context: &Context,
@@ -83,6 +99,7 @@ fn plan(
     own: &[IpAddr],
 ) -> Result<Plan, CliError> {
     let is_host = network == NetworkMode::Host;
+    let is_own_network = matches!(network, NetworkMode::Bridge(_));
     let hostname = match (&record.hostname, is_host) {
         (Some(name), _) => name.clone(),
         // The network is the host's, so its name is too, as with docker.
@@ -116,6 +133,9 @@ fn plan(
     };
     let resolv_conf = match record.resolv_conf.is_empty() {
         true if is_host => resolv_conf_text().blame(Kind::Run)?,
+        true if matches!(network, NetworkMode::Bridge(_)) => {
+            networks::resolv_conf(&resolv_conf_text().blame(Kind::Run)?)
+        }
         true => outside_resolv_conf_text().blame(Kind::Run)?,
         false => record
             .resolv_conf
@@ -159,6 +179,15 @@ fn plan(
         log: record.log,
         stop_signal: record.stop_signal,
         stop_timeout_s: record.stop_timeout_s,
+        names: match is_own_network {
+            true => {
+                let root = context.root()?.to_string_lossy().into_owned();
+                ["--root", &root, "container-names", &record.network]
+                    .map(str::to_owned)
+                    .to_vec()
+            }
+            false => Vec::new(),
+        },
         afterwards: match record.auto_remove {
             true => {
                 let root = context.root()?.to_string_lossy().into_owned();
