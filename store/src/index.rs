@@ -49,6 +49,12 @@ const SCHEMA_2: &str = include_str!("index/schema-2.sql");
 /// How long a writer waits for others. Transactions take microseconds, so only a stopped process reaches this.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The database is made smaller when at least this much of it is free, and half of it …
+const FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+
+/// … and no more than this is not: that is copied, in memory, within a second or so.
+const VACUUM_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// Statements kept prepared.
 const STATEMENTS_MAX: usize = 128;
 
@@ -338,6 +344,25 @@ impl Index {
         self.read(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
     }
 
+    /// Makes the database as small as what is in it, where that is worth while and quick. All or nothing, whatever happens
+    /// meanwhile; who wants to write waits. Tells whether it did.
+    pub(crate) fn give_back(&self) -> Result<bool, IndexError> {
+        let is_due = |c: &Connection| -> rusqlite::Result<bool> {
+            let number = |sql| c.query_row(sql, [], |row| row.get(0).map(i64::cast_unsigned));
+            let page = number("PRAGMA page_size")?;
+            let free = page * number("PRAGMA freelist_count")?;
+            let used = (page * number("PRAGMA page_count")?).saturating_sub(free);
+            Ok(free >= FREE_BYTES_MIN && free >= used && used <= VACUUM_BYTES_MAX)
+        };
+        if !self.read(is_due)? {
+            return Ok(false);
+        }
+        // The copy is made in memory: of a disk's room it needs that of the log.
+        self.read(|c| c.execute_batch("PRAGMA temp_store = MEMORY; VACUUM"))?;
+        self.shorten_log()?;
+        Ok(true)
+    }
+
     pub(crate) fn clock(&self) -> &Clock {
         self.sessions.clock()
     }
@@ -494,6 +519,46 @@ mod tests {
         assert!(index.meta_remove("x.a").unwrap());
         assert!(!index.meta_remove("x.a").unwrap());
         assert_eq!(index.meta("x.a").unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_collection_left_free_is_given_back() {
+        let (dir, store) = crate::tests::store();
+        let size = || {
+            store.index().shorten_log().unwrap();
+            std::fs::metadata(dir.path().join("index.db"))
+                .unwrap()
+                .len()
+        };
+        let small = size();
+        let other = crate::Store::open(dir.path()).unwrap();
+        other.index().meta_put("x.kept", b"1").unwrap();
+        let large = vec![7; 1024 * 1024];
+        let key = |number: u8| format!("x.large.{number}");
+        for number in 0..10 {
+            store.index().meta_put(&key(number), &large).unwrap();
+        }
+        assert!(size() > 10 * 1024 * 1024);
+        let collect = || {
+            let collected = store.collect(&crate::content::collect::Collection::default());
+            collected.unwrap();
+        };
+        // Not worth while yet.
+        store.index().meta_remove(&key(0)).unwrap();
+        collect();
+        assert!(size() > 10 * 1024 * 1024);
+        for number in 1..10 {
+            other.index().meta_remove(&key(number)).unwrap();
+        }
+        collect();
+        assert!(size() < small + 1024 * 1024, "{} {small}", size());
+        assert!(!store.index().give_back().unwrap());
+        for store in [&store, &other] {
+            assert_eq!(store.index().meta("x.kept").unwrap(), Some(vec![b'1']));
+            assert!(store.check().unwrap().is_empty());
+        }
+        other.index().meta_put("x.later", b"2").unwrap();
+        assert_eq!(store.index().meta("x.later").unwrap(), Some(vec![b'2']));
     }
 
     #[test]

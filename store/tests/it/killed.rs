@@ -82,13 +82,28 @@ fn build_image(store: &Store, random: &mut Random) -> Result<(), store::StoreErr
     Ok(())
 }
 
+/// Leaves so much of the index free that the next collection makes it smaller.
+fn grow_index(store: &Store) -> Result<(), store::StoreError> {
+    let large = vec![7; 1024 * 1024];
+    let keys: Vec<String> = (0..6)
+        .map(|number| format!("test.{}.{number}", std::process::id()))
+        .collect();
+    for key in &keys {
+        store.index().meta_put(key, &large)?;
+    }
+    for key in &keys {
+        store.index().meta_remove(key)?;
+    }
+    Ok(())
+}
+
 fn work(root: &Path, seed: u64) -> Result<(), store::StoreError> {
     let mut random = Random(seed);
     loop {
         // A new session each time, so that collections find something to take.
         let store = open(root)?;
         for _ in 0..random.below(5) {
-            match random.below(5) {
+            match random.below(6) {
                 0..=1 => build_image(&store, &mut random)?,
                 2 => {
                     let content = random.below(1000).to_string();
@@ -98,6 +113,7 @@ fn work(root: &Path, seed: u64) -> Result<(), store::StoreError> {
                     let name = format!("image{}", random.below(5));
                     store.images().untag(&name.parse().unwrap())?;
                 }
+                4 => grow_index(&store)?,
                 _ => {
                     store.prune(&EVERYTHING)?;
                 }
