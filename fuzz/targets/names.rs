@@ -23,5 +23,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     };
     assert_eq!(count, usize::from(length > 0));
     let asked = answer.len() - count * (12 + length);
-    assert_eq!(answer[12..asked], data[12..asked], "the question is repeated");
+    assert_eq!(
+        answer[12..asked],
+        data[12..asked],
+        "the question is repeated"
+    );
 });

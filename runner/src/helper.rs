@@ -150,6 +150,8 @@ fn supervise(
         let flags = u64::from((namespaces | user).unsigned_abs());
         let (pid, pidfd) = match sys::fork(flags, cgroups.unified()) {
             Ok(Fork::Child) => {
+                // Its copy of this end: without it init sees the helper's death, whatever it waits for.
+                drop(ours);
                 init::run(Handed {
                     spec,
                     streams,

@@ -158,6 +158,10 @@ fn prepare(
     //     clears it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(StartError::step("tie the sandbox to its helper"))?;
+    if is_gone(report) {
+        // It died before that: nobody is left to be told.
+        sys::exit_now(125);
+    }
 
     // 11. The working directory, with the process's own rights.
     enter_directory(&spec.process.cwd).map_err(|errno| StartError::WorkingDirectory {
@@ -213,6 +217,16 @@ pub(crate) fn set_streams(
         .and_then(|()| rustix::stdio::dup2_stdout(slave.unwrap_or(output)))
         .and_then(|()| rustix::stdio::dup2_stderr(slave.unwrap_or(error)))
         .map_err(StartError::step("set the standard streams"))
+}
+
+/// Whether nobody has the other end of `socket` any more.
+fn is_gone(socket: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(socket, PollFlags::empty())];
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut watched, Some(&now)).is_ok() && watched[0].revents().contains(PollFlags::HUP)
 }
 
 /// The process may open its terminal again by name, so it has to own it.

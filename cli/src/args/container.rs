@@ -159,17 +159,18 @@ pub struct CreateArgs {
     /// Make the container's control group below this one
     #[arg(long, value_name = "PATH", help_heading = RESOURCES)]
     pub cgroup_parent: Option<String>,
-    /// Whose ids the container has: `private` or `host`
+    /// Whose ids the container has: `private` or `host` [default: private; host with --network host]
     ///
-    /// Where longshore is root, `private` makes root in the container nobody on this machine, while files keep their owners.
+    /// Where longshore is root, `private` makes root in the container nobody on this machine, while files keep their owners. On the
+    /// host's network nobody may listen on ports below 1024, so there `private` has to be asked for.
     #[arg(
         long = "userns",
         value_name = "MODE",
-        default_value = "private",
         value_parser = ["private", "host"],
+        hide_possible_values = true,
         help_heading = SECURITY
     )]
-    pub user_namespace: String,
+    pub user_namespace: Option<String>,
     /// Make the root file system read-only
     #[arg(long, help_heading = SECURITY)]
     pub read_only: bool,

@@ -1,13 +1,16 @@
-//! `kill -9` at any moment: of builds, pulls, pushes, saves, loads and collections that work on one store at the same time.
-//! Some of the builds share caches with other machines.
+//! `kill -9` at any moment: of builds, pulls, pushes, saves, loads and collections that work on one store at the same time, and
+//! of the processes that they have started, one by one. Some of the builds share caches with other machines.
 //!
 //! A few dozen kills by default; `LONGSHORE_TEST_KILLS=500` asks for as many, `LONGSHORE_TEST_SEED` for another course of
 //! events. Every ten kills, and at the end, `longshore store check` has to find nothing wrong.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::support::{Place, Ran, Server, mounts_below};
 
@@ -22,6 +25,9 @@ const WORKERS: u64 = 3;
 
 /// A command is killed within this time of its start, in milliseconds, or runs to its end.
 const MOMENTS: u64 = 160;
+
+/// A command whose helper was killed ends within this time: longer than any machine takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const SHARED: &str = "\
 FROM busybox AS made
@@ -58,8 +64,47 @@ struct Churn {
     context: PathBuf,
     from_registry: PathBuf,
     kills: AtomicU64,
+    /// Of these, how many were of a helper alone.
+    helpers: AtomicU64,
     /// Commands that were left alone and did what they were for.
     done: AtomicU64,
+}
+
+/// What a process has started and what that has started, as far as it runs.
+fn helpers(of: u32) -> Vec<u32> {
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let name = entry.unwrap().file_name();
+        if let Some(id) = name.to_str().and_then(|name| name.parse().ok())
+            && let Some(parent) = parent(id)
+        {
+            children.entry(parent).or_default().push(id);
+        }
+    }
+    let mut found = children.remove(&of).unwrap_or_default();
+    let mut next = 0;
+    while let Some(id) = found.get(next) {
+        found.extend(children.remove(id).unwrap_or_default());
+        next += 1;
+    }
+    found
+}
+
+/// The process that has started another; none if that is gone.
+fn parent(id: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // After the name, which may have anything in it: the state, and the parent.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(1)?.parse().ok()
+}
+
+/// Kills a helper of a process, and nothing that may have its number by now; whether it did.
+fn kill_helper(of: u32, id: u32) -> bool {
+    let number = i32::try_from(id).ok().and_then(Pid::from_raw);
+    let Ok(handle) = pidfd_open(number.unwrap(), PidfdFlags::empty()) else {
+        return false;
+    };
+    helpers(of).contains(&id) && pidfd_send_signal(&handle, Signal::KILL).is_ok()
 }
 
 impl Churn {
@@ -89,6 +134,7 @@ impl Churn {
             context,
             from_registry,
             kills: AtomicU64::new(0),
+            helpers: AtomicU64::new(0),
             done: AtomicU64::new(0),
         }
     }
@@ -176,6 +222,10 @@ impl Churn {
                     .fetch_add(u64::from(ran.code == Some(0)), Ordering::Relaxed);
                 continue;
             }
+            if random.below(3) == 0 {
+                self.kill_a_helper(child, &mut random, &words);
+                continue;
+            }
             let moment = Duration::from_micros(random.below(MOMENTS * 1000));
             self.kill_at(child, moment);
         }
@@ -190,6 +240,31 @@ impl Churn {
         if !ended {
             self.kills.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Kills something that a command has started once there is anything, and waits for what the command makes of it.
+    fn kill_a_helper(&self, mut child: Child, random: &mut Random, words: &[String]) {
+        let of = child.id();
+        let (since, mut killed) = (Instant::now(), false);
+        // Of those that come one after the other, not always the first.
+        let mut spared = random.below(4);
+        while child.try_wait().unwrap().is_none() {
+            let what = format!("it waits for a helper that was killed: {words:?}");
+            assert!(since.elapsed() < PATIENCE, "{what}");
+            let all = helpers(of);
+            if !killed && !all.is_empty() {
+                let chosen = usize::try_from(random.below(all.len() as u64)).unwrap();
+                killed = spared == 0 && kill_helper(of, all[chosen]);
+                spared = spared.saturating_sub(1);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if killed {
+            self.kills.fetch_add(1, Ordering::Relaxed);
+            self.helpers.fetch_add(1, Ordering::Relaxed);
+        }
+        let ran = Ran::from_output(format!("{words:?}"), &child.wait_with_output().unwrap());
+        assert!(matches!(ran.code, Some(0..=4)), "{ran}");
     }
 
     fn check(&self, when: &str) {
@@ -221,7 +296,8 @@ fn killed_commands_leave_a_store_with_nothing_wrong() {
     churn.place.wait_until_unused();
     churn.check("at the end");
     let done = churn.done.load(Ordering::Relaxed);
-    println!("{kills} kills, {done} commands done beside them");
+    let helpers = churn.helpers.load(Ordering::Relaxed);
+    println!("{kills} kills, {helpers} of helpers, {done} commands done beside them");
     assert!(
         done > kills / 10,
         "most commands fail, so this tests nothing"

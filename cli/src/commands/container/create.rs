@@ -173,10 +173,13 @@ fn record(
             .iter()
             .map(|text| flags::device(text))
             .collect::<Result<_, _>>()?,
+        host_ids: match args.user_namespace.as_deref() {
+            Some(mode) => mode == "host",
+            None => network == "host",
+        },
         network,
         addresses: args.addresses.clone(),
         aliases: args.aliases.clone(),
-        host_ids: args.user_namespace == "host",
         hosts: args
             .hosts
             .iter()
