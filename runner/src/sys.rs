@@ -144,20 +144,7 @@ pub(crate) fn set_mount_attributes(
     attributes: u64,
     recursive: bool,
 ) -> io::Result<()> {
-    // The kernel's `struct mount_attr`: set, clear, propagation, user namespace.
-    let attr = [attributes, 0, 0, 0_u64];
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is an empty C string, `attr` is a valid mount_attr of the size given.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            attr.as_ptr(),
-            size_of_val(&attr),
-        )
-    })
+    mount_setattr(mount, [attributes, 0, 0, 0], recursive)
 }
 
 /// Maps the ids of a detached mount (and those beneath it) as the user namespace of `namespace` does.
@@ -167,9 +154,12 @@ pub(crate) fn map_mount_ids(
     recursive: bool,
 ) -> io::Result<()> {
     const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
-    // The kernel's `struct mount_attr`: set, clear, propagation, user namespace.
     let namespace = u64::from(namespace.as_raw_fd().unsigned_abs());
-    let attr = [MOUNT_ATTR_IDMAP, 0, 0, namespace];
+    mount_setattr(mount, [MOUNT_ATTR_IDMAP, 0, 0, namespace], recursive)
+}
+
+/// `attr` is the kernel's `struct mount_attr`: set, clear, propagation, user namespace.
+fn mount_setattr(mount: BorrowedFd<'_>, attr: [u64; 4], recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, `attr` is a valid mount_attr of the size given.
     check(unsafe {

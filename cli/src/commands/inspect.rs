@@ -23,10 +23,18 @@ const STEP_CHARS_MAX: usize = 45;
 /// `longshore inspect`. What is not found does not keep the rest from being shown.
 pub fn inspect(context: &Context, args: &InspectArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
-    let mut found = Vec::new();
-    let mut code = ExitCode::SUCCESS;
-    for text in &args.images {
-        match describe_any(&store, text) {
+    each(context, &args.images, |text| describe_any(&store, text))
+}
+
+/// Prints what `describe` makes of each name, in one JSON array. What is not found does not keep the rest from being shown.
+pub(super) fn each(
+    context: &Context,
+    names: &[String],
+    describe: impl Fn(&str) -> Result<Value, CliError>,
+) -> Result<ExitCode, CliError> {
+    let (mut found, mut code) = (Vec::new(), ExitCode::SUCCESS);
+    for name in names {
+        match describe(name) {
             Ok(value) => found.push(value),
             Err(error) => {
                 context.ui.error(&error);

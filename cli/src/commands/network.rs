@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use store::Store;
 use store::networks::{NetworkInfo, NetworkMember, NetworkSubnet};
 
+use super::inspect;
 use crate::args::{ListFormat, NetworkCommand, NetworkCreateArgs, NetworkLsArgs, NetworkNamesArgs};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
@@ -129,21 +130,9 @@ fn ls(context: &Context, args: &NetworkLsArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is not found does not keep the rest from being shown.
 fn inspect(context: &Context, args: &NetworkNamesArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
-    let (mut found, mut code) = (Vec::new(), ExitCode::SUCCESS);
-    for name in &args.names {
-        match describe(&store, name) {
-            Ok(value) => found.push(value),
-            Err(error) => {
-                context.ui.error(&error);
-                code = ExitCode::from(&error);
-            }
-        }
-    }
-    context.ui.json_document(&found)?;
-    Ok(code)
+    inspect::each(context, &args.names, |name| describe(&store, name))
 }
 
 /// A network in the shape of `docker network inspect`.
