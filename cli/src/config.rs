@@ -5,15 +5,19 @@
 //! | this one | where it is, and what it is made of |
 //! | [`table`] | reading a table: what nobody asks for is an error, with its line and what may have been meant |
 //! | [`gc`] | `[gc]`: what is collected by itself |
+//! | [`registry`] | `[registry."HOST"]`: mirrors, and how servers are spoken to |
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use self::gc::GcConfig;
+use self::registry::RegistryConfig;
 use self::table::{Table, TableError};
 
 pub mod gc;
+pub mod registry;
 mod table;
 
 /// Largest configuration file that is read, in bytes.
@@ -47,6 +51,10 @@ pub struct Config {
     pub gc: GcConfig,
     /// `[history]`.
     pub history: HistoryConfig,
+    /// `[registry."HOST"]`, by host.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// Where all this was said.
+    pub file: PathBuf,
 }
 
 /// `[history]`: how much of it is kept.
@@ -71,9 +79,13 @@ impl Config {
             return Err(fail(io::Error::new(io::ErrorKind::FileTooLarge, message)));
         }
         let text = std::fs::read_to_string(path).map_err(fail)?;
-        Config::parse(&text).map_err(|error| ConfigError::Wrong {
+        let config = Config::parse(&text).map_err(|error| ConfigError::Wrong {
             path: path.to_owned(),
             error,
+        })?;
+        Ok(Config {
+            file: path.to_owned(),
+            ..config
         })
     }
 
@@ -101,6 +113,11 @@ impl Config {
             config.history.builds = history.number("builds")?;
             config.history.keep_duration = history.duration("keep_duration")?;
             history.finish()?;
+        }
+        for (name, mut table) in root.named_tables("registry")? {
+            let registry = RegistryConfig::read(&mut table)?;
+            table.finish()?;
+            config.registries.insert(name, registry);
         }
         root.finish()?;
         Ok(config)
@@ -134,8 +151,8 @@ mod tests {
         );
         check("[cg]\n", "1:2: unknown key `cg`: did you mean `gc`?");
         check(
-            "[registries]\n",
-            "1:2: unknown key `registries`: expected one of gc, history",
+            "[builders]\n",
+            "1:2: unknown key `builders`: expected one of gc, history, registry",
         );
         check(
             "[gc]\n\n  max_used = \"ten\"\n",
@@ -161,6 +178,19 @@ mod tests {
         check(
             "[gc]\nfailed_max_used = \"10%\"\n",
             "2:19: `gc.failed_max_used` is `10%`: expected a size such as 500MB, 1.5GB or 2GiB",
+        );
+        check(
+            "[registry.\"r.lan\"]\nmirrors = [\"https://m.lan\"]\n",
+            "2:12: `registry.\"r.lan\".mirrors`: `https://m.lan` is no location: expected host[:port][/path]",
+        );
+        check(
+            "[registry.\"r.lan\"]\nhtp = true\n",
+            "2:1: unknown key `registry.\"r.lan\".htp`: did you mean `http`?",
+        );
+        check("[registry]\nx = 3\n", "2:5: `registry.\"x\"` is no table");
+        check(
+            "[[registry.x.keypair]]\ncert = \"c\"\n",
+            "2:1: `registry.\"x\".keypair`: it needs both `cert` and `key`",
         );
         check(
             "[history]\nbuilds = -1\n",

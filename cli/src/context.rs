@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use builder::remote::GitSettings;
-use registry_client::{Keychain, Options, Proxies};
+use registry_client::{Hosts, HostsFiles, Keychain, Options, Proxies};
 use store::history::Keep;
 use store::{OpenOptions, Store};
 
 use crate::args::GlobalArgs;
-use crate::config::Config;
+use crate::config::{Config, registry};
 use crate::error::{CliError, Kind};
 use crate::ui::Ui;
 use crate::ui::colours::Colours;
@@ -143,7 +143,9 @@ impl Context {
     }
 
     /// How registries are reached: with the credentials, certificates and proxies of docker and podman.
-    pub fn client_options(&self) -> Options {
+    pub fn client_options(&self) -> Result<Options, CliError> {
+        let own = self.config()?;
+        let own = registry::rules(&own.registries, &own.file);
         let config = |path: &str| home().map(|home| home.join(path));
         let runtime = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
         let credentials = [
@@ -158,7 +160,40 @@ impl Context {
             Some(PathBuf::from("/etc/docker/certs.d")),
             Some(PathBuf::from("/etc/containers/certs.d")),
         ];
-        Options {
+        // Docker keeps `hosts.toml` beside its certificates, since it uses containerd's store.
+        let containerd = [
+            Some(PathBuf::from("/etc/containerd/certs.d")),
+            Some(PathBuf::from("/etc/docker/certs.d")),
+        ];
+        let hosts = HostsFiles {
+            registries_conf: match variable("CONTAINERS_REGISTRIES_CONF") {
+                Some(path) => vec![path.into()],
+                None => [
+                    config(".config/containers/registries.conf"),
+                    Some(PathBuf::from("/etc/containers/registries.conf")),
+                ]
+                .into_iter()
+                .flatten()
+                .collect(),
+            },
+            registries_conf_d: [
+                Some(PathBuf::from("/etc/containers/registries.conf.d")),
+                config(".config/containers/registries.conf.d"),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+            hosts_toml: containerd.into_iter().flatten().collect(),
+            daemon_json: [
+                config(".config/docker/daemon.json").filter(|_| !self.is_root),
+                Some(PathBuf::from("/etc/docker/daemon.json")),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        };
+        Ok(Options {
+            hosts: Hosts::new(own, hosts),
             keychain: Keychain::files(credentials.into_iter().flatten()),
             certs_dirs: certificates.into_iter().flatten().collect(),
             proxies: Proxies {
@@ -167,7 +202,7 @@ impl Context {
                 except: self.either_case("no_proxy"),
             },
             ..Options::default()
-        }
+        })
     }
 
     /// What git is told of this environment: where programs are, proxies and certificates. An ssh agent is not among it.

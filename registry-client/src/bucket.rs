@@ -194,7 +194,7 @@ impl Client {
                 }
             }
         };
-        let connections = self.shared.transport.pool(&url).await?;
+        let connections = self.shared.transport.pool(&url, None).await?;
         let store = builder
             .with_http_connector(OwnConnections(connections))
             .build()

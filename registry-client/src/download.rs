@@ -1,5 +1,6 @@
 //! Blobs on their way in (distribution-spec end-2): resumed after a cut, never longer than announced.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::Client;
 use crate::auth::bearer::Scope;
-use crate::error::{ClientError, RequestLine, causes};
+use crate::error::{ClientError, causes};
 use crate::headers;
 use crate::progress::Progress;
 use crate::registry::{Attempts, Registry};
@@ -30,9 +31,9 @@ impl Client {
         reference: &Reference,
         digest: &Digest,
     ) -> Result<Option<u64>, ClientError> {
-        let registry = self.registry(reference.registry());
-        let scopes = [Scope::pull(reference.repository())];
-        blob_size(&registry, &scopes, reference.repository(), digest).await
+        let (registry, there) = self.home(reference, false).await?;
+        let scopes = [Scope::pull(there.repository())];
+        blob_size(&registry, &scopes, there.repository(), digest).await
     }
 
     /// Opens a blob for reading. Its bytes are not verified: whoever takes them hashes them.
@@ -113,21 +114,15 @@ impl Client {
         reference: &Reference,
         descriptor: &Descriptor,
     ) -> Result<BlobStream, ClientError> {
-        let registry = self.registry(reference.registry());
-        let mut attempts = Attempts::new(self.options());
-        let path = blob_path(reference.repository(), &descriptor.digest);
-        let url = loop {
-            match registry.url(&path).await {
-                Err(error) if attempts.again(&error).await => {}
-                result => break result?,
-            }
-        };
+        let mut places: VecDeque<_> = self.to_read(reference).await?.into();
+        let (registry, there) = places.pop_front().expect("every reference has a home");
         Ok(BlobStream {
-            call: Call::get(url),
-            scopes: [Scope::pull(reference.repository())],
-            attempts: Attempts::new(self.options()),
-            registry,
+            digest: descriptor.digest,
             size: descriptor.size,
+            attempts: registry.attempts(),
+            registry,
+            repository: there.repository().to_owned(),
+            places,
             offset: 0,
             counted_from: 0,
             skip: 0,
@@ -147,7 +142,7 @@ pub(crate) async fn blob_size(
     repository: &str,
     digest: &Digest,
 ) -> Result<Option<u64>, ClientError> {
-    let mut attempts = Attempts::new(registry.options());
+    let mut attempts = registry.attempts();
     loop {
         let result = blob_size_once(registry, scopes, repository, digest).await;
         match result {
@@ -180,11 +175,13 @@ async fn blob_size_once(
 
 /// A blob's bytes as they come, whatever connections they take.
 pub struct BlobStream {
-    registry: Arc<Registry>,
-    call: Call,
-    scopes: [Scope; 1],
-    attempts: Attempts,
+    digest: Digest,
     size: u64,
+    registry: Arc<Registry>,
+    repository: String,
+    attempts: Attempts,
+    /// Where else it can be had.
+    places: VecDeque<(Arc<Registry>, Reference)>,
     /// Bytes given out.
     offset: u64,
     /// What `offset` was when attempts were last counted anew.
@@ -197,7 +194,7 @@ pub struct BlobStream {
 impl std::fmt::Debug for BlobStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BlobStream")
-            .field("request", &self.line())
+            .field("digest", &self.digest)
             .field("offset", &self.offset)
             .field("size", &self.size)
             .finish_non_exhaustive()
@@ -229,15 +226,24 @@ impl BlobStream {
                 self.counted_from = self.offset;
                 self.attempts.reset();
             }
-            if !self.attempts.again(&error).await {
-                return Err(error);
-            }
+            self.go_on(error).await?;
         }
         Ok(None)
     }
 
-    pub(crate) fn line(&self) -> RequestLine {
-        self.call.line()
+    /// After a failure: whether there is another attempt here, or another place.
+    async fn go_on(&mut self, error: ClientError) -> Result<(), ClientError> {
+        if self.attempts.again(&error).await {
+            return Ok(());
+        }
+        let Some((registry, there)) = self.places.pop_front() else {
+            return Err(error);
+        };
+        self.registry.passed_over(&error);
+        self.attempts = registry.attempts();
+        self.registry = registry;
+        self.repository = there.repository().to_owned();
+        Ok(())
     }
 
     /// The new part of a piece, within the size.
@@ -256,18 +262,19 @@ impl BlobStream {
         loop {
             match self.connect_once().await {
                 Ok(answer) => return Ok(self.answer.insert(answer)),
-                Err(error) if self.attempts.again(&error).await => {}
-                Err(error) => return Err(error),
+                Err(error) => self.go_on(error).await?,
             }
         }
     }
 
     async fn connect_once(&mut self) -> Result<Answer, ClientError> {
-        let mut call = self.call.clone();
+        let path = blob_path(&self.repository, &self.digest);
+        let mut call = Call::get(self.registry.url(&path).await?);
         if self.offset > 0 {
             call = call.header(RANGE, &format!("bytes={}-", self.offset));
         }
-        let answer = self.registry.send(&self.scopes, &call).await?;
+        let scopes = [Scope::pull(&self.repository)];
+        let answer = self.registry.send(&scopes, &call).await?;
         match answer.status() {
             StatusCode::OK => {
                 self.skip = self.offset;

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use store::oci::{Digest, ManifestError, Reference};
 
 use crate::auth::CredentialError;
+use crate::hosts::HostsError;
 use crate::transport::retry;
 
 /// Most characters of a server's own words that are passed on.
@@ -262,6 +263,9 @@ pub enum ClientError {
     /// A credential file or helper failed.
     #[error(transparent)]
     Credentials(#[from] CredentialError),
+    /// What is said about where registries are cannot be read, or forbids this one.
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
     /// The document is no manifest.
     #[error("`{reference}` is not a usable manifest: {source}")]
     Manifest {
@@ -387,6 +391,7 @@ impl ClientError {
             | ClientError::NotAnImage { .. } => ErrorKind::Protocol,
             ClientError::NoPlatform { .. } => ErrorKind::NoPlatform,
             ClientError::Credentials(_)
+            | ClientError::Hosts(_)
             | ClientError::Source { .. }
             | ClientError::Setup { .. }
             | ClientError::Download { .. }

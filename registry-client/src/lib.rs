@@ -5,6 +5,7 @@
 //! | [`Client`] | the façade: cheap to clone, everything takes `&self` |
 //! | [`auth`] | credentials, docker's and containers' files, tokens |
 //! | [`options`] | what a client trusts and how patient it is |
+//! | [`hosts`] | where registries really are: mirrors, other locations, blocked names |
 //! | `registry` | one registry: scheme, credentials, attempts |
 //! | `transport` | HTTP, the only place that sends |
 //! | `manifest`, `download`, `upload`, `list` | the endpoints |
@@ -31,6 +32,7 @@ mod download;
 pub mod error;
 pub mod fetch;
 mod headers;
+pub mod hosts;
 mod list;
 mod manifest;
 #[cfg(test)]
@@ -48,6 +50,7 @@ pub use bucket::{Bucket, BucketError, BucketOptions};
 pub use download::{BlobReader, BlobStream};
 pub use error::{ClientError, ErrorKind};
 pub use fetch::{Downloaded, RemoteFile, Validators};
+pub use hosts::{Hosts, HostsError, HostsFiles};
 pub use manifest::RemoteImage;
 pub use options::{Options, Proxies, Timeouts};
 pub use progress::{Progress, Silent};
@@ -58,7 +61,9 @@ pub use transport::body::BlobSource;
 pub use transport::retry::{Clock, RetryPolicy, SystemClock};
 pub use upload::Pushed;
 
+use hosts::Host;
 use registry::Registry;
+use store::oci::Reference;
 use transport::{Call, Transport};
 
 /// Talks to registries. Clones share connections and tokens.
@@ -67,10 +72,13 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
+/// By how a server is spoken to, and whether it is a mirror.
+type Registries = BTreeMap<(Arc<Host>, bool), Arc<Registry>>;
+
 #[derive(Debug)]
 struct Shared {
     transport: Arc<Transport>,
-    registries: Mutex<BTreeMap<String, Arc<Registry>>>,
+    registries: Mutex<Registries>,
 }
 
 impl Client {
@@ -118,8 +126,9 @@ impl Client {
 
     /// Checks that a registry answers, with the credentials that there are for it.
     pub async fn ping(&self, registry: &str) -> Result<(), ClientError> {
-        let registry = self.registry(registry);
-        let mut attempts = registry::Attempts::new(self.options());
+        let host = self.options().hosts.server(registry);
+        let registry = self.registry(&host?, false);
+        let mut attempts = registry.attempts();
         loop {
             let result = ping_once(&registry).await;
             match result {
@@ -129,11 +138,63 @@ impl Client {
         }
     }
 
-    pub(crate) fn registry(&self, name: &str) -> Arc<Registry> {
+    fn registry(&self, host: &Arc<Host>, is_mirror: bool) -> Arc<Registry> {
         let registries = self.shared.registries.lock();
         let mut registries = registries.unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Registry::new(name, Arc::clone(&self.shared.transport)));
-        Arc::clone(registries.entry(name.to_owned()).or_insert_with(new))
+        let transport = &self.shared.transport;
+        let new = || Arc::new(Registry::new(host, is_mirror, Arc::clone(transport)));
+        let key = (Arc::clone(host), is_mirror);
+        Arc::clone(registries.entry(key).or_insert_with(new))
+    }
+
+    /// Where what a reference names is read, its home last, with the name that it has there.
+    pub(crate) async fn to_read(
+        &self,
+        reference: &Reference,
+    ) -> Result<Vec<(Arc<Registry>, Reference)>, ClientError> {
+        let (hosts, wanted) = (self.options().hosts.clone(), reference.clone());
+        let places = blocking::blocking(move || hosts.to_read(&wanted)).await?;
+        let last = places.len() - 1;
+        let places = places.into_iter().enumerate();
+        let found =
+            places.map(|(at, place)| (self.registry(&place.host, at < last), place.reference));
+        Ok(found.collect())
+    }
+
+    /// The home of a reference's repository, to list it or to write to it, and the name that it has there.
+    pub(crate) async fn home(
+        &self,
+        reference: &Reference,
+        writes: bool,
+    ) -> Result<(Arc<Registry>, Reference), ClientError> {
+        let (hosts, wanted) = (self.options().hosts.clone(), reference.clone());
+        let place = blocking::blocking(move || hosts.home(&wanted, writes)).await?;
+        Ok((self.registry(&place.host, false), place.reference))
+    }
+
+    /// Asks each place of a reference in turn, until one has an answer; if none has, the home's failure is the result.
+    pub(crate) async fn first<T, F>(
+        &self,
+        reference: &Reference,
+        ask: impl Fn(Arc<Registry>, Reference) -> F,
+    ) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let mut places = self.to_read(reference).await?.into_iter().peekable();
+        while let Some((registry, there)) = places.next() {
+            if places.peek().is_none() {
+                return ask(registry, there).await;
+            }
+            if registry.is_down() {
+                continue;
+            }
+            match ask(Arc::clone(&registry), there).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => registry.passed_over(&error),
+            }
+        }
+        unreachable!("every reference has a home")
     }
 }
 

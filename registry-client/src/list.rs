@@ -9,7 +9,7 @@ use crate::Client;
 use crate::auth::bearer::Scope;
 use crate::error::ClientError;
 use crate::headers;
-use crate::registry::{Attempts, Registry};
+use crate::registry::Registry;
 use crate::transport::{Answer, Call, target};
 
 /// Largest page, in bytes, and most pages of one listing.
@@ -33,11 +33,10 @@ struct CatalogPage {
 impl Client {
     /// The tags of the reference's repository, in the registry's order.
     pub async fn tags(&self, reference: &Reference) -> Result<Vec<String>, ClientError> {
-        let path = format!("{}/tags/list?n={PAGE_ENTRIES}", reference.repository());
-        let scopes = [Scope::pull(reference.repository())];
-        let pages = self
-            .pages::<TagPage>(reference.registry(), &path, &scopes)
-            .await?;
+        let (registry, there) = self.home(reference, false).await?;
+        let path = format!("{}/tags/list?n={PAGE_ENTRIES}", there.repository());
+        let scopes = [Scope::pull(there.repository())];
+        let pages = self.pages::<TagPage>(&registry, &path, &scopes).await?;
         Ok(pages
             .into_iter()
             .filter_map(|page| page.tags)
@@ -47,9 +46,10 @@ impl Client {
 
     /// The repositories of a registry, where it lists them.
     pub async fn catalog(&self, registry: &str) -> Result<Vec<String>, ClientError> {
+        let host = self.options().hosts.server(registry)?;
         let path = format!("_catalog?n={PAGE_ENTRIES}");
         let pages = self
-            .pages::<CatalogPage>(registry, &path, &[Scope::Catalog])
+            .pages::<CatalogPage>(&self.registry(&host, false), &path, &[Scope::Catalog])
             .await?;
         let names = pages.into_iter().filter_map(|page| page.repositories);
         Ok(names.flatten().collect())
@@ -63,11 +63,10 @@ impl Client {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, ClientError> {
-        let path = format!("{}/referrers/{digest}", reference.repository());
-        let scopes = [Scope::pull(reference.repository())];
-        let listed = self
-            .pages::<Index>(reference.registry(), &path, &scopes)
-            .await;
+        let (registry, there) = self.home(reference, false).await?;
+        let path = format!("{}/referrers/{digest}", there.repository());
+        let scopes = [Scope::pull(there.repository())];
+        let listed = self.pages::<Index>(&registry, &path, &scopes).await;
         let mut found = match listed {
             Ok(pages) => pages.into_iter().flat_map(|page| page.manifests).collect(),
             Err(ClientError::Refused { refusal, .. })
@@ -113,15 +112,14 @@ impl Client {
 
     async fn pages<T: for<'de> Deserialize<'de>>(
         &self,
-        registry: &str,
+        registry: &Registry,
         path: &str,
         scopes: &[Scope],
     ) -> Result<Vec<T>, ClientError> {
-        let registry = self.registry(registry);
         let mut pages = Vec::new();
         let mut next: Option<Url> = None;
         loop {
-            let (page, link) = page(&registry, next, path, scopes).await?;
+            let (page, link) = page(registry, next, path, scopes).await?;
             let bytes = page.bytes;
             let parsed = serde_json::from_slice(&bytes);
             pages.push(parsed.map_err(|error| {
@@ -153,7 +151,7 @@ async fn page(
     path: &str,
     scopes: &[Scope],
 ) -> Result<(Page, Option<Url>), ClientError> {
-    let mut attempts = Attempts::new(registry.options());
+    let mut attempts = registry.attempts();
     loop {
         let result = async {
             let url = match &url {

@@ -16,7 +16,7 @@ use store::oci::{
 use crate::Client;
 use crate::auth::bearer::Scope;
 use crate::error::{ClientError, RequestLine};
-use crate::registry::{Attempts, Registry};
+use crate::registry::Registry;
 use crate::transport::{Answer, Call, Payload};
 
 /// Largest image configuration that is read, in bytes. Builders put their inline caches there.
@@ -62,32 +62,28 @@ impl RemoteImage {
 impl Client {
     /// Reads a manifest or index by digest, or by tag where there is no digest.
     pub async fn manifest(&self, reference: &Reference) -> Result<RawManifest, ClientError> {
-        let registry = self.registry(reference.registry());
-        let mut attempts = Attempts::new(self.options());
-        loop {
-            let result = read_once(&registry, reference).await;
-            match result {
-                Err(error) if attempts.again(&error).await => {}
-                result => return result,
-            }
-        }
+        self.first(reference, |registry, there| async move {
+            read(&registry, &there).await
+        })
+        .await
     }
 
     /// What a tag or digest names, without reading it where the registry answers HEAD in full.
     pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, ClientError> {
-        let registry = self.registry(reference.registry());
-        let mut attempts = Attempts::new(self.options());
-        let found = loop {
-            let result = head_once(&registry, reference).await;
-            match result {
-                Err(error) if attempts.again(&error).await => {}
-                result => break result?,
+        self.first(reference, |registry, there| async move {
+            let mut attempts = registry.attempts();
+            let found = loop {
+                match head_once(&registry, &there).await {
+                    Err(error) if attempts.again(&error).await => {}
+                    result => break result?,
+                }
+            };
+            match found {
+                Some(descriptor) => Ok(descriptor),
+                None => Ok(read(&registry, &there).await?.descriptor()),
             }
-        };
-        match found {
-            Some(descriptor) => Ok(descriptor),
-            None => Ok(self.manifest(reference).await?.descriptor()),
-        }
+        })
+        .await
     }
 
     /// Writes a manifest or index under the reference's tag, or else under its own digest.
@@ -96,10 +92,10 @@ impl Client {
         reference: &Reference,
         manifest: &RawManifest,
     ) -> Result<Digest, ClientError> {
-        let registry = self.registry(reference.registry());
-        let mut attempts = Attempts::new(self.options());
+        let (registry, there) = self.home(reference, true).await?;
+        let mut attempts = registry.attempts();
         loop {
-            let result = write_once(&registry, reference, manifest).await;
+            let result = write_once(&registry, &there, manifest).await;
             match result {
                 Err(error) if attempts.again(&error).await => {}
                 result => return result,
@@ -109,10 +105,10 @@ impl Client {
 
     /// Removes a tag, or with a digest the manifest and all tags to it.
     pub async fn delete_manifest(&self, reference: &Reference) -> Result<(), ClientError> {
-        let registry = self.registry(reference.registry());
-        let url = registry.url(&path(reference)).await?;
+        let (registry, there) = self.home(reference, true).await?;
+        let url = registry.url(&path(&there)).await?;
         let call = Call::new(Method::DELETE, url);
-        let scopes = [Scope::delete(reference.repository())];
+        let scopes = [Scope::delete(there.repository())];
         let answer = registry.send(&scopes, &call).await?;
         let gone = [StatusCode::ACCEPTED, StatusCode::OK, StatusCode::NO_CONTENT];
         answer.expect(&gone).await.map(drop)
@@ -202,6 +198,16 @@ fn embedded(descriptor: &Descriptor) -> Option<Vec<u8>> {
     let right = bytes.len() as u64 == descriptor.size
         && digest_as(&bytes, descriptor.digest) == descriptor.digest;
     right.then_some(bytes)
+}
+
+async fn read(registry: &Registry, reference: &Reference) -> Result<RawManifest, ClientError> {
+    let mut attempts = registry.attempts();
+    loop {
+        match read_once(registry, reference).await {
+            Err(error) if attempts.again(&error).await => {}
+            result => return result,
+        }
+    }
 }
 
 async fn read_once(registry: &Registry, reference: &Reference) -> Result<RawManifest, ClientError> {

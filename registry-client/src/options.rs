@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::Keychain;
+use crate::hosts::Hosts;
 use crate::transport::retry::{Clock, RetryPolicy, SystemClock};
 use crate::transport::target::{host_of, is_loopback};
 
@@ -19,6 +20,8 @@ pub struct Options {
     /// hosts always may, as with docker. Redirects, upload locations and token realms of a registry outside may lead into
     /// the own network only to hosts named here.
     pub insecure: Vec<String>,
+    /// Where registries really are.
+    pub hosts: Hosts,
     /// How requests name us.
     pub user_agent: String,
     /// Directories in the form of docker's `/etc/docker/certs.d`: `HOST[:PORT]/*.crt`, `*.cert` with `*.key`.
@@ -46,6 +49,7 @@ impl Default for Options {
         Options {
             keychain: Keychain::anonymous(),
             insecure: Vec::new(),
+            hosts: Hosts::default(),
             user_agent: format!("longshore/{}", env!("CARGO_PKG_VERSION")),
             certs_dirs: Vec::new(),
             ca_files: Vec::new(),

@@ -1,6 +1,7 @@
 //! One registry: where it is reached, who we are there, and how often we try.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use reqwest::header::HeaderValue;
 use reqwest::{StatusCode, Url};
@@ -10,31 +11,84 @@ use tokio::sync::OnceCell;
 use crate::auth::bearer::Scope;
 use crate::auth::session::Session;
 use crate::error::ClientError;
+use crate::hosts::Host;
 use crate::options::Options;
-use crate::transport::target::{host_of, is_loopback};
+use crate::transport::target::{authority, host_of, is_loopback};
 use crate::transport::{Answer, Call, Payload, Transport, retry};
 
 /// Where Docker Hub's registry answers.
 const HUB_HOST: &str = "registry-1.docker.io";
 
+/// Attempts at a mirror: there are others to ask.
+const MIRROR_ATTEMPTS: u32 = 2;
+
 /// A registry's session. Shared by all requests to it.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    name: String,
+    host: Arc<Host>,
+    is_mirror: bool,
     pub(crate) transport: Arc<Transport>,
     session: Session,
     /// `scheme://host[:port]/v2/`
     base: OnceCell<Url>,
+    /// Whether it could not be reached, which is not tried again where there are others.
+    is_down: AtomicBool,
+    /// Whether the user knows that it fails.
+    was_told: AtomicBool,
 }
 
 impl Registry {
-    pub(crate) fn new(name: &str, transport: Arc<Transport>) -> Registry {
+    pub(crate) fn new(host: &Arc<Host>, is_mirror: bool, transport: Arc<Transport>) -> Registry {
         let keychain = transport.options.keychain.clone();
         Registry {
-            name: name.to_owned(),
-            session: Session::new(name, keychain),
+            host: Arc::clone(host),
+            is_mirror,
+            session: Session::new(host, keychain),
             transport,
             base: OnceCell::new(),
+            is_down: AtomicBool::new(false),
+            was_told: AtomicBool::new(false),
+        }
+    }
+
+    /// `host[:port]`
+    pub(crate) fn name(&self) -> &str {
+        &self.host.name
+    }
+
+    /// A count for one piece of work here.
+    pub(crate) fn attempts(&self) -> Attempts {
+        let mut attempts = Attempts::new(self.options());
+        if self.is_mirror {
+            attempts.policy.attempts = attempts.policy.attempts.min(MIRROR_ATTEMPTS);
+        }
+        attempts
+    }
+
+    /// Whether there is no use in asking it again.
+    pub(crate) fn is_down(&self) -> bool {
+        self.is_down.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of why another is asked in its place.
+    pub(crate) fn passed_over(&self, error: &ClientError) {
+        let gone = matches!(
+            error,
+            ClientError::Unreachable { .. } | ClientError::Tls { .. } | ClientError::Stalled { .. }
+        );
+        if gone {
+            self.is_down.store(true, Ordering::Relaxed);
+        }
+        // That a mirror does not have everything is in its nature.
+        match error {
+            ClientError::Refused { refusal, .. } if refusal.status == StatusCode::NOT_FOUND => {
+                tracing::debug!(mirror = self.name(), %error, "asking the next");
+            }
+            error if !self.was_told.swap(true, Ordering::Relaxed) => {
+                self.transport
+                    .warn(self.name(), &format!("mirror passed over: {error}"));
+            }
+            error => tracing::debug!(mirror = self.name(), %error, "asking the next"),
         }
     }
 
@@ -66,6 +120,10 @@ impl Registry {
                 }
                 false => None,
             };
+            let call = match own {
+                true => &call.clone().to(&self.host),
+                false => call,
+            };
             let answer = self.transport.follow(call, authorization.as_ref()).await?;
             if answer.status() != StatusCode::UNAUTHORIZED || !own {
                 return Ok(answer);
@@ -90,26 +148,38 @@ impl Registry {
         }
     }
 
+    /// Where an answer's `Location` leads, if it may be followed.
+    pub(crate) async fn location(&self, answer: &Answer) -> Result<Url, ClientError> {
+        let own = authority(&self.url("").await?);
+        self.transport.target(answer, |name| {
+            (self.host.insecure && name == own) || self.options().is_listed(name)
+        })
+    }
+
     /// A loopback registry speaks http unless it proves to speak https; one named as insecure the other way round; all
     /// others https.
     async fn find_base(&self) -> Result<Url, ClientError> {
-        let host = match self.name.as_str() {
+        let host = match self.name() {
             DOCKER_HUB => HUB_HOST,
             name => name,
         };
         let port = host.get(host_of(host).len()..).unwrap_or_default();
+        let api = self.host.api.as_deref().unwrap_or("/v2");
         let url = |scheme: &str| {
-            Url::parse(&format!("{scheme}://{host}/v2/")).map_err(|_| ClientError::Setup {
+            Url::parse(&format!("{scheme}://{host}{api}/")).map_err(|_| ClientError::Setup {
                 what: host.to_owned(),
                 reason: "it is no host".to_owned(),
             })
         };
-        let order = match (is_loopback(host), self.options().is_listed(host)) {
-            (true, _) if port != ":443" => ["http", "https"],
-            (_, true) => ["https", "http"],
+        let is_insecure = self.host.insecure || self.options().is_listed(host);
+        let order = match (self.host.plain, is_loopback(host), is_insecure) {
+            (Some(true), _, _) => return url("http"),
+            (Some(false), _, _) => return url("https"),
+            (None, true, _) if port != ":443" => ["http", "https"],
+            (None, _, true) => ["https", "http"],
             _ => return url("https"),
         };
-        let mut attempts = Attempts::new(self.options());
+        let mut attempts = self.attempts();
         loop {
             let (first, second) = (url(order[0])?, url(order[1])?);
             let error = match self.probe(&first).await {
@@ -136,7 +206,8 @@ impl Registry {
 
     /// Whether a registry speaks this protocol at this URL. Servers that want https say 400 to http.
     async fn probe(&self, base: &Url) -> Result<bool, ClientError> {
-        let answer = self.transport.exchange(&Call::get(base.clone())).await?;
+        let call = Call::get(base.clone()).to(&self.host);
+        let answer = self.transport.exchange(&call).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
             self.session.note(answer.headers()).await;
         }

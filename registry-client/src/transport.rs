@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -27,6 +28,7 @@ use rustls::RootCertStore;
 use crate::blocking::blocking;
 use crate::error::{ClientError, Refusal, RequestLine, causes, printable, redacted};
 use crate::headers;
+use crate::hosts::Host;
 use crate::options::Options;
 
 pub(crate) mod body;
@@ -62,6 +64,8 @@ pub(crate) struct Call {
     pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Payload,
+    /// How the server at an authority is spoken to; says nothing of others that it leads to.
+    pub(crate) host: Option<(String, Arc<Host>)>,
 }
 
 impl Call {
@@ -71,6 +75,7 @@ impl Call {
             url,
             headers: HeaderMap::new(),
             body: Payload::Empty,
+            host: None,
         }
     }
 
@@ -91,16 +96,56 @@ impl Call {
         self
     }
 
+    /// The same, to a server that is spoken to as `host` has it.
+    pub(crate) fn to(mut self, host: &Arc<Host>) -> Call {
+        for (name, value) in &host.headers {
+            let name = HeaderName::try_from(name.as_str());
+            let value = HeaderValue::try_from(value.as_str());
+            // Whoever reads settings has checked them.
+            if let (Ok(name), Ok(mut value)) = (name, value) {
+                value.set_sensitive(true);
+                self.headers.insert(name, value);
+            }
+        }
+        let said = self.url.query_pairs().any(|(key, _)| key == "ns");
+        if let Some(name) = host.stands_for.as_ref().filter(|_| !said) {
+            self.url.query_pairs_mut().append_pair("ns", name);
+        }
+        self.host = Some((target::authority(&self.url), Arc::clone(host)));
+        self
+    }
+
     pub(crate) fn line(&self) -> RequestLine {
         RequestLine::new(&self.method, &self.url)
     }
+
+    /// Whether the server at an authority is the one that is spoken to, and needs no trust.
+    fn is_insecure(&self, authority: &str) -> bool {
+        let own = self.host.as_ref();
+        own.is_some_and(|(own, host)| own == authority && host.insecure)
+    }
+
+    /// What is said of the server at `url`.
+    fn host_at(&self, url: &Url) -> Option<&Host> {
+        let (authority, host) = self.host.as_ref()?;
+        (*authority == target::authority(url)).then_some(host)
+    }
+}
+
+/// A server, and what its certificate has to be.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Trust {
+    authority: String,
+    unverified: bool,
+    ca: Vec<PathBuf>,
+    identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Sends requests, with one connection pool per host.
 pub(crate) struct Transport {
     pub(crate) options: Arc<Options>,
-    /// By `http` or `https://authority`.
-    pools: tokio::sync::Mutex<BTreeMap<String, reqwest::Client>>,
+    /// By whom is trusted there; `None` is for what is not encrypted.
+    pools: tokio::sync::Mutex<BTreeMap<Option<Trust>, reqwest::Client>>,
     roots: Arc<OnceLock<Result<RootCertStore, String>>>,
     warnings: Mutex<BTreeSet<Warning>>,
 }
@@ -138,9 +183,14 @@ impl Transport {
             if !redirects(&hop.method, answer.status()) {
                 return Ok(answer);
             }
-            let next = self.target(&hop.url, &answer)?;
+            let next = self.target(&answer, |name| {
+                hop.is_insecure(name) || self.options.is_listed(name)
+            })?;
             if !target::same_origin(&call.url, &next) {
                 hop.headers.remove(AUTHORIZATION);
+                for (name, _) in hop.host.iter().flat_map(|(_, host)| &host.headers) {
+                    hop.headers.remove(name);
+                }
             }
             hop.url = next;
         }
@@ -150,16 +200,19 @@ impl Transport {
         ))
     }
 
-    /// The `Location` of an answer, if it may be followed.
-    pub(crate) fn target(&self, from: &Url, answer: &Answer) -> Result<Url, ClientError> {
+    /// The `Location` of an answer, if it may be followed; `listed` says which hosts the user named as insecure.
+    pub(crate) fn target(
+        &self,
+        answer: &Answer,
+        listed: impl Fn(&str) -> bool,
+    ) -> Result<Url, ClientError> {
+        let from = answer.url();
         let to = target::locate(from, answer.headers().get(LOCATION))
             .map_err(|reason| ClientError::bad_answer(&answer.line, reason))?;
-        target::check(from, &to, |host| self.options.is_listed(host)).map_err(|reason| {
-            ClientError::Misdirected {
-                request: answer.line.clone(),
-                target: redacted(&to),
-                reason,
-            }
+        target::check(from, &to, listed).map_err(|reason| ClientError::Misdirected {
+            request: answer.line.clone(),
+            target: redacted(&to),
+            reason,
         })?;
         Ok(to)
     }
@@ -167,7 +220,7 @@ impl Transport {
     /// Sends one request to one URL, following nothing.
     pub(crate) async fn exchange(&self, call: &Call) -> Result<Answer, ClientError> {
         let line = call.line();
-        let pool = self.pool(&call.url).await?;
+        let pool = self.pool(&call.url, call.host_at(&call.url)).await?;
         let activity = Arc::new(AtomicU64::new(0));
         let mut request = Request::new(call.method.clone(), call.url.clone());
         *request.headers_mut() = call.headers.clone();
@@ -230,27 +283,39 @@ impl Transport {
             if bytes > WARNING_BYTES_MAX {
                 return;
             }
-            let warning = Warning {
-                host: target::authority(url),
-                text: printable(&text),
-            };
-            let kept = self.warnings.lock();
-            let mut kept = kept.unwrap_or_else(std::sync::PoisonError::into_inner);
-            if kept.len() < WARNINGS_MAX && kept.insert(warning.clone()) {
-                tracing::warn!(host = %warning.host, "{}", warning.text);
-            }
+            self.warn(&target::authority(url), &text);
         }
     }
 
-    /// The connection pool for a URL. TLS is set up only where it is needed.
-    pub(crate) async fn pool(&self, url: &Url) -> Result<reqwest::Client, ClientError> {
+    /// Keeps what the user should know of a host, once.
+    pub(crate) fn warn(&self, host: &str, text: &str) {
+        let warning = Warning {
+            host: host.to_owned(),
+            text: printable(text),
+        };
+        let kept = self.warnings.lock();
+        let mut kept = kept.unwrap_or_else(std::sync::PoisonError::into_inner);
+        if kept.len() < WARNINGS_MAX && kept.insert(warning.clone()) {
+            tracing::warn!(host = %warning.host, "{}", warning.text);
+        }
+    }
+
+    /// The connection pool for a URL, and what is said of its server. TLS is set up only where it is needed.
+    pub(crate) async fn pool(
+        &self,
+        url: &Url,
+        host: Option<&Host>,
+    ) -> Result<reqwest::Client, ClientError> {
         let authority = target::authority(url);
         let secure = url.scheme() == "https";
-        let key = if secure {
-            authority.clone()
-        } else {
-            String::new()
+        let trust = Trust {
+            authority: authority.clone(),
+            unverified: host.is_some_and(|host| host.insecure)
+                || self.options.is_unverified(&authority),
+            ca: host.map(|host| host.ca.clone()).unwrap_or_default(),
+            identity: host.and_then(|host| host.identity.clone()),
         };
+        let key = secure.then(|| trust.clone());
         let mut pools = self.pools.lock().await;
         if let Some(pool) = pools.get(&key) {
             return Ok(pool.clone());
@@ -258,7 +323,8 @@ impl Transport {
         let tls = if secure {
             let (options, roots) = (Arc::clone(&self.options), Arc::clone(&self.roots));
             let reading = blocking(move || {
-                let extra = tls::certs_d(&options.certs_dirs, &authority)?;
+                let mut extra = tls::certs_d(&options.certs_dirs, &authority)?;
+                extra.add(&trust.ca, trust.identity.as_ref())?;
                 let roots = roots
                     .get_or_init(|| load_roots(&options))
                     .as_ref()
@@ -266,7 +332,7 @@ impl Transport {
                         what: "trusted certificates".to_owned(),
                         reason: reason.clone(),
                     })?;
-                tls::config(roots, extra, options.is_unverified(&authority))
+                tls::config(roots, extra, trust.unverified)
             });
             reading.await?
         } else {

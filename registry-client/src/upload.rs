@@ -60,7 +60,9 @@ impl Client {
         mount_from: &[String],
         progress: Arc<dyn Progress>,
     ) -> Result<Pushed, ClientError> {
-        let push = self.blob_push(reference, descriptor, source, progress);
+        let push = self
+            .blob_push(reference, descriptor, source, progress)
+            .await?;
         push.progress.started(&descriptor.digest, descriptor.size);
         let pushed = push.run(mount_from).await?;
         push.progress.finished(&descriptor.digest);
@@ -75,7 +77,9 @@ impl Client {
         mount_from: &[String],
     ) -> Result<Option<Pushed>, ClientError> {
         let nothing = BlobSource::Bytes(Bytes::new());
-        let push = self.blob_push(reference, descriptor, nothing, Arc::new(Silent));
+        let push = self
+            .blob_push(reference, descriptor, nothing, Arc::new(Silent))
+            .await?;
         let (found, session) = push.find(mount_from).await?;
         if let Some(unused) = session {
             push.cancel(&unused).await;
@@ -91,7 +95,9 @@ impl Client {
         source: BlobSource,
         progress: Arc<dyn Progress>,
     ) -> Result<(), ClientError> {
-        let push = self.blob_push(reference, descriptor, source, progress);
+        let push = self
+            .blob_push(reference, descriptor, source, progress)
+            .await?;
         push.progress.started(&descriptor.digest, descriptor.size);
         push.source.check_len(descriptor.size).await?;
         push.upload(None).await?;
@@ -99,21 +105,22 @@ impl Client {
         Ok(())
     }
 
-    fn blob_push(
+    async fn blob_push(
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
         source: BlobSource,
         progress: Arc<dyn Progress>,
-    ) -> BlobPush {
-        BlobPush {
-            registry: self.registry(reference.registry()),
-            repository: reference.repository().to_owned(),
-            scopes: vec![Scope::push(reference.repository())],
+    ) -> Result<BlobPush, ClientError> {
+        let (registry, there) = self.home(reference, true).await?;
+        Ok(BlobPush {
+            registry,
+            repository: there.repository().to_owned(),
+            scopes: vec![Scope::push(there.repository())],
             descriptor: descriptor.clone(),
             source,
             progress,
-        }
+        })
     }
 }
 
@@ -197,7 +204,7 @@ impl BlobPush {
                 .await?;
             match answer.status() {
                 StatusCode::CREATED => Ok(None),
-                StatusCode::ACCEPTED => self.session(&answer).map(Some),
+                StatusCode::ACCEPTED => self.session(&answer).await.map(Some),
                 _ => Err(answer.refused().await),
             }
         };
@@ -287,13 +294,14 @@ impl BlobPush {
         let call = Call::new(Method::POST, self.uploads_url().await?);
         let answer = self.registry.send(&self.scopes, &call).await?;
         self.session(&answer.expect(&[StatusCode::ACCEPTED]).await?)
+            .await
     }
 
-    fn session(&self, answer: &Answer) -> Result<Session, ClientError> {
+    async fn session(&self, answer: &Answer) -> Result<Session, ClientError> {
         let chunk_min = answer.header("oci-chunk-min-length");
         let chunk_min = chunk_min.and_then(|text| text.trim().parse().ok());
         Ok(Session {
-            location: self.location(answer)?,
+            location: self.registry.location(answer).await?,
             offset: 0,
             chunk_min: chunk_min.unwrap_or(0).min(CHUNK_MIN_MAX),
         })
@@ -339,7 +347,7 @@ impl BlobPush {
             StatusCode::CREATED,
         ];
         let answer = answer.expect(&taken).await?;
-        session.location = self.location(&answer)?;
+        session.location = self.registry.location(&answer).await?;
         // One byte reads as none (see `upload_offset`); a whole chunk acknowledged without a Range is believed.
         let offset = answer.header("range").and_then(headers::upload_offset);
         session.offset = match offset {
@@ -380,7 +388,7 @@ impl BlobPush {
         Some(Session {
             offset: (offset <= self.descriptor.size).then_some(offset)?,
             location: match answer.header("location") {
-                Some(_) => self.location(&answer).ok()?,
+                Some(_) => self.registry.location(&answer).await.ok()?,
                 None => session.location,
             },
             chunk_min: session.chunk_min,
@@ -408,10 +416,6 @@ impl BlobPush {
     async fn uploads_url(&self) -> Result<Url, ClientError> {
         let path = format!("{}/blobs/uploads/", self.repository);
         self.registry.url(&path).await
-    }
-
-    fn location(&self, answer: &Answer) -> Result<Url, ClientError> {
-        self.registry.transport.target(answer.url(), answer)
     }
 }
 

@@ -41,7 +41,7 @@ fn run(context: &Context, args: &BuildArgs, how: Progress) -> Result<ExitCode, F
     let cancel = Cancel::new().blame(Kind::Environment)?;
     let watch = Watch::start(&cancel)?;
     let store = Arc::new(context.store()?);
-    let remote = remote(context).with_cancel(&cancel);
+    let remote = remote(context)?.with_cancel(&cancel);
     let environment = BuildEnvironment {
         store: &store,
         remote: &remote,

@@ -42,7 +42,7 @@ pub fn debug(context: &Context, args: &DebugArgs) -> Result<ExitCode, CliError> 
     let store = Arc::new(context.store()?);
     let build = find_build(&store, &args.build)?;
     let step = only(&build, &args.step)?;
-    let remote = super::transfer::remote(context);
+    let remote = super::transfer::remote(context)?;
     let environment = BuildEnvironment {
         store: &store,
         remote: &remote,

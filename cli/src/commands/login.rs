@@ -47,7 +47,7 @@ pub fn login(context: &Context, args: &LoginArgs) -> Result<ExitCode, CliError> 
         .enable_all()
         .build()
         .blame(Kind::Environment)?;
-    let client = Client::new(context.client_options())?;
+    let client = Client::new(context.client_options()?)?;
     runtime.block_on(client.check_login(&registry, &credential))?;
     config.store(&registry, &credential)?;
     config.write()?;

@@ -20,7 +20,7 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
     let reference: Reference = args.name.parse()?;
     let store = Arc::new(context.store()?);
     let image = find_image(&store, &args.name)?;
-    let remote = remote(context);
+    let remote = remote(context)?;
     let display = display(context, args.quiet, Work::Pushing);
     let pushed = transfer::push(&store, &remote, &image.id, &reference, None, display.sink());
     display.finish(pushed.is_ok());
@@ -61,7 +61,7 @@ pub fn fetch(
     let display = display(context, quiet, Work::Pulling);
     let pulled = transfer::pull(
         store,
-        &remote(context),
+        &remote(context)?,
         &reference,
         &Platform::host(),
         display.sink(),
@@ -87,7 +87,7 @@ pub fn complete(context: &Context, store: &Arc<Store>, id: &ImageId) -> Result<b
         return Ok(false);
     }
     let display = display(context, false, Work::Pulling);
-    let completed = transfer::complete(store, &remote(context), id, &display.sink());
+    let completed = transfer::complete(store, &remote(context)?, id, &display.sink());
     display.finish(completed.is_ok());
     completed?;
     super::sync::soon(store);
@@ -95,10 +95,9 @@ pub fn complete(context: &Context, store: &Arc<Store>, id: &ImageId) -> Result<b
 }
 
 /// How this command reaches registries, if it has to.
-pub fn remote(context: &Context) -> Remote {
-    let git = context.git_settings();
-    let context = context.clone();
-    Remote::new(Box::new(move || context.client_options())).with_git(git)
+pub fn remote(context: &Context) -> Result<Remote, CliError> {
+    let options = context.client_options()?;
+    Ok(Remote::new(Box::new(move || options.clone())).with_git(context.git_settings()))
 }
 
 fn display(context: &Context, quiet: bool, work: Work) -> Display {

@@ -109,6 +109,78 @@ impl<'t> Table<'t> {
         tables.collect::<Result<_, _>>().map(Some)
     }
 
+    /// The tables `[key."NAME"]`, by name.
+    pub(super) fn named_tables(
+        &mut self,
+        key: &'static str,
+    ) -> Result<Vec<(String, Table<'t>)>, TableError> {
+        let Some(Table { table, path, .. }) = self.table(key)? else {
+            return Ok(Vec::new());
+        };
+        let tables = table.iter().map(|(name, value)| {
+            let name = name.get_ref().as_ref();
+            let path = format!("{path}\"{name}\"");
+            match value.get_ref() {
+                DeValue::Table(table) => {
+                    let inner = Table::new(self.text, &format!("{path}."), table);
+                    Ok((name.to_owned(), inner))
+                }
+                _ => {
+                    let message = format!("`{path}` is no table");
+                    Err(error_at(self.text, value.span(), message))
+                }
+            }
+        });
+        tables.collect()
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &'static str) -> Result<Option<String>, TableError> {
+        self.find(key)
+            .map(|value| match value.get_ref() {
+                DeValue::String(text) => Ok(text.as_ref().to_owned()),
+                _ => Err(self.wrong(key, value, "a text")),
+            })
+            .transpose()
+    }
+
+    /// A list of texts, each of which `check` has to take.
+    pub(super) fn texts(
+        &mut self,
+        key: &'static str,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Result<Vec<String>, TableError> {
+        let Some(value) = self.find(key) else {
+            return Ok(Vec::new());
+        };
+        let DeValue::Array(values) = value.get_ref() else {
+            return Err(self.wrong(key, value, "a list of texts"));
+        };
+        let mut texts = Vec::new();
+        for value in values {
+            let DeValue::String(text) = value.get_ref() else {
+                return Err(self.wrong(key, value, "texts"));
+            };
+            check(text).map_err(|reason| {
+                let message = format!("`{}{key}`: {reason}", self.path);
+                error_at(self.text, value.span(), message)
+            })?;
+            texts.push(text.as_ref().to_owned());
+        }
+        Ok(texts)
+    }
+
+    /// That the whole table is wrong.
+    pub(super) fn error(&self, message: &str) -> TableError {
+        let path = self.path.trim_end_matches('.');
+        let span = self.table.iter().next().map(|(key, _)| key.span());
+        error_at(
+            self.text,
+            span.unwrap_or(0..0),
+            format!("`{path}`: {message}"),
+        )
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, TableError> {
         self.find(key)
             .map(|value| match value.get_ref() {

@@ -218,3 +218,48 @@ fn nobody_reading_is_no_error() {
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
 }
+
+#[test]
+fn mirrors_of_our_own_settings_and_of_other_tools() {
+    let place = Place::new();
+    let mirror = Server::registry(&place.path("registry"));
+    let there = format!("{}/hub/library/app:1", mirror.host);
+    small_image(&place, &there);
+    place.run(["push", &there]).ok();
+    let id = place.run(["images", "-q", "--no-trunc", &there]).ok();
+
+    // A registry that is not there, so that only the mirror can have it.
+    let own = place.path("own.toml");
+    let text = format!(
+        "[registry.\"docker.io\"]\nmirrors = [\"{}/hub\"]\n",
+        mirror.host
+    );
+    std::fs::write(&own, text).unwrap();
+    let fresh = Place::new();
+    let own = own.to_str().unwrap();
+    assert_eq!(fresh.run(["--config", own, "pull", "app:1"]).ok(), id);
+    assert_eq!(fresh.sh("app:1", "cat /f"), "1");
+
+    let theirs = place.path("registries.conf");
+    let text = format!(
+        "[[registry]]\nprefix = \"nowhere.invalid/shop\"\nlocation = \"{0}/hub/library\"\n\
+         [[registry]]\nlocation = \"{0}/secret\"\nblocked = true\n",
+        mirror.host
+    );
+    std::fs::write(&theirs, text).unwrap();
+    let fresh = Place::new();
+    let with_theirs = |args: &[&str]| {
+        let mut command = fresh.command(args);
+        command.env("CONTAINERS_REGISTRIES_CONF", &theirs);
+        Ran::of(&mut command)
+    };
+    assert_eq!(
+        with_theirs(&["pull", "nowhere.invalid/shop/app:1"]).ok(),
+        id
+    );
+    assert_eq!(fresh.sh("nowhere.invalid/shop/app:1", "cat /f"), "1");
+    let blocked = format!("{}/secret/app:1", mirror.host);
+    with_theirs(&["pull", &blocked]).fails(3, &format!("`{blocked}` is blocked by `"));
+    std::fs::write(&theirs, "[[registry]]\nlocation = 3\n").unwrap();
+    with_theirs(&["pull", &blocked]).fails(3, "line 2");
+}

@@ -1,6 +1,7 @@
 //! One registry's challenge, and the credentials and tokens that answer it, kept between requests.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -14,6 +15,7 @@ use super::bearer::{self, Challenge, Scope};
 use super::{Credential, Keychain};
 use crate::blocking::blocking;
 use crate::error::{ClientError, redacted};
+use crate::hosts::Host;
 use crate::transport::{Answer, Call, Payload, Transport, target};
 
 /// How token servers know us.
@@ -28,7 +30,7 @@ const MARGIN_MAX: Duration = Duration::from_secs(10);
 /// What one registry wants to see and what there is to show.
 #[derive(Debug)]
 pub(crate) struct Session {
-    registry: String,
+    host: Arc<Host>,
     keychain: Keychain,
     /// Held while a token is fetched, so that parallel requests fetch one.
     state: Mutex<State>,
@@ -69,9 +71,9 @@ impl State {
 }
 
 impl Session {
-    pub(crate) fn new(registry: &str, keychain: Keychain) -> Session {
+    pub(crate) fn new(host: &Arc<Host>, keychain: Keychain) -> Session {
         Session {
-            registry: registry.to_owned(),
+            host: Arc::clone(host),
             keychain,
             state: Mutex::default(),
         }
@@ -140,7 +142,7 @@ impl Session {
     /// The error for a 401 that is final.
     pub(crate) async fn refused(&self, anonymous: bool, refusal: Answer) -> ClientError {
         ClientError::Unauthorized {
-            registry: self.registry.clone(),
+            registry: self.host.name.clone(),
             anonymous,
             detail: refusal.refused().await.to_string(),
         }
@@ -173,7 +175,7 @@ impl Session {
                 Ok(forever(self.basic(&username, &password)?))
             }
             (Challenge::Basic, other) => Err(ClientError::Unauthorized {
-                registry: self.registry.clone(),
+                registry: self.host.name.clone(),
                 anonymous: other.is_none(),
                 detail: "it asks for a user and a password".to_owned(),
             }),
@@ -208,7 +210,7 @@ impl Session {
     }
 
     async fn credential(&self, scopes: &[Scope]) -> Result<Option<Credential>, ClientError> {
-        let (keychain, registry) = (self.keychain.clone(), self.registry.clone());
+        let (keychain, registry) = (self.keychain.clone(), self.host.name.clone());
         // With several scopes the last is the one that is written to.
         let repository = scopes.last().map(Scope::repository).unwrap_or_default();
         let repository = repository.to_owned();
@@ -219,7 +221,9 @@ impl Session {
         let request = Call::get(base.clone()).line();
         let url = Url::parse(realm)
             .map_err(|_| ClientError::bad_answer(&request, "its token realm is not a URL"))?;
-        let listed = |host: &str| transport.options.is_listed(host);
+        let own = target::authority(base);
+        let listed =
+            |name: &str| (self.host.insecure && name == own) || transport.options.is_listed(name);
         target::check_realm(base, &url, listed).map_err(|reason| ClientError::Misdirected {
             request,
             target: redacted(&url),
@@ -283,7 +287,7 @@ impl Session {
     fn sensitive(&self, scheme: &str, secret: &str) -> Result<HeaderValue, ClientError> {
         let value = HeaderValue::from_str(&format!("{scheme} {secret}"));
         let mut value = value.map_err(|_| ClientError::Unauthorized {
-            registry: self.registry.clone(),
+            registry: self.host.name.clone(),
             anonymous: false,
             detail: "the token has characters that no header may have".to_owned(),
         })?;

@@ -28,6 +28,25 @@ pub(crate) struct Extra {
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 }
 
+impl Extra {
+    /// Adds files that are named one by one: authorities, and the client's certificate and key. Blocks.
+    pub(crate) fn add(
+        &mut self,
+        ca: &[PathBuf],
+        identity: Option<&(PathBuf, PathBuf)>,
+    ) -> Result<(), ClientError> {
+        for path in ca {
+            self.roots.extend(certificates(path)?);
+        }
+        if let Some((certificate, key)) = identity {
+            let read = PrivateKeyDer::from_pem_file(key);
+            let read = read.map_err(|error| setup(key, &error))?;
+            self.identity = Some((certificates(certificate)?, read));
+        }
+        Ok(())
+    }
+}
+
 /// Reads docker's `certs.d` for a host: in each of `directories`, `HOST/*.crt` are trusted authorities, and
 /// `HOST/NAME.cert` with `HOST/NAME.key` prove the client. Blocks.
 pub(crate) fn certs_d(directories: &[PathBuf], host: &str) -> Result<Extra, ClientError> {

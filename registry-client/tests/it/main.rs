@@ -7,6 +7,7 @@
 //! | [`debian`] | Debian's docker-registry, open and with htpasswd |
 //! | [`helpers`] | credential helpers |
 //! | [`hostile_pull`], [`hostile_push`] | a server that breaks the protocol in every way we could think of |
+//! | [`mirrors`] | mirrors and other places, as the files of other tools say |
 //! | [`tokens`] | a token server, and other hosts that must see no credential |
 
 #![allow(clippy::unwrap_used, reason = "a test that fails shall say where")]
@@ -17,6 +18,7 @@ mod debian;
 mod helpers;
 mod hostile_pull;
 mod hostile_push;
+mod mirrors;
 mod support;
 mod tokens;
 mod wire;
