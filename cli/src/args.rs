@@ -17,6 +17,7 @@ mod filter;
 mod history;
 mod network;
 mod output;
+mod registry;
 mod space;
 mod steps;
 
@@ -37,6 +38,7 @@ pub use history::{
 };
 pub use network::{NetworkCommand, NetworkCreateArgs, NetworkLsArgs, NetworkNamesArgs};
 pub use output::{Output, OutputKind};
+pub use registry::{RegistryCommand, ServeArgs};
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;
 
@@ -581,43 +583,6 @@ pub struct LogoutArgs {
     /// Host and port of the registry [default: Docker Hub]
     #[arg(value_name = "SERVER")]
     pub server: Option<String>,
-}
-
-/// `longshore registry …`.
-#[derive(Debug, Subcommand)]
-pub enum RegistryCommand {
-    /// Serve images from a folder, until interrupted
-    Serve(ServeArgs),
-}
-
-/// `longshore registry serve`.
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:
-  longshore registry serve
-  longshore registry serve --addr 0.0.0.0:5000 --root /srv/registry
-
-The folder is laid out as CNCF distribution (registry:2, docker-registry) does: either can be
-started on a folder of the other.")]
-pub struct ServeArgs {
-    /// Address and port to listen on; port 0 lets the kernel choose, and the choice is printed
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5000")]
-    pub addr: String,
-    /// Folder of the registry [default: `registry` in longshore's own folder]
-    // The name and identifier of the global option, which this one takes the place of.
-    #[arg(id = "root", long = "root", value_name = "DIR")]
-    pub folder: Option<PathBuf>,
-    /// Users who may use the registry, as `htpasswd -B` writes them [default: everybody may]
-    #[arg(long, value_name = "FILE")]
-    pub htpasswd: Option<PathBuf>,
-    /// Certificate, then its issuers, in PEM: serve https
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    pub tls_cert: Option<PathBuf>,
-    /// Private key of the certificate, in PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
-    /// Refuse every change
-    #[arg(long)]
-    pub read_only: bool,
 }
 
 /// `longshore version`.

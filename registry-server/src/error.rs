@@ -37,6 +37,8 @@ pub enum ErrorCode {
     NameInvalid,
     /// There is no such repository.
     NameUnknown,
+    /// What `If-Match` or `If-None-Match` says does not hold.
+    PreconditionFailed,
     /// `n` is not a number.
     PaginationNumberInvalid,
     /// A chunk is out of order, or a range lies outside the blob.
@@ -47,6 +49,8 @@ pub enum ErrorCode {
     TooLarge,
     /// The tag breaks the grammar.
     TagInvalid,
+    /// One request sets too many tags.
+    TooManyTags,
     /// Credentials are needed.
     Unauthorized,
     /// The method or operation is not offered here.
@@ -97,6 +101,11 @@ impl ErrorCode {
                 S::NOT_FOUND,
                 "repository name not known to registry",
             ),
+            Self::PreconditionFailed => (
+                "PRECONDITION_FAILED",
+                S::PRECONDITION_FAILED,
+                "the condition of the request does not hold",
+            ),
             Self::PaginationNumberInvalid => (
                 "PAGINATION_NUMBER_INVALID",
                 S::BAD_REQUEST,
@@ -118,6 +127,11 @@ impl ErrorCode {
                 "content is larger than this registry takes",
             ),
             Self::TagInvalid => ("TAG_INVALID", S::BAD_REQUEST, "invalid tag"),
+            Self::TooManyTags => (
+                "TAG_INVALID",
+                S::URI_TOO_LONG,
+                "more tags at once than this registry sets",
+            ),
             Self::Unauthorized => ("UNAUTHORIZED", S::UNAUTHORIZED, "authentication required"),
             Self::Unsupported => (
                 "UNSUPPORTED",

@@ -12,7 +12,10 @@ use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, set};
 use crate::routes::{ManifestReference, RepositoryName, percent_encode};
-use crate::storage::{RegistryStorage, StorageResult, UNTOLD, VerifiedManifest, media_type_of};
+use crate::storage::{
+    RegistryStorage, StorageResult, TagCondition, TagRemoval, UNTOLD, VerifiedManifest,
+    media_type_of,
+};
 
 /// Most tags that one PUT sets.
 const TAGS_PER_PUT_MAX: usize = 32;
@@ -117,8 +120,16 @@ impl Registry {
                 }
             })
             .await?;
-        let manifest = found.ok_or_else(|| ApiError::with(ErrorCode::ManifestUnknown, shown))?;
+        let manifest =
+            found.ok_or_else(|| ApiError::with(ErrorCode::ManifestUnknown, shown.clone()))?;
         let etag = format!("\"{}\"", manifest.digest());
+        let wanted = TagCondition {
+            not_on: None,
+            ..call.condition()
+        };
+        if !wanted.holds(Some(manifest.digest())) {
+            return Err(ApiError::with(ErrorCode::PreconditionFailed, shown));
+        }
         let mut response = if call.has_already(&etag) {
             answer(StatusCode::NOT_MODIFIED)
         } else {
@@ -164,7 +175,7 @@ impl Registry {
         };
         if tags.len() > TAGS_PER_PUT_MAX {
             return Err(ApiError::with(
-                ErrorCode::TagInvalid,
+                ErrorCode::TooManyTags,
                 format!("at most {TAGS_PER_PUT_MAX} tags are set at once"),
             ));
         }
@@ -186,24 +197,47 @@ impl Registry {
         };
         let sparse = self.rules.sparse_indexes;
         let (target, subject, set_tags) = (name.clone(), needs.subject, tags.clone());
-        let missing = self
+        let condition = call.condition();
+        let by_tag = expected.is_none();
+        let place = reference.clone();
+        let outcome = self
             .blocking(move |storage| {
-                let missing = missing(storage, &target, &needs, sparse)?;
-                if missing.is_none() {
-                    storage.settle_blobs(&target, &needs.blobs)?;
-                    storage.put_manifest(&target, &manifest, needs.subject.as_ref())?;
-                    for tag in &set_tags {
-                        storage.set_tag(&target, tag, manifest.digest())?;
+                // Again when the tag is set: this look only spares work and litter.
+                if !holds(storage, &target, &place, &condition)? {
+                    return Ok(Outcome::Refused);
+                }
+                if let Some(missing) = missing(storage, &target, &needs, sparse)? {
+                    return Ok(Outcome::Missing(missing));
+                }
+                storage.settle_blobs(&target, &needs.blobs)?;
+                storage.put_manifest(&target, &manifest, needs.subject.as_ref())?;
+                // Of one that is put by its digest the condition speaks, not of its tags.
+                let of_tag = if by_tag {
+                    condition
+                } else {
+                    TagCondition::default()
+                };
+                for tag in &set_tags {
+                    if !storage.set_tag(&target, tag, manifest.digest(), &of_tag)? {
+                        return Ok(Outcome::Refused);
                     }
                 }
-                Ok(missing)
+                // A delete of the same manifest that came between would leave tags on nothing.
+                if !storage.has_manifest(&target, manifest.digest())? {
+                    storage.put_manifest(&target, &manifest, needs.subject.as_ref())?;
+                }
+                Ok(Outcome::Put)
             })
             .await?;
-        if let Some(missing) = missing {
-            return Err(ApiError::with(
-                ErrorCode::ManifestBlobUnknown,
-                missing.to_string(),
-            ));
+        match outcome {
+            Outcome::Put => {}
+            Outcome::Refused => return Err(ApiError::new(ErrorCode::PreconditionFailed)),
+            Outcome::Missing(missing) => {
+                return Err(ApiError::with(
+                    ErrorCode::ManifestBlobUnknown,
+                    missing.to_string(),
+                ));
+            }
         }
         let mut response = answer(StatusCode::CREATED);
         let location = format!(
@@ -212,6 +246,7 @@ impl Registry {
         );
         set(&mut response, header::LOCATION, &location);
         set(&mut response, CONTENT_DIGEST, &digest.to_string());
+        set(&mut response, header::ETAG, &format!("\"{digest}\""));
         if let Some(subject) = subject {
             let header = HeaderName::from_static("oci-subject");
             set(&mut response, header, &subject.to_string());
@@ -227,20 +262,61 @@ impl Registry {
         &self,
         name: RepositoryName,
         reference: ManifestReference,
+        call: &Call,
     ) -> Answer {
         let shown = shown(&reference);
+        let condition = call.condition();
         let removed = self
-            .blocking(move |storage| match reference {
-                ManifestReference::Digest(digest) => storage.remove_manifest(&name, &digest),
-                ManifestReference::Tag(tag) => storage.remove_tag(&name, &tag),
-                ManifestReference::Impossible(_) => Ok(false),
+            .blocking(move |storage| {
+                if let ManifestReference::Tag(tag) = &reference {
+                    return storage.remove_tag(&name, tag, &condition);
+                }
+                if !holds(storage, &name, &reference, &condition)? {
+                    return Ok(TagRemoval::Refused);
+                }
+                let removed = match &reference {
+                    ManifestReference::Digest(digest) => storage.remove_manifest(&name, digest)?,
+                    _ => false,
+                };
+                Ok(match removed {
+                    true => TagRemoval::Removed,
+                    false => TagRemoval::Absent,
+                })
             })
             .await?;
-        if !removed {
-            return Err(ApiError::with(ErrorCode::ManifestUnknown, shown));
+        match removed {
+            TagRemoval::Removed => Ok(answer(StatusCode::ACCEPTED)),
+            TagRemoval::Absent => Err(ApiError::with(ErrorCode::ManifestUnknown, shown)),
+            TagRemoval::Refused => Err(ApiError::with(ErrorCode::PreconditionFailed, shown)),
         }
-        Ok(answer(StatusCode::ACCEPTED))
     }
+}
+
+/// What became of a PUT.
+enum Outcome {
+    Put,
+    /// The request's condition does not hold.
+    Refused,
+    /// The repository lacks this.
+    Missing(Digest),
+}
+
+/// Whether the condition holds of what `reference` is on now.
+fn holds(
+    storage: &dyn RegistryStorage,
+    name: &RepositoryName,
+    reference: &ManifestReference,
+    condition: &TagCondition,
+) -> StorageResult<bool> {
+    if *condition == TagCondition::default() {
+        return Ok(true);
+    }
+    let current = match reference {
+        ManifestReference::Tag(tag) => storage.tag(name, tag)?,
+        ManifestReference::Digest(digest) => storage.has_manifest(name, digest)?.then_some(*digest),
+        ManifestReference::Impossible(_) => None,
+    };
+    Ok(condition.holds(current.as_ref()))
 }
 
 fn shown(reference: &ManifestReference) -> String {

@@ -18,7 +18,7 @@ use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
 use crate::routes::{Query, Route};
 use crate::sendfile::SendQueue;
-use crate::storage::{RegistryStorage, StorageResult};
+use crate::storage::{RegistryStorage, StorageResult, TagCondition, TagMatch};
 use crate::uploads::Sessions;
 
 /// `Docker-Content-Digest`
@@ -50,6 +50,8 @@ pub(crate) struct Registry {
     pub(crate) sessions: Sessions,
     pub(crate) rules: Rules,
     pub(crate) users: Option<Htpasswd>,
+    /// A `Warning` for every answer.
+    pub(crate) warning: Option<HeaderValue>,
 }
 
 /// A request after its route was parsed.
@@ -76,6 +78,28 @@ impl Call {
                 .map(|tag| tag.trim().trim_start_matches("W/"))
                 .any(|tag| tag == "*" || tag == etag)
         })
+    }
+
+    /// What `If-Match` and `If-None-Match` ask of a manifest that is to be changed.
+    pub(crate) fn condition(&self) -> TagCondition {
+        let matched = |name| {
+            let mut values = self.headers.get_all(name).iter().peekable();
+            values.peek()?;
+            let text: Vec<&str> = values.filter_map(|value| value.to_str().ok()).collect();
+            let tags = text.join(",");
+            if tags.trim() == "*" {
+                return Some(TagMatch::Anything);
+            }
+            // A weak tag, or one that is no digest, is none of ours: it matches nothing.
+            let digests = tags
+                .split(',')
+                .filter_map(|tag| tag.trim().trim_matches('"').parse().ok());
+            Some(TagMatch::Of(digests.collect()))
+        };
+        TagCondition {
+            on: matched(header::IF_MATCH),
+            not_on: matched(header::IF_NONE_MATCH),
+        }
     }
 
     /// `Content-Length`, if there is one.
@@ -183,6 +207,10 @@ impl Registry {
             header::X_CONTENT_TYPE_OPTIONS,
             HeaderValue::from_static("nosniff"),
         );
+        if let Some(warning) = &self.warning {
+            let headers = response.headers_mut();
+            headers.insert(header::WARNING, warning.clone());
+        }
         tracing::info!(target: "registry::access", %method, path, status = response.status().as_u16());
         response
     }
@@ -210,7 +238,11 @@ impl Registry {
         let route = Route::parse(path)?;
         let method = call.method.clone();
         let allowed: &'static str = match &route {
-            Route::Base | Route::Catalog | Route::Tags(_) | Route::Referrers(..) => "GET, HEAD",
+            Route::Base
+            | Route::Catalog
+            | Route::Extensions(_)
+            | Route::Tags(_)
+            | Route::Referrers(..) => "GET, HEAD",
             Route::Blob(..) => "GET, HEAD, DELETE",
             Route::Manifest(..) => "GET, HEAD, PUT, DELETE",
             Route::Uploads(_) => "POST",
@@ -236,6 +268,7 @@ impl Registry {
         match (route, method.as_str()) {
             (Route::Base, _) => Ok(json_answer("{}".to_owned())),
             (Route::Catalog, _) => self.catalog(call).await,
+            (Route::Extensions(name), _) => self.extensions(name).await,
             (Route::Tags(name), _) => self.list_tags(name, call).await,
             (Route::Referrers(name, subject), _) => self.list_referrers(name, subject, call).await,
             (Route::Blob(name, digest), "DELETE") => self.delete_blob(name, digest).await,
@@ -244,7 +277,7 @@ impl Registry {
                 self.put_manifest(name, reference, call).await
             }
             (Route::Manifest(name, reference), "DELETE") => {
-                self.delete_manifest(name, reference).await
+                self.delete_manifest(name, reference, call).await
             }
             (Route::Manifest(name, reference), _) => self.manifest(name, reference, call).await,
             (Route::Uploads(name), _) => self.start_upload(name, call).await,

@@ -3,6 +3,7 @@
 //! ```text
 //! /v2/                                   Base
 //! /v2/_catalog                           Catalog
+//! /v2/[<name>/]_oci/ext/discover         Extensions
 //! /v2/<name>/blobs/<digest>              Blob
 //! /v2/<name>/blobs/uploads[/]            Uploads
 //! /v2/<name>/blobs/uploads/<id>          Upload
@@ -112,6 +113,8 @@ pub enum Route {
     Base,
     /// `/v2/_catalog`
     Catalog,
+    /// What is offered beyond the specification, by the registry or in one repository.
+    Extensions(Option<RepositoryName>),
     /// One blob of a repository.
     Blob(RepositoryName, Digest),
     /// Where uploads start.
@@ -143,6 +146,10 @@ impl Route {
         };
         match segments.as_slice() {
             ["_catalog"] => Ok(Route::Catalog),
+            ["_oci", "ext", "discover"] => Ok(Route::Extensions(None)),
+            [name @ .., "_oci", "ext", "discover"] => {
+                Ok(Route::Extensions(Some(repository(name)?)))
+            }
             [name @ .., "tags", "list"] => Ok(Route::Tags(repository(name)?)),
             [name @ .., "blobs", "uploads", ""] | [name @ .., "blobs", "uploads"] => {
                 Ok(Route::Uploads(repository(name)?))
@@ -281,6 +288,11 @@ mod tests {
         check("/v2", Ok(Route::Base));
         check("/v2/", Ok(Route::Base));
         check("/v2/_catalog", Ok(Route::Catalog));
+        check("/v2/_oci/ext/discover", Ok(Route::Extensions(None)));
+        check(
+            "/v2/a/b/_oci/ext/discover",
+            Ok(Route::Extensions(Some(name("a/b")))),
+        );
         check("/v2/a/tags/list", Ok(Route::Tags(name("a"))));
         check("/v2/a/b/c/tags/list", Ok(Route::Tags(name("a/b/c"))));
         check("/v2/a/blobs/uploads/", Ok(Route::Uploads(name("a"))));

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -37,6 +37,9 @@ const STREAMS_MAX: u32 = 128;
 /// How long the listener rests after it could not accept (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Longest warning; distribution-spec lets an answer carry 4096 bytes of them, with what is around.
+pub const WARNING_BYTES_MAX: usize = 4000;
+
 /// How a registry is served.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,6 +57,8 @@ pub struct Config {
     pub sparse_indexes: bool,
     /// Whether to wait for the disk before a push is acknowledged.
     pub durable: bool,
+    /// What clients are to show their users, as a `Warning` of every answer; at most [`WARNING_BYTES_MAX`] bytes.
+    pub warning: Option<String>,
     /// What is refused, and when the server gives up waiting.
     pub limits: Limits,
 }
@@ -69,6 +74,7 @@ impl Config {
             read_only: false,
             sparse_indexes: false,
             durable: true,
+            warning: None,
             limits: Limits::default(),
         }
     }
@@ -132,6 +138,9 @@ pub enum ServeError {
         /// The refusal.
         source: std::io::Error,
     },
+    /// The warning cannot be a header.
+    #[error("the warning is no header text of at most {WARNING_BYTES_MAX} bytes")]
+    Warning,
     /// A PEM file cannot be used.
     #[error("cannot read `{}` as PEM", path.display())]
     Pem {
@@ -185,6 +194,7 @@ impl Server {
     ) -> Result<Server, ServeError> {
         let users = config.htpasswd.as_deref().map(Htpasswd::open).transpose()?;
         let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let warning = config.warning.as_deref().map(warning).transpose()?;
         let failed = |source| ServeError::Listen { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
@@ -199,6 +209,7 @@ impl Server {
                 body_timeout: config.limits.body_timeout,
             },
             users,
+            warning,
         };
         Ok(Server {
             listener,
@@ -370,6 +381,15 @@ impl Client {
             tracing::debug!(%error, "a connection ended early");
         }
     }
+}
+
+/// The header's value: warn-code 299, no agent, and the text as a quoted string.
+fn warning(text: &str) -> Result<HeaderValue, ServeError> {
+    let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+    if quoted.len() > WARNING_BYTES_MAX {
+        return Err(ServeError::Warning);
+    }
+    HeaderValue::from_str(&format!("299 - \"{quoted}\"")).map_err(|_| ServeError::Warning)
 }
 
 fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {

@@ -154,6 +154,79 @@ impl VerifiedManifest {
     }
 }
 
+/// What must hold of a tag for it to be changed, as `If-Match` and `If-None-Match` say; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TagCondition {
+    /// The tag must be on what this says.
+    pub on: Option<TagMatch>,
+    /// The tag must not be on what this says.
+    pub not_on: Option<TagMatch>,
+}
+
+/// What a tag is on, as a condition names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TagMatch {
+    /// Anything at all: the tag is there.
+    Anything,
+    /// One of these.
+    Of(Vec<Digest>),
+}
+
+impl TagCondition {
+    /// Holds while the tag is on `digest`.
+    pub fn on(digest: Digest) -> TagCondition {
+        TagCondition {
+            on: Some(TagMatch::Of(vec![digest])),
+            not_on: None,
+        }
+    }
+
+    /// Whether it holds of a tag that is on `current`, or is not there.
+    pub fn holds(&self, current: Option<&Digest>) -> bool {
+        let on = self.on.as_ref().is_none_or(|wanted| wanted.is(current));
+        let not_on = self.not_on.as_ref().is_some_and(|bad| bad.is(current));
+        on && !not_on
+    }
+}
+
+impl TagMatch {
+    fn is(&self, current: Option<&Digest>) -> bool {
+        match self {
+            TagMatch::Anything => current.is_some(),
+            TagMatch::Of(digests) => current.is_some_and(|digest| digests.contains(digest)),
+        }
+    }
+}
+
+/// What became of a tag that was to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TagRemoval {
+    /// It is gone.
+    Removed,
+    /// There was none.
+    Absent,
+    /// The condition did not hold.
+    Refused,
+}
+
+/// Where a blob that is mounted may come from.
+#[derive(Clone, Copy)]
+pub enum MountSource<'a> {
+    /// This repository.
+    Repository(&'a RepositoryName),
+    /// Any that this admits: those that the client may pull from, so that nobody learns of others what they have.
+    Any(&'a dyn Fn(&RepositoryName) -> bool),
+}
+
+impl fmt::Debug for MountSource<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MountSource::Repository(name) => write!(f, "Repository({name})"),
+            MountSource::Any(_) => f.write_str("Any"),
+        }
+    }
+}
+
 /// Result of a storage call.
 pub type StorageResult<T> = Result<T, StorageError>;
 
@@ -166,12 +239,12 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     fn blob_size(&self, repository: &RepositoryName, digest: &Digest)
     -> StorageResult<Option<u64>>;
 
-    /// Gives the repository a blob that `from`, or any repository at all, already has; false if there is none.
+    /// Gives the repository a blob that another has already; false if there is none, or it is too dear to find.
     fn mount_blob(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-        from: Option<&RepositoryName>,
+        from: MountSource<'_>,
     ) -> StorageResult<bool>;
 
     /// Takes a blob away from the repository; false if it had none.
@@ -228,12 +301,23 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     /// What a tag is on.
     fn tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<Option<Digest>>;
 
-    /// Puts a tag on a manifest that the repository has.
-    fn set_tag(&self, repository: &RepositoryName, tag: &str, digest: &Digest)
-    -> StorageResult<()>;
+    /// Puts a tag on a manifest that the repository has, unless the condition does not hold; false then. No
+    /// other change of the tag comes between the look and the change.
+    fn set_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &str,
+        digest: &Digest,
+        condition: &TagCondition,
+    ) -> StorageResult<bool>;
 
-    /// Removes a tag; false if there was none.
-    fn remove_tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<bool>;
+    /// Removes a tag, unless the condition does not hold; as indivisibly.
+    fn remove_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &str,
+        condition: &TagCondition,
+    ) -> StorageResult<TagRemoval>;
 
     /// All tags in ASCII order; `None` if nothing was ever pushed to the repository.
     fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>>;

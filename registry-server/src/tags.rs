@@ -1,4 +1,4 @@
-//! Lists: the tags of a repository, the catalog, and what refers to a manifest.
+//! Lists: the tags of a repository, the catalog, extensions, and what refers to a manifest.
 
 use http::header::{self, HeaderName, HeaderValue};
 use serde::Serialize;
@@ -39,6 +39,23 @@ impl Registry {
             set(&mut response, header::LINK, &next);
         }
         Ok(response)
+    }
+
+    pub(crate) async fn extensions(&self, name: Option<RepositoryName>) -> Answer {
+        if let Some(name) = name {
+            let repository = name.clone();
+            let tags = self.blocking(move |storage| storage.tags(&repository));
+            if tags.await?.is_none() {
+                return Err(ApiError::with(ErrorCode::NameUnknown, name.to_string()));
+            }
+        }
+        let discovery = json!({
+            "name": "_oci",
+            "url": "https://github.com/opencontainers/distribution-spec/blob/main/extensions/_oci.md",
+            "description": "lists the extensions",
+            "endpoints": ["_oci/ext/discover"],
+        });
+        Ok(json_answer(json!({"extensions": [discovery]}).to_string()))
     }
 
     pub(crate) async fn catalog(&self, call: &Call) -> Answer {

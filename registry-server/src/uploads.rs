@@ -26,7 +26,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::range::{ByteRange, parse_content_range};
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, next_data, set};
 use crate::routes::{RepositoryName, UploadId};
-use crate::storage::{UploadData, VerifiedUpload};
+use crate::storage::{MountSource, UploadData, VerifiedUpload};
 
 /// Bytes that are gathered before they are hashed and written; two such batches exist per upload at most.
 const BATCH_BYTES: usize = 512 * 1024;
@@ -110,7 +110,14 @@ impl Registry {
             if let Ok(from) = from.transpose() {
                 let target = name.clone();
                 let mounted = self
-                    .blocking(move |storage| storage.mount_blob(&target, &digest, from.as_ref()))
+                    .blocking(move |storage| {
+                        let from = match &from {
+                            Some(from) => MountSource::Repository(from),
+                            // Who may use this registry may pull from all of it.
+                            None => MountSource::Any(&|_| true),
+                        };
+                        storage.mount_blob(&target, &digest, from)
+                    })
                     .await?;
                 if mounted {
                     return Ok(created(&name, &digest));

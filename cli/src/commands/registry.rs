@@ -20,6 +20,7 @@ pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> 
     let mut config = Config::new(folder);
     config.htpasswd.clone_from(&args.htpasswd);
     config.read_only = args.read_only;
+    config.warning.clone_from(&args.warning);
     if let (Some(cert), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) {
         config.tls = Some(TlsFiles { cert, key });
     }

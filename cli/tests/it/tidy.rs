@@ -28,7 +28,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
 const FENCES: [(&str, &[&str]); 10] = [
     ("clap", &["cli"]),
     ("tracing-subscriber", &["cli"]),
-    ("object_store", &["registry-client"]),
+    ("object_store", &["registry-client", "registry-server"]),
     ("reqwest", &["registry-client"]),
     ("hyper", &["registry-client", "registry-server"]),
     ("hyper-util", &["registry-server"]),

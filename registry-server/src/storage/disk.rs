@@ -12,6 +12,7 @@
 //!     _uploads/<uuid>/{startedat,data}                    a session
 //!     _referrers/<subject alg>/<hex>/<alg>/<hex>/link     (ours) manifests with this subject
 //!   _tmp/                                                 (ours) files before they are published
+//!   _locks/<00..3f>                                       (ours) held by `flock` while a tag changes
 //! ```
 //!
 //! A link is a text file with a digest. distribution skips what is marked as ours: other file names beside a
@@ -33,11 +34,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use rustix::fs::FlockOperation;
 use store::oci::{Digest, DigestAlgorithm, time};
 
 use super::{
-    Blob, BlobSource, RegistryStorage, StorageError, StorageResult, UploadData, VerifiedManifest,
-    VerifiedUpload, media_type_of,
+    Blob, BlobSource, MountSource, RegistryStorage, StorageError, StorageResult, TagCondition,
+    TagRemoval, UploadData, VerifiedManifest, VerifiedUpload, media_type_of,
 };
 use crate::routes::{RepositoryName, UploadId};
 
@@ -52,6 +54,9 @@ const RENAME_TRIES: usize = 8;
 
 /// Blobs that are remembered as not synced; beyond, everything is synced at once.
 const UNSETTLED_MAX: usize = 100_000;
+
+/// Lock files; tags whose names fall on the same one wait for each other.
+const LOCKS: u8 = 64;
 
 /// A registry in a folder.
 #[derive(Debug)]
@@ -80,7 +85,7 @@ impl DiskStorage {
             durable: true,
             unsettled: Mutex::new(Unsettled::Unknown),
         };
-        for folder in ["blobs", "repositories", "_tmp"] {
+        for folder in ["blobs", "repositories", "_tmp", "_locks"] {
             make_folder(&storage.base.join(folder))?;
         }
         storage.sweep_temporary()?;
@@ -140,6 +145,27 @@ impl DiskStorage {
 
     fn upload_folder(&self, name: &RepositoryName, id: &UploadId) -> PathBuf {
         self.repository(name).join("_uploads").join(id.as_str())
+    }
+
+    /// Keeps others, also of other processes, from changing a tag until the file is dropped.
+    fn lock_tag(&self, name: &RepositoryName, tag: &str) -> StorageResult<File> {
+        let slot = Digest::of(format!("{name}:{tag}").as_bytes()).bytes()[0] % LOCKS;
+        let path = self.base.join("_locks").join(format!("{slot:02x}"));
+        let lock = || {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)?;
+            loop {
+                match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    locked => break locked?,
+                }
+            }
+            Ok(file)
+        };
+        lock().map_err(failed("lock", &path))
     }
 
     /// The digest whose data `link` stands for. distribution stores SHA-512 uploads as SHA-256 blobs, and
@@ -377,11 +403,23 @@ impl RegistryStorage for DiskStorage {
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-        from: Option<&RepositoryName>,
+        from: MountSource<'_>,
     ) -> StorageResult<bool> {
         let found = match from {
-            Some(from) => self.resolve(&self.layer_link(from, digest), digest)?,
-            None => Some(*digest),
+            MountSource::Repository(from) => {
+                self.resolve(&self.layer_link(from, digest), digest)?
+            }
+            MountSource::Any(admits) => {
+                let mut found = None;
+                // Content that no repository has any more is nobody's to give.
+                self.walk(None, &mut |name, _| {
+                    if admits(name) {
+                        found = self.resolve(&self.layer_link(name, digest), digest)?;
+                    }
+                    Ok(found.is_none())
+                })?;
+                found
+            }
         };
         let Some(found) = found else {
             return Ok(false);
@@ -584,9 +622,11 @@ impl RegistryStorage for DiskStorage {
         if !self.has_manifest(repository, digest)? {
             return Ok(false);
         }
+        let on_it = TagCondition::on(*digest);
         for tag in self.tags(repository)?.unwrap_or_default() {
             if self.tag(repository, &tag)?.as_ref() == Some(digest) {
-                self.remove_tag(repository, &tag)?;
+                // One that was moved meanwhile stays.
+                self.remove_tag(repository, &tag, &on_it)?;
             }
         }
         self.remove_link(&self.revision(repository, digest).join("link"))
@@ -601,23 +641,47 @@ impl RegistryStorage for DiskStorage {
         repository: &RepositoryName,
         tag: &str,
         digest: &Digest,
-    ) -> StorageResult<()> {
+        condition: &TagCondition,
+    ) -> StorageResult<bool> {
+        let _lock = self.lock_tag(repository, tag)?;
+        // What a damaged tag is on cannot be read, but it can be put right.
+        if *condition != TagCondition::default()
+            && !condition.holds(self.tag(repository, tag)?.as_ref())
+        {
+            return Ok(false);
+        }
         let folder = self.tag_folder(repository, tag);
         if !exists(&folder)? && self.create_tag(&folder, digest)? {
-            return Ok(());
+            return Ok(true);
         }
         self.publish_link(&below(folder.join("index"), digest).join("link"), digest)?;
-        self.publish_link(&folder.join("current/link"), digest)
+        self.publish_link(&folder.join("current/link"), digest)?;
+        Ok(true)
     }
 
-    fn remove_tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<bool> {
+    fn remove_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &str,
+        condition: &TagCondition,
+    ) -> StorageResult<TagRemoval> {
+        let _lock = self.lock_tag(repository, tag)?;
         let folder = self.tag_folder(repository, tag);
         let was_there = exists(&folder.join("current/link"))?;
+        // What a damaged tag is on cannot be read, but it can be removed.
+        if *condition != TagCondition::default()
+            && !condition.holds(self.tag(repository, tag)?.as_ref())
+        {
+            return Ok(TagRemoval::Refused);
+        }
         let removed = self.remove_folder(&folder)?;
         if removed {
             self.sync(parent(&folder))?;
         }
-        Ok(removed && was_there)
+        Ok(match removed && was_there {
+            true => TagRemoval::Removed,
+            false => TagRemoval::Absent,
+        })
     }
 
     fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {

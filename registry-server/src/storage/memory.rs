@@ -9,7 +9,8 @@ use bytes::Bytes;
 use store::oci::Digest;
 
 use super::{
-    Blob, BlobSource, RegistryStorage, StorageResult, UploadData, VerifiedManifest, VerifiedUpload,
+    Blob, BlobSource, MountSource, RegistryStorage, StorageResult, TagCondition, TagRemoval,
+    UploadData, VerifiedManifest, VerifiedUpload,
 };
 use crate::routes::{RepositoryName, UploadId};
 
@@ -131,14 +132,17 @@ impl RegistryStorage for MemoryStorage {
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-        from: Option<&RepositoryName>,
+        from: MountSource<'_>,
     ) -> StorageResult<bool> {
         let mut state = self.state();
         let found = match from {
-            Some(from) => state
+            MountSource::Repository(from) => state
                 .repository(from)
                 .is_some_and(|repository| repository.blobs.contains(digest)),
-            None => state.blobs.contains_key(digest),
+            MountSource::Any(admits) => state.repositories.iter().any(|(name, repository)| {
+                repository.blobs.contains(digest)
+                    && RepositoryName::parse(&name.join("/")).is_ok_and(|name| admits(&name))
+            }),
         };
         if found {
             let repository = state.repository_mut(repository);
@@ -278,18 +282,32 @@ impl RegistryStorage for MemoryStorage {
         repository: &RepositoryName,
         tag: &str,
         digest: &Digest,
-    ) -> StorageResult<()> {
-        self.state()
-            .repository_mut(repository)
-            .tags
-            .insert(tag.to_owned(), *digest);
-        Ok(())
+        condition: &TagCondition,
+    ) -> StorageResult<bool> {
+        let mut state = self.state();
+        let tags = &mut state.repository_mut(repository).tags;
+        let holds = condition.holds(tags.get(tag));
+        if holds {
+            tags.insert(tag.to_owned(), *digest);
+        }
+        Ok(holds)
     }
 
-    fn remove_tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<bool> {
+    fn remove_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &str,
+        condition: &TagCondition,
+    ) -> StorageResult<TagRemoval> {
         let mut state = self.state();
         let repository = state.repositories.get_mut(&key(repository));
-        Ok(repository.is_some_and(|repository| repository.tags.remove(tag).is_some()))
+        let mut tags = repository.map(|repository| &mut repository.tags);
+        let current = tags.as_ref().and_then(|tags| tags.get(tag));
+        if !condition.holds(current) {
+            return Ok(TagRemoval::Refused);
+        }
+        let removed = tags.as_mut().and_then(|tags| tags.remove(tag));
+        Ok(removed.map_or(TagRemoval::Absent, |_| TagRemoval::Removed))
     }
 
     fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {

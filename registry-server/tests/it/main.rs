@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails, fails")]
 
 mod access;
+mod beyond;
 mod client;
 mod distribution;
 mod faults;

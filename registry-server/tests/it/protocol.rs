@@ -8,7 +8,7 @@ use store::oci::{Digest, DigestAlgorithm, Hasher, MediaType};
 use crate::client::{Client, Reply, noise};
 
 /// Runs a test on disk storage and on memory storage.
-fn on_both(test: impl Fn(&RunningServer)) {
+pub(crate) fn on_both(test: impl Fn(&RunningServer)) {
     let root = tempfile::tempdir().unwrap();
     test(&RunningServer::start(root.path()).unwrap());
     test(&RunningServer::start_in_memory().unwrap());
@@ -26,14 +26,18 @@ pub(crate) fn manifest_of(config: &Digest, layers: &[(&Digest, usize)]) -> Vec<u
     manifest.to_string().into_bytes()
 }
 
-fn sha512(bytes: &[u8]) -> Digest {
-    let mut hasher = Hasher::new(DigestAlgorithm::Sha512);
+pub(crate) fn sha512(bytes: &[u8]) -> Digest {
+    digest_in(DigestAlgorithm::Sha512, bytes)
+}
+
+pub(crate) fn digest_in(algorithm: DigestAlgorithm, bytes: &[u8]) -> Digest {
+    let mut hasher = Hasher::new(algorithm);
     hasher.update(bytes);
     hasher.finish()
 }
 
 /// Pushes an image of no layers under a tag; its digest.
-fn push_empty_image(client: &mut Client, name: &str, tag: &str) -> Digest {
+pub(crate) fn push_empty_image(client: &mut Client, name: &str, tag: &str) -> Digest {
     let config = client.push_blob(name, b"{}");
     let manifest = manifest_of(&config, &[]);
     client
@@ -725,7 +729,7 @@ fn lists_in_pages() {
 }
 
 /// Everything that a list has, following its links, and the number of pages.
-fn pages(client: &mut Client, first: &str, key: &str) -> (Value, usize) {
+pub(crate) fn pages(client: &mut Client, first: &str, key: &str) -> (Value, usize) {
     let (mut all, mut count, mut next) = (Vec::new(), 0, Some(first.to_owned()));
     while let Some(target) = next {
         let page = client.get(&target).expect(200);

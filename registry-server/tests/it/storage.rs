@@ -8,7 +8,8 @@ use registry_server::routes::{RepositoryName, UploadId};
 use registry_server::storage::disk::DiskStorage;
 use registry_server::storage::memory::MemoryStorage;
 use registry_server::storage::{
-    Blob, BlobSource, RegistryStorage, VerifiedManifest, VerifiedUpload,
+    Blob, BlobSource, MountSource, RegistryStorage, TagCondition, TagMatch, TagRemoval,
+    VerifiedManifest, VerifiedUpload,
 };
 use store::oci::{Digest, MediaType};
 
@@ -66,9 +67,25 @@ fn blobs_belong_to_repositories() {
         );
         assert_eq!(storage.blob_size(&a, &digest).unwrap(), Some(5));
         assert!(storage.blob(&b, &digest).unwrap().is_none());
-        assert!(!storage.mount_blob(&b, &digest, Some(&name("x"))).unwrap());
-        assert!(!storage.mount_blob(&b, &Digest::of(b"no"), None).unwrap());
-        assert!(storage.mount_blob(&b, &digest, Some(&a)).unwrap());
+        fn mount(
+            storage: &dyn RegistryStorage,
+            (to, digest): (&RepositoryName, &Digest),
+            from: MountSource<'_>,
+        ) -> bool {
+            storage.mount_blob(to, digest, from).unwrap()
+        }
+        let anyone = MountSource::Any(&|_| true);
+        let (x, no) = (name("x"), Digest::of(b"no"));
+        assert!(!mount(storage, (&b, &digest), MountSource::Repository(&x)));
+        assert!(!mount(storage, (&b, &no), anyone));
+        // Where the only owner may not be pulled from, it is as if nobody had it.
+        assert!(!mount(
+            storage,
+            (&b, &digest),
+            MountSource::Any(&|owner| *owner != a)
+        ));
+        assert!(storage.blob_size(&b, &digest).unwrap().is_none());
+        assert!(mount(storage, (&b, &digest), MountSource::Repository(&a)));
         assert!(storage.remove_blob(&a, &digest).unwrap());
         assert!(!storage.remove_blob(&a, &digest).unwrap());
         assert!(storage.blob(&a, &digest).unwrap().is_none());
@@ -76,7 +93,12 @@ fn blobs_belong_to_repositories() {
         let blob = storage.blob(&b, &digest).unwrap().unwrap();
         put(storage, &b, b"bytes");
         assert_eq!(content(&blob), b"bytes");
-        assert!(storage.mount_blob(&a, &digest, None).unwrap());
+        assert!(mount(storage, (&a, &digest), anyone));
+        for owner in [&a, &b] {
+            assert!(storage.remove_blob(owner, &digest).unwrap());
+        }
+        // What nobody has any more is not given out, though its bytes may still be there.
+        assert!(!mount(storage, (&a, &digest), anyone));
     });
 }
 
@@ -140,7 +162,10 @@ fn manifests_tags_and_referrers() {
             ("t", &one),
             ("u", &two),
         ] {
-            storage.set_tag(&a, tag, manifest.digest()).unwrap();
+            let set = storage
+                .set_tag(&a, tag, manifest.digest(), &TagCondition::default())
+                .unwrap();
+            assert!(set);
             assert_eq!(
                 storage.tag(&a, tag).unwrap().as_ref(),
                 Some(manifest.digest())
@@ -150,8 +175,13 @@ fn manifests_tags_and_referrers() {
             storage.tags(&a).unwrap().unwrap(),
             ["s".to_owned(), "t".to_owned(), "u".to_owned()]
         );
-        assert!(storage.remove_tag(&a, "s").unwrap());
-        assert!(!storage.remove_tag(&a, "s").unwrap());
+        let remove = |tag| {
+            storage
+                .remove_tag(&a, tag, &TagCondition::default())
+                .unwrap()
+        };
+        assert_eq!(remove("s"), TagRemoval::Removed);
+        assert_eq!(remove("s"), TagRemoval::Absent);
         assert!(storage.remove_manifest(&a, one.digest()).unwrap());
         assert!(!storage.remove_manifest(&a, one.digest()).unwrap());
         assert_eq!(storage.tags(&a).unwrap().unwrap(), ["u".to_owned()]);
@@ -160,6 +190,62 @@ fn manifests_tags_and_referrers() {
         let again = manifest("{}", "application/octet-stream");
         storage.put_manifest(&a, &again, None).unwrap();
         assert_eq!(storage.manifest(&a, again.digest()).unwrap(), Some(again));
+    });
+}
+
+#[test]
+fn tags_change_only_where_their_condition_holds() {
+    let (one, two, three) = (Digest::of(b"1"), Digest::of(b"2"), Digest::of(b"3"));
+    let of = |digests: &[Digest]| Some(TagMatch::Of(digests.to_vec()));
+    let anything = || Some(TagMatch::Anything);
+    // Condition on, condition not on, and whether it holds of a tag on `one`, and of none.
+    let table = [
+        (None, None, true, true),
+        (anything(), None, true, false),
+        (of(&[one]), None, true, false),
+        (of(&[two, one]), None, true, false),
+        (of(&[two]), None, false, false),
+        (of(&[]), None, false, false),
+        (None, anything(), false, true),
+        (None, of(&[one]), false, true),
+        (None, of(&[two]), true, true),
+        (None, of(&[]), true, true),
+        (anything(), of(&[two]), true, false),
+        (of(&[one]), anything(), false, false),
+    ];
+    on_both(|storage| {
+        let a = name("a");
+        for (on, not_on, of_one, of_none) in table.clone() {
+            let condition = TagCondition { on, not_on };
+            for (there, holds) in [(true, of_one), (false, of_none)] {
+                let reset = || {
+                    if there {
+                        let any = TagCondition::default();
+                        assert!(storage.set_tag(&a, "t", &one, &any).unwrap());
+                    } else {
+                        storage
+                            .remove_tag(&a, "t", &TagCondition::default())
+                            .unwrap();
+                    }
+                };
+                let before = there.then_some(one);
+                reset();
+                let set = storage.set_tag(&a, "t", &three, &condition).unwrap();
+                assert_eq!(set, holds, "{condition:?} {there}");
+                let after = if holds { Some(three) } else { before };
+                assert_eq!(storage.tag(&a, "t").unwrap(), after, "{condition:?}");
+                reset();
+                let removed = match (holds, there) {
+                    (false, _) => TagRemoval::Refused,
+                    (true, true) => TagRemoval::Removed,
+                    (true, false) => TagRemoval::Absent,
+                };
+                let found = storage.remove_tag(&a, "t", &condition).unwrap();
+                assert_eq!(found, removed, "{condition:?} {there}");
+                let after = if holds { None } else { before };
+                assert_eq!(storage.tag(&a, "t").unwrap(), after, "{condition:?}");
+            }
+        }
     });
 }
 
@@ -200,7 +286,9 @@ fn damaged_folders_are_told_and_never_served() {
     let manifest =
         VerifiedManifest::check(bytes, MediaType::OCI_MANIFEST.to_owned(), digest).unwrap();
     storage.put_manifest(&a, &manifest, None).unwrap();
-    storage.set_tag(&a, "t", &digest).unwrap();
+    storage
+        .set_tag(&a, "t", &digest, &TagCondition::default())
+        .unwrap();
     let base = root.path().join("docker/registry/v2");
     let data = base.join(format!(
         "blobs/sha256/{}/{}/data",

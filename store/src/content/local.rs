@@ -137,7 +137,7 @@ impl Blobs {
     /// All blobs, sorted.
     pub fn list(&self) -> Result<Vec<Digest>, ContentError> {
         let mut found = Vec::new();
-        for algorithm in [DigestAlgorithm::Sha256, DigestAlgorithm::Sha512] {
+        for algorithm in DigestAlgorithm::ALL {
             for name in fs::list(&self.root.join("blobs").join(algorithm.name()))? {
                 // What is no digest was not put there by a store.
                 found.extend(format!("{algorithm}:{name}").parse::<Digest>());

@@ -13,21 +13,31 @@ pub enum DigestAlgorithm {
     Sha256,
     /// SHA-512.
     Sha512,
+    /// BLAKE3 with 256 bits, which image-spec registers since 1.1.
+    Blake3,
 }
 
 impl DigestAlgorithm {
+    /// Every algorithm, the default first.
+    pub const ALL: [DigestAlgorithm; 3] = [
+        DigestAlgorithm::Sha256,
+        DigestAlgorithm::Sha512,
+        DigestAlgorithm::Blake3,
+    ];
+
     /// The name used before the colon.
     pub fn name(self) -> &'static str {
         match self {
             DigestAlgorithm::Sha256 => "sha256",
             DigestAlgorithm::Sha512 => "sha512",
+            DigestAlgorithm::Blake3 => "blake3",
         }
     }
 
     /// Length of the raw hash in bytes.
     pub fn bytes_len(self) -> usize {
         match self {
-            DigestAlgorithm::Sha256 => 32,
+            DigestAlgorithm::Sha256 | DigestAlgorithm::Blake3 => 32,
             DigestAlgorithm::Sha512 => 64,
         }
     }
@@ -40,6 +50,7 @@ impl FromStr for DigestAlgorithm {
         match name {
             "sha256" => Ok(DigestAlgorithm::Sha256),
             "sha512" => Ok(DigestAlgorithm::Sha512),
+            "blake3" => Ok(DigestAlgorithm::Blake3),
             _ => Err(DigestError::UnknownAlgorithm {
                 algorithm: clip(name),
             }),
@@ -72,7 +83,7 @@ pub enum DigestError {
         text: String,
     },
     /// The algorithm is none that can be verified.
-    #[error("unsupported digest algorithm `{algorithm}`: expected sha256 or sha512")]
+    #[error("unsupported digest algorithm `{algorithm}`: expected sha256, sha512 or blake3")]
     UnknownAlgorithm {
         /// The algorithm's name, clipped.
         algorithm: String,
@@ -210,20 +221,31 @@ impl<'de> Deserialize<'de> for Digest {
 #[derive(Clone)]
 pub struct Hasher {
     algorithm: DigestAlgorithm,
-    context: ring::digest::Context,
+    context: HashContext,
+}
+
+/// A running hash of one of the two families.
+#[derive(Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every hash is the large one, and short ones should not allocate"
+)]
+enum HashContext {
+    Sha2(ring::digest::Context),
+    // Two kilobytes, and rare.
+    Blake3(Box<blake3::Hasher>),
 }
 
 impl Hasher {
     /// Starts a hash.
     pub fn new(algorithm: DigestAlgorithm) -> Hasher {
-        let ring_algorithm = match algorithm {
-            DigestAlgorithm::Sha256 => &ring::digest::SHA256,
-            DigestAlgorithm::Sha512 => &ring::digest::SHA512,
+        let sha2 = |family| HashContext::Sha2(ring::digest::Context::new(family));
+        let context = match algorithm {
+            DigestAlgorithm::Sha256 => sha2(&ring::digest::SHA256),
+            DigestAlgorithm::Sha512 => sha2(&ring::digest::SHA512),
+            DigestAlgorithm::Blake3 => HashContext::Blake3(Box::default()),
         };
-        Hasher {
-            algorithm,
-            context: ring::digest::Context::new(ring_algorithm),
-        }
+        Hasher { algorithm, context }
     }
 
     /// Starts a SHA-256 hash.
@@ -233,12 +255,24 @@ impl Hasher {
 
     /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        self.context.update(bytes);
+        match &mut self.context {
+            HashContext::Sha2(context) => context.update(bytes),
+            HashContext::Blake3(hasher) => {
+                hasher.update(bytes);
+            }
+        }
     }
 
     /// The digest of everything added.
     pub fn finish(self) -> Digest {
-        Digest::from_raw(self.algorithm, self.context.finish().as_ref())
+        match self.context {
+            HashContext::Sha2(context) => {
+                Digest::from_raw(self.algorithm, context.finish().as_ref())
+            }
+            HashContext::Blake3(hasher) => {
+                Digest::from_raw(self.algorithm, hasher.finalize().as_bytes())
+            }
+        }
     }
 }
 
@@ -299,6 +333,33 @@ mod tests {
         assert_eq!(long.to_string().parse::<Digest>().unwrap(), long);
     }
 
+    /// Of nothing, as each algorithm's own documents print it.
+    #[test]
+    fn hashes_in_every_algorithm() {
+        let check = |algorithm: DigestAlgorithm, hex: &str| {
+            let mut hasher = Hasher::new(algorithm);
+            hasher.update(b"");
+            let digest = hasher.finish();
+            assert_eq!(digest.hex(), hex);
+            assert_eq!(digest.to_string(), format!("{algorithm}:{hex}"));
+            assert_eq!(algorithm.name().parse(), Ok(algorithm));
+        };
+        let [sha256, sha512, blake3] = DigestAlgorithm::ALL;
+        check(
+            sha256,
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        );
+        check(
+            sha512,
+            "cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce\
+             47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e",
+        );
+        check(
+            blake3,
+            "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
+        );
+    }
+
     #[test]
     fn refuses_what_is_no_digest() {
         let check = |text: &str, expected: &str| {
@@ -310,7 +371,7 @@ mod tests {
         );
         check(
             "md5:00",
-            "unsupported digest algorithm `md5`: expected sha256 or sha512",
+            "unsupported digest algorithm `md5`: expected sha256, sha512 or blake3",
         );
         check(
             "sha256:00",
