@@ -58,7 +58,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Cp(args) => container::copy::cp(context, &args),
         Command::Top(args) => container::look::top(context, &args),
         Command::Stats(args) => container::look::stats(context, &args),
-        Command::Port(args) => container::look::port(context, &args),
+        Command::Port(args) => container::ports::port(context, &args),
         Command::Diff(args) => container::look::diff(context, &args),
         Command::Commit(args) => container::image::commit(context, &args),
         Command::Export(args) => container::image::export(context, &args),

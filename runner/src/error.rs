@@ -189,6 +189,16 @@ pub enum StartError {
         /// Where it was to be mounted.
         target: String,
     },
+    /// A port of the host cannot be had, in docker's words.
+    #[error("listen {family} {address}: bind: {errno}")]
+    Port {
+        /// The host's address and port.
+        address: String,
+        /// `tcp4`, `tcp6`, `udp4` or `udp6`.
+        family: String,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// Another step failed.
     #[error("cannot {step}: {errno}")]
     Step {

@@ -6,6 +6,7 @@
 //! ```
 //!
 //! - `netlink`: requests to the kernel. `link`: bridges, pairs, addresses, routes. `filter`: nf_tables. [`names`]: a name server.
+//! - [`ports`]: the host's ports that lead into a sandbox. `proxy`: what is carried through them.
 //!
 //! The helper plugs a sandbox in from outside, init configures its end inside. A bridge and its filter are made when they
 //! are first needed and left in place, so that a reboot or a `flush ruleset` is mended by the next sandbox; a
@@ -16,6 +17,8 @@ mod filter;
 mod link;
 pub mod names;
 mod netlink;
+pub mod ports;
+pub(crate) mod proxy;
 
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};

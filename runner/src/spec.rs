@@ -244,6 +244,14 @@ impl NetworkMode {
     pub(crate) fn is_own(&self) -> bool {
         *self != NetworkMode::Host
     }
+
+    /// The addresses by which it is reached, and whether its namespace has to be entered for that; none if it cannot be.
+    pub(crate) fn reached_at(&self) -> (&[std::net::IpAddr], bool) {
+        match self {
+            NetworkMode::Host | NetworkMode::None => (&[], false),
+            NetworkMode::Bridge(attachment) => (&attachment.addresses, false),
+        }
+    }
 }
 
 /// Whose ids a process has, when this program is root of the host. Otherwise it is in a user namespace already.

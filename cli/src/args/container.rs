@@ -120,8 +120,17 @@ pub struct CreateArgs {
     /// An option of resolv.conf; may be repeated
     #[arg(long = "dns-option", visible_alias = "dns-opt", value_name = "OPTION", help_heading = NETWORK)]
     pub dns_options: Vec<String>,
+    /// Lead a port of the host to one of the container; may be repeated
+    ///
+    /// `80` takes a port that is free, `8080:80` this one at all addresses, `127.0.0.1:8080:80/udp` at one; ranges such as
+    /// 8000-8009 are taken on both sides.
+    #[arg(short = 'p', long = "publish", value_name = "[[ADDRESS:]HOST_PORT:]PORT[/PROTOCOL]", help_heading = NETWORK)]
+    pub publish: Vec<String>,
+    /// Lead ports of the host that are free to all that the image exposes
+    #[arg(short = 'P', long, help_heading = NETWORK)]
+    pub publish_all: bool,
     /// Note that the command listens on a port; may be repeated
-    #[arg(long = "expose", value_name = "PORT[/PROTOCOL]", help_heading = NETWORK)]
+    #[arg(long = "expose", value_name = "PORT[-PORT][/PROTOCOL]", help_heading = NETWORK)]
     pub expose: Vec<String>,
     /// The memory that the container may use, such as 2g
     #[arg(short, long, value_name = "BYTES", help_heading = RESOURCES)]

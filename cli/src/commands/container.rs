@@ -8,6 +8,7 @@
 //! | [`launch`] | a record makes a plan, which a supervisor carries out |
 //! | [`run`] | `run` and `start`: who starts a container and may stay with it |
 //! | [`lifecycle`] | `stop`, `kill`, `restart`, `wait`, `rm`, `rename`, `container prune` |
+//! | [`ports`] | `-p`, `-P`, `port`: ports of the host that lead to containers |
 //! | [`ps`], [`logs`], [`look`] | what containers there are, what they print, what they do |
 //! | [`exec`] | `exec` and `attach` |
 //! | [`copy`] | `cp` |
@@ -24,6 +25,7 @@ pub mod launch;
 pub mod lifecycle;
 pub mod logs;
 pub mod look;
+pub mod ports;
 pub mod ps;
 mod record;
 pub mod run;

@@ -63,6 +63,7 @@ mod interop;
 mod killed;
 mod network;
 mod platforms;
+mod ports;
 mod progress;
 mod reference;
 mod remote;

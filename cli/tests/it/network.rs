@@ -1,6 +1,7 @@
 //! Networks of containers, on a "host" that is a network namespace of the test's own.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -8,13 +9,13 @@ use serde_json::Value;
 use crate::support::{LONGSHORE, Place, Ran};
 
 /// A process in a new network namespace, in which commands are run.
-struct Host<'p> {
+pub struct Host<'p> {
     place: &'p Place,
     process: Child,
 }
 
 impl<'p> Host<'p> {
-    fn new(place: &'p Place) -> Host<'p> {
+    pub fn new(place: &'p Place) -> Host<'p> {
         let mut process = Command::new("unshare")
             .args(["--net", "sh", "-c", "ip link set lo up; echo; cat"])
             .stdin(Stdio::piped())
@@ -27,7 +28,7 @@ impl<'p> Host<'p> {
         Host { place, process }
     }
 
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+    pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &self.process.id().to_string(), "--net", program])
@@ -36,8 +37,13 @@ impl<'p> Host<'p> {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Ran {
+    pub fn run(&self, arguments: &[&str]) -> Ran {
         Ran::of(&mut self.command(LONGSHORE, arguments))
+    }
+
+    /// Does something in its namespace: sockets that are opened there stay there.
+    pub fn enter<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        enter(self.process.id().into(), act)
     }
 
     /// What a command in a container says.
@@ -83,6 +89,17 @@ impl Drop for Host<'_> {
         let _killed = self.process.kill();
         let _status = self.process.wait();
     }
+}
+
+/// Does something in the network namespace of a process.
+pub fn enter<T: Send>(pid: u64, act: impl FnOnce() -> T + Send) -> T {
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+    let inside = || {
+        let kind = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind)).unwrap();
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
 }
 
 struct Greeter {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::ports::Publish;
 use crate::spec::SandboxSpec;
 
 /// Everything a supervisor needs to know.
@@ -23,6 +24,8 @@ pub struct Plan {
     pub stop_signal: i32,
     /// How long it may take for that, in seconds; `None` is for ever.
     pub stop_timeout_s: Option<u64>,
+    /// Ports of the host that lead into the sandbox, whose network is one of its own.
+    pub ports: Vec<Publish>,
     /// Arguments of this program, run beside the container while it runs, with the two sockets of its name server as standard
     /// input and output; its standard error can be read when it is to end. None if nothing is to answer.
     pub names: Vec<String>,

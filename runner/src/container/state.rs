@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::ports::Published;
+
 /// How a container is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,6 +63,8 @@ pub struct State {
     pub restarts: u32,
     /// Whether it was asked to end.
     pub stopped: bool,
+    /// The host's ports that lead into it now, by the ports inside.
+    pub ports: Vec<Published>,
     /// What its health checks said, if it has any.
     pub health: Option<HealthState>,
 }
@@ -117,6 +121,7 @@ impl State {
         self.error = error.to_owned();
         self.status = Status::Exited;
         self.pid = 0;
+        self.ports.clear();
         self
     }
 }

@@ -39,8 +39,10 @@ use super::time::rfc3339;
 use crate::error::SandboxError;
 use crate::join::JoinSpec;
 use crate::network::names::NameSockets;
+use crate::network::ports;
+use crate::network::proxy::{Inside, Proxy};
 use crate::sandbox::{Sandbox, Stdio, Stream};
-use crate::spec::{Confinement, ProcessSpec};
+use crate::spec::{Confinement, ProcessSpec, Ulimit};
 use crate::terminal::Signals;
 use crate::wire;
 
@@ -49,6 +51,8 @@ pub(crate) const NAME: &str = "longshore-supervisor";
 
 /// How much is read at a time, and how much may wait for a stream that is not read.
 const PIECE_BYTES: usize = 16 << 10;
+/// How many descriptors a supervisor has use for.
+const DESCRIPTORS_MAX: u64 = 32 << 10;
 /// How many commands may be connected; more wait.
 const CONNECTIONS_MAX: usize = 128;
 /// After a first failure; doubled with each further one.
@@ -120,6 +124,9 @@ fn begin(starter: &OwnedFd) -> io::Result<Supervisor> {
         Some(limits) => Some(Writer::open(&folder, limits).map_err(|error| error.source)?),
         None => None,
     };
+    if !plan.ports.is_empty() {
+        make_room(&mut plan);
+    }
     // Those that ask a program to end ask the container; the kernel's default would kill it.
     let signals = Signals::collect()?;
     Ok(Supervisor {
@@ -154,6 +161,32 @@ fn release_streams() -> io::Result<()> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     Ok(())
+}
+
+/// Lets this process have as many descriptors as it may: each connection through a port needs a few. The container gets
+/// what it would have got.
+fn make_room(plan: &mut Plan) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum.map_or(Some(DESCRIPTORS_MAX), |maximum| {
+            Some(maximum.min(DESCRIPTORS_MAX))
+        }),
+        ..limit
+    };
+    let is_less = limit.current.is_some_and(|now| Some(now) < wanted.current);
+    if !is_less || setrlimit(Resource::Nofile, wanted).is_err() {
+        return;
+    }
+    let name = "nofile".to_owned();
+    let ulimits = &mut plan.sandbox.ulimits;
+    if !ulimits.iter().any(|ulimit| ulimit.name == name) {
+        ulimits.push(Ulimit {
+            name,
+            soft: limit.current,
+            hard: limit.maximum,
+        });
+    }
 }
 
 /// A socket in the folder, in which this process stands: so its name is short enough for the kernel wherever that is.
@@ -213,6 +246,8 @@ struct Running {
     has_ended: bool,
     /// Who answers what it asks about names.
     names: Option<NameServer>,
+    /// What carries through its ports.
+    proxy: Option<Proxy>,
 }
 
 /// A process that answers on a sandbox's sockets, until the pipe that it looks at closes.
@@ -272,6 +307,7 @@ impl Supervisor {
         if let Err(error) = self.start() {
             // As docker: it never ran.
             self.state.status = Status::Created;
+            self.state.ports.clear();
             self.state.error = chain(&error);
             self.state.exit_code = error.exit_code();
             self.state.finished_at = rfc3339(SystemTime::now());
@@ -325,6 +361,8 @@ impl Supervisor {
                 stderr: Stream::Pipe,
             },
         };
+        // First of all: without its ports it is not started.
+        let doors = ports::bind(&self.plan.ports)?;
         let mut sandbox = Sandbox::spawn(&self.plan.sandbox, stdio)?;
         let io = |source: io::Error| SandboxError::Io {
             what: "set up the container's streams",
@@ -357,8 +395,25 @@ impl Supervisor {
             }
             _ => None,
         };
+        self.state.ports = doors.iter().map(|door| door.published).collect();
+        let (addresses, needs_entering) = self.plan.sandbox.network.reached_at();
+        let proxy = match doors.is_empty() {
+            true => None,
+            false => {
+                let inside = Inside {
+                    process: needs_entering.then(|| sandbox.pidfd()),
+                    addresses,
+                };
+                let proxy = Proxy::start(doors, &inside);
+                Some(proxy.map_err(|source| SandboxError::Io {
+                    what: "carry what arrives at the container's ports",
+                    source,
+                })?)
+            }
+        };
         self.running = Some(Running {
             sandbox,
+            proxy,
             names,
             since: Instant::now(),
             outputs,
@@ -569,6 +624,7 @@ impl Supervisor {
             return false;
         };
         running.names = None;
+        running.proxy = None;
         self.kill_at = None;
         self.state.error.clear();
         self.state.exit_code = match running.sandbox.wait() {
@@ -592,6 +648,7 @@ impl Supervisor {
     fn after_end(&mut self, ran: Duration) -> bool {
         self.state.finished_at = rfc3339(SystemTime::now());
         self.state.pid = 0;
+        self.state.ports.clear();
         let applies = self
             .plan
             .restart

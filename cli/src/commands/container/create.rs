@@ -15,8 +15,8 @@ use store::layer::LayerId;
 use store::oci::{ImageConfig, RunConfig};
 use store::volumes::{Filling, VolumeAbout};
 
-use super::flags;
 use super::record::{MountSource, Record, RecordMount};
+use super::{flags, ports};
 use crate::args::{ContainerCreateArgs, CreateArgs, PullWhen};
 use crate::commands::{steps, transfer};
 use crate::context::Context;
@@ -139,6 +139,16 @@ fn record(
     let config = &config.config;
     let (entrypoint, cmd) = command(args, config)?;
     let network = network(args)?;
+    let mut exposed = exposed(args, config)?;
+    let ports = ports::all(&args.publish, args.publish_all, &exposed)?;
+    let published = ports.iter();
+    exposed.extend(published.map(|port| format!("{}/{}", port.port, port.protocol.word())));
+    exposed.sort();
+    exposed.dedup();
+    if network == "host" && !ports.is_empty() {
+        let message = "Published ports are discarded when using host network mode";
+        context.ui.warning(message);
+    }
     let stop_signal = args.stop_signal.as_ref().or(config.stop_signal.as_ref());
     let ulimits = args.ulimits.iter().map(|text| steps::ulimit(text));
     let ulimits = ulimits.map(|read| read.map(|(name, (soft, hard))| Ulimit { name, soft, hard }));
@@ -166,7 +176,9 @@ fn record(
             &args.label_files,
             &args.labels,
         )?,
-        exposed: exposed(args, config),
+        exposed,
+        ports,
+        publish_all: args.publish_all,
         mounts: mounts(args, config)?,
         devices: args
             .devices
@@ -246,19 +258,19 @@ fn network(args: &CreateArgs) -> Result<String, CliError> {
     Ok(name.to_owned())
 }
 
-fn exposed(args: &CreateArgs, config: &RunConfig) -> Vec<String> {
+/// Ports that the command listens on, as the image and `--expose` say.
+fn exposed(args: &CreateArgs, config: &RunConfig) -> Result<Vec<String>, CliError> {
     let of_image = config
         .exposed_ports
         .iter()
         .flat_map(|ports| ports.keys().cloned());
-    let given = args.expose.iter().map(|port| match port.contains('/') {
-        true => port.clone(),
-        false => format!("{port}/tcp"),
-    });
-    let mut ports: Vec<String> = of_image.chain(given).collect();
+    let mut ports: Vec<String> = of_image.collect();
+    for text in &args.expose {
+        ports.extend(ports::expose(text)?);
+    }
     ports.sort();
     ports.dedup();
-    ports
+    Ok(ports)
 }
 
 fn resolv_conf(args: &CreateArgs) -> Vec<String> {

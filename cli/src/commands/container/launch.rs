@@ -17,8 +17,8 @@ use store::Store;
 use store::containers::Container;
 use store::networks::{NetworkMember, NetworkPlace};
 
-use super::Known;
 use super::record::{MountSource, Record, RecordMount};
+use super::{Known, ports};
 use crate::args::ContainerNamesArgs;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
@@ -51,7 +51,7 @@ pub fn launch(
         keep: keep.iter().map(AsFd::as_fd).collect(),
         ..*start
     };
-    Ok(client::start(&known.folder, held, &start)?)
+    client::start(&known.folder, held, &start).map_err(|error| ports::refused(store, error))
 }
 
 /// The network that was asked for, and the place in it that is the container's.
@@ -179,6 +179,10 @@ fn plan(
         log: record.log,
         stop_signal: record.stop_signal,
         stop_timeout_s: record.stop_timeout_s,
+        ports: match is_own_network {
+            true => record.ports.clone(),
+            false => Vec::new(),
+        },
         names: match is_own_network {
             true => {
                 let root = context.root()?.to_string_lossy().into_owned();

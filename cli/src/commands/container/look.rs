@@ -1,5 +1,6 @@
-//! `top`, `stats`, `port` and `diff`, and a container in the shape of `docker inspect`.
+//! `top`, `stats` and `diff`, and a container in the shape of `docker inspect`.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use runner::container::{ClientError, Restart, Status};
@@ -9,12 +10,14 @@ use store::containers::ChangeKind;
 
 use super::Known;
 use super::lifecycle::{connect, not_running};
+use super::ports;
 use super::record::MountSource;
 use super::template::Format;
-use crate::args::{DiffArgs, PortArgs, StatsArgs, TopArgs};
+use crate::args::{DiffArgs, StatsArgs, TopArgs};
 use crate::commands::now;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
+use crate::networks;
 use crate::ui::human;
 use crate::ui::table::table;
 
@@ -196,19 +199,6 @@ fn print_stats(
     }
 }
 
-/// `longshore port`.
-pub fn port(context: &Context, args: &PortArgs) -> Result<ExitCode, CliError> {
-    let store = context.store()?;
-    let _known = Known::find(&store, &args.container)?;
-    match &args.port {
-        None => Ok(ExitCode::SUCCESS),
-        Some(port) => {
-            let message = format!("port `{port}` of `{}` is not published", args.container);
-            Err(CliError::new(Kind::Input, message))
-        }
-    }
-}
-
 /// `longshore diff`.
 pub fn diff(context: &Context, args: &DiffArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
@@ -252,6 +242,11 @@ pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
         Restart::Always => ("always", 0),
         Restart::UnlessStopped => ("unless-stopped", 0),
     };
+    let exposed: BTreeMap<&str, Value> = record
+        .exposed
+        .iter()
+        .map(|port| (port.as_str(), json!({})))
+        .collect();
     let mut value = json!({
         "Id": known.container.id.to_string(),
         "Created": record.created,
@@ -278,6 +273,8 @@ pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
         "Platform": "linux",
         "HostConfig": {
             "NetworkMode": record.network,
+            "PortBindings": ports::bindings(record),
+            "PublishAllPorts": record.publish_all,
             "RestartPolicy": { "Name": policy, "MaximumRetryCount": retries },
             "AutoRemove": record.auto_remove,
             "Privileged": record.privileged,
@@ -295,6 +292,7 @@ pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
             },
         },
         "Mounts": mounts,
+        "NetworkSettings": network_settings(store, &known),
         "Config": {
             "Hostname": record.hostname.clone().unwrap_or_else(|| known.container.id.short().to_owned()),
             "User": record.user,
@@ -304,6 +302,7 @@ pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
             "Env": record.env,
             "Cmd": record.cmd,
             "Image": record.image_name,
+            "ExposedPorts": exposed,
             "WorkingDir": record.working_dir,
             "Entrypoint": record.entrypoint,
             "Labels": record.labels,
@@ -313,6 +312,54 @@ pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
         value["State"]["Health"] = json!(health);
     }
     Ok(value)
+}
+
+/// Where it is on its network, and by which ports it is reached.
+fn network_settings(store: &Store, known: &Known) -> Value {
+    let record = &known.record;
+    let id = known.container.id.to_string();
+    let network = store.network(&record.network).ok();
+    let members = network
+        .as_ref()
+        .map(|network| store.network_members(&network.name));
+    let member = members.and_then(Result::ok).unwrap_or_default();
+    let member = member.into_iter().find(|member| member.id == id);
+    let subnets = network.iter().flat_map(|network| &network.subnets);
+    let place = |is_v4: bool| {
+        let addresses = member.iter().flat_map(|member| &member.addresses);
+        let address = addresses.copied().find(|a| a.is_ipv4() == is_v4)?;
+        let subnet = subnets.clone().find(|subnet| subnet.contains(address))?;
+        Some((
+            address.to_string(),
+            subnet.prefix,
+            subnet.gateway.to_string(),
+        ))
+    };
+    let (address, prefix, gateway) = place(true).unwrap_or_default();
+    let (address_v6, prefix_v6, gateway_v6) = place(false).unwrap_or_default();
+    let place = json!({
+        "Aliases": record.aliases,
+        "NetworkID": network.as_ref().map(|network| &network.id),
+        "Gateway": gateway,
+        "IPAddress": address,
+        "IPPrefixLen": prefix,
+        "IPv6Gateway": gateway_v6,
+        "GlobalIPv6Address": address_v6,
+        "GlobalIPv6PrefixLen": prefix_v6,
+    });
+    let mut value = json!({
+        "Ports": ports::settings(record, &known.state.ports),
+        "Networks": { record.network.clone(): place },
+    });
+    // Docker's older names for the place in its default network.
+    if record.network == networks::DEFAULT
+        && let Value::Object(fields) = &place
+    {
+        for (name, field) in fields.iter().filter(|(name, _)| *name != "Aliases") {
+            value[name] = field.clone();
+        }
+    }
+    value
 }
 
 fn mount_value(store: &Store, mount: &super::record::RecordMount) -> Value {

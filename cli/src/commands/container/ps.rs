@@ -10,7 +10,7 @@ use store::oci::time::unix_time;
 use super::lifecycle::has_label;
 use super::record::MountSource;
 use super::template::Format;
-use super::{Known, Record};
+use super::{Known, ports};
 use crate::args::PsArgs;
 use crate::commands::now;
 use crate::context::Context;
@@ -126,22 +126,13 @@ fn row(known: &Known, id: &str, args: &PsArgs) -> Result<Value, CliError> {
         "RunningFor": human::ago(now() - created),
         "Status": status(known),
         "State": known.state.status.word(),
-        "Ports": ports(record),
+        "Ports": ports::column(known),
         "Names": known.container.name,
         "Labels": labels.collect::<Vec<_>>().join(","),
         "Mounts": mounts.filter(|name| !name.is_empty()).collect::<Vec<_>>().join(","),
         "Networks": record.network,
         "Size": size,
     }))
-}
-
-/// The ports that the command listens on; none is published.
-fn ports(record: &Record) -> String {
-    match record.network.as_str() {
-        // As docker: what shares the host's network has no ports of its own.
-        "host" => String::new(),
-        _ => record.exposed.join(", "),
-    }
 }
 
 /// `Up 3 minutes (healthy)`, in docker's words.

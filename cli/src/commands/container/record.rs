@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use runner::container::{Health, LogLimits, Restart};
+use runner::network::ports::Publish;
 use runner::{Confinement, Limits, Ulimit};
 use serde::{Deserialize, Serialize};
 use store::containers::Container;
@@ -41,6 +42,10 @@ pub struct Record {
     pub labels: BTreeMap<String, String>,
     /// Ports that the command listens on: `80/tcp`.
     pub exposed: Vec<String>,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<Publish>,
+    /// Whether those are all that the image and `--expose` have.
+    pub publish_all: bool,
     /// What is mounted.
     pub mounts: Vec<RecordMount>,
     /// Devices of the host: source and target.
