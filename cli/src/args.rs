@@ -24,11 +24,11 @@ mod steps;
 pub use cache::{CacheCommand, CacheLsArgs, CacheRmArgs};
 pub use call::{Call, Format, Method};
 pub use container::{
-    AttachArgs, CommitArgs, ContainerCommand, ContainerCreateArgs, ContainerFilesArgs,
+    AttachArgs, CommitArgs, Condition, ContainerCommand, ContainerCreateArgs, ContainerFilesArgs,
     ContainerNamesArgs, ContainerPruneArgs, ContainersArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs,
     ExportArgs, ImportArgs, KillArgs, LogDriver, LogsArgs, PortArgs, PsArgs, PullWhen, RenameArgs,
     RmArgs, RunArgs, StartArgs, StatsArgs, StopArgs, TopArgs, VolumeCommand, VolumeCreateArgs,
-    VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumesArgs,
+    VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumesArgs, WaitArgs,
 };
 pub use debug::{DebugArgs, DebugState, OnError};
 pub use filter::Filter;
@@ -177,7 +177,13 @@ pub enum Command {
     /// Send containers a signal
     Kill(KillArgs),
     /// Wait until containers end, and print their exit codes
-    Wait(ContainersArgs),
+    Wait(WaitArgs),
+    /// Let containers stand still
+    #[command(after_help = "Example:\n  longshore pause web")]
+    Pause(ContainersArgs),
+    /// Let containers go on that stand still
+    #[command(after_help = "Example:\n  longshore unpause web")]
+    Unpause(ContainersArgs),
     /// Remove containers
     Rm(RmArgs),
     /// Give a container another name

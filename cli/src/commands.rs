@@ -49,6 +49,8 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Restart(args) => container::lifecycle::restart(context, &args),
         Command::Kill(args) => container::lifecycle::kill(context, &args),
         Command::Wait(args) => container::lifecycle::wait(context, &args),
+        Command::Pause(args) => container::lifecycle::pause(context, &args, true),
+        Command::Unpause(args) => container::lifecycle::pause(context, &args, false),
         Command::Rm(args) => container::lifecycle::rm(context, &args),
         Command::Rename(args) => container::lifecycle::rename(context, &args),
         Command::Ps(args) => container::ps::ps(context, &args),

@@ -391,9 +391,23 @@ impl Cgroups {
     }
 }
 
-/// The groups of another process, open for this one to enter by writing `0`. Those that cannot be opened are left out:
-/// the process has its limits from those that can.
-pub(crate) fn entries_of(pid: u32) -> Vec<File> {
+/// A group that another process is in, and this one is not.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Its folder.
+    pub(crate) path: PathBuf,
+    /// The controllers of its hierarchy; none for version 2.
+    pub(crate) controllers: Vec<String>,
+}
+
+impl Group {
+    pub(crate) fn is_unified(&self) -> bool {
+        self.controllers.is_empty()
+    }
+}
+
+/// The groups of another process that this one does not share.
+pub(crate) fn groups_of(pid: u32) -> Vec<Group> {
     let (Ok(memberships), Ok(mounts)) = (
         read_bounded(&PathBuf::from(format!("/proc/{pid}/cgroup"))),
         read_bounded(Path::new("/proc/self/mountinfo")),
@@ -403,10 +417,22 @@ pub(crate) fn entries_of(pid: u32) -> Vec<File> {
     let own = hierarchies().unwrap_or_default();
     parse(&memberships, &mounts)
         .into_iter()
-        // Entering a group costs; most are this process's already.
         .filter(|hierarchy| !own.contains(hierarchy))
-        .filter_map(|hierarchy| {
-            let path = hierarchy.own.join("cgroup.procs");
+        .map(|hierarchy| Group {
+            path: hierarchy.own,
+            controllers: hierarchy.controllers,
+        })
+        .collect()
+}
+
+/// The groups of another process, open for this one to enter by writing `0`. Those that cannot be opened are left out:
+/// the process has its limits from those that can.
+pub(crate) fn entries_of(pid: u32) -> Vec<File> {
+    // Entering a group costs; most are this process's already.
+    groups_of(pid)
+        .into_iter()
+        .filter_map(|group| {
+            let path = group.path.join("cgroup.procs");
             OpenOptions::new().write(true).open(path).ok()
         })
         .collect()

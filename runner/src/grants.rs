@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::StartError;
 use crate::mounts::{clone_tree, is_directory, open_bind_source, sysfs, tmpfs_of_devices};
-use crate::spec::{MountKind, NetworkMode, Root, SandboxSpec, UserNamespace};
+use crate::spec::{MountKind, NetworkMode, Root, SandboxSpec, Shared, UserNamespace};
 use crate::userns::{self, Privilege};
 use crate::{confine, sys, wire};
 
@@ -73,6 +73,8 @@ pub(crate) struct Granted {
 /// Whether the sandbox is to have a user namespace of its own.
 pub(crate) fn wanted(spec: &SandboxSpec) -> bool {
     spec.user_namespace == UserNamespace::Own
+        // What is the host's own is its root's alone.
+        && spec.shared == Shared::default()
         && !spec.confinement.host_devices
         && userns::current() == Privilege::Root
 }

@@ -136,8 +136,13 @@ fn supervise(
     cgroups: &Cgroups,
     stubs: &mut Vec<Stub>,
 ) -> Result<ExitStatus, StartError> {
-    let mut namespaces =
-        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+    if !spec.shared.ipc {
+        namespaces |= libc::CLONE_NEWIPC;
+    }
+    if !spec.shared.uts {
+        namespaces |= libc::CLONE_NEWUTS;
+    }
     if spec.network.is_own() {
         namespaces |= libc::CLONE_NEWNET;
     }

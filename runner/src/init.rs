@@ -16,7 +16,7 @@ use crate::error::StartError;
 use crate::spec::{NetworkMode, ProcessSpec, SandboxSpec};
 use crate::sys::{self, Fork, SignalSet};
 use crate::wire::{self, Progress};
-use crate::{command, confine, grants, mounts, network};
+use crate::{command, confine, grants, mounts, network, sysctl};
 
 /// What the helper hands to init.
 #[derive(Debug)]
@@ -95,9 +95,11 @@ fn prepare(
             "no control group namespace: {error}"
         )));
     }
-    // 4. Names and network.
-    rustix::system::sethostname(spec.hostname.as_bytes())
-        .map_err(StartError::step("set the host name"))?;
+    // 4. Names, network and settings.
+    if !spec.shared.uts {
+        rustix::system::sethostname(spec.hostname.as_bytes())
+            .map_err(StartError::step("set the host name"))?;
+    }
     if spec.network.is_own() {
         sys::loopback_up().map_err(StartError::step("bring up the loopback interface"))?;
     }
@@ -117,6 +119,8 @@ fn prepare(
             wire::send(report, &Progress::Names, &sockets).map_err(lost())?;
         }
     }
+
+    sysctl::apply(&spec.sysctls)?;
 
     // 5. The root.
     let mut unsent = Ok(());

@@ -9,7 +9,7 @@
 //! - [`spec`]: what to run and in what, as plain data.
 //! - [`sandbox`]: the caller's side. `helper`, `init`: the other two processes; `wire` is what they say.
 //! - `grants`: a user namespace for each sandbox, when the program is root; mounts with mapped ids.
-//! - `mounts`, `stubs`: the root. `confine`, `seccomp`: privileges. `cgroup`: limits. `command`: exec.
+//! - `mounts`, `stubs`: the root. `confine`, `seccomp`: privileges. `cgroup`: limits. `sysctl`: settings. `command`: exec.
 //! - [`userns`]: the whole program in a user namespace, when it is not root; then one code path serves all.
 //! - [`network`]: bridges that sandboxes are plugged into.
 //! - [`user`]: `USER` names to numbers. [`etc`]: contents of `/etc/hosts` and the like.
@@ -43,6 +43,7 @@ pub mod signal;
 pub mod spec;
 mod stubs;
 mod sys;
+mod sysctl;
 pub mod terminal;
 pub mod user;
 pub mod userns;
@@ -53,11 +54,11 @@ pub use join::JoinSpec;
 pub use sandbox::{Killer, Sandbox, Stdio, Stream};
 pub use spec::{
     CAPABILITIES, Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits,
-    MEMORY_MIN, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec, ULIMITS,
-    Ulimit, Usage, User, UserNamespace,
+    MEMORY_MIN, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec, Shared,
+    ULIMITS, Ulimit, Usage, User, UserNamespace,
 };
 pub use stubs::make_stubs;
-pub use user::{UserError, resolve_user};
+pub use user::{UserError, add_groups, resolve_user};
 pub use userns::{Privilege, UserNsError, enter_user_namespace};
 
 /// Turns this process into a sandbox's helper if it was started as one; then it never returns.

@@ -391,10 +391,13 @@ impl Builder<'_> {
         attach_at(pts.as_fd(), dev.as_fd(), "pts").map_err(mount_error("devpts", "/dev/pts"))?;
         let shm_size = spec.shm_size.map(|bytes| bytes.to_string());
         let shm_size = shm_size.as_deref().unwrap_or(DEV_BYTES);
-        let shm = tmpfs(
-            &[("mode", "1777"), ("size", shm_size)],
-            NOSUID | NODEV | NOEXEC,
-        )
+        let shm = match spec.shared.ipc {
+            true => open_directory("/dev/shm").and_then(|host| clone_tree(host.as_fd(), false)),
+            false => tmpfs(
+                &[("mode", "1777"), ("size", shm_size)],
+                NOSUID | NODEV | NOEXEC,
+            ),
+        }
         .map_err(mount_error("shared memory", "/dev/shm"))?;
         attach_at(shm.as_fd(), dev.as_fd(), "shm")
             .map_err(mount_error("shared memory", "/dev/shm"))?;

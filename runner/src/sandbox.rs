@@ -24,6 +24,7 @@ use crate::spec::{
     ExitStatus, MountKind, NetworkMode, ProcessSpec, Root, SPEC_BYTES_MAX, SandboxSpec, Usage,
 };
 use crate::sys;
+use crate::sysctl;
 use crate::wire::{self, Report};
 
 /// Where the process's standard streams lead. Ignored for a process with a terminal of its own.
@@ -422,6 +423,9 @@ fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
     if let NetworkMode::Bridge(attachment) = &spec.network
         && let Err(what) = attachment.check()
     {
+        return invalid(what);
+    }
+    if let Err(what) = sysctl::check(spec) {
         return invalid(what);
     }
     if let Root::Overlay { lower, .. } = &spec.root

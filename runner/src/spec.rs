@@ -3,6 +3,7 @@
 //! A [`SandboxSpec`] says everything; nothing is taken from the environment. It crosses to the
 //! sandbox's first process as JSON in a memory file, bounded by [`SPEC_BYTES_MAX`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -40,6 +41,10 @@ pub struct SandboxSpec {
     pub ulimits: Vec<Ulimit>,
     /// The size of `/dev/shm` in bytes; Docker's 64 MiB if `None`.
     pub shm_size: Option<u64>,
+    /// Settings of the kernel in the sandbox's own namespaces: `net.ipv4.ip_forward` to its value.
+    pub sysctls: BTreeMap<String, String>,
+    /// What else the process shares with the host.
+    pub shared: Shared,
     /// Whose ids the process has.
     pub user_namespace: UserNamespace,
     /// What the process may do.
@@ -64,6 +69,8 @@ impl SandboxSpec {
             limits: Limits::default(),
             ulimits: Vec::new(),
             shm_size: None,
+            sysctls: BTreeMap::new(),
+            shared: Shared::default(),
             user_namespace: UserNamespace::Own,
             confinement: Confinement::default(),
             init: false,
@@ -252,6 +259,15 @@ impl NetworkMode {
             NetworkMode::Bridge(attachment) => (&attachment.addresses, false),
         }
     }
+}
+
+/// Namespaces of the host's that a process stays in, beside that of the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Shared memory, semaphores and message queues, with `/dev/shm`.
+    pub ipc: bool,
+    /// The host name.
+    pub uts: bool,
 }
 
 /// Whose ids a process has, when this program is root of the host. Otherwise it is in a user namespace already.

@@ -69,6 +69,38 @@ pub fn resolve_user(rootfs: BorrowedFd<'_>, text: &str) -> Result<User, UserErro
     resolve(&passwd, &group, text)
 }
 
+/// Adds groups, by name or number, to those of a user.
+///
+/// # Errors
+///
+/// A name without a line, or a table that cannot be read.
+pub fn add_groups(
+    rootfs: BorrowedFd<'_>,
+    user: &mut User,
+    groups: &[String],
+) -> Result<(), UserError> {
+    let table = read_table(rootfs, "/etc/group")?;
+    for text in groups {
+        user.groups.push(group_id(&table, text)?);
+    }
+    user.groups.sort_unstable();
+    user.groups.dedup();
+    Ok(())
+}
+
+/// The id of a group, by name or number.
+fn group_id(table: &str, text: &str) -> Result<u32, UserError> {
+    if let Some(gid) = parse_id(text)? {
+        return Ok(gid);
+    }
+    let mut lines = table.lines().filter_map(GroupLine::parse);
+    let line = lines.find(|line| line.name == text);
+    line.map(|line| line.gid)
+        .ok_or_else(|| UserError::UnknownGroup {
+            name: text.to_owned(),
+        })
+}
+
 fn resolve(passwd: &str, group: &str, text: &str) -> Result<User, UserError> {
     let (user, wanted_group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
@@ -96,17 +128,7 @@ fn resolve(passwd: &str, group: &str, text: &str) -> Result<User, UserError> {
     let mut groups = Vec::new();
     let gid = match wanted_group {
         Some(wanted) => {
-            let gid = match parse_id(wanted)? {
-                Some(gid) => gid,
-                None => group
-                    .lines()
-                    .filter_map(GroupLine::parse)
-                    .find(|line| line.name == wanted)
-                    .map(|line| line.gid)
-                    .ok_or_else(|| UserError::UnknownGroup {
-                        name: wanted.to_owned(),
-                    })?,
-            };
+            let gid = group_id(group, wanted)?;
             groups.push(gid);
             gid
         }

@@ -45,6 +45,9 @@ pub struct CreateArgs {
     /// User and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
+    /// A further group of the user, by name or number; may be repeated
+    #[arg(long = "group-add", value_name = "GROUP")]
+    pub groups: Vec<String>,
     /// Mount a file or folder of this machine, or a volume; may be repeated
     #[arg(short, long = "volume", value_name = "[SOURCE:]TARGET[:ro]")]
     pub volumes: Vec<String>,
@@ -54,6 +57,9 @@ pub struct CreateArgs {
     /// volume-nocopy.
     #[arg(long = "mount", value_name = "KEY=VALUE,...")]
     pub mounts: Vec<String>,
+    /// Mount what another container has mounted, its files and folders and volumes, where nothing else is; may be repeated
+    #[arg(long = "volumes-from", value_name = "CONTAINER[:ro]")]
+    pub volumes_from: Vec<String>,
     /// Mount memory at a path; may be repeated
     #[arg(long = "tmpfs", value_name = "TARGET[:size=BYTES,mode=MODE,ro]")]
     pub tmpfs: Vec<String>,
@@ -87,6 +93,10 @@ pub struct CreateArgs {
     /// When to pull the image: missing, always or never
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub pull: PullWhen,
+    /// The platform of the image, such as linux/arm64: another one here is an error, and is what is pulled [default: this
+    /// machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = super::platform)]
+    pub platform: Option<store::oci::Platform>,
     /// Say nothing of a pull
     #[arg(short, long)]
     pub quiet: bool,
@@ -162,6 +172,9 @@ pub struct CreateArgs {
     /// The size of /dev/shm, such as 128m [default: 64m]
     #[arg(long, value_name = "BYTES", help_heading = RESOURCES)]
     pub shm_size: Option<String>,
+    /// Weight among others that read and write disks, 10 to 1000
+    #[arg(long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(10..=1_000), help_heading = RESOURCES)]
+    pub blkio_weight: Option<u64>,
     /// Limit each process, such as nofile=1024:2048; may be repeated
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", help_heading = RESOURCES)]
     pub ulimits: Vec<String>,
@@ -180,6 +193,15 @@ pub struct CreateArgs {
         help_heading = SECURITY
     )]
     pub user_namespace: Option<String>,
+    /// Whose shared memory and message queues it has: private or host
+    #[arg(long = "ipc", value_name = "MODE", default_value = "private", value_parser = ["private", "host"], hide_possible_values = true, help_heading = SECURITY)]
+    pub ipc: String,
+    /// Whose host name it has: private or host
+    #[arg(long = "uts", value_name = "MODE", default_value = "private", value_parser = ["private", "host"], hide_possible_values = true, help_heading = SECURITY)]
+    pub uts: String,
+    /// Set one of the kernel's settings that a container has for itself, such as net.core.somaxconn=1024; may be repeated
+    #[arg(long = "sysctl", value_name = "NAME=VALUE", help_heading = SECURITY)]
+    pub sysctls: Vec<String>,
     /// Make the root file system read-only
     #[arg(long, help_heading = SECURITY)]
     pub read_only: bool,
@@ -360,11 +382,49 @@ pub struct KillArgs {
     pub containers: Vec<String>,
 }
 
+/// `longshore pause` and `unpause`.
+#[derive(Args, Debug)]
+pub struct ContainersArgs {
+    /// Names or ids
+    #[arg(value_name = "CONTAINER", required = true)]
+    pub containers: Vec<String>,
+}
+
+/// What `wait` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Condition {
+    /// It does not run.
+    NotRunning,
+    /// It has ended for good: nothing starts it again.
+    Exited,
+    /// It is there no more.
+    Removed,
+    /// Its process runs.
+    Running,
+    /// It stands still.
+    Paused,
+    /// Its health check says that it is well.
+    Healthy,
+    /// Its health check says that it is not.
+    Unhealthy,
+}
+
 /// `longshore wait`.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:
-  longshore wait job")]
-pub struct ContainersArgs {
+#[command(after_help = "Examples:
+  longshore wait job
+  longshore wait --condition healthy web")]
+pub struct WaitArgs {
+    /// For what: not-running, exited (by the restart policy, too), removed, running, paused, healthy or unhealthy
+    ///
+    /// For the last four nothing is printed; that it has ended meanwhile is an error.
+    #[arg(
+        long,
+        value_name = "CONDITION",
+        default_value = "not-running",
+        hide_possible_values = true
+    )]
+    pub condition: Condition,
     /// Names or ids
     #[arg(value_name = "CONTAINER", required = true)]
     pub containers: Vec<String>,
@@ -630,6 +690,21 @@ pub struct CommitArgs {
     /// What was done
     #[arg(short, long, value_name = "TEXT")]
     pub message: Option<String>,
+    /// Change the image's configuration by an instruction, such as 'CMD [\"web\"]'; may be repeated
+    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    pub changes: Vec<String>,
+    /// Let the container stand still meanwhile
+    #[arg(
+        short,
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "true",
+        default_missing_value = "true",
+        action = ArgAction::Set
+    )]
+    pub pause: bool,
     /// Name or id
     #[arg(value_name = "CONTAINER")]
     pub container: String,
@@ -659,6 +734,12 @@ pub struct ImportArgs {
     /// What was done
     #[arg(short, long, value_name = "TEXT")]
     pub message: Option<String>,
+    /// Change the image's configuration by an instruction, such as 'CMD [\"web\"]'; may be repeated
+    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    pub changes: Vec<String>,
+    /// The platform that it is for [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = super::platform)]
+    pub platform: Option<store::oci::Platform>,
     /// A tar of a root file system, compressed or not; `-` is stdin
     #[arg(value_name = "FILE")]
     pub file: PathBuf,

@@ -15,6 +15,7 @@
 //! | [`image`] | `commit`, `export`, `import` |
 //! | [`volume`] | `volume` |
 //! | [`template`] | `--format` |
+//! | [`watch`] | waiting until something happens to a container |
 
 pub mod copy;
 pub mod create;
@@ -31,6 +32,7 @@ mod record;
 pub mod run;
 mod template;
 pub mod volume;
+mod watch;
 
 use std::process::ExitCode;
 

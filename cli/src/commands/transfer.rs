@@ -50,11 +50,22 @@ pub fn pull(context: &Context, args: &PullArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Pulls an image by name.
+/// Pulls an image by name, for this machine.
 pub fn fetch(
     context: &Context,
     store: &Arc<Store>,
     name: &str,
+    quiet: bool,
+) -> Result<ImageId, CliError> {
+    fetch_for(context, store, name, &Platform::host(), quiet)
+}
+
+/// Pulls an image by name, for a platform.
+pub fn fetch_for(
+    context: &Context,
+    store: &Arc<Store>,
+    name: &str,
+    platform: &Platform,
     quiet: bool,
 ) -> Result<ImageId, CliError> {
     let reference: Reference = name.parse()?;
@@ -63,7 +74,7 @@ pub fn fetch(
         store,
         &remote(context)?,
         &reference,
-        &Platform::host(),
+        platform,
         display.sink(),
     );
     display.finish(pulled.is_ok());

@@ -25,6 +25,30 @@ pub fn size(bytes: u64) -> String {
     format!("{digits}{}", UNITS[unit])
 }
 
+/// `1.234MiB`: four significant digits, powers of 1024, as `docker stats` prints memory.
+pub fn binary_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut unit = 0;
+    let mut value = bytes as f64;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let decimals = match value {
+        _ if unit == 0 => 0,
+        v if v < 9.9995 => 3,
+        v if v < 99.995 => 2,
+        v if v < 999.95 => 1,
+        _ => 0,
+    };
+    let digits = format!("{value:.decimals$}");
+    let digits = match digits.contains('.') {
+        true => digits.trim_end_matches('0').trim_end_matches('.'),
+        false => &digits,
+    };
+    format!("{digits}{}", UNITS[unit])
+}
+
 /// `12ms`, `1.2s`, `2m05s`, `1h02m`, from microseconds.
 pub fn micros(micros: u64) -> String {
     let seconds = micros / 1_000_000;

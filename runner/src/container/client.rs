@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::folder::{Folder, FolderError, Held};
-use super::protocol::{Answer, ProcessRow, Request};
+use super::protocol::{Answer, ContainerUsage, ProcessRow, Request};
 use super::supervisor;
 use crate::error::StartError;
 use crate::sandbox;
@@ -292,6 +292,30 @@ impl Client {
                 (answer, _) => return Err(unexpected(&answer)),
             }
         }
+    }
+}
+
+impl Client {
+    /// What the container uses.
+    ///
+    /// # Errors
+    /// It is not running at this moment.
+    pub fn usage(&self) -> Result<ContainerUsage, ClientError> {
+        self.send(&Request::Usage, &[])?;
+        match self.answer()? {
+            (Answer::Usage(usage), _) => Ok(usage),
+            (Answer::Refused { message }, _) => Err(ClientError::Refused { message }),
+            (answer, _) => Err(unexpected(&answer)),
+        }
+    }
+
+    /// Lets the container's processes stand still, or go on.
+    ///
+    /// # Errors
+    /// They do so already, none is there, or they cannot be held.
+    pub fn pause(&self, paused: bool) -> Result<(), ClientError> {
+        self.send(&Request::Pause { paused }, &[])?;
+        self.done().map(drop)
     }
 }
 

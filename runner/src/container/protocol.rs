@@ -8,6 +8,7 @@
 //! | `Wait` | | `Exited` |
 //! | `Root` | | `Done`, with the container's `/` |
 //! | `Processes` | | `Processes`, several times, ended by an empty one |
+//! | `Usage` | | `Usage` or `Refused` |
 //! | `Signal`, `Resize`, `Detach` | | of who is attached or executes something: none; else `Done` or `Refused` |
 //! | `Stop` | | `Exited` |
 //! | `Pause` | | `Done` or `Refused` |
@@ -70,6 +71,8 @@ pub enum Request {
     Root,
     /// List the container's processes.
     Processes,
+    /// Say what the container uses.
+    Usage,
     /// Let its processes stand still, or go on.
     Pause {
         /// Which.
@@ -106,6 +109,29 @@ pub enum Answer {
     },
     /// Some of the container's processes.
     Processes(Vec<ProcessRow>),
+    /// What the container uses.
+    Usage(ContainerUsage),
+}
+
+/// What a container uses at one moment, all its processes together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerUsage {
+    /// Processor time since it started, in microseconds.
+    pub cpu_us: u64,
+    /// Memory in bytes, without what the kernel remembers of files and could forget.
+    pub memory_bytes: u64,
+    /// The most that it may be, if that is limited.
+    pub memory_limit: Option<u64>,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Bytes received on its own network.
+    pub received_bytes: u64,
+    /// Bytes sent there.
+    pub sent_bytes: u64,
+    /// Bytes read from disks.
+    pub read_bytes: u64,
+    /// Bytes written to disks.
+    pub written_bytes: u64,
 }
 
 /// A process of a container, as the host sees it.

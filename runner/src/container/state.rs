@@ -65,6 +65,8 @@ pub struct State {
     pub stopped: bool,
     /// The host's ports that lead into it now, by the ports inside.
     pub ports: Vec<Published>,
+    /// Whether the kernel killed one of its processes because the memory limit was reached.
+    pub oom_killed: bool,
     /// What its health checks said, if it has any.
     pub health: Option<HealthState>,
 }

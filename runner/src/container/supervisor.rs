@@ -9,11 +9,14 @@
 //! |---|---|
 //! | `connection` | one command that is connected |
 //! | `health` | whether the container is well |
-//! | `processes` | what runs in it |
+//! | `processes`, `usage` | what runs in it, and what that uses |
+//! | `freezer` | letting it stand still |
 
 mod connection;
+mod freezer;
 mod health;
 mod processes;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,6 +32,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use self::connection::{Attachment, Connection, Role};
+use self::freezer::Frozen;
 use self::health::Checker;
 use super::folder::Folder;
 use super::log::{Source, Writer};
@@ -248,6 +252,8 @@ struct Running {
     names: Option<NameServer>,
     /// What carries through its ports.
     proxy: Option<Proxy>,
+    /// What keeps it standing still.
+    frozen: Option<Frozen>,
 }
 
 /// A process that answers on a sandbox's sockets, until the pipe that it looks at closes.
@@ -389,6 +395,7 @@ impl Supervisor {
         self.state.pid = processes::pid_of(sandbox.pidfd()).unwrap_or(0);
         self.state.started_at = rfc3339(SystemTime::now());
         self.state.error.clear();
+        self.state.oom_killed = false;
         let names = match (sandbox.take_names(), self.plan.names.is_empty()) {
             (Some(sockets), false) => {
                 Some(NameServer::start(&self.plan.names, sockets).map_err(io)?)
@@ -420,6 +427,7 @@ impl Supervisor {
             input,
             typed: Vec::new(),
             has_ended: false,
+            frozen: None,
         });
         if let Some(checker) = &mut self.checker {
             self.state.health = Some(checker.begin());
@@ -635,6 +643,8 @@ impl Supervisor {
                 128 + libc::SIGKILL
             }
         };
+        let usage = running.sandbox.usage().unwrap_or_default();
+        self.state.oom_killed = usage.oom_kills > 0;
         if let Some(checker) = &mut self.checker {
             checker.stop();
         }
@@ -835,15 +845,64 @@ impl Supervisor {
                 }
                 self.answer(id, &Answer::Processes(Vec::new()), &[]);
             }
-            Request::Pause { .. } => {
-                self.answer(id, &refuse("pausing is not supported yet"), &[]);
+            Request::Usage => {
+                let answer = match self.state.pid {
+                    0 => refuse("it is not running"),
+                    pid => {
+                        let has_own_network = self.plan.sandbox.network.is_own();
+                        Answer::Usage(usage::measure(pid, has_own_network))
+                    }
+                };
+                self.answer(id, &answer, &[]);
+            }
+            Request::Pause { paused } => {
+                let answer = match self.pause(paused) {
+                    Ok(()) => Answer::Done,
+                    Err(why) => refuse(&why),
+                };
+                self.answer(id, &answer, &[]);
             }
         }
     }
 
-    fn signal(&self, signal: i32) {
+    fn signal(&mut self, signal: i32) {
         if let Some(running) = &self.running {
             let _sent = running.sandbox.kill(signal);
+        }
+        // As docker: what is asked to end has to move for that.
+        if signal == libc::SIGKILL || signal == self.plan.stop_signal {
+            self.go_on();
+        }
+    }
+
+    fn pause(&mut self, paused: bool) -> Result<(), String> {
+        match (paused, self.state.status) {
+            (true, Status::Running) => {
+                let frozen = freezer::freeze(self.state.pid).map_err(|error| error.to_string())?;
+                if let Some(running) = &mut self.running {
+                    running.frozen = Some(frozen);
+                }
+                self.state.status = Status::Paused;
+                self.keep_state();
+            }
+            (true, Status::Paused) => return Err("the container is already paused".to_owned()),
+            (false, Status::Paused) => self.go_on(),
+            (false, _) => return Err("the container is not paused".to_owned()),
+            (true, _) => return Err("the container is not running".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// What was paused moves on.
+    fn go_on(&mut self) {
+        let frozen = self
+            .running
+            .as_mut()
+            .and_then(|running| running.frozen.take());
+        if let Some(frozen) = frozen {
+            let _gone_on = frozen.thaw();
+            self.state.status = Status::Running;
+            self.keep_state();
         }
     }
 
@@ -861,6 +920,7 @@ impl Supervisor {
             Some(seconds) => u64::try_from(seconds).ok(),
         };
         self.signal(signal.unwrap_or(self.plan.stop_signal));
+        self.go_on();
         self.kill_at = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
         self.keep_state();
     }
@@ -888,6 +948,11 @@ impl Supervisor {
             self.answer(id, &failed(None, "the container is not running"), &[]);
             return;
         };
+        if running.frozen.is_some() {
+            let message = "the container is paused: unpause it first";
+            self.answer(id, &failed(None, message), &[]);
+            return;
+        }
         let mut fds = fds.into_iter();
         let mut stream = || match (fds.next(), is_terminal) {
             (Some(fd), false) => Stream::Fd(fd),

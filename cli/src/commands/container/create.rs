@@ -53,7 +53,8 @@ pub fn make(
     let config = store.images().config(&image)?;
     let layers = layers(&store, &image, &config)?;
     let id = ContainerId::random()?;
-    let mut record = record(context, args, &image, &config, detached)?;
+    check_platform(args, &config)?;
+    let mut record = record(context, &store, args, &image, &config, detached)?;
     fill_volumes(&store, &layers, &mut record)?;
     let made_up;
     let name = match &args.name {
@@ -106,7 +107,12 @@ fn image(
                 let note = format!("no image `{}` here: pulling it", args.image());
                 context.ui.note(&note);
             }
-            let id = transfer::fetch(context, store, args.image(), args.quiet)?;
+            let id = match &args.platform {
+                None => transfer::fetch(context, store, args.image(), args.quiet)?,
+                Some(platform) => {
+                    transfer::fetch_for(context, store, args.image(), platform, args.quiet)?
+                }
+            };
             // The pull's threads end with what they worked for.
             *store = Arc::new(context.store()?);
             id
@@ -131,6 +137,7 @@ fn layers(store: &Store, id: &ImageId, config: &ImageConfig) -> Result<Vec<Layer
 /// What the flags and the image add up to.
 fn record(
     context: &Context,
+    store: &Store,
     args: &CreateArgs,
     image: &ImageId,
     config: &ImageConfig,
@@ -166,6 +173,7 @@ fn record(
         cmd,
         env: flags::environment(context, &config.env, &args.env_files, &args.env)?,
         user: args.user.clone().unwrap_or_else(|| config.user.clone()),
+        groups: args.groups.clone(),
         working_dir: working_dir(args, config),
         tty: args.tty,
         stdin: args.interactive,
@@ -179,7 +187,7 @@ fn record(
         exposed,
         ports,
         publish_all: args.publish_all,
-        mounts: mounts(args, config)?,
+        mounts: mounts(store, args, config)?,
         devices: args
             .devices
             .iter()
@@ -187,7 +195,7 @@ fn record(
             .collect::<Result<_, _>>()?,
         host_ids: match args.user_namespace.as_deref() {
             Some(mode) => mode == "host",
-            None => network == "host",
+            None => network == "host" || args.ipc == "host" || args.uts == "host",
         },
         network,
         addresses: args.addresses.clone(),
@@ -203,6 +211,8 @@ fn record(
         read_only: args.read_only,
         limits: flags::limits(args)?,
         ulimits: ulimits.collect::<Result<_, _>>()?,
+        sysctls: flags::sysctls(&args.sysctls)?,
+        shared: flags::shared(args)?,
         shm_size: flags::size("shm-size", args.shm_size.as_deref())?,
         cgroup_parent: args.cgroup_parent.clone(),
         init: args.init,
@@ -290,7 +300,11 @@ fn resolv_conf(args: &CreateArgs) -> Vec<String> {
 }
 
 /// What was asked for, and volumes where the image has VOLUME and nothing else is mounted.
-fn mounts(args: &CreateArgs, config: &RunConfig) -> Result<Vec<RecordMount>, CliError> {
+fn mounts(
+    store: &Store,
+    args: &CreateArgs,
+    config: &RunConfig,
+) -> Result<Vec<RecordMount>, CliError> {
     let mut mounts: Vec<RecordMount> = Vec::new();
     let given = args.volumes.iter().map(|text| flags::volume(text));
     let given = given.chain(args.mounts.iter().map(|text| flags::mount(text)));
@@ -301,6 +315,13 @@ fn mounts(args: &CreateArgs, config: &RunConfig) -> Result<Vec<RecordMount>, Cli
             return Err(CliError::new(Kind::Usage, message));
         }
         mounts.push(mount);
+    }
+    for text in &args.volumes_from {
+        for mount in mounts_of(store, text)? {
+            if !mounts.iter().any(|other| other.target == mount.target) {
+                mounts.push(mount);
+            }
+        }
     }
     let of_image = config.volumes.iter().flat_map(|volumes| volumes.keys());
     for target in of_image {
@@ -318,6 +339,45 @@ fn mounts(args: &CreateArgs, config: &RunConfig) -> Result<Vec<RecordMount>, Cli
         }
     }
     Ok(mounts)
+}
+
+/// `--volumes-from`: what another container has mounted, but memory, which is its own.
+fn mounts_of(store: &Store, text: &str) -> Result<Vec<RecordMount>, CliError> {
+    let (name, read_only) = match text.split_once(':') {
+        None | Some((_, "" | "rw" | "z" | "Z")) => (text.split(':').next().unwrap_or(text), false),
+        Some((name, "ro")) => (name, true),
+        Some((_, mode)) => {
+            let message = format!("cannot mount what `{text}` says: `{mode}` is not ro or rw");
+            return Err(CliError::new(Kind::Usage, message));
+        }
+    };
+    let other = Record::read(&store.find_container(name)?)?;
+    let mounts = other.mounts.into_iter();
+    let mounts = mounts.filter(|mount| !matches!(mount.source, MountSource::Tmpfs { .. }));
+    Ok(mounts
+        .map(|mount| RecordMount {
+            read_only: mount.read_only || read_only,
+            ..mount
+        })
+        .collect())
+}
+
+/// An image for another platform than was asked for is not what was asked for.
+fn check_platform(args: &CreateArgs, config: &ImageConfig) -> Result<(), CliError> {
+    let Some(wanted) = &args.platform else {
+        return Ok(());
+    };
+    let has_variant = wanted.variant.is_none() || wanted.variant == config.variant;
+    if wanted.os == config.os && wanted.architecture == config.architecture && has_variant {
+        return Ok(());
+    }
+    let message = format!(
+        "image `{}` was found, but is for {}/{}, not for {wanted}",
+        args.image(),
+        config.os,
+        config.architecture
+    );
+    Err(CliError::new(Kind::Run, message).hint("--pull always fetches the one for the platform"))
 }
 
 /// Makes the volumes that are not there, with what the image has in their places.

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 
 use runner::ProcessSpec;
+use runner::container::Status;
 use runner::container::attend::{Attend, Attended, Pipes, attend_executed};
 use runner::terminal::{self, Signals};
 
@@ -97,6 +98,10 @@ pub fn attach(context: &Context, args: &AttachArgs) -> Result<ExitCode, CliError
     let store = context.store()?;
     let known = Known::find(&store, &args.container)?;
     let client = connect(&known.folder)?.ok_or_else(|| not_running(&args.container))?;
+    if known.state.status == Status::Paused {
+        let message = format!("container `{}` is paused", args.container);
+        return Err(CliError::new(Kind::Input, message).hint("`longshore unpause` lets it go on"));
+    }
     let detach_keys = flags::detach_keys(args.detach_keys.as_deref())?;
     drop(store);
     let signals = Signals::collect().blame(Kind::Environment)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use builder::dockerfile::suggest::nearest;
 use builder::request::size::bytes;
 use runner::container::{Health, LogLimits, Restart};
-use runner::{CAPABILITIES, Capabilities, Confinement, Limits};
+use runner::{CAPABILITIES, Capabilities, Confinement, Limits, MEMORY_MIN, Shared};
 use serde_json::Value;
 use store::containers::is_name;
 
@@ -17,8 +17,6 @@ use crate::context::Context;
 use crate::error::{CliError, Kind};
 use crate::quantity;
 
-/// Docker's smallest memory limit: less does not hold a process.
-const MEMORY_BYTES_MIN: u64 = 6 << 20;
 /// The mode of a tmpfs, as docker's.
 const TMPFS_MODE: u32 = 0o1777;
 
@@ -345,10 +343,38 @@ fn capability(name: &str) -> Result<usize, CliError> {
     })
 }
 
+/// `--sysctl`: whether a container has them for itself is seen when it is started.
+pub fn sysctls(texts: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+    let read = texts.iter().map(|text| match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(usage(format!(
+            "`{text}` is no setting: expected NAME=VALUE"
+        ))),
+    });
+    read.collect()
+}
+
+/// `--ipc` and `--uts`.
+pub fn shared(args: &CreateArgs) -> Result<Shared, CliError> {
+    let shared = Shared {
+        ipc: args.ipc == "host",
+        uts: args.uts == "host",
+    };
+    if shared.uts && args.hostname.is_some() {
+        return Err(usage("--hostname would name the host, with --uts host"));
+    }
+    if shared != Shared::default() && args.user_namespace.as_deref() == Some("private") {
+        return Err(usage(
+            "what is the host's cannot be used with ids of its own: --userns private is at odds with --ipc host and --uts host",
+        ));
+    }
+    Ok(shared)
+}
+
 /// `--memory` and the like.
 pub fn limits(args: &CreateArgs) -> Result<Limits, CliError> {
     let memory = size("memory", args.memory.as_deref())?;
-    if let Some(memory) = memory.filter(|memory| *memory < MEMORY_BYTES_MIN) {
+    if let Some(memory) = memory.filter(|memory| *memory < MEMORY_MIN) {
         let message = format!("a memory limit of {memory} bytes is too small: 6 MiB is the least");
         return Err(CliError::new(Kind::Run, message));
     }
@@ -402,7 +428,7 @@ pub fn limits(args: &CreateArgs) -> Result<Limits, CliError> {
         cpu_shares: args.cpu_shares,
         cpuset_cpus: args.cpuset_cpus.clone(),
         cpuset_mems: args.cpuset_mems.clone(),
-        ..Limits::default()
+        io_weight: args.blkio_weight,
     })
 }
 

@@ -100,7 +100,7 @@ fn plan(
 ) -> Result<Plan, CliError> {
     let is_host = network == NetworkMode::Host;
     let is_own_network = matches!(network, NetworkMode::Bridge(_));
-    let hostname = match (&record.hostname, is_host) {
+    let hostname = match (&record.hostname, is_host || record.shared.uts) {
         (Some(name), _) => name.clone(),
         // The network is the host's, so its name is too, as with docker.
         (None, true) => {
@@ -110,7 +110,7 @@ fn plan(
         (None, false) => container.id.short().to_owned(),
     };
     let root = store.open_container(container)?;
-    let user = runner::resolve_user(root.as_fd(), &record.user).blame(Kind::Run)?;
+    let user = user(root.as_fd(), record)?;
     let mounts = mounts(store, &root, record)?;
     drop(root);
     let process = ProcessSpec {
@@ -166,6 +166,8 @@ fn plan(
         limits: record.limits.clone(),
         ulimits: record.ulimits.clone(),
         shm_size: record.shm_size,
+        sysctls: record.sysctls.clone(),
+        shared: record.shared,
         confinement: record.confinement.clone(),
         init: record.init,
         ..SandboxSpec::new(layers, process)
@@ -203,6 +205,13 @@ fn plan(
             false => Vec::new(),
         },
     })
+}
+
+/// Who the command runs as.
+pub fn user(root: BorrowedFd<'_>, record: &Record) -> Result<runner::User, CliError> {
+    let mut user = runner::resolve_user(root, &record.user).blame(Kind::Run)?;
+    runner::add_groups(root, &mut user, &record.groups).blame(Kind::Run)?;
+    Ok(user)
 }
 
 /// The variables: HOME, HOSTNAME and PATH, where nobody has set them, and TERM for a terminal.

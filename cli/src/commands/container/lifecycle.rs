@@ -8,8 +8,10 @@ use store::Store;
 use store::containers::Container;
 use store::oci::time::unix_time;
 
-use super::{Known, each, flags, run};
-use crate::args::{ContainerPruneArgs, ContainersArgs, KillArgs, RenameArgs, RmArgs, StopArgs};
+use super::{Known, each, flags, run, watch};
+use crate::args::{
+    Condition, ContainerPruneArgs, ContainersArgs, KillArgs, RenameArgs, RmArgs, StopArgs, WaitArgs,
+};
 use crate::commands::now;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
@@ -94,9 +96,13 @@ pub fn not_running(name: &str) -> CliError {
 }
 
 /// `longshore wait`.
-pub fn wait(context: &Context, args: &ContainersArgs) -> Result<ExitCode, CliError> {
+pub fn wait(context: &Context, args: &WaitArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
     each(context, &args.containers, |name| {
+        if args.condition != Condition::NotRunning {
+            let code = watch::until(&store, name, args.condition)?;
+            return Ok(code.map(|code| code.to_string()));
+        }
         let known = Known::find(&store, name)?;
         let code = match connect(&known.folder)? {
             Some(client) => match client.wait() {
@@ -106,6 +112,23 @@ pub fn wait(context: &Context, args: &ContainersArgs) -> Result<ExitCode, CliErr
             None => known.folder.state()?.exit_code,
         };
         Ok(Some(code.to_string()))
+    })
+}
+
+/// `longshore pause` and `unpause`.
+pub fn pause(context: &Context, args: &ContainersArgs, paused: bool) -> Result<ExitCode, CliError> {
+    let store = context.store()?;
+    each(context, &args.containers, |name| {
+        let known = Known::find(&store, name)?;
+        let client = connect(&known.folder)?.ok_or_else(|| not_running(name))?;
+        client.pause(paused).map_err(|error| match error {
+            ClientError::Refused { message } => {
+                let message = message.replacen("the container", &format!("container `{name}`"), 1);
+                CliError::new(Kind::Input, message)
+            }
+            error => error.into(),
+        })?;
+        Ok(Some(name.to_owned()))
     })
 }
 
@@ -123,7 +146,11 @@ pub fn rm(context: &Context, args: &RmArgs) -> Result<ExitCode, CliError> {
         if args.force {
             kill_for_good(&folder)?;
         } else if folder.state()?.status.is_live() {
-            let message = format!("container `{name}` is running");
+            let how = match folder.state()?.status {
+                Status::Paused => "paused",
+                _ => "running",
+            };
+            let message = format!("container `{name}` is {how}");
             return Err(CliError::new(Kind::Input, message)
                 .hint("stop it before it is removed, or use --force"));
         }

@@ -1,18 +1,17 @@
 //! `logs`: what a container has printed.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use runner::container::log::{Line, Reader, Source};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use store::oci::time::unix_time;
 
 use super::Known;
 use super::lifecycle::moment;
+use super::watch::Watch;
 use crate::args::LogsArgs;
 use crate::context::Context;
-use crate::error::{Blame, CliError, Kind};
+use crate::error::{CliError, Kind};
 
 /// `longshore logs`.
 pub fn logs(context: &Context, args: &LogsArgs) -> Result<ExitCode, CliError> {
@@ -91,37 +90,5 @@ fn print(context: &Context, line: &Line, args: &LogsArgs) -> Result<(), CliError
     match line.stream {
         Source::Stdout => context.ui.data(text),
         Source::Stderr => context.ui.error_data(text),
-    }
-}
-
-/// Tells when something happens in a container's folder. The end of a supervisor does, whatever ended it: the kernel closes
-/// the file that it holds.
-struct Watch {
-    events: std::os::fd::OwnedFd,
-}
-
-impl Watch {
-    fn on(folder: &std::path::Path) -> Result<Watch, CliError> {
-        let events = inotify::init(CreateFlags::CLOEXEC).blame(Kind::Environment)?;
-        let flags = WatchFlags::MODIFY
-            | WatchFlags::CREATE
-            | WatchFlags::MOVED_TO
-            | WatchFlags::CLOSE_WRITE
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::ONLYDIR;
-        inotify::add_watch(&events, folder, flags).blame(Kind::Environment)?;
-        Ok(Watch { events })
-    }
-
-    /// Waits for something, and takes all that has happened.
-    fn wait(&self) -> Result<(), CliError> {
-        let mut buffer = [0; 16 << 10];
-        loop {
-            match rustix::io::read(self.events.as_fd(), &mut buffer) {
-                Err(rustix::io::Errno::INTR) => {}
-                outcome => return outcome.map(drop).blame(Kind::Environment),
-            }
-        }
     }
 }

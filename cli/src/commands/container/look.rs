@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::Instant;
 
+use runner::container::protocol::ContainerUsage;
 use runner::container::{ClientError, Restart, Status};
 use serde_json::{Value, json};
 use store::Store;
@@ -74,29 +76,25 @@ fn booted_at() -> i64 {
 }
 
 /// What a container uses, at one moment.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Sample {
-    cpu_ticks: u64,
-    resident_bytes: u64,
-    threads: u64,
+    at: Instant,
+    usage: ContainerUsage,
 }
 
+/// `None` for one that does not run.
 fn sample(known: &Known) -> Result<Option<Sample>, CliError> {
     let Some(client) = connect(&known.folder)? else {
         return Ok(None);
     };
-    let rows = match client.processes() {
-        Ok(rows) => rows,
-        Err(ClientError::Lost) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Some(rows.iter().fold(Sample::default(), |sum, row| {
-        Sample {
-            cpu_ticks: sum.cpu_ticks + row.cpu_ticks,
-            resident_bytes: sum.resident_bytes + row.resident_bytes,
-            threads: sum.threads + row.threads,
-        }
-    })))
+    match client.usage() {
+        Ok(usage) => Ok(Some(Sample {
+            at: Instant::now(),
+            usage,
+        })),
+        Err(ClientError::Lost | ClientError::Refused { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `longshore stats`.
@@ -141,20 +139,36 @@ fn stats_row(known: &Known, before: Option<Sample>, after: Option<Sample>, whole
             format!("{}.{:02}%", hundredths / 100, hundredths % 100)
         }
     };
-    let used = after.unwrap_or_default();
-    let ticks = used
-        .cpu_ticks
-        .saturating_sub(before.unwrap_or_default().cpu_ticks);
-    let limit = known.record.limits.memory.unwrap_or_else(memory_of_machine);
-    let of_sample = TICKS_PER_SECOND * SAMPLE_SECONDS.unsigned_abs();
+    let (processor, used) = match (before, after) {
+        (Some(before), Some(after)) => {
+            let busy = after.usage.cpu_us.saturating_sub(before.usage.cpu_us);
+            let passed = u64::try_from((after.at - before.at).as_micros()).unwrap_or(u64::MAX);
+            (percent(busy, passed), after.usage)
+        }
+        (_, after) => (
+            percent(0, 0),
+            after.map(|after| after.usage).unwrap_or_default(),
+        ),
+    };
+    let limit = match after {
+        Some(_) => used.memory_limit.unwrap_or_else(memory_of_machine),
+        None => 0,
+    };
+    let pair = |a: u64, b: u64| format!("{} / {}", human::size(a), human::size(b));
     json!({
-        "Container": known.container.name,
+        "Container": if whole { id.as_str() } else { known.container.id.short() },
         "ID": if whole { id.as_str() } else { known.container.id.short() },
         "Name": known.container.name,
-        "CPUPerc": percent(ticks, of_sample),
-        "MemUsage": format!("{} / {}", human::size(used.resident_bytes), human::size(limit)),
-        "MemPerc": percent(used.resident_bytes, limit),
-        "PIDs": used.threads.to_string(),
+        "CPUPerc": processor,
+        "MemUsage": format!(
+            "{} / {}",
+            human::binary_size(used.memory_bytes),
+            human::binary_size(limit)
+        ),
+        "MemPerc": percent(used.memory_bytes, limit),
+        "NetIO": pair(used.received_bytes, used.sent_bytes),
+        "BlockIO": pair(used.read_bytes, used.written_bytes),
+        "PIDs": used.pids.to_string(),
     })
 }
 
@@ -181,9 +195,13 @@ fn print_stats(
                 "CPU %",
                 "MEM USAGE / LIMIT",
                 "MEM %",
+                "NET I/O",
+                "BLOCK I/O",
                 "PIDS",
             ];
-            let fields = ["ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "PIDs"];
+            let fields = [
+                "ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs",
+            ];
             let cells = |row: &Value| {
                 let cell = |field: &str| row[field].as_str().unwrap_or_default().to_owned();
                 fields.map(cell).to_vec()
@@ -257,7 +275,7 @@ pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
             "Running": matches!(state.status, Status::Running | Status::Paused),
             "Paused": state.status == Status::Paused,
             "Restarting": state.status == Status::Restarting,
-            "OOMKilled": false,
+            "OOMKilled": state.oom_killed,
             "Dead": false,
             "Pid": state.pid,
             "ExitCode": state.exit_code,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use runner::container::{Health, LogLimits, Restart};
 use runner::network::ports::Publish;
-use runner::{Confinement, Limits, Ulimit};
+use runner::{Confinement, Limits, Shared, Ulimit};
 use serde::{Deserialize, Serialize};
 use store::containers::Container;
 
@@ -28,6 +28,9 @@ pub struct Record {
     pub env: Vec<String>,
     /// `USER[:GROUP]`, verbatim.
     pub user: String,
+    /// Further groups of the user, verbatim.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// The working directory, absolute.
     pub working_dir: String,
     /// Whether the command has a terminal.
@@ -72,6 +75,12 @@ pub struct Record {
     pub limits: Limits,
     /// Limits of each process.
     pub ulimits: Vec<Ulimit>,
+    /// Settings of the kernel in its own namespaces.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    /// What else it shares with the host.
+    #[serde(default)]
+    pub shared: Shared,
     /// The size of `/dev/shm`.
     pub shm_size: Option<u64>,
     /// Where its control group is made.

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use runner::container::Status;
 use runner::container::attend::{Attend, Attended, Pipes, attend};
 use runner::container::client::{Client, Start};
 use runner::terminal::{self, Signals};
@@ -193,8 +194,15 @@ pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, CliError> 
 /// Starts a container, unless it runs.
 pub fn start_one(context: &Context, store: &Store, known: &Known) -> Result<(), CliError> {
     let held = known.folder.hold()?;
-    if known.folder.state()?.status.is_live() {
-        return Ok(());
+    match known.folder.state()?.status {
+        Status::Paused => {
+            let message = format!("container `{}` is paused", known.container.name);
+            return Err(
+                CliError::new(Kind::Input, message).hint("`longshore unpause` lets it go on")
+            );
+        }
+        status if status.is_live() => return Ok(()),
+        _ => {}
     }
     launch::launch(context, store, known, &held, &Start::default())
         .map_err(|error| error.of_kind(Kind::Input))?;

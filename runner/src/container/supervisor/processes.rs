@@ -28,17 +28,37 @@ pub(super) fn root_of(pid: u32) -> Result<OwnedFd, Errno> {
     rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())
 }
 
-/// The processes in the pid namespace of a container's process 1, by id.
-pub(super) fn list(process_1: u32) -> io::Result<Vec<ProcessRow>> {
+/// The ids of the processes in the pid namespace of a container's process 1, in order.
+pub(super) fn pids(process_1: u32) -> io::Result<Vec<u32>> {
     let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
     let own = namespace(process_1)?;
-    let mut rows: Vec<ProcessRow> = std::fs::read_dir("/proc")?
+    let mut pids: Vec<u32> = std::fs::read_dir("/proc")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|pid| namespace(*pid).is_ok_and(|namespace: PathBuf| namespace == own))
-        .filter_map(row)
         .collect();
-    rows.sort_unstable_by_key(|row| row.pid);
-    Ok(rows)
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// Whether a process is in the pid namespace of a container's process 1.
+pub(super) fn is_in(process_1: u32, pid: u32) -> bool {
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace(process_1);
+    own.is_some() && namespace(pid) == own
+}
+
+/// The processes in the pid namespace of a container's process 1, by id.
+pub(super) fn list(process_1: u32) -> io::Result<Vec<ProcessRow>> {
+    Ok(pids(process_1)?.into_iter().filter_map(row).collect())
+}
+
+/// Whether a process has neither ended nor been stopped.
+pub(super) fn moves(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, fields)| fields.chars().next());
+    state.is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
 }
 
 /// What the kernel says of a process; `None` if it is gone.
