@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod change;
 pub mod checks;
 pub mod contexts;
 pub mod debug;

@@ -40,7 +40,10 @@ use crate::error::{CliError, Kind};
 fn main() -> ExitCode {
     // A sandbox's helper is this program again: nothing may come before this line.
     runner::reexec_if_child();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misread(&error),
+    };
     exit_with_a_code_of_our_own_on_panic();
     let is_root = rustix::process::geteuid().is_root();
     let context = Context::new(&cli.global, is_root);
@@ -61,6 +64,21 @@ fn main() -> ExitCode {
             }
             ExitCode::from(&error)
         }
+    }
+}
+
+/// Prints why the command line makes no sense, or the help that was asked for. As docker's, `run` ends with 125 whatever keeps
+/// it from starting a container: its other codes are the container's.
+fn misread(error: &clap::Error) -> ExitCode {
+    let _printed = error.print();
+    let runs = std::env::args_os().skip(1).find(|word| {
+        let word = word.to_string_lossy();
+        !word.starts_with('-')
+    });
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if runs.is_some_and(|word| word == "run") => ExitCode::from(Kind::Run.exit_code()),
+        code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
     }
 }
 

@@ -210,6 +210,19 @@ impl Store {
         self.root().join("containers")
     }
 
+    /// The ids of all containers and where they are, damaged ones too.
+    pub(crate) fn container_folders(&self) -> Result<Vec<(String, PathBuf)>, FsError> {
+        let path = self.containers_path();
+        let names = fs::list(&path)?.into_iter();
+        let ids = names.filter(|name| name.parse::<ContainerId>().is_ok());
+        Ok(ids
+            .map(|id| {
+                let folder = path.join(&id);
+                (id, folder)
+            })
+            .collect())
+    }
+
     fn container_names(&self) -> PathBuf {
         self.containers_path().join("names")
     }

@@ -250,6 +250,22 @@ impl Images {
         })?)
     }
 
+    /// Takes a name away, and leaves the image, nameless if that was its last one: for one that a container runs. `None` if
+    /// nothing has the name.
+    pub fn untag_only(&self, name: &Reference) -> Result<Option<Removal>, ImageError> {
+        Ok(self.index.write(|t| {
+            if image_named(t, name)?.is_none() {
+                return Ok(None);
+            }
+            t.prepare_cached("DELETE FROM names WHERE name = ?1")?
+                .execute([name.to_string()])?;
+            Ok(Some(Removal {
+                untagged: vec![name.clone()],
+                deleted: None,
+            }))
+        })?)
+    }
+
     /// Removes an image with all its names. Unless `force`d, names in more than one repository are an error.
     pub fn remove(&self, id: &ImageId, force: bool) -> Result<Removal, ImageError> {
         self.index.write(|t| {

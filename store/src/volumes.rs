@@ -110,6 +110,19 @@ impl Store {
         self.root().join("volumes")
     }
 
+    /// The names of all volumes and where they are, damaged ones too.
+    pub(crate) fn volume_folders(&self) -> Result<Vec<(String, PathBuf)>, FsError> {
+        let path = self.volumes_path();
+        let names = fs::list(&path)?.into_iter();
+        Ok(names
+            .filter(|name| is_name(name) && name != "lock")
+            .map(|name| {
+                let folder = path.join(&name);
+                (name, folder)
+            })
+            .collect())
+    }
+
     fn hold_volumes(&self) -> Result<Shared, VolumeError> {
         fs::create_dir(&self.volumes_path())?;
         Ok(Shared::lock_alone(&self.volumes_path().join("lock"))?)

@@ -868,6 +868,9 @@ pub struct ContainerFilesArgs {
     /// What the tar calls that
     #[arg(long, requires = "name")]
     pub written_as: Option<String>,
+    /// Leave out what is mounted in the folder
+    #[arg(long, requires = "pack")]
+    pub without_mounts: bool,
     /// Make the folder if it is not there
     #[arg(long)]
     pub make: bool,

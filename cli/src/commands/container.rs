@@ -40,6 +40,8 @@ use runner::SandboxError;
 use runner::container::{ClientError, Folder, FolderError, State};
 use store::Store;
 use store::containers::{Container, ContainerError};
+use store::content::usage::{Usage, UsageKind};
+use store::images::ImageId;
 use store::volumes::VolumeError;
 
 use self::record::Record;
@@ -80,6 +82,54 @@ impl Known {
         all.sort_by(|a, b| b.record.created.cmp(&a.record.created));
         Ok(all)
     }
+}
+
+/// A container that uses an image.
+pub struct ImageUser {
+    /// The container's id, shortened.
+    pub id: String,
+    /// Whether it runs.
+    pub runs: bool,
+}
+
+/// A container that uses an image, one that runs if there is one.
+pub fn user_of(store: &Store, image: &ImageId) -> Result<Option<ImageUser>, CliError> {
+    let image = image.to_string();
+    let all = Known::all(store)?.into_iter();
+    let users = all.filter(|known| known.record.image == image);
+    let users = users.map(|known| ImageUser {
+        id: known.container.id.short().to_owned(),
+        runs: known.state.status.is_live(),
+    });
+    Ok(users.max_by_key(|user| user.runs))
+}
+
+/// What `container prune` and `volume prune --all` would free is known here, and not in the store.
+pub fn account(store: &Store, usage: &mut Usage) -> Result<(), CliError> {
+    let all = Known::all(store)?;
+    for item in &mut usage.items {
+        item.reclaimable = match item.kind {
+            UsageKind::Containers => all
+                .iter()
+                .filter(|known| known.container.id.to_string() == item.name)
+                .all(|known| !known.state.status.is_live()),
+            UsageKind::Volumes => !all
+                .iter()
+                .any(|known| known.record.volumes().any(|(name, _)| name == item.name)),
+            _ => continue,
+        };
+    }
+    for row in &mut usage.rows {
+        if !matches!(row.kind, UsageKind::Containers | UsageKind::Volumes) {
+            continue;
+        }
+        let items = usage.items.iter().filter(|item| item.kind == row.kind);
+        let free = items.clone().filter(|item| item.reclaimable);
+        row.in_use = row.count - free.clone().count() as u64;
+        row.reclaimable = free.map(|item| item.bytes).sum();
+        debug_assert_eq!(row.count, items.count() as u64);
+    }
+    Ok(())
 }
 
 /// Does something to each of several containers, says which it was done to, and fails if one failed.

@@ -8,7 +8,7 @@ use store::images::{ImageRow, Removal};
 use store::oci::time::unix_time;
 use store::oci::{Digest, Reference};
 
-use super::{find_image, now};
+use super::{container, find_image, now};
 use crate::args::{ImagesArgs, ListFormat, RmiArgs, TagArgs};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
@@ -180,15 +180,66 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<Option<Removal>, Cli
         Err(_) => text.parse::<Reference>().ok(),
     };
     if let Some(name) = name
-        && let Some(removal) = store.images().untag(&name)?
+        && let Some(removal) = untag(store, text, &name, force)?
     {
         return Ok(Some(removal));
     }
     match find_image(store, text) {
-        Ok(image) => Ok(Some(store.images().remove(&image.id, force)?)),
+        Ok(image) => {
+            let id = image.id.0.short();
+            match container::user_of(store, &image.id)? {
+                Some(user) if user.runs => Err(conflict(format!(
+                    "conflict: unable to delete {id} (cannot be forced) - image is being used by running container {}",
+                    user.id
+                ))),
+                Some(user) if !force => Err(conflict(format!(
+                    "conflict: unable to delete {id} (must be forced) - image is being used by stopped container {}",
+                    user.id
+                ))),
+                _ => Ok(Some(store.images().remove(&image.id, force)?)),
+            }
+        }
         Err(error) if force && error.kind == Kind::Input => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Takes a name away. The last one of an image that a container uses goes by force alone, and the image itself stays if that
+/// container runs. `None` if nothing has the name.
+fn untag(
+    store: &Store,
+    text: &str,
+    name: &Reference,
+    force: bool,
+) -> Result<Option<Removal>, CliError> {
+    let Some(image) = store.images().resolve(text)? else {
+        return Ok(None);
+    };
+    if !image.names.contains(name) {
+        return Ok(None);
+    }
+    let goes_with_it = |other: &Reference| {
+        other == name || (other.digest().is_some() && other.name() == name.name())
+    };
+    let is_last = image.names.iter().all(goes_with_it);
+    let user = match is_last {
+        true => container::user_of(store, &image.id)?,
+        false => None,
+    };
+    match user {
+        Some(user) if !force => Err(conflict(format!(
+            "conflict: unable to remove repository reference \"{text}\" (must force) - container {} is using its referenced image {}",
+            user.id,
+            image.id.0.short()
+        ))),
+        Some(user) if user.runs => Ok(store.images().untag_only(name)?),
+        _ => Ok(store.images().untag(name)?),
+    }
+}
+
+/// In docker's words: scripts look for them.
+fn conflict(message: String) -> CliError {
+    CliError::new(Kind::Input, message).hint("`longshore rm` removes containers")
 }
 
 fn print_removal(context: &Context, removal: &Removal) -> Result<(), CliError> {

@@ -9,7 +9,7 @@ use store::content::collect::{CacheKind, Collection, Limits, Rule};
 use store::content::gc::Pruned;
 use store::content::usage::{UsageItem, UsageKind, UsageRow};
 
-use super::now;
+use super::{container, now};
 use crate::args::{DuArgs, Filter, ListFormat, PruneArgs};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
@@ -18,7 +18,10 @@ use crate::ui::table::table;
 
 /// `longshore du`.
 pub fn du(context: &Context, args: &DuArgs) -> Result<ExitCode, CliError> {
-    let mut usage = context.store()?.du()?;
+    let store = context.store()?;
+    let mut usage = store.du()?;
+    container::account(&store, &mut usage)?;
+    drop(store);
     if !args.filters.is_empty() {
         let wanted = Wanted::new(&args.filters, "du")?;
         usage.items.retain(|item| wanted.fits(item));
@@ -140,6 +143,8 @@ fn list_items(
 fn name(kind: UsageKind) -> &'static str {
     match kind {
         UsageKind::Images => "Images",
+        UsageKind::Containers => "Containers",
+        UsageKind::Volumes => "Local Volumes",
         UsageKind::BuildCache => "Build Cache",
         UsageKind::CacheRecords => "Cache Records",
         UsageKind::CacheMounts => "Cache Mounts",

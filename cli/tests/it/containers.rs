@@ -1,82 +1,10 @@
 //! Containers that outlive the command that made them: what runs, what is left, and what becomes of it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 
-use crate::support::{LONGSHORE, Place, Ran, signal};
-
-/// A place whose containers end with the test, also when it fails.
-struct Ship(Place);
-
-impl Ship {
-    fn new() -> Ship {
-        Ship(Place::with_busybox())
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ran {
-        self.0.run(arguments)
-    }
-
-    /// What a command that works prints.
-    fn ok(&self, arguments: &[&str]) -> String {
-        self.run(arguments).ok()
-    }
-
-    /// What `inspect` says of a container, beneath these names.
-    fn known(&self, container: &str, path: &str) -> serde_json::Value {
-        let text = self.ok(&["inspect", container]);
-        let all: serde_json::Value = serde_json::from_str(&text).unwrap();
-        all[0].pointer(path).cloned().unwrap_or_default()
-    }
-
-    /// A process that ends when its container has a state that satisfies `is_it`: with each event, not after a time.
-    fn until(
-        &self,
-        container: &str,
-        is_it: impl Fn(&serde_json::Value) -> bool,
-    ) -> serde_json::Value {
-        for _ in 0..ROUNDS_MAX {
-            let state = self.known(container, "/State");
-            if is_it(&state) {
-                return state;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        panic!("{container}: {}", self.ok(&["inspect", container]));
-    }
-}
-
-/// Twenty minutes: only a container that never gets there takes so long.
-const ROUNDS_MAX: usize = 60_000;
-
-impl Drop for Ship {
-    fn drop(&mut self) {
-        let ids = self.0.run(["ps", "-aq"]).stdout;
-        for id in ids.lines() {
-            let _removed = self.0.run(["rm", "-fv", id]);
-        }
-    }
-}
-
-/// The process that holds a container: the parent of the parent of its process 1.
-fn supervisor(ship: &Ship, container: &str) -> u32 {
-    let parent = |pid: u32| -> u32 {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-        line.unwrap().trim().parse().unwrap()
-    };
-    let process_1 = ship.known(container, "/State/Pid").as_u64().unwrap();
-    parent(parent(u32::try_from(process_1).unwrap()))
-}
-
-/// Waits for the first line that a child prints.
-fn first_line(child: &mut Child) -> String {
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    line
-}
+use crate::ship::{Ship, first_line, lines, parent, until_ended, watched};
+use crate::support::{LONGSHORE, Ran, signal};
 
 #[test]
 fn a_detached_container_lives_until_it_is_stopped() {
@@ -279,25 +207,23 @@ fn commands_run_in_a_container_that_runs() {
 #[test]
 fn a_supervisor_that_is_killed_leaves_nothing_running() {
     let ship = Ship::new();
-    ship.ok(&["run", "-d", "--name", "box", "busybox", "sleep", "1000"]);
-    let process_1 = ship.known("box", "/State/Pid").as_u64().unwrap();
-    let holder = supervisor(&ship, "box");
+    ship.detached("box", &["-m", "64m"], &["sh", "-c", "sleep 1000 & wait"]);
+    ship.ok(&["exec", "-d", "box", "sleep", "1000"]);
+    let (process_1, holder) = (ship.process_1("box"), ship.supervisor("box"));
     let name = std::fs::read_to_string(format!("/proc/{holder}/cmdline")).unwrap();
     assert!(name.starts_with("longshore-supervisor"), "{name}");
-    let pid = rustix::process::Pid::from_raw(i32::try_from(process_1).unwrap()).unwrap();
-    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-    let killed = Command::new("kill")
-        .args(["-9", &holder.to_string()])
-        .status()
-        .unwrap();
-    assert!(killed.success());
-    // Becomes readable when process 1 has ended, and the kernel then has ended all that was in there.
-    let mut fds = [rustix::event::PollFd::new(
-        &process,
-        rustix::event::PollFlags::IN,
-    )];
-    rustix::event::poll(&mut fds, None).unwrap();
-    let state = ship.until("box", |state| state["Status"] == "exited");
+    let groups = control_groups(process_1);
+    assert!(!groups.is_empty(), "its limit needs one");
+    let (process, helper) = (watched(process_1), watched(parent(process_1)));
+    kill(holder);
+    // When process 1 has ended the kernel has ended all that was in there, and when its helper has, nothing is left of it.
+    until_ended(&process);
+    until_ended(&helper);
+    for group in groups {
+        assert!(!group.exists(), "{}", group.display());
+    }
+    assert_eq!(ship.until("box", "exited"), "137");
+    let state = ship.known("box", "/State");
     assert_eq!(state["ExitCode"], 137);
     assert!(
         state["Error"]
@@ -307,9 +233,49 @@ fn a_supervisor_that_is_killed_leaves_nothing_running() {
         "{state}"
     );
     assert_eq!(ship.ok(&["wait", "box"]), "137");
+    let shown = ship.ok(&["ps", "-a", "--format", "{{.Status}}"]);
+    assert!(shown.starts_with("Exited (137)"), "{shown}");
+    ship.run(&["exec", "box", "true"])
+        .fails(1, "is not running");
     // And it can be started again.
     ship.ok(&["start", "box"]);
     assert_eq!(ship.known("box", "/State/Status"), "running");
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// The control groups of a process that are not this one's.
+fn control_groups(pid: u32) -> Vec<std::path::PathBuf> {
+    let read = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let (own, its) = (read("self"), read(&pid.to_string()));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let lines = its
+        .lines()
+        .filter(|line| !own.lines().any(|own| own == *line));
+    let groups = lines.filter_map(|line| {
+        let [_, controllers, path] = line.splitn(3, ':').collect::<Vec<_>>()[..] else {
+            panic!("{line}");
+        };
+        let mount = mounts.lines().find(|mount| {
+            let (_, kind) = mount.split_once(" - ").unwrap();
+            match controllers {
+                "" => kind.starts_with("cgroup2 "),
+                some => {
+                    kind.starts_with("cgroup ")
+                        && kind
+                            .rsplit([' ', ','])
+                            .any(|o| some.split(',').any(|c| c == o))
+                }
+            }
+        })?;
+        let fields: Vec<&str> = mount.split(' ').collect();
+        let beneath = path.strip_prefix(fields[3].trim_end_matches('/'))?;
+        Some(std::path::Path::new(fields[4]).join(beneath.trim_start_matches('/')))
+    });
+    groups.filter(|group| group.exists()).collect()
 }
 
 #[test]
@@ -354,8 +320,7 @@ fn a_container_in_the_foreground_ends_with_its_command() {
     assert_eq!(first_line(&mut run), "ready\n");
     run.kill().unwrap();
     run.wait().unwrap();
-    let state = ship.until("box", |state| state["Status"] == "exited");
-    assert_eq!(state["ExitCode"], 137);
+    assert_eq!(ship.until("box", "exited"), "137");
     // With --rm nothing is left of it, though nobody is there to remove it.
     let mut run = ship
         .0
@@ -375,13 +340,13 @@ fn a_container_in_the_foreground_ends_with_its_command() {
     assert_eq!(first_line(&mut run), "ready\n");
     run.kill().unwrap();
     run.wait().unwrap();
-    for _ in 0..ROUNDS_MAX {
-        if ship.run(&["inspect", "gone"]).code != Some(0) {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    panic!("it is still there");
+    // It may be gone before anybody waits for that.
+    let waited = ship.run(&["wait", "--condition", "removed", "gone"]);
+    assert!(
+        waited.code == Some(0) || waited.stderr.contains("no such container"),
+        "{waited}"
+    );
+    assert_eq!(ship.ok(&["ps", "-aq", "--filter", "name=gone"]), "");
 }
 
 #[test]
@@ -400,29 +365,30 @@ fn containers_are_restarted_by_their_policy() {
         "-c",
         script,
     ]);
-    ship.until("again", |state| state["Status"] == "exited");
+    assert_eq!(ship.until("again", "exited"), "4");
     assert_eq!(ship.known("again", "/RestartCount"), 2);
     assert_eq!(ship.known("again", "/State/ExitCode"), 4);
     assert_eq!(ship.ok(&["logs", "again"]), "run\nrun\nrun");
-    ship.ok(&[
-        "run",
-        "-d",
-        "--restart",
-        "always",
-        "--name",
-        "ever",
-        "busybox",
-        "true",
-    ]);
-    ship.until("ever", |_| {
-        ship.known("ever", "/RestartCount").as_u64() >= Some(1)
-    });
+    ship.detached("ever", &["--restart", "always"], &["echo", "run"]);
+    let mut follower = ship
+        .0
+        .command(["logs", "-f", "ever"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut printed = lines(&mut follower);
+    assert_eq!(printed.next().unwrap().unwrap(), "run");
+    assert_eq!(printed.next().unwrap().unwrap(), "run", "it was restarted");
+    assert!(ship.known("ever", "/RestartCount").as_u64() >= Some(1));
     ship.ok(&["stop", "ever"]);
     assert_eq!(
         ship.known("ever", "/State/Status"),
         "exited",
         "who stops it wants it stopped"
     );
+    drop(printed);
+    // Without anybody to read, its next line would have ended it.
+    assert!(follower.wait().unwrap().success());
 }
 
 #[test]
@@ -443,9 +409,10 @@ fn health_is_checked() {
     ]
     .concat();
     ship.ok(&all);
-    ship.until("box", |state| state["Health"]["Status"] == "unhealthy");
+    ship.until("box", "unhealthy");
     ship.ok(&["exec", "box", "touch", "/well"]);
-    let state = ship.until("box", |state| state["Health"]["Status"] == "healthy");
+    ship.until("box", "healthy");
+    let state = ship.known("box", "/State");
     assert_eq!(state["Health"]["FailingStreak"], 0);
     let last = state["Health"]["Log"]
         .as_array()

@@ -8,11 +8,18 @@ use crate::layer::LayerId;
 use crate::oci::Digest;
 use crate::{Store, StoreError};
 
+/// The longest name of a container that is shown.
+const NAME_BYTES_MAX: u64 = 4096;
+
 /// What disk space is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UsageKind {
     /// Layers of images.
     Images,
+    /// What containers wrote, and what is known of them.
+    Containers,
+    /// Volumes.
+    Volumes,
     /// Layers that only cache records keep, or nothing.
     BuildCache,
     /// Cache records: pages of the index.
@@ -37,8 +44,10 @@ pub enum UsageKind {
 
 impl UsageKind {
     /// All of them, in order.
-    pub const ALL: [UsageKind; 11] = [
+    pub const ALL: [UsageKind; 13] = [
         UsageKind::Images,
+        UsageKind::Containers,
+        UsageKind::Volumes,
         UsageKind::BuildCache,
         UsageKind::CacheRecords,
         UsageKind::CacheMounts,
@@ -65,7 +74,8 @@ pub struct UsageItem {
     pub bytes: u64,
     /// When it was last used, in microseconds since 1970, where that is known.
     pub last_used: Option<i64>,
-    /// Whether [`Store::prune`] with everything allowed would remove it now.
+    /// Whether [`Store::prune`] with everything allowed would remove it now. Never a container or volume: who runs and uses
+    /// them is not known here.
     pub reclaimable: bool,
 }
 
@@ -74,7 +84,7 @@ pub struct UsageItem {
 pub struct UsageRow {
     /// Which kind.
     pub kind: UsageKind,
-    /// How many: images, cache records' layers, cache records, cache mounts, git repositories, stat caches, blobs,
+    /// How many: images, containers, volumes, cache records' layers, cache records, cache mounts, git repositories, stat caches, blobs,
     /// temporary entries, builds, files.
     pub count: u64,
     /// How many of them are in use: kept by a lease, or used by a live process.
@@ -180,6 +190,15 @@ impl Store {
             let path = tmp.join(&name);
             let is_stale = fs::temp::is_stale(&path)?;
             measured.add(UsageKind::Temporary, name, path)?.reclaimable = is_stale;
+        }
+        for (id, path) in self.container_folders()? {
+            let name = fs::optional(fs::read(&path.join("name"), NAME_BYTES_MAX))?;
+            let name = name.and_then(|name| String::from_utf8(name).ok());
+            let item = measured.add(UsageKind::Containers, id, path)?;
+            item.alias = name.unwrap_or_default();
+        }
+        for (name, path) in self.volume_folders()? {
+            measured.add(UsageKind::Volumes, name, path)?;
         }
         // Kept by number and age, whatever else is pruned.
         let builds = self.root.join("builds");

@@ -20,7 +20,8 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::entry::{Metadata, Mtime, ROOT_STATED, is_opaque, read_xattr, read_xattrs, shown};
-use super::walk::{Found, WalkError, open_directory, split, walk};
+pub use super::walk::Mounts;
+use super::walk::{Found, WalkError, open_directory, split, walk, walk_with};
 use crate::oci::{DiffId, Hasher};
 use header::{BLOCK, Block, OCTAL_8_MAX, OCTAL_12_MAX, padding, put_octal, seal};
 
@@ -149,9 +150,21 @@ fn write_entries(
 /// # Errors
 /// As for [`write_tar`].
 pub fn write_tree(root: BorrowedFd<'_>, out: &mut dyn Write) -> Result<TarSummary, TarError> {
+    write_tree_with(root, Mounts::OnDisk, out)
+}
+
+/// As [`write_tree`], but for what is mounted in there.
+///
+/// # Errors
+/// As for [`write_tar`].
+pub fn write_tree_with(
+    root: BorrowedFd<'_>,
+    mounts: Mounts,
+    out: &mut dyn Write,
+) -> Result<TarSummary, TarError> {
     packed(out, |pieces| {
         let packer = Packer::new(root, None, pieces);
-        packer.pack_tree(None)
+        packer.pack_tree(None, mounts)
     })
 }
 
@@ -182,7 +195,7 @@ pub fn write_named(
     packed(out, |pieces| {
         let mut packer = Packer::new(directory.as_fd(), None, pieces);
         packer.renamed.1 = written_as.to_vec();
-        packer.pack_tree(Some(&stat))
+        packer.pack_tree(Some(&stat), Mounts::OnDisk)
     })
 }
 
@@ -283,14 +296,14 @@ impl<'a> Packer<'a> {
     }
 
     /// All beneath the root, and that itself if its `stat` is given.
-    fn pack_tree(mut self, root: Option<&Stat>) -> Result<TarSummary, TarError> {
+    fn pack_tree(mut self, root: Option<&Stat>, mounts: Mounts) -> Result<TarSummary, TarError> {
         self.is_layer = false;
         if let Some(stat) = root {
             let directory = open_directory(self.root, b"").map_err(failed(b"/", "open"))?;
             self.directory(b"", &directory, stat)?;
             self.renamed.1.push(b'/');
         }
-        for found in walk(self.root)? {
+        for found in walk_with(self.root, mounts)? {
             self.entry(&found)?;
         }
         self.end()

@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::entry::PATH_BYTES_MAX;
@@ -40,16 +40,32 @@ pub(crate) struct WalkError {
     pub errno: Errno,
 }
 
+/// What of a tree is visited that others have mounted there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mounts {
+    /// All of it.
+    All,
+    /// What lies on disk: not what the kernel shows of itself, such as `/proc`. The directory itself is.
+    OnDisk,
+    /// Nothing: the directories that something is mounted on, and not the files.
+    None,
+}
+
 /// Every entry below `root`, parents before children and siblings sorted by their names' bytes.
 pub(crate) fn walk(root: BorrowedFd<'_>) -> Result<Vec<Found>, WalkError> {
+    walk_with(root, Mounts::All)
+}
+
+/// As [`walk`], but for what is mounted.
+pub(crate) fn walk_with(root: BorrowedFd<'_>, mounts: Mounts) -> Result<Vec<Found>, WalkError> {
     let mut found = Vec::new();
     // Names still to visit, last first, as (path, stat); a directory's children go on top when it is visited.
-    let mut pending: Vec<Found> = children(root, b"")?;
+    let mut pending: Vec<Found> = children(root, b"", mounts)?;
     pending.reverse();
     while let Some(next) = pending.pop() {
         if next.file_type() == FileType::Directory {
             let from = pending.len();
-            pending.extend(children(root, &next.path)?);
+            pending.extend(children(root, &next.path, mounts)?);
             pending[from..].reverse();
         }
         found.push(next);
@@ -57,16 +73,22 @@ pub(crate) fn walk(root: BorrowedFd<'_>) -> Result<Vec<Found>, WalkError> {
     Ok(found)
 }
 
-fn children(root: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Found>, WalkError> {
+fn children(root: BorrowedFd<'_>, path: &[u8], mounts: Mounts) -> Result<Vec<Found>, WalkError> {
     let failed = |errno| WalkError {
         path: path.to_vec(),
         errno,
     };
     let directory = open_directory(root, path).map_err(failed)?;
+    if !path.is_empty() && is_left_out(&directory, mounts).map_err(failed)? {
+        return Ok(Vec::new());
+    }
     let mut names = names(&directory).map_err(failed)?;
     names.sort_unstable();
     let mut children = Vec::with_capacity(names.len());
     for name in names {
+        if mounts == Mounts::None && is_mounted_file(&directory, &name) {
+            continue;
+        }
         let stat = rustix::fs::statat(&directory, &name[..], AtFlags::SYMLINK_NOFOLLOW);
         let path = join(path, &name);
         if path.len() > PATH_BYTES_MAX {
@@ -81,6 +103,39 @@ fn children(root: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Found>, WalkError> 
         }
     }
     Ok(children)
+}
+
+/// Whether what is in a directory is not visited.
+fn is_left_out(directory: &OwnedFd, mounts: Mounts) -> Result<bool, Errno> {
+    /// From the kernel's `magic.h`: proc, sysfs, both cgroups, devpts, mqueue.
+    const OF_THE_KERNEL: [u64; 6] = [
+        0x9fa0,
+        0x6265_6572,
+        0x27_e0eb,
+        0x6367_7270,
+        0x1cd1,
+        0x1980_0202,
+    ];
+    match mounts {
+        Mounts::All => Ok(false),
+        Mounts::OnDisk => {
+            let kind = rustix::fs::fstatfs(directory)?.f_type;
+            Ok(OF_THE_KERNEL.contains(&kind.cast_unsigned()))
+        }
+        Mounts::None => Ok(is_mount(directory, b"", AtFlags::EMPTY_PATH)),
+    }
+}
+
+fn is_mounted_file(directory: &OwnedFd, name: &[u8]) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    is_mount(directory, name, flags)
+        && rustix::fs::statat(directory, name, flags)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory)
+}
+
+fn is_mount(directory: &OwnedFd, name: &[u8], flags: AtFlags) -> bool {
+    rustix::fs::statx(directory, name, flags, StatxFlags::TYPE)
+        .is_ok_and(|statx| statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Opens a directory below `root` for reading; the empty path is the root.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use store::Store;
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
 use store::layer::compress::decompressor;
-use store::layer::tar::{write_named, write_tree};
+use store::layer::tar::{Mounts, write_named, write_tree, write_tree_with};
 
 use super::Known;
 use super::lifecycle::connect;
@@ -171,10 +171,16 @@ impl Root {
         })
     }
 
-    /// Writes all of it as a tar.
+    /// Writes all of it as a tar, without what is mounted in it.
     pub fn write(&self, out: &mut dyn Write) -> Result<(), CliError> {
         let source = Source::find(Side::Container(self), "/", false)?;
-        source.write(None, out)
+        match &source.inside {
+            Some(inside) => source.write_inside(inside, None, &["--without-mounts"], out),
+            None => {
+                let written = write_tree_with(source.directory.as_fd(), Mounts::None, out);
+                written.map(drop).blame(Kind::Environment)
+            }
+        }
     }
 }
 
@@ -327,7 +333,7 @@ impl Source {
     /// Writes it as a tar, under a name or without one.
     fn write(&self, written_as: Option<&str>, out: &mut dyn Write) -> Result<(), CliError> {
         if let Some(inside) = &self.inside {
-            return self.write_inside(inside, written_as, out);
+            return self.write_inside(inside, written_as, &[], out);
         }
         let written = match (&self.name, written_as) {
             (Some(name), Some(written_as)) => write_named(
@@ -354,9 +360,11 @@ impl Source {
         &self,
         inside: &Inside,
         written_as: Option<&str>,
+        more: &[&str],
         out: &mut dyn Write,
     ) -> Result<(), CliError> {
         let mut arguments = vec!["--pack"];
+        arguments.extend(more);
         let folder;
         let folder = match (&self.name, written_as) {
             (Some(name), Some(written_as)) => {
@@ -448,7 +456,12 @@ pub fn inside(context: &Context, args: &ContainerFilesArgs) -> Result<ExitCode, 
                 is_directory: true,
             };
             let written_as = args.written_as.as_deref();
-            context.ui.stream(|out| source.write(written_as, out))?;
+            context.ui.stream(|out| match args.without_mounts {
+                true => write_tree_with(source.directory.as_fd(), Mounts::None, out)
+                    .map(drop)
+                    .blame(Kind::Environment),
+                false => source.write(written_as, out),
+            })?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -145,6 +145,8 @@ fn record(
 ) -> Result<Record, CliError> {
     let config = &config.config;
     let (entrypoint, cmd) = command(args, config)?;
+    let others = args.volumes_from.iter().map(|text| mounts_of(store, text));
+    let others = others.collect::<Result<Vec<_>, _>>()?.concat();
     let network = network(args)?;
     let mut exposed = exposed(args, config)?;
     let ports = ports::all(&args.publish, args.publish_all, &exposed)?;
@@ -187,7 +189,7 @@ fn record(
         exposed,
         ports,
         publish_all: args.publish_all,
-        mounts: mounts(store, args, config)?,
+        mounts: mounts(args, config, others)?,
         devices: args
             .devices
             .iter()
@@ -299,11 +301,11 @@ fn resolv_conf(args: &CreateArgs) -> Vec<String> {
     servers.chain(search).chain(options).collect()
 }
 
-/// What was asked for, and volumes where the image has VOLUME and nothing else is mounted.
+/// What was asked for, what other containers have mounted, and volumes where the image has VOLUME and nothing else is mounted.
 fn mounts(
-    store: &Store,
     args: &CreateArgs,
     config: &RunConfig,
+    others: Vec<RecordMount>,
 ) -> Result<Vec<RecordMount>, CliError> {
     let mut mounts: Vec<RecordMount> = Vec::new();
     let given = args.volumes.iter().map(|text| flags::volume(text));
@@ -316,11 +318,9 @@ fn mounts(
         }
         mounts.push(mount);
     }
-    for text in &args.volumes_from {
-        for mount in mounts_of(store, text)? {
-            if !mounts.iter().any(|other| other.target == mount.target) {
-                mounts.push(mount);
-            }
+    for mount in others {
+        if !mounts.iter().any(|other| other.target == mount.target) {
+            mounts.push(mount);
         }
     }
     let of_image = config.volumes.iter().flat_map(|volumes| volumes.keys());
@@ -486,9 +486,9 @@ mod tests {
         let mut config = RunConfig::default();
         let volumes = ["/a", "/b/"].map(|path| (path.to_owned(), serde_json::Map::new()));
         config.volumes = Some(volumes.into());
-        let mounts = mounts(&args("-v data:/b --tmpfs /t img"), &config).unwrap();
+        let mounts = mounts(&args("-v data:/b --tmpfs /t img"), &config, Vec::new()).unwrap();
         let targets: Vec<&str> = mounts.iter().map(|mount| mount.target.as_str()).collect();
         assert_eq!(targets, ["/b", "/t", "/a"]);
-        assert!(super::mounts(&args("-v data:/b --tmpfs /b img"), &config).is_err());
+        assert!(super::mounts(&args("-v data:/b --tmpfs /b img"), &config, Vec::new()).is_err());
     }
 }

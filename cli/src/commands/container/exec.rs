@@ -114,8 +114,10 @@ pub fn attach(context: &Context, args: &AttachArgs) -> Result<ExitCode, CliError
         detach_keys: &detach_keys,
         owned: false,
     };
-    Ok(match stay_with(&client, pipes, &known, &stay, &signals)? {
-        Ended::Exited(code) => exit_code(code),
-        Ended::LeftRunning => ExitCode::SUCCESS,
-    })
+    Ok(
+        match stay_with(context, &client, pipes, &known, &stay, &signals)? {
+            Ended::Exited(code) => exit_code(code),
+            Ended::LeftRunning => ExitCode::SUCCESS,
+        },
+    )
 }

@@ -5,7 +5,9 @@ use std::io::{self, Read};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use builder::change::change;
 use runner::container::time::rfc3339;
+use runner::container::{Client, Status};
 use store::layer::LayerInfo;
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
 use store::layer::compress::decompressor;
@@ -14,6 +16,7 @@ use store::{Store, StoreError};
 
 use super::Known;
 use super::copy::Root;
+use super::lifecycle::connect;
 use crate::args::{CommitArgs, ExportArgs, ImportArgs};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
@@ -28,7 +31,13 @@ pub fn commit(context: &Context, args: &CommitArgs) -> Result<ExitCode, CliError
     let id =
         id.map_err(|_| CliError::new(Kind::Environment, "the container's record names no image"))?;
     let mut config = store.images().config(&id)?;
-    let layer = store.commit_container(&known.container)?;
+    let layer = {
+        let _stands_still = match args.pause {
+            true => StandsStill::hold(&known)?,
+            false => None,
+        };
+        store.commit_container(&known.container)?
+    };
     let run = &mut config.config;
     run.entrypoint = (!record.entrypoint.is_empty()).then(|| record.entrypoint.clone());
     run.cmd = (!record.cmd.is_empty()).then(|| record.cmd.clone());
@@ -36,6 +45,7 @@ pub fn commit(context: &Context, args: &CommitArgs) -> Result<ExitCode, CliError
     run.user.clone_from(&record.user);
     run.working_dir.clone_from(&record.working_dir);
     run.labels = (!record.labels.is_empty()).then(|| record.labels.clone());
+    change(&mut config, &args.changes).blame(Kind::Input)?;
     if let Some(author) = &args.author {
         config.author = Some(author.clone());
     }
@@ -51,6 +61,36 @@ pub fn commit(context: &Context, args: &CommitArgs) -> Result<ExitCode, CliError
             author: args.author.clone(),
         },
     )
+}
+
+/// A container that stands still while this is held, and goes on then.
+struct StandsStill {
+    client: Client,
+}
+
+impl StandsStill {
+    /// `None` for one that does not run, or is paused already.
+    fn hold(known: &Known) -> Result<Option<StandsStill>, CliError> {
+        if known.state.status != Status::Running {
+            return Ok(None);
+        }
+        let Some(client) = connect(&known.folder)? else {
+            return Ok(None);
+        };
+        match client.pause(true) {
+            Ok(()) => Ok(Some(StandsStill { client })),
+            // It has ended, or another command has paused it.
+            Err(_) if known.folder.state()?.status != Status::Running => Ok(None),
+            Err(error) => Err(CliError::from(error).hint("--pause=false leaves it running")),
+        }
+    }
+}
+
+impl Drop for StandsStill {
+    fn drop(&mut self) {
+        // Who ended it meanwhile let it go on for that.
+        let _goes_on = self.client.pause(false);
+    }
 }
 
 /// `longshore export`.
@@ -98,7 +138,9 @@ pub fn import(context: &Context, args: &ImportArgs) -> Result<ExitCode, CliError
         unpack_into(&target, tar, &options).blame(Kind::Input)?;
         Ok(active.commit()?)
     })?;
-    let config = ImageConfig::scratch(&Platform::host());
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let mut config = ImageConfig::scratch(&platform);
+    change(&mut config, &args.changes).blame(Kind::Input)?;
     finish(
         context,
         &store,

@@ -34,13 +34,17 @@ pub fn top(context: &Context, args: &TopArgs) -> Result<ExitCode, CliError> {
     let known = Known::find(&store, &args.container)?;
     let client = connect(&known.folder)?.ok_or_else(|| not_running(&args.container))?;
     let boot = booted_at();
+    let names = host_users();
     let rows = client.processes()?;
     let cells = |row: &runner::container::protocol::ProcessRow| {
         let started = boot + i64::try_from(row.start_ticks / TICKS_PER_SECOND).unwrap_or(0);
         let age = u64::try_from((now() - started).max(1)).unwrap_or(1);
         let seconds = row.cpu_ticks / TICKS_PER_SECOND;
         vec![
-            row.uid.to_string(),
+            names
+                .get(&row.uid)
+                .cloned()
+                .unwrap_or_else(|| row.uid.to_string()),
             row.pid.to_string(),
             row.parent.to_string(),
             (seconds * 100 / age).to_string(),
@@ -66,6 +70,17 @@ pub fn top(context: &Context, args: &TopArgs) -> Result<ExitCode, CliError> {
     let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
     context.ui.data(table(&headings, &rows))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The names of this machine's users, by id.
+fn host_users() -> BTreeMap<u32, String> {
+    let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let users = text.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        Some((fields.nth(1)?.parse().ok()?, name.to_owned()))
+    });
+    users.collect()
 }
 
 /// When the machine was started, in seconds since 1970.

@@ -119,11 +119,12 @@ fn attached(
     };
     let client = launch::launch(context, store, known, &held, &start)?;
     drop(held);
-    stay_with(&client, pipes, known, stay, &signals)
+    stay_with(context, &client, pipes, known, stay, &signals)
 }
 
 /// Stays with a container to which `pipes` are connected.
 pub fn stay_with(
+    context: &Context,
     client: &Client,
     pipes: Pipes,
     known: &Known,
@@ -144,6 +145,12 @@ pub fn stay_with(
         Ok(Attended::Exited(code)) => {
             // Until the supervisor is through with what comes after an end.
             client.closed();
+            let state = known.folder.state();
+            if state.is_ok_and(|state| state.oom_killed) {
+                context
+                    .ui
+                    .note("The container reached its memory limit (-m), and the kernel killed a process of it.");
+            }
             Ok(Ended::Exited(code))
         }
         Ok(Attended::Detached) => Ok(Ended::LeftRunning),
