@@ -4,6 +4,7 @@
 //! an image go through it side by side, and nothing is visible before its digests were right.
 
 mod absent;
+mod places;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use absent::{absent_layers, complete};
 pub(crate) use absent::{bring_blob, whereabouts};
+pub use places::{AdoptError, adopt, bridge, stored};
 pub use registry_client::RemoteImage;
 use registry_client::{
     BlobReader, BlobSource, ClientError, Progress, PullError, PushImage, PushReport,

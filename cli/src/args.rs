@@ -18,6 +18,7 @@ mod history;
 mod network;
 mod output;
 mod registry;
+mod remote;
 mod space;
 mod steps;
 
@@ -39,6 +40,11 @@ pub use history::{
 pub use network::{NetworkCommand, NetworkCreateArgs, NetworkLsArgs, NetworkNamesArgs};
 pub use output::{Output, OutputKind};
 pub use registry::{RegistryCommand, ServeArgs};
+pub use remote::{
+    BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, LsArgs, ManifestCommand,
+    ManifestDeleteArgs, ManifestPutArgs, OneImageArgs, ReachArgs, ReferrersArgs, RemoteAttachArgs,
+    RemoteCommand, RemoteRmArgs, RemoteTagArgs, SearchArgs, TagsArgs,
+};
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;
 
@@ -154,6 +160,19 @@ pub enum Command {
     Push(PushArgs),
     /// Download an image from a registry
     Pull(PullArgs),
+    /// Copy an image between registries, layouts, archives and the store
+    Copy(CopyArgs),
+    /// Images where they lie: in registries, layouts and archives
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  longshore remote tags localhost:5000/web
+  longshore remote digest localhost:5000/web:1.2
+  longshore remote manifest get localhost:5000/web:1.2
+
+docs/reference/remote.md has crane's, skopeo's and regctl's commands beside these."
+    )]
+    Remote(RemoteCommand),
     /// Remember the credentials of a registry
     Login(LoginArgs),
     /// Forget the credentials of a registry
@@ -236,6 +255,11 @@ pub enum Command {
 impl Command {
     /// Whether it reads or writes files of any owner, for which an ordinary user needs a user namespace.
     pub fn uses_the_store(&self) -> bool {
+        match self {
+            Command::Copy(args) => return args.uses_the_store(),
+            Command::Remote(command) => return command.uses_the_store(),
+            _ => {}
+        }
         !matches!(
             self,
             Command::Login(_)

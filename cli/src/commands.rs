@@ -17,6 +17,7 @@ mod login;
 mod network;
 mod outcome;
 mod registry;
+mod remote;
 mod sources;
 mod space;
 mod steps;
@@ -81,6 +82,8 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Du(args) => space::du(context, &args),
         Command::Prune(args) => space::prune(context, &args),
         Command::Store(StoreCommand::Check(args)) => check::check(context, &args),
+        Command::Copy(args) => remote::copy::copy(context, &args),
+        Command::Remote(command) => remote::run(context, &command),
         Command::Login(args) => login::login(context, &args),
         Command::Logout(args) => login::logout(context, &args),
         Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),

@@ -93,6 +93,12 @@ impl Ui {
         io::stdout().is_terminal()
     }
 
+    /// Stdout as a file, for whoever writes data to it from another thread.
+    pub fn stdout_file(&self) -> io::Result<std::fs::File> {
+        use std::os::fd::AsFd;
+        Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
+    }
+
     /// Lets `write` write data to stdout as it comes.
     pub fn stream<E: Into<CliError>>(
         &self,

@@ -47,6 +47,19 @@ impl Client {
         Ok(stream)
     }
 
+    /// A blob from `offset` on; nothing is asked for before the first piece is.
+    pub(crate) async fn blob_from(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, ClientError> {
+        let mut stream = self.blob_stream(reference, descriptor).await?;
+        stream.offset = offset;
+        stream.counted_from = offset;
+        Ok(stream)
+    }
+
     /// A blob as a blocking reader, fed by a task of the current runtime; at most a few pieces wait in memory. Errors of
     /// the network come out of the reader as [`io::Error`]s that wrap a [`ClientError`].
     pub fn read_blob(

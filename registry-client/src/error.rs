@@ -300,6 +300,14 @@ pub enum ClientError {
         /// Why not.
         reason: String,
     },
+    /// A blob that is copied from one registry to another cannot be read from the first.
+    #[error("cannot read what is to be sent: {reason}")]
+    Relayed {
+        /// What the error at the first registry means.
+        meaning: ErrorKind,
+        /// That error.
+        reason: String,
+    },
     /// A certificate or key file, or an option such as a proxy's URL, cannot be used.
     #[error("cannot use `{what}`: {reason}")]
     Setup {
@@ -390,6 +398,7 @@ impl ClientError {
             | ClientError::Manifest { .. }
             | ClientError::NotAnImage { .. } => ErrorKind::Protocol,
             ClientError::NoPlatform { .. } => ErrorKind::NoPlatform,
+            ClientError::Relayed { meaning, .. } => *meaning,
             ClientError::Credentials(_)
             | ClientError::Hosts(_)
             | ClientError::Source { .. }

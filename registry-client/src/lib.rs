@@ -10,6 +10,10 @@
 //! | `transport` | HTTP, the only place that sends |
 //! | `manifest`, `download`, `upload`, `list` | the endpoints |
 //! | [`pull`], [`push`] | whole images |
+//! | [`copy`] | images from anywhere to anywhere: registries, layouts, archives |
+//! | [`edit`] | images changed without moving their layers |
+//! | [`glob`], [`search`] | names by pattern, repositories by a part of their name |
+//! | [`referrers`] | what is about a manifest, where the registry keeps no list of it |
 //! | [`fetch`] | plain files behind URLs |
 //! | [`bucket`] | objects in S3-compatible stores |
 //! | [`progress`] | who is told how far transfers are |
@@ -26,11 +30,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use reqwest::StatusCode;
 
 pub mod auth;
+mod blobs;
 mod blocking;
 pub mod bucket;
+pub mod copy;
 mod download;
+pub mod edit;
 pub mod error;
 pub mod fetch;
+pub mod glob;
 mod headers;
 pub mod hosts;
 mod list;
@@ -41,7 +49,9 @@ pub mod options;
 pub mod progress;
 pub mod pull;
 pub mod push;
+pub mod referrers;
 mod registry;
+pub mod search;
 mod transport;
 mod upload;
 
@@ -57,7 +67,7 @@ pub use progress::{Progress, Silent};
 pub use pull::{PullError, pull_layers};
 pub use push::{PushImage, PushReport, push_image};
 pub use transport::Warning;
-pub use transport::body::BlobSource;
+pub use transport::body::{BlobSource, RemoteBlob};
 pub use transport::retry::{Clock, RetryPolicy, SystemClock};
 pub use upload::Pushed;
 

@@ -63,12 +63,9 @@ impl Client {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, ClientError> {
-        let (registry, there) = self.home(reference, false).await?;
-        let path = format!("{}/referrers/{digest}", there.repository());
-        let scopes = [Scope::pull(there.repository())];
-        let listed = self.pages::<Index>(&registry, &path, &scopes).await;
+        let listed = self.referrers_listed(reference, digest).await;
         let mut found = match listed {
-            Ok(pages) => pages.into_iter().flat_map(|page| page.manifests).collect(),
+            Ok(found) => found,
             Err(ClientError::Refused { refusal, .. })
                 if refusal.status == StatusCode::NOT_FOUND =>
             {
@@ -83,13 +80,25 @@ impl Client {
         Ok(found)
     }
 
+    /// What the registry's own list has.
+    pub(crate) async fn referrers_listed(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<Vec<Descriptor>, ClientError> {
+        let (registry, there) = self.home(reference, false).await?;
+        let path = format!("{}/referrers/{digest}", there.repository());
+        let scopes = [Scope::pull(there.repository())];
+        let pages = self.pages::<Index>(&registry, &path, &scopes).await?;
+        Ok(pages.into_iter().flat_map(|page| page.manifests).collect())
+    }
+
     async fn fallback_referrers(
         &self,
         reference: &Reference,
         digest: &Digest,
     ) -> Result<Vec<Descriptor>, ClientError> {
-        let hex = digest.hex();
-        let tag = format!("{}-{}", digest.algorithm(), &hex[..hex.len().min(64)]);
+        let tag = crate::referrers::fallback_tag(digest);
         let tagged = reference
             .with_tag(&tag)
             .map_err(|error| ClientError::Setup {

@@ -27,7 +27,7 @@ const INDEX_DEPTH_MAX: usize = 4;
 
 const DIGEST_HEADER: &str = "docker-content-digest";
 
-const MANIFEST_TYPES: [&str; 4] = [
+pub(crate) const MANIFEST_TYPES: [&str; 4] = [
     MediaType::OCI_INDEX,
     MediaType::OCI_MANIFEST,
     MediaType::DOCKER_INDEX,
@@ -332,7 +332,7 @@ fn verify(request: &RequestLine, bytes: &[u8], expected: Digest) -> Result<(), C
 }
 
 /// The index's entry for a platform: one of exactly its variant before one that merely runs there, the first of equals.
-fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
+pub(crate) fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     let usable = |entry: &&Descriptor| {
         let kind = &entry.media_type;
         kind.is_manifest() || kind.is_index()
@@ -357,7 +357,7 @@ fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     found.or_else(lone)
 }
 
-fn available(index: &Index) -> String {
+pub(crate) fn available(index: &Index) -> String {
     let mut platforms: Vec<String> = Vec::new();
     for entry in index.manifests.iter().take(64) {
         let text = match &entry.platform {

@@ -502,6 +502,12 @@ fn failure(error: &reqwest::Error, line: &RequestLine, url: &Url) -> ClientError
         if let Some(io) = cause.downcast_ref::<io::Error>() {
             refused |= io.kind() == io::ErrorKind::ConnectionRefused;
         }
+        if let Some(error) = cause.downcast_ref::<ClientError>() {
+            return ClientError::Relayed {
+                meaning: error.kind(),
+                reason: error.to_string(),
+            };
+        }
         if let Some(error) = cause.downcast_ref::<rustls::Error>() {
             tls = Some(error.to_string());
         }

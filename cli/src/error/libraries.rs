@@ -7,7 +7,8 @@ use builder::debug::DebugError;
 use builder::error::{BuildError, ExportError, StepError};
 use builder::ops::git::GitError;
 use builder::remote::RemoteError;
-use builder::transfer::TransferError;
+use builder::transfer::{AdoptError, TransferError};
+use registry_client::copy::CopyError;
 use registry_client::{BucketError, ClientError, CredentialError, ErrorKind};
 use runner::UserNsError;
 use store::content::archive::ArchiveError;
@@ -98,6 +99,32 @@ impl From<CredentialError> for CliError {
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> CliError {
         blamed(client(&error), error)
+    }
+}
+
+impl From<CopyError> for CliError {
+    fn from(error: CopyError) -> CliError {
+        blamed(copy(&error), error)
+    }
+}
+
+impl From<AdoptError> for CliError {
+    fn from(error: AdoptError) -> CliError {
+        match error {
+            AdoptError::Unfit(error) => error.into(),
+            AdoptError::Store(error) => error.into(),
+            error => CliError::new(Kind::Environment, error),
+        }
+    }
+}
+
+impl From<RemoteError> for CliError {
+    fn from(error: RemoteError) -> CliError {
+        match error {
+            RemoteError::Client(error) => error.into(),
+            RemoteError::Cancelled => CliError::new(Kind::Interrupted, error),
+            error => CliError::new(Kind::Environment, error),
+        }
     }
 }
 
@@ -225,6 +252,26 @@ fn transfer(error: &TransferError) -> Blamed {
         TransferError::Remote(RemoteError::Client(error)) => client(error),
         _ => (Kind::Environment, None),
     }
+}
+
+fn copy(error: &CopyError) -> Blamed {
+    let kind = match error {
+        CopyError::Client(error) => return client(error),
+        CopyError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Kind::Input
+        }
+        CopyError::File { .. } | CopyError::Fs(_) | CopyError::Content(_) => Kind::Environment,
+        CopyError::Archive(ArchiveError::Write { source })
+            if source.kind() == std::io::ErrorKind::BrokenPipe =>
+        {
+            Kind::OutputClosed
+        }
+        CopyError::Archive(ArchiveError::Write { .. } | ArchiveError::Read { .. }) => {
+            Kind::Environment
+        }
+        _ => Kind::Input,
+    };
+    (kind, None)
 }
 
 /// Whose fault a registry's error is, and what to do about it.

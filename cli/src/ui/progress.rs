@@ -65,6 +65,8 @@ pub enum Work {
     Pulling,
     /// An image on its way elsewhere.
     Pushing,
+    /// An image on its way between two other places.
+    Copying,
 }
 
 impl Work {
@@ -74,6 +76,7 @@ impl Work {
             Work::Building => "Building",
             Work::Pulling => "Pulling",
             Work::Pushing => "Pushing",
+            Work::Copying => "Copying",
         }
     }
 }

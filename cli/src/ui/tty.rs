@@ -197,7 +197,7 @@ impl Tty {
     fn header(&self, at: Duration) -> String {
         let ended = match self.work {
             Work::Building => self.tally.ended(),
-            Work::Pulling | Work::Pushing => {
+            Work::Pulling | Work::Pushing | Work::Copying => {
                 let (all, done) = self.transfers.counts();
                 (done, all)
             }

@@ -16,9 +16,9 @@ use store::oci::{Descriptor, Digest, Index, MediaType, RawManifest, Reference};
 use crate::support::{Counted, amd64, image, noise, options};
 
 /// A docker-registry on a port of its own, stopped when dropped.
-struct Debian {
+pub(crate) struct Debian {
     child: Child,
-    host: String,
+    pub(crate) host: String,
     folder: tempfile::TempDir,
 }
 
@@ -30,7 +30,7 @@ impl Drop for Debian {
 }
 
 impl Debian {
-    fn start(auth: Option<&str>) -> Debian {
+    pub(crate) fn start(auth: Option<&str>) -> Debian {
         let folder = tempfile::tempdir().unwrap();
         // The kernel chooses the port; another process may take it in between, so the start is tried again.
         for _ in 0..5 {
@@ -74,8 +74,16 @@ impl Debian {
         panic!("docker-registry does not start");
     }
 
-    fn reference(&self, name: &str) -> Reference {
+    pub(crate) fn reference(&self, name: &str) -> Reference {
         format!("{}/{name}", self.host).parse().unwrap()
+    }
+
+    /// Where its folder has a blob's bytes.
+    pub(crate) fn blob_data(&self, digest: &Digest) -> std::path::PathBuf {
+        let hex = digest.hex();
+        let blobs = "data/docker/registry/v2/blobs";
+        let path = format!("{blobs}/{}/{}/{hex}/data", digest.algorithm(), &hex[..2]);
+        self.folder.path().join(path)
     }
 
     fn client(&self, options: Options) -> Client {

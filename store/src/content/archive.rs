@@ -11,6 +11,7 @@
 //! file system.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -191,7 +192,7 @@ impl Store {
         format: ArchiveFormat,
         out: &mut dyn Write,
     ) -> Result<(), StoreError> {
-        let mut tar = TarOutput { out };
+        let mut tar = TarOutput::new(out);
         self.save_into(images, format, &mut tar)?;
         tar.finish()?;
         Ok(())
@@ -219,7 +220,7 @@ impl Store {
         names: &[Reference],
         out: &mut dyn Write,
     ) -> Result<Digest, StoreError> {
-        let mut tar = TarOutput { out };
+        let mut tar = TarOutput::new(out);
         let index = super::layout::save_index(self, ids, names, &mut tar)?;
         tar.finish()?;
         Ok(index)
@@ -335,11 +336,57 @@ pub(crate) fn write_document(
     output.file(path, bytes.len() as u64, &mut &bytes[..])
 }
 
-struct TarOutput<'a> {
+/// Writes plain files into a tar: owner 0, mode 644, no times, so equal files give equal bytes.
+pub struct TarOutput<'a> {
     out: &'a mut dyn Write,
 }
 
+impl fmt::Debug for TarOutput<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TarOutput").finish_non_exhaustive()
+    }
+}
+
+impl<'a> TarOutput<'a> {
+    /// A tar that goes to `out`; [`TarOutput::finish`] must be called to complete it.
+    pub fn new(out: &'a mut dyn Write) -> TarOutput<'a> {
+        TarOutput { out }
+    }
+}
+
 impl TarOutput<'_> {
+    /// Writes a directory.
+    pub fn add_directory(&mut self, path: &str) -> Result<(), ArchiveError> {
+        self.header(&format!("{path}/"), b'5', 0o755, 0)
+    }
+
+    /// Writes a file of exactly `size` bytes.
+    ///
+    /// # Errors
+    /// The stream below, or `content` where it fails or ends early.
+    pub fn add_file(
+        &mut self,
+        path: &str,
+        size: u64,
+        content: &mut dyn Read,
+    ) -> Result<(), ArchiveError> {
+        self.header(path, b'0', 0o644, size)?;
+        let mut buffer = vec![0; CHUNK];
+        let mut left = size;
+        while left > 0 {
+            let want = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
+            let count = match content.read(&mut buffer[..want]) {
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result,
+            };
+            let count = count.map_err(|source| ArchiveError::Read { source })?;
+            self.write(&buffer[..count])?;
+            left -= count as u64;
+        }
+        self.pad(size)
+    }
+
     fn header(&mut self, path: &str, kind: u8, mode: u64, size: u64) -> Result<(), ArchiveError> {
         let mut block: Block = [0; header::BLOCK];
         let (prefix, name) = if path.len() <= header::NAME.len() {
@@ -386,7 +433,8 @@ impl TarOutput<'_> {
         self.write(&[0; header::BLOCK][..header::padding(size)])
     }
 
-    fn finish(mut self) -> Result<(), ArchiveError> {
+    /// Writes the end of the tar.
+    pub fn finish(mut self) -> Result<(), ArchiveError> {
         self.write(&[0; 2 * header::BLOCK])?;
         let flushed = self.out.flush();
         flushed.map_err(|source| ArchiveError::Write { source })
@@ -406,25 +454,11 @@ fn put_size(block: &mut Block, size: u64) {
 
 impl Output for TarOutput<'_> {
     fn directory(&mut self, path: &str) -> Result<(), StoreError> {
-        Ok(self.header(&format!("{path}/"), b'5', 0o755, 0)?)
+        Ok(self.add_directory(path)?)
     }
 
     fn file(&mut self, path: &str, size: u64, content: &mut dyn Read) -> Result<(), StoreError> {
-        self.header(path, b'0', 0o644, size)?;
-        let mut buffer = vec![0; CHUNK];
-        let mut left = size;
-        while left > 0 {
-            let want = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
-            let count = match content.read(&mut buffer[..want]) {
-                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other,
-            };
-            let count = count.map_err(|source| ArchiveError::Read { source })?;
-            self.write(&buffer[..count])?;
-            left -= count as u64;
-        }
-        Ok(self.pad(size)?)
+        Ok(self.add_file(path, size, content)?)
     }
 }
 

@@ -4,7 +4,7 @@
 //! and counts are bounded before anything is allocated for them.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::header::{self, BLOCK, Block, checksum_matches, number, padding, text};
 use crate::layer::entry::{Metadata, Mtime, PATH_BYTES_MAX, Xattrs, shown};
@@ -116,6 +116,25 @@ struct Extensions {
     long_link: Option<Vec<u8>>,
 }
 
+impl<R: Read + Seek> Reader<R> {
+    /// Moves past what is left of the current entry without reading it. That the tar goes on so far is for the caller to
+    /// know: a file can be left behind its end.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub fn seek_past(&mut self) -> Result<(), ReadError> {
+        let left = self.content.saturating_add(self.padding);
+        let by = i64::try_from(left).unwrap_or(i64::MAX);
+        self.stream
+            .seek(SeekFrom::Current(by))
+            .map_err(|source| ReadError::Stream { source })?;
+        self.offset = self.offset.saturating_add(left);
+        self.content = 0;
+        self.padding = 0;
+        Ok(())
+    }
+}
+
 impl<R: Read> Reader<R> {
     /// A reader at the start of a tar.
     pub fn new(stream: R) -> Reader<R> {
@@ -214,6 +233,11 @@ impl<R: Read> Reader<R> {
         self.offset += count as u64;
         self.content -= count as u64;
         Ok(count)
+    }
+
+    /// Where in the tar the next byte comes from: after [`Reader::next_entry`], where that entry's content begins.
+    pub fn position(&self) -> u64 {
+        self.offset
     }
 
     /// Bytes of content in the tar that the current entry still has.
