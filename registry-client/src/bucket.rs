@@ -13,7 +13,9 @@ use futures_util::StreamExt as _;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::path::Path as Key;
-use object_store::{ClientOptions, MultipartUpload as _, ObjectStoreExt as _, RetryConfig};
+use object_store::{
+    ClientOptions, MultipartUpload as _, ObjectStore, ObjectStoreExt as _, RetryConfig,
+};
 use reqwest::Url;
 use store::content::{Blobs, ContentError};
 use store::oci::Descriptor;
@@ -207,6 +209,11 @@ impl Client {
 }
 
 impl Bucket {
+    /// The store behind it, for what keeps more than single objects there.
+    pub fn store(&self) -> std::sync::Arc<dyn ObjectStore> {
+        std::sync::Arc::<AmazonS3>::clone(&self.store)
+    }
+
     /// An object's bytes, at most `limit`; `None` where there is none.
     pub async fn get(&self, key: &str, limit: u64) -> Result<Option<Vec<u8>>, BucketError> {
         let path = Key::from(key);

@@ -179,6 +179,11 @@ fn piece(blob: &Blob, range: ByteRange) -> Piece {
             let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
             Piece::Bytes(bytes.slice(index(range.start)..index(range.end)))
         }
+        BlobSource::Remote(blob) => Piece::Remote {
+            blob: Arc::clone(blob),
+            offset: range.start,
+            size: range.size(),
+        },
         BlobSource::File(file) => Piece::File {
             file: Arc::<File>::clone(file),
             offset: range.start,

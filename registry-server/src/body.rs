@@ -1,6 +1,8 @@
-//! Response bodies: nothing, bytes, or pieces of a file with text between them (`multipart/byteranges`).
+//! Response bodies: nothing, bytes, or pieces of a file or of a blob elsewhere with text between them
+//! (`multipart/byteranges`).
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -13,6 +15,7 @@ use http_body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 
 use crate::sendfile::SendQueue;
+use crate::storage::{RemoteBlob, RemoteStream};
 
 /// Bytes read from a file at once where it cannot be sent by `sendfile`; at most two blocks wait per response.
 const BLOCK_BYTES: u64 = 256 * 1024;
@@ -31,25 +34,45 @@ pub enum Piece {
         /// Length in bytes.
         size: u64,
     },
+    /// `size` bytes of a blob elsewhere from `offset`.
+    Remote {
+        /// The blob.
+        blob: Arc<dyn RemoteBlob>,
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        size: u64,
+    },
 }
 
 impl Piece {
     fn size(&self) -> u64 {
         match self {
             Piece::Bytes(bytes) => bytes.len() as u64,
-            Piece::File { size, .. } => *size,
+            Piece::File { size, .. } | Piece::Remote { size, .. } => *size,
         }
     }
 }
 
 /// The body of a response, with its exact length.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Body {
     pieces: VecDeque<Piece>,
     remaining: u64,
     /// Where files go by `sendfile`; `None` reads them block by block.
     queue: Option<SendQueue>,
     block: Option<JoinHandle<io::Result<Bytes>>>,
+    /// What comes from elsewhere, and how many bytes of it are still to come.
+    stream: Option<(RemoteStream, u64)>,
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body")
+            .field("pieces", &self.pieces)
+            .field("remaining", &self.remaining)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Body {
@@ -71,6 +94,7 @@ impl Body {
             pieces,
             queue: None,
             block: None,
+            stream: None,
         }
     }
 
@@ -94,8 +118,15 @@ impl Body {
                 read.unwrap_or_else(|error| Err(io::Error::other(error))),
             ));
         }
+        if self.stream.is_some() {
+            return self.poll_stream(cx);
+        }
         match self.pieces.pop_front() {
             None => Poll::Ready(None),
+            Some(Piece::Remote { blob, offset, size }) => {
+                self.stream = Some((blob.stream(offset..offset + size), size));
+                self.poll_stream(cx)
+            }
             Some(Piece::Bytes(bytes)) => Poll::Ready(Some(Ok(bytes))),
             Some(Piece::File { file, offset, size }) => match &self.queue {
                 Some(queue) => {
@@ -116,6 +147,25 @@ impl Body {
                 }
             },
         }
+    }
+
+    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        let Some((stream, missing)) = &mut self.stream else {
+            return Poll::Ready(None);
+        };
+        let cut = || Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        let mut bytes = match ready!(stream.as_mut().poll_next(cx)) {
+            Some(Ok(bytes)) => bytes,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => return Poll::Ready(Some(cut())),
+        };
+        // More than was asked for would run into the next piece.
+        bytes.truncate(usize::try_from(*missing).unwrap_or(usize::MAX));
+        *missing -= bytes.len() as u64;
+        if *missing == 0 {
+            self.stream = None;
+        }
+        Poll::Ready(Some(Ok(bytes)))
     }
 
     /// Puts back what `taken` leaves of a file's piece.

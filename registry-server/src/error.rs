@@ -61,9 +61,14 @@ pub enum ErrorCode {
     Timeout,
     /// The server's disk is full.
     Full,
+    /// What the server stores on cannot be reached just now.
+    Unavailable,
     /// A fault of the server.
     Unknown,
 }
+
+/// When to ask again, in seconds, while the storage cannot be reached.
+const RETRY_AFTER: &str = "2";
 
 impl ErrorCode {
     /// The wire name, the status and the default message.
@@ -149,6 +154,11 @@ impl ErrorCode {
                 S::INSUFFICIENT_STORAGE,
                 "the registry has no space left",
             ),
+            Self::Unavailable => (
+                "UNKNOWN",
+                S::SERVICE_UNAVAILABLE,
+                "the registry's storage cannot be reached: try again",
+            ),
             Self::Unknown => ("UNKNOWN", S::INTERNAL_SERVER_ERROR, "unknown error"),
         }
     }
@@ -223,14 +233,32 @@ impl From<StorageError> for ApiError {
         match &error {
             StorageError::Io { source, .. } => ApiError::new(fault(source)),
             StorageError::Damaged { .. } => ApiError::new(ErrorCode::Unknown),
+            StorageError::Object { .. } | StorageError::Stalled { .. } => {
+                // The client's patience is what bridges it.
+                ApiError::new(ErrorCode::Unavailable)
+                    .header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER))
+            }
+            StorageError::Unsupported { reason } => ApiError::with(ErrorCode::Unsupported, *reason),
         }
     }
 }
 
 impl From<io::Error> for ApiError {
     fn from(error: io::Error) -> ApiError {
-        tracing::error!(%error, "cannot read or write an upload");
-        ApiError::new(fault(&error))
+        tracing::error!(error = %ErrorChain(&error), "cannot read or write an upload");
+        match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            // Another replica has this session, too.
+            Some(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => ApiError::with(
+                ErrorCode::BlobUploadInvalid,
+                "another request writes to this upload",
+            ),
+            Some(_) => ApiError::new(ErrorCode::Unavailable)
+                .header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER)),
+            None => ApiError::new(fault(&error)),
+        }
     }
 }
 

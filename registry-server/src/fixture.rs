@@ -39,6 +39,14 @@ impl RunningServer {
         RunningServer::launch(config, None)
     }
 
+    /// A registry on this storage; `config.root` and `config.durable` are not looked at.
+    pub fn start_on(
+        config: Config,
+        storage: Arc<dyn RegistryStorage>,
+    ) -> Result<RunningServer, ServeError> {
+        RunningServer::launch(config, Some(storage))
+    }
+
     /// `host:port`
     pub fn host(&self) -> String {
         self.addr.to_string()

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`memory`] | in the process; for tests of clients |
 //! | [`disk`] | a folder in CNCF distribution's layout |
+//! | [`objects`] | a bucket in the same layout, shared by any number of replicas |
 //!
 //! The trait knows the names that handlers were given after parsing ([`RepositoryName`], [`Digest`],
 //! [`UploadId`]), never URLs or statuses. Its methods block: they are called on blocking threads only.
@@ -12,15 +13,20 @@
 
 pub mod disk;
 pub mod memory;
+pub mod objects;
+mod walk;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::Stream;
 use store::oci::{Digest, Hasher};
 
 use crate::routes::{RepositoryName, UploadId};
@@ -47,6 +53,50 @@ pub enum StorageError {
         /// What is wrong.
         reason: String,
     },
+    /// The object store refused, or the way there failed.
+    #[error("cannot {action} `{key}` in the bucket")]
+    Object {
+        /// What was tried.
+        action: &'static str,
+        /// The object.
+        key: String,
+        /// Why.
+        source: Box<object_store::Error>,
+    },
+    /// The object store said nothing for too long.
+    #[error("cannot {action} `{key}` in the bucket: no answer in {} s", patience.as_secs())]
+    Stalled {
+        /// What was tried.
+        action: &'static str,
+        /// The object.
+        key: String,
+        /// How long it was waited.
+        patience: Duration,
+    },
+    /// The storage cannot do what was asked.
+    #[error("{reason}")]
+    Unsupported {
+        /// What it cannot.
+        reason: &'static str,
+    },
+}
+
+/// Bytes as they come from elsewhere.
+pub type RemoteStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+
+/// A blob's bytes on another server, fetched while they are sent on.
+pub trait RemoteBlob: Send + Sync + fmt::Debug {
+    /// Bytes `range` of the blob; ends early only with an error.
+    fn stream(&self, range: Range<u64>) -> RemoteStream;
+}
+
+/// Longest link that is read: `sha512:` and 128 digits, with room to spare.
+const LINK_BYTES_MAX: u64 = 256;
+
+/// Seconds since 1970.
+fn now_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    i64::try_from(since.map_or(0, |since| since.as_secs())).unwrap_or(i64::MAX)
 }
 
 /// A blob's content.
@@ -56,6 +106,8 @@ pub enum BlobSource {
     Bytes(Bytes),
     /// A file, open for reading, whose content does not change.
     File(Arc<File>),
+    /// Elsewhere.
+    Remote(Arc<dyn RemoteBlob>),
 }
 
 /// A blob that a repository has.
@@ -77,6 +129,14 @@ pub trait UploadData: Send + Sync + fmt::Debug {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Cuts back to `size` bytes.
     fn truncate(&self, size: u64) -> io::Result<()>;
+    /// Makes sure that whoever opens the session next finds what was written.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Takes the bytes at the end that are not stored yet; they go into the [`VerifiedUpload`].
+    fn take_tail(&self) -> Bytes {
+        Bytes::new()
+    }
 }
 
 /// An upload whose bytes were hashed and are what its digest says.
@@ -85,6 +145,7 @@ pub struct VerifiedUpload {
     id: UploadId,
     digest: Digest,
     size: u64,
+    tail: Bytes,
 }
 
 impl VerifiedUpload {
@@ -99,7 +160,20 @@ impl VerifiedUpload {
             id,
             digest: expected,
             size,
+            tail: Bytes::new(),
         })
+    }
+
+    /// The same with the bytes that the session had, but its storage has not ([`UploadData::take_tail`]).
+    #[must_use]
+    pub fn with_tail(mut self, tail: Bytes) -> VerifiedUpload {
+        self.tail = tail;
+        self
+    }
+
+    /// The last of the upload's bytes, where its storage does not have them.
+    pub fn tail(&self) -> &Bytes {
+        &self.tail
     }
 
     /// The session.

@@ -166,7 +166,9 @@ impl Registry {
     ) -> Answer {
         let mut hold = self.hold(name, id).await?;
         let chunk = expected_chunk(&hold, call)?;
-        self.receive(&mut hold, call, chunk).await?;
+        let received = self.receive(&mut hold, call, chunk).await;
+        self.flush(&hold).await?;
+        received?;
         Ok(session_answer(
             StatusCode::ACCEPTED,
             &hold.name,
@@ -185,8 +187,22 @@ impl Registry {
         let digest = parse_digest(call.query.first("digest").unwrap_or_default())?;
         let mut hold = self.hold(name, id).await?;
         let chunk = expected_chunk(&hold, call)?;
-        self.receive(&mut hold, call, chunk).await?;
+        if let Err(error) = self.receive(&mut hold, call, chunk).await {
+            self.flush(&hold).await?;
+            return Err(error);
+        }
         self.finish(hold, digest).await
+    }
+
+    /// What arrived is found by whoever opens the session next, also where the body was cut.
+    async fn flush(&self, hold: &Hold) -> Result<(), ApiError> {
+        let data = Arc::clone(&hold.data);
+        let flushed = self.on_disk(move || data.flush()).await;
+        if flushed.is_err() {
+            // More was hashed than is kept.
+            self.sessions.forget(&hold.name, &hold.id);
+        }
+        flushed
     }
 
     /// GET: how much has arrived.
@@ -346,6 +362,7 @@ impl Registry {
         let (name, id) = (hold.name.clone(), hold.id.clone());
         match VerifiedUpload::check(id.clone(), hold.running.hashed, computed, digest) {
             Some(upload) => {
+                let upload = upload.with_tail(hold.data.take_tail());
                 self.blocking(move |storage| storage.commit_upload(&name, &upload))
                     .await?;
                 self.sessions.forget(&hold.name, &id);

@@ -118,6 +118,27 @@ pub struct BucketSettings {
     pub use_path_style: bool,
 }
 
+impl BucketSettings {
+    /// Reads what names a bucket: the keys of `type=s3`, without the type. `flag` is what it was given to.
+    ///
+    /// # Errors
+    /// It has unknown, missing or contradicting keys.
+    pub fn parse(
+        flag: &'static str,
+        text: &str,
+        variables: Variables<'_>,
+    ) -> Result<BucketSettings, CacheSpecError> {
+        let read = || {
+            let mut keys = Keys::parse(&format!("type=s3,{text}"))?;
+            let kind = keys.kind()?;
+            let settings = keys.bucket(variables)?;
+            keys.finish(&kind, "src")?;
+            Ok(settings)
+        };
+        read().map_err(|reason| CacheSpecError { flag, reason })
+    }
+}
+
 /// The name of a cache in a bucket where none is given.
 const BUCKET_NAME: &str = "longshore";
 

@@ -16,6 +16,7 @@ pub enum RegistryCommand {
 #[command(after_help = "Examples:
   longshore registry serve
   longshore registry serve --addr 0.0.0.0:5000 --root /srv/registry
+  longshore registry serve --s3 bucket=images,region=eu-central-1
 
 The folder is laid out as CNCF distribution (registry:2, docker-registry) does: either can be
 started on a folder of the other.")]
@@ -27,6 +28,9 @@ pub struct ServeArgs {
     // The name and identifier of the global option, which this one takes the place of.
     #[arg(id = "root", long = "root", value_name = "DIR")]
     pub folder: Option<PathBuf>,
+    /// Bucket of an S3-compatible store instead of a folder; any number of servers may share one
+    #[arg(long, value_name = "KEY=VALUE,…", conflicts_with = "root")]
+    pub s3: Option<String>,
     /// Users who may use the registry, as `htpasswd -B` writes them [default: everybody may]
     #[arg(long, value_name = "FILE")]
     pub htpasswd: Option<PathBuf>,

@@ -1,7 +1,11 @@
 //! `registry serve`.
 
+mod bucket;
+
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use registry_server::{Config, ServeError, Server, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,6 +19,8 @@ pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> 
     let addr = address(&args.addr)?;
     let folder = match &args.folder {
         Some(folder) => folder.clone(),
+        // Not looked at.
+        None if args.s3.is_some() => PathBuf::new(),
         None => context.root()?.join("registry"),
     };
     let mut config = Config::new(folder);
@@ -33,10 +39,17 @@ pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> 
         .enable_all()
         .build()
         .blame(Kind::Environment)?;
+    let bucket = match &args.s3 {
+        Some(text) => Some(bucket::open(context, &runtime, text)?),
+        None => None,
+    };
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).blame(Kind::Environment)?;
         let mut terminate = signal(SignalKind::terminate()).blame(Kind::Environment)?;
-        let server = Server::bind(addr, config).await?;
+        let server = match bucket {
+            Some(bucket) => Server::bind_with(addr, config, Arc::new(bucket)).await?,
+            None => Server::bind(addr, config).await?,
+        };
         // Data, not a remark: with port 0 this line is how a script learns where to push to.
         let addr = server.local_addr();
         context

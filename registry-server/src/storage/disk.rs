@@ -31,23 +31,22 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::FlockOperation;
 use store::oci::{Digest, DigestAlgorithm, time};
 
+use super::walk::{Walker, walk};
 use super::{
-    Blob, BlobSource, MountSource, RegistryStorage, StorageError, StorageResult, TagCondition,
-    TagRemoval, UploadData, VerifiedManifest, VerifiedUpload, media_type_of,
+    Blob, BlobSource, LINK_BYTES_MAX, MountSource, RegistryStorage, StorageError, StorageResult,
+    TagCondition, TagRemoval, UploadData, VerifiedManifest, VerifiedUpload, media_type_of,
+    now_seconds,
 };
 use crate::routes::{RepositoryName, UploadId};
 
 /// Temporary files older than this belong to no living process.
 const TEMPORARY_AGE: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Longest link that is read: `sha512:` and 128 digits, with room to spare.
-const LINK_BYTES_MAX: u64 = 256;
 
 /// Tries of a rename whose folder vanishes.
 const RENAME_TRIES: usize = 8;
@@ -320,55 +319,18 @@ impl DiskStorage {
             Err(error) => Err(error),
         }
     }
-
-    /// Calls `found` with each folder that can be a repository, parents first, in component order, beginning
-    /// after `last`; stops when it returns false.
-    fn walk(
-        &self,
-        last: Option<&str>,
-        found: &mut dyn FnMut(&RepositoryName, &Path) -> StorageResult<bool>,
-    ) -> StorageResult<()> {
-        let last: Vec<&str> = last.map_or_else(Vec::new, |last| last.split('/').collect());
-        walk_below(
-            &self.base.join("repositories"),
-            &mut Vec::new(),
-            &last,
-            found,
-        )?;
-        Ok(())
-    }
 }
 
-fn walk_below(
-    folder: &Path,
-    name: &mut Vec<String>,
-    last: &[&str],
-    found: &mut dyn FnMut(&RepositoryName, &Path) -> StorageResult<bool>,
-) -> StorageResult<bool> {
-    let mut children: Vec<String> = entries(folder)?
-        .iter()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|child| !child.starts_with('_'))
-        .collect();
-    children.sort_unstable();
-    for child in children {
-        let path = folder.join(&child);
-        name.push(child);
-        let so_far: Vec<&str> = name.iter().map(String::as_str).collect();
-        let skipped = so_far.as_slice() < &last[..last.len().min(so_far.len())];
-        let repository = RepositoryName::parse(&so_far.join("/"));
-        let after = so_far.as_slice() > last;
-        if let (Ok(repository), false) = (repository, skipped) {
-            let go_on =
-                (!after || found(&repository, &path)?) && walk_below(&path, name, last, found)?;
-            if !go_on {
-                return Ok(false);
-            }
-        }
-        name.pop();
+impl Walker for DiskStorage {
+    fn folders(&self, path: &str) -> StorageResult<Vec<String>> {
+        let folder = self.base.join("repositories").join(path);
+        let folders = entries(&folder)?
+            .into_iter()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        Ok(folders
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect())
     }
-    Ok(true)
 }
 
 impl RegistryStorage for DiskStorage {
@@ -412,7 +374,7 @@ impl RegistryStorage for DiskStorage {
             MountSource::Any(admits) => {
                 let mut found = None;
                 // Content that no repository has any more is nobody's to give.
-                self.walk(None, &mut |name, _| {
+                walk(self, None, &mut |name, _| {
                     if admits(name) {
                         found = self.resolve(&self.layer_link(name, digest), digest)?;
                     }
@@ -439,9 +401,7 @@ impl RegistryStorage for DiskStorage {
         let id = UploadId::random();
         let aside = self.temporary();
         make_folder(&aside)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let seconds = now.map_or(0, |since| since.as_secs());
-        let started = time::rfc3339(i64::try_from(seconds).unwrap_or(i64::MAX));
+        let started = time::rfc3339(now_seconds());
         for (name, text) in [("startedat", started.as_str()), ("data", "")] {
             let path = aside.join(name);
             fs::write(&path, text).map_err(failed("write", &path))?;
@@ -511,8 +471,11 @@ impl RegistryStorage for DiskStorage {
 
     fn purge_uploads(&self, age: Duration) -> StorageResult<u64> {
         let mut purged = 0;
-        self.walk(None, &mut |_, path| {
-            for entry in entries(&path.join("_uploads"))? {
+        walk(self, None, &mut |name, folders| {
+            if !folders.iter().any(|folder| folder == "_uploads") {
+                return Ok(true);
+            }
+            for entry in entries(&self.repository(name).join("_uploads"))? {
                 let folder = entry.path();
                 let modified = |name: &str| fs::metadata(folder.join(name))?.modified();
                 // The last byte counts, not the first: a long upload is not an abandoned one.
@@ -702,17 +665,7 @@ impl RegistryStorage for DiskStorage {
     }
 
     fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>> {
-        let mut found = Vec::new();
-        if limit == 0 {
-            return Ok(found);
-        }
-        self.walk(last, &mut |name, path| {
-            if is_repository(path)? {
-                found.push(name.clone());
-            }
-            Ok(found.len() < limit)
-        })?;
-        Ok(found)
+        super::walk::repositories(self, last, limit)
     }
 
     fn referrers(

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use store::oci::{Digest, DigestAlgorithm, MediaType};
 
 use crate::client::{Client, noise};
-use crate::protocol::{digest_in, manifest_of, on_both, pages, push_empty_image};
+use crate::protocol::{digest_in, manifest_of, on_all, pages, push_empty_image};
 
 const OCI: &str = MediaType::OCI_MANIFEST;
 
@@ -32,7 +32,7 @@ fn put_if(
 
 #[test]
 fn tags_are_compared_and_swapped() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let (one, two) = (numbered(&config, 1), numbered(&config, 2));
@@ -101,7 +101,7 @@ fn tags_are_compared_and_swapped() {
 /// Every writer reads a counter, and writes the next number if nobody else has: none is lost.
 #[test]
 fn nobody_overwrites_what_they_have_not_read() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let target = "/v2/a/manifests/counter";
@@ -147,7 +147,7 @@ fn number_of(manifest: &Value) -> usize {
 
 #[test]
 fn deletes_beside_pushes_leave_no_tag_on_nothing() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let manifest = manifest_of(&config, &[]);
@@ -178,7 +178,7 @@ fn deletes_beside_pushes_leave_no_tag_on_nothing() {
 
 #[test]
 fn every_algorithm_names_blobs_manifests_and_subjects() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         for (seed, algorithm) in DigestAlgorithm::ALL.into_iter().enumerate() {
@@ -257,7 +257,7 @@ fn every_algorithm_names_blobs_manifests_and_subjects() {
 
 #[test]
 fn referrers_come_in_pages_that_clients_can_read() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let subject = Digest::of(b"of many");
@@ -307,7 +307,7 @@ fn referrers_come_in_pages_that_clients_can_read() {
 
 #[test]
 fn tells_its_extensions() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         push_empty_image(&mut client, "a/b", "t");
         for target in ["/v2/_oci/ext/discover", "/v2/a/b/_oci/ext/discover"] {
@@ -327,7 +327,7 @@ fn tells_its_extensions() {
 /// A registry that is no proxy answers from what it has, and does not claim to speak for another.
 #[test]
 fn namespaces_of_other_registries_select_nothing() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         push_empty_image(&mut client, "a", "t");
         for target in [
@@ -346,7 +346,7 @@ fn namespaces_of_other_registries_select_nothing() {
 
 #[test]
 fn at_least_ten_tags_at_once_and_not_too_many() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let bytes = manifest_of(&config, &[]);
@@ -391,7 +391,7 @@ fn warnings_are_sent_with_every_answer() {
 #[test]
 fn ten_thousand_uploads_left_half_open() {
     const COUNT: usize = 10_000;
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let open = client.head("POST", "/v2/a/blobs/uploads/", &[("Content-Length", "0")]);
         let mut locations = Vec::with_capacity(COUNT);

@@ -9,5 +9,6 @@ mod distribution;
 mod faults;
 mod kill;
 mod protocol;
+mod replicas;
 mod storage;
 mod tools;

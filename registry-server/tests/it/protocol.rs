@@ -1,17 +1,24 @@
 //! distribution-spec, endpoint by endpoint, over raw connections. The traps are those into which other
 //! registries have fallen.
 
-use registry_server::RunningServer;
+use std::sync::Arc;
+
+use object_store::memory::InMemory;
+use registry_server::{Config, RunningServer};
 use serde_json::{Value, json};
 use store::oci::{Digest, DigestAlgorithm, Hasher, MediaType};
 
 use crate::client::{Client, Reply, noise};
+use crate::storage::in_bucket;
 
-/// Runs a test on disk storage and on memory storage.
-pub(crate) fn on_both(test: impl Fn(&RunningServer)) {
+/// Runs a test on disk storage, on memory storage, and on a bucket.
+pub(crate) fn on_all(test: impl Fn(&RunningServer)) {
     let root = tempfile::tempdir().unwrap();
     test(&RunningServer::start(root.path()).unwrap());
     test(&RunningServer::start_in_memory().unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let bucket = in_bucket(Arc::new(InMemory::new()), &runtime);
+    test(&RunningServer::start_on(Config::new(""), Arc::new(bucket)).unwrap());
 }
 
 pub(crate) fn manifest_of(config: &Digest, layers: &[(&Digest, usize)]) -> Vec<u8> {
@@ -48,7 +55,7 @@ pub(crate) fn push_empty_image(client: &mut Client, name: &str, tag: &str) -> Di
 
 #[test]
 fn pushes_and_pulls_an_image() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let base = client.get("/v2/").expect(200);
         assert_eq!(
@@ -103,7 +110,7 @@ fn pushes_and_pulls_an_image() {
 
 #[test]
 fn uploads_in_every_way() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let start =
             |client: &mut Client| client.post("/v2/a/blobs/uploads/").expect(202).location();
@@ -213,7 +220,7 @@ fn uploads_in_every_way() {
 
 #[test]
 fn chunks_out_of_order_are_refused_and_harm_nothing() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let bytes = noise(10_000, 1);
         let digest = Digest::of(&bytes);
@@ -281,7 +288,7 @@ fn chunks_out_of_order_are_refused_and_harm_nothing() {
 
 #[test]
 fn wrong_digests_are_refused_on_every_path() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let wrong = Digest::of(b"something else");
         let start =
@@ -343,7 +350,7 @@ fn wrong_digests_are_refused_on_every_path() {
 
 #[test]
 fn mounts_blobs() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let digest = client.push_blob("from/here", b"layer");
         let mount = |client: &mut Client, to: &str, query: &str| {
@@ -370,7 +377,7 @@ fn mounts_blobs() {
 
 #[test]
 fn serves_ranges() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         // Large enough not to be read at once.
         let bytes = noise(500_000, 9);
@@ -457,7 +464,7 @@ fn multipart(reply: &Reply) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn manifests_of_every_kind_are_kept_verbatim() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let spaced = |value: &Value| format!("{value:#}\n ").into_bytes();
@@ -548,7 +555,7 @@ fn manifests_of_every_kind_are_kept_verbatim() {
 
 #[test]
 fn manifests_that_are_none_are_refused() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let good = manifest_of(&config, &[]);
@@ -625,7 +632,7 @@ fn manifests_that_are_none_are_refused() {
 
 #[test]
 fn deletes_are_seen_at_once() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let digest = push_empty_image(&mut client, "a", "one");
         let by_digest = format!("/v2/a/manifests/{digest}");
@@ -668,7 +675,7 @@ fn deletes_are_seen_at_once() {
 
 #[test]
 fn lists_in_pages() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         for name in ["b", "a/b", "a", "a-b", "a/b/c"] {
             push_empty_image(&mut client, name, "t");
@@ -746,7 +753,7 @@ pub(crate) fn pages(client: &mut Client, first: &str, key: &str) -> (Value, usiz
 
 #[test]
 fn tells_what_refers_to_a_manifest() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let subject_bytes = manifest_of(&config, &[]);
@@ -819,7 +826,7 @@ fn tells_what_refers_to_a_manifest() {
 
 #[test]
 fn referrers_kept_by_clients_under_a_tag_are_taken_over() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let subject = Digest::of(b"anything");
@@ -857,7 +864,7 @@ fn referrers_kept_by_clients_under_a_tag_are_taken_over() {
 
 #[test]
 fn many_tags_in_one_put() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         let config = client.push_blob("a", b"{}");
         let bytes = manifest_of(&config, &[]);
@@ -895,7 +902,7 @@ fn many_tags_in_one_put() {
 
 #[test]
 fn methods_that_are_not_offered() {
-    on_both(|server| {
+    on_all(|server| {
         let mut client = Client::new(server.addr);
         for (method, target, allow) in [
             ("POST", "/v2/", "GET, HEAD"),

@@ -1,0 +1,743 @@
+//! A bucket in CNCF distribution's layout: any number of replicas on one bucket are one registry.
+//!
+//! Keys are those of [`super::disk`]; what differs, because a bucket has neither renames nor locks:
+//!
+//! | what | how |
+//! |---|---|
+//! | a blob or manifest appears whole | an object does: one PUT, or a multipart upload completed after its bytes were hashed |
+//! | an upload's bytes | objects `_uploads/<id>/_parts/<offset>`, so that any replica can go on with it |
+//! | a tag changes under a condition | a conditional PUT of `current/link` |
+//! | a tag is removed | `current/link` becomes empty: a DELETE could hit what another replica has just put there |
+//!
+//! It is written against the store being strongly consistent, as S3 and everything that speaks it are for
+//! single objects and lists. `docs/design/0005-registry-storage.md` has the reasons.
+//!
+//! Calls block on the runtime they were given, on the blocking threads that storage is called on.
+
+mod link;
+mod parts;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::path::Path as Key;
+use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+use store::oci::{Digest, time};
+use tokio::runtime::Handle;
+
+use self::link::TagLink;
+use self::parts::Parts;
+use super::walk::{Walker, walk};
+use super::{
+    Blob, BlobSource, MountSource, RegistryStorage, RemoteBlob, RemoteStream, StorageError,
+    StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest, VerifiedUpload,
+    media_type_of, now_seconds,
+};
+use crate::routes::{RepositoryName, UploadId};
+
+/// How long one small request may take with its repetitions.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Repositories that are looked through for a blob that is mounted from nowhere in particular.
+const REPOSITORIES_SEARCHED: usize = 16;
+
+/// Objects that are deleted at once.
+const DELETES: usize = 16;
+
+/// A registry in a bucket.
+pub struct ObjectStorage {
+    store: Arc<dyn ObjectStore>,
+    /// `[<prefix>/]docker/registry/v2`
+    base: Key,
+    runtime: Handle,
+    /// Whether the store keeps to `If-Match` and `If-None-Match` on PUT.
+    conditional: bool,
+}
+
+impl fmt::Debug for ObjectStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectStorage")
+            .field("base", &self.base)
+            .field("conditional", &self.conditional)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ObjectStorage {
+    /// A registry below `prefix` (empty for none). Asks the store whether it keeps to conditions, so this fails
+    /// where it cannot be reached or written.
+    pub fn open(
+        store: Arc<dyn ObjectStore>,
+        prefix: &str,
+        runtime: Handle,
+    ) -> StorageResult<ObjectStorage> {
+        let base = Key::from(format!("{prefix}/docker/registry/v2"));
+        let mut storage = ObjectStorage {
+            store,
+            base,
+            runtime,
+            conditional: true,
+        };
+        storage.conditional = storage.keeps_to_conditions()?;
+        if !storage.conditional {
+            tracing::warn!(
+                "the bucket ignores conditions: tags cannot be compared and swapped, and a delete by digest may race"
+            );
+        }
+        Ok(storage)
+    }
+
+    /// Some stores take the headers and do not look at them.
+    fn keeps_to_conditions(&self) -> StorageResult<bool> {
+        let key = self.key(&format!("_probe/{}", UploadId::random()));
+        let first = self.put_new(&key, Bytes::from_static(b"1"))?;
+        let second = self.put_new(&key, Bytes::from_static(b"2"));
+        self.delete(&key)?;
+        match second {
+            Ok(second) => Ok(first && !second),
+            Err(StorageError::Unsupported { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn key(&self, path: &str) -> Key {
+        Key::from(format!("{}/{path}", self.base))
+    }
+
+    fn blob_data(&self, digest: &Digest) -> Key {
+        let hex = digest.hex();
+        self.key(&format!(
+            "blobs/{}/{}/{hex}/data",
+            digest.algorithm(),
+            &hex[..2]
+        ))
+    }
+
+    fn in_repository(&self, name: &RepositoryName, path: &str) -> Key {
+        self.key(&format!("repositories/{name}/{path}"))
+    }
+
+    fn layer_link(&self, name: &RepositoryName, digest: &Digest) -> Key {
+        self.in_repository(name, &format!("_layers/{}/link", below(digest)))
+    }
+
+    fn revision(&self, name: &RepositoryName, digest: &Digest, file: &str) -> Key {
+        self.in_repository(
+            name,
+            &format!("_manifests/revisions/{}/{file}", below(digest)),
+        )
+    }
+
+    fn tags_folder(&self, name: &RepositoryName) -> Key {
+        self.in_repository(name, "_manifests/tags")
+    }
+
+    fn tag_link(&self, name: &RepositoryName, tag: &str) -> Key {
+        self.in_repository(name, &format!("_manifests/tags/{tag}/current/link"))
+    }
+
+    fn upload_file(&self, name: &RepositoryName, id: &UploadId, file: &str) -> Key {
+        self.in_repository(name, &format!("_uploads/{id}/{file}"))
+    }
+
+    /// Waits for one request with its repetitions.
+    fn wait<T>(
+        &self,
+        action: &'static str,
+        key: &Key,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> StorageResult<T> {
+        self.runtime.block_on(async {
+            match tokio::time::timeout(PATIENCE, request).await {
+                Ok(result) => result.map_err(|error| failed(action, key, error)),
+                Err(_) => Err(StorageError::Stalled {
+                    action,
+                    key: key.to_string(),
+                    patience: PATIENCE,
+                }),
+            }
+        })
+    }
+
+    fn size(&self, key: &Key) -> StorageResult<Option<u64>> {
+        absent_is_none(self.wait("look for", key, self.store.head(key)))
+            .map(|found| found.map(|meta| meta.size))
+    }
+
+    fn exists(&self, key: &Key) -> StorageResult<bool> {
+        Ok(self.size(key)?.is_some())
+    }
+
+    /// An object's bytes, at most `limit`.
+    fn read(&self, key: &Key, limit: u64) -> StorageResult<Option<Bytes>> {
+        let read = async {
+            let found = self.store.get(key).await?;
+            if found.meta.size > limit {
+                return Ok(None);
+            }
+            found.bytes().await.map(Some)
+        };
+        match absent_is_none(self.wait("read", key, read))? {
+            None => Ok(None),
+            Some(Some(bytes)) => Ok(Some(bytes)),
+            Some(None) => Err(StorageError::Damaged {
+                path: key.to_string().into(),
+                reason: format!("it has more than {limit} bytes"),
+            }),
+        }
+    }
+
+    fn put(&self, key: &Key, bytes: Bytes) -> StorageResult<()> {
+        self.wait("write", key, self.store.put(key, bytes.into()))
+            .map(drop)
+    }
+
+    /// Writes an object that is not there yet; false if it is.
+    fn put_new(&self, key: &Key, bytes: Bytes) -> StorageResult<bool> {
+        self.put_if(key, bytes, PutMode::Create)
+    }
+
+    /// Writes an object unless the condition does not hold; false then.
+    fn put_if(&self, key: &Key, bytes: Bytes, mode: PutMode) -> StorageResult<bool> {
+        let put = self
+            .store
+            .put_opts(key, PutPayload::from(bytes), mode.into());
+        match self.wait("write", key, put) {
+            Ok(_) => Ok(true),
+            Err(StorageError::Object { source, .. })
+                if matches!(
+                    *source,
+                    object_store::Error::AlreadyExists { .. }
+                        | object_store::Error::Precondition { .. }
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(StorageError::Object { source, .. })
+                if matches!(
+                    *source,
+                    object_store::Error::NotImplemented { .. }
+                        | object_store::Error::NotSupported { .. }
+                ) =>
+            {
+                Err(no_conditions())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes an object; one that is not there is no error.
+    fn delete(&self, key: &Key) -> StorageResult<()> {
+        absent_is_none(self.wait("remove", key, self.store.delete(key))).map(drop)
+    }
+
+    /// Deletes everything below a key.
+    fn delete_below(&self, prefix: &Key) -> StorageResult<()> {
+        let keys = self.list(prefix)?.into_iter().map(|meta| meta.location);
+        let all = futures_util::stream::iter(keys)
+            .map(|key| async move {
+                match self.store.delete(&key).await {
+                    Err(object_store::Error::NotFound { .. }) => Ok(()),
+                    deleted => deleted,
+                }
+            })
+            .buffer_unordered(DELETES)
+            .try_collect::<()>();
+        self.wait("remove", prefix, all)
+    }
+
+    /// Everything below a key, sorted.
+    fn list(&self, prefix: &Key) -> StorageResult<Vec<ObjectMeta>> {
+        let list = self.store.list(Some(prefix)).try_collect::<Vec<_>>();
+        let mut found = self.wait("list", prefix, list)?;
+        found.sort_unstable_by(|a, b| a.location.cmp(&b.location));
+        Ok(found)
+    }
+
+    /// Whether anything is below a key.
+    fn has_any(&self, prefix: &Key) -> StorageResult<bool> {
+        let mut list = self.store.list(Some(prefix));
+        let first = async { list.next().await.transpose() };
+        Ok(self.wait("list", prefix, first)?.is_some())
+    }
+
+    fn read_link(&self, key: &Key) -> StorageResult<Option<Digest>> {
+        match self.read(key, super::LINK_BYTES_MAX)? {
+            Some(bytes) => link::parse(key, &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The digest whose data a link stands for; see [`super::disk`].
+    fn resolve(&self, link: &Key, digest: &Digest) -> StorageResult<Option<Digest>> {
+        if digest.algorithm() == store::oci::DigestAlgorithm::Sha256 {
+            return Ok(self.exists(link)?.then_some(*digest));
+        }
+        self.read_link(link)
+    }
+
+    /// The blob in any of the first repositories. Looking through all would take longer than uploading it.
+    fn find_blob(
+        &self,
+        digest: &Digest,
+        admits: &dyn Fn(&RepositoryName) -> bool,
+    ) -> StorageResult<Option<Digest>> {
+        let (mut found, mut searched) = (None, 0);
+        walk(self, None, &mut |name, folders| {
+            searched += 1;
+            if folders.iter().any(|folder| folder == "_layers") && admits(name) {
+                found = self.resolve(&self.layer_link(name, digest), digest)?;
+            }
+            Ok(found.is_none() && searched < REPOSITORIES_SEARCHED)
+        })?;
+        Ok(found)
+    }
+
+    fn put_link(&self, key: &Key, digest: &Digest) -> StorageResult<()> {
+        self.put(key, digest.to_string().into())
+    }
+
+    /// Puts a tag on what `change` makes of its current state, unless the condition does not hold.
+    fn change_tag(
+        &self,
+        key: &Key,
+        to: Option<&Digest>,
+        condition: &TagCondition,
+    ) -> StorageResult<Option<TagLink>> {
+        let text = Bytes::from(to.map_or_else(String::new, Digest::to_string));
+        loop {
+            let current = TagLink::read(self, key)?;
+            if !condition.holds(current.digest()) {
+                return Ok(None);
+            }
+            if *condition == TagCondition::default() {
+                // Nothing was asked, so whoever comes last wins.
+                if to.is_some() || current.digest().is_some() {
+                    self.put(key, text)?;
+                }
+                return Ok(Some(current));
+            }
+            if to.is_none() && current.digest().is_none() {
+                return Ok(Some(current));
+            }
+            if !self.conditional {
+                return Err(no_conditions());
+            }
+            if self.put_if(key, text.clone(), current.unchanged())? {
+                return Ok(Some(current));
+            }
+            // Somebody was faster: look again.
+        }
+    }
+}
+
+/// `<alg>/<hex>`
+fn below(digest: &Digest) -> String {
+    format!("{}/{}", digest.algorithm(), digest.hex())
+}
+
+fn failed(action: &'static str, key: &Key, source: object_store::Error) -> StorageError {
+    StorageError::Object {
+        action,
+        key: key.to_string(),
+        source: Box::new(source),
+    }
+}
+
+fn no_conditions() -> StorageError {
+    StorageError::Unsupported {
+        reason: "the bucket takes no conditional writes",
+    }
+}
+
+fn absent_is_none<T>(result: StorageResult<T>) -> StorageResult<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(StorageError::Object { source, .. })
+            if matches!(*source, object_store::Error::NotFound { .. }) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A blob in the bucket, fetched while it is sent on.
+struct RemoteObject {
+    store: Arc<dyn ObjectStore>,
+    key: Key,
+}
+
+impl fmt::Debug for RemoteObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RemoteObject").field(&self.key).finish()
+    }
+}
+
+impl RemoteBlob for RemoteObject {
+    fn stream(&self, range: std::ops::Range<u64>) -> RemoteStream {
+        let (store, key) = (Arc::clone(&self.store), self.key.clone());
+        let begun = async move {
+            let options = GetOptions::default().with_range(Some(range));
+            let found = store.get_opts(&key, options).await?;
+            Ok::<_, object_store::Error>(found.into_stream())
+        };
+        Box::pin(
+            futures_util::stream::once(begun)
+                .try_flatten()
+                .map_err(std::io::Error::other),
+        )
+    }
+}
+
+/// The folders of a bucket, by its delimiter.
+impl Walker for ObjectStorage {
+    fn folders(&self, path: &str) -> StorageResult<Vec<String>> {
+        let prefix = self.key(&format!("repositories/{path}"));
+        let list = self.store.list_with_delimiter(Some(&prefix));
+        let found = self.wait("list", &prefix, list)?;
+        let names = found.common_prefixes.iter();
+        Ok(names
+            .filter_map(|prefix| prefix.filename().map(str::to_owned))
+            .collect())
+    }
+}
+
+impl RegistryStorage for ObjectStorage {
+    fn blob(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<Option<Blob>> {
+        let Some(digest) = self.resolve(&self.layer_link(repository, digest), digest)? else {
+            return Ok(None);
+        };
+        let key = self.blob_data(&digest);
+        let Some(size) = self.size(&key)? else {
+            return Ok(None);
+        };
+        let object = RemoteObject {
+            store: Arc::clone(&self.store),
+            key,
+        };
+        Ok(Some(Blob {
+            size,
+            source: BlobSource::Remote(Arc::new(object)),
+        }))
+    }
+
+    fn blob_size(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StorageResult<Option<u64>> {
+        match self.resolve(&self.layer_link(repository, digest), digest)? {
+            Some(digest) => self.size(&self.blob_data(&digest)),
+            None => Ok(None),
+        }
+    }
+
+    fn mount_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        from: MountSource<'_>,
+    ) -> StorageResult<bool> {
+        let found = match from {
+            MountSource::Repository(from) => {
+                self.resolve(&self.layer_link(from, digest), digest)?
+            }
+            MountSource::Any(admits) => self.find_blob(digest, admits)?,
+        };
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        if !self.exists(&self.blob_data(&found))? {
+            return Ok(false);
+        }
+        self.put_link(&self.layer_link(repository, digest), &found)?;
+        Ok(true)
+    }
+
+    fn remove_blob(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool> {
+        let link = self.layer_link(repository, digest);
+        let was_there = self.exists(&link)?;
+        self.delete(&link)?;
+        Ok(was_there)
+    }
+
+    fn create_upload(&self, repository: &RepositoryName) -> StorageResult<UploadId> {
+        let id = UploadId::random();
+        let started = time::rfc3339(now_seconds());
+        self.put(
+            &self.upload_file(repository, &id, "startedat"),
+            started.into(),
+        )?;
+        Ok(id)
+    }
+
+    fn upload(
+        &self,
+        repository: &RepositoryName,
+        id: &UploadId,
+    ) -> StorageResult<Option<Arc<dyn UploadData>>> {
+        if !self.exists(&self.upload_file(repository, id, "startedat"))? {
+            return Ok(None);
+        }
+        let folder = self.upload_file(repository, id, parts::FOLDER);
+        let parts = Parts::open(Arc::clone(&self.store), folder, self.runtime.clone());
+        Ok(Some(Arc::new(parts.map_err(|source| {
+            StorageError::Io {
+                action: "open",
+                path: id.to_string().into(),
+                source,
+            }
+        })?)))
+    }
+
+    fn commit_upload(
+        &self,
+        repository: &RepositoryName,
+        upload: &VerifiedUpload,
+    ) -> StorageResult<()> {
+        let data = self.blob_data(upload.digest());
+        // A blob of the right length is the same one: only whole, hashed objects are put there.
+        if self.size(&data)? != Some(upload.size()) {
+            let folder = self.upload_file(repository, upload.id(), parts::FOLDER);
+            let parts = parts::list(&self.store, &folder);
+            let parts = self.wait("list", &folder, parts)?;
+            self.runtime
+                .block_on(parts::join(&self.store, &parts, upload, &data))?;
+        }
+        self.put_link(
+            &self.layer_link(repository, upload.digest()),
+            upload.digest(),
+        )?;
+        self.cancel_upload(repository, upload.id())?;
+        Ok(())
+    }
+
+    fn cancel_upload(&self, repository: &RepositoryName, id: &UploadId) -> StorageResult<bool> {
+        let started = self.upload_file(repository, id, "startedat");
+        let was_there = self.exists(&started)?;
+        // First what makes it a session: nobody goes on with it then.
+        self.delete(&started)?;
+        self.delete_below(&self.in_repository(repository, &format!("_uploads/{id}")))?;
+        Ok(was_there)
+    }
+
+    fn purge_uploads(&self, age: Duration) -> StorageResult<u64> {
+        let mut purged = 0;
+        walk(self, None, &mut |name, folders| {
+            if !folders.iter().any(|folder| folder == "_uploads") {
+                return Ok(true);
+            }
+            let prefix = self.in_repository(name, "_uploads");
+            // The last byte counts, not the first: a long upload is not an abandoned one.
+            let mut newest = std::collections::BTreeMap::new();
+            for object in self.list(&prefix)? {
+                let mut rest = object.location.prefix_match(&prefix).into_iter().flatten();
+                let id = rest.next().and_then(|part| UploadId::parse(part.as_ref()));
+                if let Some(id) = id {
+                    let modified = object.last_modified.timestamp();
+                    let entry = newest.entry(id).or_insert(modified);
+                    *entry = (*entry).max(modified);
+                }
+            }
+            for (id, modified) in newest {
+                let idle = u64::try_from(now_seconds() - modified).unwrap_or(0);
+                if Duration::from_secs(idle) >= age {
+                    self.cancel_upload(name, &id)?;
+                    purged += 1;
+                }
+            }
+            Ok(true)
+        })?;
+        Ok(purged)
+    }
+
+    fn settle_blobs(&self, _: &RepositoryName, _: &[Digest]) -> StorageResult<()> {
+        // What a bucket has acknowledged it keeps.
+        Ok(())
+    }
+
+    fn put_manifest(
+        &self,
+        repository: &RepositoryName,
+        manifest: &VerifiedManifest,
+        subject: Option<&Digest>,
+    ) -> StorageResult<()> {
+        let digest = manifest.digest();
+        let data = self.blob_data(digest);
+        if self.size(&data)? != Some(manifest.bytes().len() as u64) {
+            self.put(&data, manifest.bytes().clone())?;
+        }
+        let media_type = self.revision(repository, digest, "mediatype");
+        if media_type_of(manifest.bytes()) != manifest.media_type() {
+            self.put(&media_type, manifest.media_type().to_owned().into())?;
+        } else {
+            self.delete(&media_type)?;
+        }
+        if let Some(subject) = subject {
+            let path = format!("_referrers/{}/{}/link", below(subject), below(digest));
+            self.put_link(&self.in_repository(repository, &path), digest)?;
+        }
+        self.put_link(&self.revision(repository, digest, "link"), digest)
+    }
+
+    fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StorageResult<Option<VerifiedManifest>> {
+        let link = self.revision(repository, digest, "link");
+        let Some(stored) = self.resolve(&link, digest)? else {
+            return Ok(None);
+        };
+        let data = self.blob_data(&stored);
+        let Some(bytes) = self.read(&data, store::MANIFEST_BYTES_MAX as u64)? else {
+            return Ok(None);
+        };
+        let media_type = self.revision(repository, digest, "mediatype");
+        let media_type = match self.read(&media_type, super::LINK_BYTES_MAX)? {
+            Some(text) => String::from_utf8_lossy(&text).into_owned(),
+            None => media_type_of(&bytes),
+        };
+        match VerifiedManifest::check(bytes, media_type, *digest) {
+            Some(manifest) => Ok(Some(manifest)),
+            None => Err(StorageError::Damaged {
+                path: data.to_string().into(),
+                reason: format!("its content is not that of {digest}"),
+            }),
+        }
+    }
+
+    fn has_manifest(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool> {
+        let link = self.revision(repository, digest, "link");
+        match self.resolve(&link, digest)? {
+            Some(stored) => self.exists(&self.blob_data(&stored)),
+            None => Ok(false),
+        }
+    }
+
+    fn remove_manifest(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<bool> {
+        if !self.has_manifest(repository, digest)? {
+            return Ok(false);
+        }
+        let on_it = TagCondition::on(*digest);
+        for tag in self.tags(repository)?.unwrap_or_default() {
+            if self.tag(repository, &tag)?.as_ref() != Some(digest) {
+                continue;
+            }
+            match self.remove_tag(repository, &tag, &on_it) {
+                // As well as such a bucket allows.
+                Err(StorageError::Unsupported { .. }) => {
+                    self.remove_tag(repository, &tag, &TagCondition::default())?;
+                }
+                removed => {
+                    removed?;
+                }
+            }
+        }
+        self.delete(&self.revision(repository, digest, "link"))?;
+        self.delete(&self.revision(repository, digest, "mediatype"))?;
+        Ok(true)
+    }
+
+    fn tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<Option<Digest>> {
+        let link = TagLink::read(self, &self.tag_link(repository, tag))?;
+        Ok(link.digest().copied())
+    }
+
+    fn set_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &str,
+        digest: &Digest,
+        condition: &TagCondition,
+    ) -> StorageResult<bool> {
+        let key = self.tag_link(repository, tag);
+        let changed = self.change_tag(&key, Some(digest), condition)?.is_some();
+        if changed {
+            let history = format!("_manifests/tags/{tag}/index/{}/link", below(digest));
+            self.put_link(&self.in_repository(repository, &history), digest)?;
+        }
+        Ok(changed)
+    }
+
+    fn remove_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &str,
+        condition: &TagCondition,
+    ) -> StorageResult<TagRemoval> {
+        let key = self.tag_link(repository, tag);
+        match self.change_tag(&key, None, condition)? {
+            None => Ok(TagRemoval::Refused),
+            Some(before) if before.digest().is_none() => Ok(TagRemoval::Absent),
+            Some(_) => {
+                self.delete_below(
+                    &self.in_repository(repository, &format!("_manifests/tags/{tag}/index")),
+                )?;
+                Ok(TagRemoval::Removed)
+            }
+        }
+    }
+
+    fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {
+        let folder = self.tags_folder(repository);
+        let mut tags = Vec::new();
+        for object in self.list(&folder)? {
+            let rest: Vec<_> = object
+                .location
+                .prefix_match(&folder)
+                .into_iter()
+                .flatten()
+                .collect();
+            if let [tag, current, link] = rest.as_slice()
+                && (current.as_ref(), link.as_ref()) == ("current", "link")
+                // Empty is what a removed one leaves.
+                && object.size > 0
+            {
+                tags.push(tag.as_ref().to_owned());
+            }
+        }
+        tags.sort_unstable();
+        if tags.is_empty()
+            && !self.has_any(&self.in_repository(repository, "_manifests"))?
+            && !self.has_any(&self.in_repository(repository, "_layers"))?
+        {
+            return Ok(None);
+        }
+        Ok(Some(tags))
+    }
+
+    fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>> {
+        super::walk::repositories(self, last, limit)
+    }
+
+    fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> StorageResult<Vec<Digest>> {
+        let folder = self.in_repository(repository, &format!("_referrers/{}", below(subject)));
+        let mut digests = Vec::new();
+        for object in self.list(&folder)? {
+            let rest: Vec<_> = object
+                .location
+                .prefix_match(&folder)
+                .into_iter()
+                .flatten()
+                .collect();
+            if let [algorithm, hex, link] = rest.as_slice()
+                && link.as_ref() == "link"
+            {
+                digests
+                    .extend(format!("{}:{}", algorithm.as_ref(), hex.as_ref()).parse::<Digest>());
+            }
+        }
+        digests.sort_unstable();
+        Ok(digests)
+    }
+}
