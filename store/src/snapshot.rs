@@ -4,6 +4,7 @@
 //! layers/<LayerId>/fs   a layer, complete and never changed again
 //! tmp/dir-…/            one step or one unpacking under way, locked by who does it
 //!   fs/  work/          overlayfs's upper and work directory
+//!   fs/                 without overlayfs: layers copied on top of one another (`trees`)
 //! empty/                a lower directory with nothing in it
 //! ```
 //!
@@ -14,14 +15,15 @@
 mod overlay;
 mod prune;
 mod reaper;
+mod trees;
 
 use std::fmt;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Gid, Mode, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -36,6 +38,7 @@ use crate::layer::walk::open_directory;
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::{DiffId, Hasher};
 use reaper::{Reaper, Remains};
+use trees::{Reading, Tree, Trees, Wanted};
 
 /// Bytes handed between the threads of an unpacking at a time, and how many such pieces may wait.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -68,6 +71,14 @@ pub enum SnapshotError {
         layers: usize,
         /// The kernel's answer.
         source: Errno,
+    },
+    /// What is wanted needs overlayfs.
+    #[error(
+        "containers need overlayfs, which is refused here: {why}; `longshore info` says what would give it"
+    )]
+    NoOverlay {
+        /// The kernel's answer.
+        why: Errno,
     },
     /// A tar cannot be unpacked.
     #[error(transparent)]
@@ -109,8 +120,31 @@ pub enum SnapshotError {
 pub struct Snapshots {
     root: Arc<PathBuf>,
     reaper: Arc<Reaper>,
-    /// The user namespace has one id, so owners cannot be kept.
+    trees: Arc<Trees>,
+    backend: Arc<OnceLock<Backend>>,
+    /// This process can act for one user only, so owners cannot be kept.
     has_single_id: bool,
+}
+
+/// How layers are stacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// By overlayfs: nothing is copied.
+    Overlay,
+    /// In directory trees that they are copied to.
+    Copy {
+        /// Why not by overlayfs.
+        why: Errno,
+    },
+}
+
+/// The root that a step writes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepRoot {
+    /// To be mounted.
+    Overlay(SnapshotMount),
+    /// A directory, the step's alone, to be used as it is.
+    Tree(PathBuf),
 }
 
 /// Where overlayfs finds the parts of a snapshot that is being written.
@@ -145,8 +179,50 @@ impl Snapshots {
         Ok(Snapshots {
             root: Arc::new(root),
             reaper: Arc::default(),
+            trees: Arc::default(),
+            backend: Arc::default(),
             has_single_id: has_single_id(),
         })
+    }
+
+    /// How layers are stacked here: by overlayfs, if a mount that is tried shows that it takes the store's file system and
+    /// this process's privilege.
+    ///
+    /// # Errors
+    /// A folder cannot be made to try it on.
+    pub fn backend(&self) -> Result<Backend, SnapshotError> {
+        if let Some(backend) = self.backend.get() {
+            return Ok(*backend);
+        }
+        let scratch = self.scratch()?;
+        let folder = |name| {
+            let path = scratch.path().join(name);
+            rustix::fs::mkdir(&path, Mode::RWXU).map_err(failed("make", &path))?;
+            Ok::<PathBuf, SnapshotError>(path)
+        };
+        let mount = SnapshotMount {
+            lower: vec![self.root.join("empty")],
+            upper: folder("fs")?,
+            work: folder("work")?,
+        };
+        let backend = match overlay::mount_writable(&mount) {
+            Ok(root) => {
+                self.reaper.take(Remains::Mount(root));
+                Backend::Overlay
+            }
+            Err(why) => Backend::Copy { why },
+        };
+        self.reaper.take(Remains::Folder(scratch));
+        Ok(*self.backend.get_or_init(|| backend))
+    }
+
+    /// The same layers without overlayfs, even if it is there.
+    pub fn copying(self) -> Snapshots {
+        let why = Errno::OPNOTSUPP;
+        Snapshots {
+            backend: Arc::new(OnceLock::from(Backend::Copy { why })),
+            ..self
+        }
     }
 
     /// Whether the layer is here.
@@ -196,6 +272,8 @@ impl Snapshots {
             snapshots: self.clone(),
             scratch,
             work: None,
+            tree: None,
+            parents: parents.to_vec(),
             upper,
             lower,
             root,
@@ -251,6 +329,7 @@ impl Snapshots {
     /// # Errors
     /// overlayfs refuses, as it may while another mount has the same upper directory.
     pub fn open_writable(&self, mount: &SnapshotMount) -> Result<OwnedFd, SnapshotError> {
+        self.need_overlay()?;
         overlay::mount_writable(mount).map_err(|source| SnapshotError::Overlay {
             layers: mount.lower.len(),
             source,
@@ -290,6 +369,17 @@ impl Snapshots {
         active.commit()
     }
 
+    /// An error unless overlayfs stacks layers here.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn need_overlay(&self) -> Result<(), SnapshotError> {
+        match self.backend()? {
+            Backend::Overlay => Ok(()),
+            Backend::Copy { why } => Err(SnapshotError::NoOverlay { why }),
+        }
+    }
+
     /// The layers (oldest first) merged, to read only: a mount that has no place in any directory tree and ends with the
     /// returned handle, also when the process is killed.
     ///
@@ -299,7 +389,10 @@ impl Snapshots {
         let lower = self.stack(layers)?;
         let empty = self.root.join("empty");
         if lower == [empty.clone()] {
-            return Ok(self.viewing(open(&empty)?));
+            return self.viewing_directory(empty);
+        }
+        if self.backend()? != Backend::Overlay {
+            return self.view_tree(layers, &lower);
         }
         let source = |source| SnapshotError::Overlay {
             layers: layers.len(),
@@ -331,8 +424,56 @@ impl Snapshots {
     fn viewing(&self, root: OwnedFd) -> View {
         View {
             root: Some(root),
-            reaper: Arc::clone(&self.reaper),
+            shows: Shows::Mount(Arc::clone(&self.reaper)),
         }
+    }
+
+    fn viewing_directory(&self, path: PathBuf) -> Result<View, SnapshotError> {
+        Ok(View {
+            root: Some(open(&path)?),
+            shows: Shows::Directory(path),
+        })
+    }
+
+    /// The layers without overlayfs: as they lie if that is what they show, else a tree.
+    fn view_tree(&self, layers: &[LayerId], lower: &[PathBuf]) -> Result<View, SnapshotError> {
+        if let [layer] = lower
+            && trees::is_plain(layer)?
+        {
+            return self.viewing_directory(layer.clone());
+        }
+        let directories = self.directories(layers);
+        let tree = self
+            .trees
+            .read(self.wanted(layers, &directories), || self.scratch())?;
+        Ok(View {
+            root: Some(open(tree.path())?),
+            shows: Shows::Tree(tree),
+        })
+    }
+
+    fn directories(&self, layers: &[LayerId]) -> Vec<PathBuf> {
+        layers.iter().map(|layer| self.layer_dir(layer)).collect()
+    }
+
+    fn wanted<'a>(&self, layers: &'a [LayerId], directories: &'a [PathBuf]) -> Wanted<'a> {
+        Wanted {
+            layers,
+            directories,
+            keep_own: self.has_single_id,
+        }
+    }
+
+    /// A copy of what is at `path` of what `view` shows, links taken as if its top were `/`: to be written to and dropped.
+    ///
+    /// # Errors
+    /// There is nothing, or it cannot be copied.
+    pub fn copy_part(&self, view: &View, path: &Path) -> Result<Part, SnapshotError> {
+        let part = Part {
+            folder: self.scratch()?,
+        };
+        trees::copy_part(view.as_fd(), path, &part.path(), self.has_single_id)?;
+        Ok(part)
     }
 
     /// Unpacks a layer's tar (gzip, zstd, bzip2, xz or plain, told by its first bytes) under the name of its DiffID.
@@ -386,8 +527,10 @@ impl Snapshots {
         Ok((scratch, unpacked, actual))
     }
 
-    /// Waits until what this process's finished snapshots and views left behind is gone: it ends beside other work.
+    /// Waits until what this process's finished snapshots and views left behind is gone: it ends beside other work. What was
+    /// kept for later steps goes too.
     pub fn settle(&self) {
+        drop(self.trees.forget());
         self.reaper.settle();
     }
 
@@ -473,6 +616,10 @@ pub struct ActiveSnapshot {
     scratch: TempDir,
     /// overlayfs's scratch directory, once it was asked for.
     work: Option<TempDir>,
+    /// The root without overlayfs, once it was asked for.
+    tree: Option<Tree>,
+    /// Layers below, oldest first.
+    parents: Vec<LayerId>,
     upper: PathBuf,
     /// Layers below, topmost first.
     lower: Vec<PathBuf>,
@@ -484,6 +631,28 @@ impl ActiveSnapshot {
     /// The directory that becomes the layer. Who writes here directly does so in overlayfs's form.
     pub fn upper(&self) -> &Path {
         &self.upper
+    }
+
+    /// The root for a step.
+    ///
+    /// # Errors
+    /// A folder cannot be made, or the layers cannot be copied.
+    pub fn root(&mut self) -> Result<StepRoot, SnapshotError> {
+        if self.snapshots.backend()? == Backend::Overlay {
+            return Ok(StepRoot::Overlay(self.mount()?));
+        }
+        let tree = match &self.tree {
+            Some(tree) => tree,
+            None => {
+                let (snapshots, layers) = (&self.snapshots, &self.parents);
+                let directories = snapshots.directories(layers);
+                let wanted = snapshots.wanted(layers, &directories);
+                let tree = snapshots.trees.take(wanted, || snapshots.scratch())?;
+                trees::hand_over(&tree, &self.root, snapshots.has_single_id)?;
+                self.tree.insert(tree)
+            }
+        };
+        Ok(StepRoot::Tree(tree.path()))
     }
 
     /// What overlayfs needs to show the step its root, with the option `userxattr`.
@@ -508,8 +677,16 @@ impl ActiveSnapshot {
     ///
     /// # Errors
     /// It cannot be read, or changes meanwhile.
-    pub fn commit(self) -> Result<LayerInfo, SnapshotError> {
+    pub fn commit(mut self) -> Result<LayerInfo, SnapshotError> {
         let upper = open(self.upper())?;
+        let kept = match self.tree.take() {
+            Some(tree) => {
+                let keep_own = self.snapshots.has_single_id;
+                let kept = trees::write_changes(&tree, &self.lower, upper.as_fd(), keep_own)?;
+                Some((tree, kept))
+            }
+            None => None,
+        };
         self.state_root(upper.as_fd())
             .map_err(failed("read", self.upper()))?;
         prune::prune(upper.as_fd(), &self.lower).map_err(|error| {
@@ -519,7 +696,15 @@ impl ActiveSnapshot {
             )(error.errno)
         })?;
         let scan = scan(self.upper())?;
-        self.commit_scanned(scan)
+        let (snapshots, mut layers) = (self.snapshots.clone(), self.parents.clone());
+        let layer = self.commit_scanned(scan)?;
+        if let Some((tree, kept)) = kept {
+            layers.push(layer.id);
+            for folder in snapshots.trees.give(tree, layers, kept) {
+                snapshots.reaper.take(Remains::Folder(folder));
+            }
+        }
+        Ok(layer)
     }
 
     /// Makes a layer of what was written, for a writer that computed its identity while it wrote.
@@ -548,7 +733,8 @@ impl ActiveSnapshot {
     /// # Errors
     /// It cannot be removed: a mount of it is still there, or the disk fails.
     pub fn discard(self) -> Result<(), SnapshotError> {
-        for folder in self.work.iter().chain([&self.scratch]) {
+        let tree = self.tree.as_ref().map(Tree::folder);
+        for folder in self.work.iter().chain([&self.scratch]).chain(tree) {
             fs::remove_tree(folder.path())?;
         }
         Ok(())
@@ -580,7 +766,29 @@ impl fmt::Debug for ActiveSnapshot {
 pub struct View {
     /// Only absent while it is dropped.
     root: Option<OwnedFd>,
-    reaper: Arc<Reaper>,
+    shows: Shows,
+}
+
+/// What a view is of.
+#[derive(Debug)]
+enum Shows {
+    /// A mount of its own, which the reaper ends.
+    Mount(Arc<Reaper>),
+    /// A tree, kept while it is read.
+    Tree(Reading),
+    /// A directory that nobody changes.
+    Directory(PathBuf),
+}
+
+impl View {
+    /// Where it lies, if it is no mount: not to be written to.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.shows {
+            Shows::Mount(_) => None,
+            Shows::Tree(tree) => Some(tree.path()),
+            Shows::Directory(path) => Some(path),
+        }
+    }
 }
 
 impl AsFd for View {
@@ -591,9 +799,22 @@ impl AsFd for View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        if let Some(root) = self.root.take() {
-            self.reaper.take(Remains::Mount(root));
+        if let (Some(root), Shows::Mount(reaper)) = (self.root.take(), &self.shows) {
+            reaper.take(Remains::Mount(root));
         }
+    }
+}
+
+/// A copy of some of a view; gone when it is dropped.
+#[derive(Debug)]
+pub struct Part {
+    folder: TempDir,
+}
+
+impl Part {
+    /// The file or directory.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("part")
     }
 }
 
@@ -636,6 +857,13 @@ fn set_root(directory: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), Errno>
 
 /// Whether this process can act for one user only, so that chown to others is impossible.
 fn has_single_id() -> bool {
+    let may_chown = rustix::thread::capabilities(None).is_ok_and(|sets| {
+        sets.effective
+            .contains(rustix::thread::CapabilitySet::CHOWN)
+    });
+    if !may_chown {
+        return true;
+    }
     let mut map = String::new();
     let read = std::fs::File::open("/proc/self/uid_map")
         .and_then(|mut file| file.read_to_string(&mut map));

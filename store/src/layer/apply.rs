@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use super::entry::{Metadata, Mtime, OPAQUE, ROOT_STATED, read_xattrs, shown, stored};
 use super::tar::read::{Entry, Kind, ReadError, Reader};
-use super::walk::{is_whiteout, join, open_directory, split};
+use super::walk::{is_whiteout, join, make_whiteout, open_directory, split, stat_at};
 use crate::fs::remove_tree_at;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -240,7 +240,7 @@ impl Place<'_> {
     }
 
     fn stat(&self) -> Result<Option<Stat>, ApplyError> {
-        match rustix::fs::statat(&*self.parent, self.name, AtFlags::SYMLINK_NOFOLLOW) {
+        match stat_at(&*self.parent, self.name) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(self.failed("look it up")(errno)),
@@ -399,7 +399,7 @@ impl Unpacker<'_> {
                 .iter()
                 .fold(Vec::new(), |path, (name, _)| join(&path, name));
             let so_far = join(&so_far, &name);
-            let stat = rustix::fs::statat(&*above, &name[..], AtFlags::SYMLINK_NOFOLLOW);
+            let stat = stat_at(&*above, &name);
             let hides = match stat {
                 Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => {
@@ -484,7 +484,7 @@ impl Unpacker<'_> {
                 set_opaque(&directory).map_err(place.failed("make a directory opaque"))
             }
             Some(_) => Ok(()),
-            None => make_whiteout(&place),
+            None => put_whiteout(&place),
         }
     }
 
@@ -593,8 +593,7 @@ impl Unpacker<'_> {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(missing()),
             Err(errno) => return Err(place.failed("look up its target")(errno)),
         };
-        let stat = match rustix::fs::statat(&target_parent, target_name, AtFlags::SYMLINK_NOFOLLOW)
-        {
+        let stat = match stat_at(&target_parent, target_name) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Err(missing()),
             Err(errno) => return Err(place.failed("look up its target")(errno)),
@@ -630,7 +629,7 @@ impl Unpacker<'_> {
             if place.stat()?.is_some() {
                 self.remove(place)?;
             }
-            return make_whiteout(place);
+            return put_whiteout(place);
         }
         let device = match kind {
             FileType::Fifo => 0,
@@ -858,8 +857,6 @@ fn remove_xattrs(file: impl AsFd) -> Result<(), Errno> {
     Ok(())
 }
 
-fn make_whiteout(place: &Place<'_>) -> Result<(), ApplyError> {
-    let kind = FileType::CharacterDevice;
-    rustix::fs::mknodat(&*place.parent, place.name, kind, Mode::empty(), 0)
-        .map_err(place.failed("make a whiteout"))
+fn put_whiteout(place: &Place<'_>) -> Result<(), ApplyError> {
+    make_whiteout(&*place.parent, place.name).map_err(place.failed("make a whiteout"))
 }

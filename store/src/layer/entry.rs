@@ -21,6 +21,9 @@ const OVERLAY_ESCAPED: &[u8] = b"user.overlay.overlay.";
 /// Says `y` on a directory that hides what lies below it.
 pub(crate) const OPAQUE: &str = "user.overlay.opaque";
 
+/// On an empty file that stands for a whiteout where a device 0/0 cannot be made.
+pub(crate) const WHITEOUT: &str = "user.overlay.whiteout";
+
 /// Says `y` on the root of a layer that states the root's own metadata; the kernel ignores it and hides it from processes.
 pub(crate) const ROOT_STATED: &str = "user.overlay.longshore.root";
 
@@ -150,7 +153,8 @@ pub(crate) fn read_xattr(file: impl AsFd, name: &[u8]) -> Result<Option<Vec<u8>>
     }
 }
 
-fn list_xattrs(file: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
+/// The names of all attributes of an open file or directory, as they are on disk.
+pub(crate) fn list_xattrs(file: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     let mut small = [0; 512];
     let large;
     let names = match rustix::fs::flistxattr(&file, &mut small) {

@@ -601,7 +601,7 @@ fn failed(path: &[u8], action: &'static str) -> impl FnOnce(Errno) -> TarError {
 }
 
 /// Opens a regular file of a layer; never waits, whatever stands there by now.
-pub(super) fn open_file(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_file(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::openat(root, path, flags, Mode::empty())
 }

@@ -4,10 +4,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags, XattrFlags,
+};
 use rustix::io::Errno;
 
-use super::entry::PATH_BYTES_MAX;
+use super::entry::{OPAQUE, PATH_BYTES_MAX, WHITEOUT, read_xattr};
 
 /// One entry as it lies on disk.
 #[derive(Debug)]
@@ -31,6 +33,51 @@ impl Found {
 /// Whether `stat` is overlayfs's mark for a removed path: a character device 0/0.
 pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// What is called `name` in an open directory of a layer. Whiteouts look the same whatever form they have on disk.
+pub(crate) fn stat_at(directory: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
+    let mut stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let may_be_mark = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && stat.st_size == 0
+        && stat.st_mode & 0o7777 == MARK_MODE.as_raw_mode();
+    if may_be_mark && is_mark(&directory, name)? {
+        stat.st_mode = FileType::CharacterDevice.as_raw_mode();
+        stat.st_rdev = 0;
+    }
+    Ok(stat)
+}
+
+/// The mode of a file that stands for a whiteout: few other empty files have it.
+const MARK_MODE: Mode = Mode::RUSR;
+
+/// Whether an empty file is a whiteout in its second form, which overlayfs knows too.
+fn is_mark(directory: impl AsFd, name: &[u8]) -> Result<bool, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    Ok(read_xattr(file, WHITEOUT.as_bytes())?.is_some())
+}
+
+/// Makes a whiteout: a character device 0/0, which everybody may make on file systems of the usual kind. overlayfs itself, as a
+/// container's root is, takes none; there it is an empty file with overlayfs's attribute (Linux 6.7).
+pub(crate) fn make_whiteout(directory: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    let kind = FileType::CharacterDevice;
+    match rustix::fs::mknodat(&directory, name, kind, Mode::empty(), 0) {
+        Err(Errno::PERM) => make_mark(&directory, name),
+        made => made,
+    }
+}
+
+fn make_mark(directory: impl AsFd, name: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&directory, name, flags, MARK_MODE)?;
+    rustix::fs::fchmod(&file, MARK_MODE)?;
+    rustix::fs::fsetxattr(&file, WHITEOUT, b"y", XattrFlags::empty())?;
+    // overlayfs looks for such files only where this says that there are some. An opaque directory needs none.
+    match rustix::fs::fsetxattr(&directory, OPAQUE, b"x", XattrFlags::CREATE) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// What went wrong where.
@@ -89,7 +136,7 @@ fn children(root: BorrowedFd<'_>, path: &[u8], mounts: Mounts) -> Result<Vec<Fou
         if mounts == Mounts::None && is_mounted_file(&directory, &name) {
             continue;
         }
-        let stat = rustix::fs::statat(&directory, &name[..], AtFlags::SYMLINK_NOFOLLOW);
+        let stat = stat_at(&directory, &name);
         let path = join(path, &name);
         if path.len() > PATH_BYTES_MAX {
             return Err(WalkError {
@@ -181,6 +228,22 @@ pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whiteouts_look_the_same_in_both_forms() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().as_os_str().as_encoded_bytes();
+        let fd = open_directory(rustix::fs::CWD, path).unwrap();
+        make_whiteout(&fd, b"device").unwrap();
+        make_mark(&fd, b"mark").unwrap();
+        std::fs::write(root.path().join("empty"), b"").unwrap();
+        rustix::fs::chmod(root.path().join("empty"), MARK_MODE).unwrap();
+        let found = walk(fd.as_fd()).unwrap();
+        let seen: Vec<bool> = found.iter().map(Found::is_whiteout).collect();
+        assert_eq!(seen, [true, false, true]);
+        let opaque = read_xattr(&fd, OPAQUE.as_bytes()).unwrap();
+        assert_eq!(opaque.as_deref(), Some(&b"x"[..]));
+    }
 
     #[test]
     fn visits_parents_first_and_siblings_in_byte_order() {

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::layer::entry::{Metadata, is_opaque, read_xattrs};
-use crate::layer::walk::{WalkError, is_whiteout, join, names, open_directory};
+use crate::layer::walk::{WalkError, is_whiteout, join, names, open_directory, stat_at};
 use std::os::unix::ffi::OsStrExt;
 
 /// A directory of the upper whose names exist below too.
@@ -71,7 +71,7 @@ fn visit(
     name: &[u8],
     path: Vec<u8>,
 ) -> Result<Option<Level>, Errno> {
-    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let stat = stat_at(directory, name)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile if stat.st_nlink == 1 => {
             let Some((lower, below)) = seen_below(lowers, name)? else {
@@ -96,7 +96,7 @@ fn visit(
             }
             let mut merged = Vec::new();
             for lower in lowers {
-                match rustix::fs::statat(lower, name, AtFlags::SYMLINK_NOFOLLOW) {
+                match stat_at(lower, name) {
                     Ok(below) if FileType::from_raw_mode(below.st_mode) == FileType::Directory => {
                         let below = open_directory(lower.as_fd(), name)?;
                         let hides = is_opaque(&below)?;
@@ -130,7 +130,7 @@ fn seen_below<'l>(
     name: &[u8],
 ) -> Result<Option<(&'l OwnedFd, Stat)>, Errno> {
     for lower in lowers {
-        match rustix::fs::statat(lower, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match stat_at(lower, name) {
             Ok(stat) if is_whiteout(&stat) => return Ok(None),
             Ok(stat) => return Ok(Some((lower, stat))),
             Err(Errno::NOENT) => {}
@@ -168,10 +168,15 @@ fn files_equal(a: &OwnedFd, b: &OwnedFd, name: &[u8]) -> Result<bool, Errno> {
     if read_xattrs(&a)? != read_xattrs(&b)? {
         return Ok(false);
     }
+    contents_equal(&a, &b)
+}
+
+/// Whether two files, open and not yet read from, have the same bytes.
+pub(super) fn contents_equal(a: &OwnedFd, b: &OwnedFd) -> Result<bool, Errno> {
     let mut buffers = [vec![0; 64 * 1024], vec![0; 64 * 1024]];
     loop {
         let [left, right] = &mut buffers;
-        let (left, right) = (fill(&a, left)?, fill(&b, right)?);
+        let (left, right) = (fill(a, left)?, fill(b, right)?);
         if left != right {
             return Ok(false);
         }
