@@ -38,7 +38,7 @@ pub use tree::Tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use store::Store;
@@ -97,6 +97,8 @@ pub(crate) struct Operations<'a> {
     renewed_caches: Mutex<RenewedCaches>,
     /// Whether somebody looks at a step that failed.
     looking: AtomicBool,
+    /// Whether it was said what steps lack here.
+    pub(crate) notice: Once,
     turns: recall::Turns,
     ran: AtomicUsize,
     cached: AtomicUsize,
@@ -151,6 +153,7 @@ impl<'a> Operations<'a> {
             states,
             context_copies: Mutex::default(),
             renewed_caches: Mutex::default(),
+            notice: Once::new(),
             looking: AtomicBool::new(false),
             turns: Mutex::default(),
             ran,

@@ -10,7 +10,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::error::StartError;
 use crate::spec::{Capabilities, Confinement, ULIMITS, Ulimit, User};
-use crate::{seccomp, sys};
+use crate::userns::{self, Isolation};
+use crate::{owners, seccomp, sys};
 
 /// Gives up everything that `confinement` does not grant and becomes `user`.
 pub(crate) fn confine(
@@ -23,7 +24,17 @@ pub(crate) fn confine(
     }
     if confinement.seccomp {
         let program = seccomp::program(confinement.capabilities);
-        sys::install_seccomp(&program).map_err(StartError::step("install the seccomp filter"))?;
+        match sys::install_seccomp(&program) {
+            Ok(()) => {}
+            // Without namespaces only who gives up set-user-id programs may; a container has a filter already.
+            Err(error)
+                if error.raw_os_error() == Some(libc::EACCES)
+                    && userns::isolation() != Isolation::Namespaces =>
+            {
+                note("no system call filter but that of the container around".to_owned());
+            }
+            Err(error) => return Err(StartError::step("install the seccomp filter")(error)),
+        }
     } else {
         // The filter refuses keyctl; without it the host's session keyring must be out of reach.
         if let Err(error) = sys::new_session_keyring() {
@@ -51,6 +62,16 @@ pub(crate) fn confine(
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_capabilities(None, sets).map_err(StartError::step("set the capabilities"))
+}
+
+/// Lets changes of owners succeed without effect, where there is one owner only. To be called before [`confine`], which gives
+/// up the privilege for it.
+pub(crate) fn forgive_owners(has_single_id: bool) -> Result<(), StartError> {
+    match has_single_id {
+        true => sys::install_seccomp(&owners::program())
+            .map_err(StartError::step("install the filter for owners")),
+        false => Ok(()),
+    }
 }
 
 /// Sets the limits of each process.
@@ -122,18 +143,15 @@ fn bound(keep: Capabilities) -> Result<(), StartError> {
         if keep.contains(number) {
             continue;
         }
-        match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(
-            1 << number,
-        )) {
-            Ok(()) => {}
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        match rustix::thread::capability_is_in_bounding_set(capability) {
+            Ok(true) => {}
+            Ok(false) => continue,
             // Past the last one that this kernel knows.
-            Err(Errno::INVAL) => break,
-            Err(errno) => {
-                return Err(StartError::step("reduce the capability bounding set")(
-                    errno,
-                ));
-            }
+            Err(_) => break,
         }
+        rustix::thread::remove_capability_from_bounding_set(capability)
+            .map_err(StartError::step("reduce the capability bounding set"))?;
     }
     Ok(())
 }

@@ -199,6 +199,14 @@ pub enum StartError {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// Without namespaces there is no way to give the process this.
+    #[error(
+        "{what}: that needs namespaces, which are refused here; `longshore info` says what would give them"
+    )]
+    NeedsNamespaces {
+        /// What.
+        what: String,
+    },
     /// Another step failed.
     #[error("cannot {step}: {errno}")]
     Step {

@@ -17,6 +17,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use serde::de::DeserializeOwned;
 
 use crate::cgroup::Cgroups;
+use crate::chroot;
 use crate::error::StartError;
 use crate::grants::{self, GrantError};
 use crate::init::{self, Handed};
@@ -25,6 +26,7 @@ use crate::network::{self, Attachment};
 use crate::spec::{ExitStatus, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
 use crate::stubs::{self, Stub};
 use crate::sys::{self, Fork};
+use crate::userns::{self, Isolation};
 use crate::wire::{self, Progress, Report};
 
 /// The program name by which a re-executed process knows what it is.
@@ -69,7 +71,13 @@ fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartEr
     let root = spec.root.clone();
 
     let mut stubs = Vec::new();
-    let result = supervise(caller, spec, streams, &cgroups, &mut stubs);
+    let result = match userns::isolation() {
+        Isolation::Namespaces => supervise(caller, spec, streams, &cgroups, &mut stubs),
+        Isolation::Chroot => chroot::supervise(caller, &spec, streams, &cgroups, &mut stubs),
+        Isolation::None => Err(StartError::NeedsNamespaces {
+            what: "a process in the image".to_owned(),
+        }),
+    };
     // Nothing of init is left now, mounts included: it was alone in its namespaces with its children,
     // and they end with it.
     let swept = stubs::sweep(&root, &stubs).map_err(StartError::step("remove mount points"));

@@ -16,7 +16,7 @@ use crate::error::StartError;
 use crate::spec::{NetworkMode, ProcessSpec, SandboxSpec};
 use crate::sys::{self, Fork, SignalSet};
 use crate::wire::{self, Progress};
-use crate::{command, confine, grants, mounts, network, sysctl};
+use crate::{command, confine, grants, mounts, network, sysctl, userns};
 
 /// What the helper hands to init.
 #[derive(Debug)]
@@ -75,6 +75,7 @@ fn prepare(
     // 1. Root of its user namespace, if it has one of its own. What is made here has exactly the modes that are asked for; and until the command replaces
     //    this program, no other process may trace it or open the host's binary through it.
     rustix::process::umask(rustix::fs::Mode::empty());
+    let has_single_id = userns::has_single_id();
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(StartError::step("make this process undumpable"))?;
     let granted = match own_ids {
@@ -97,8 +98,14 @@ fn prepare(
     }
     // 4. Names, network and settings.
     if !spec.shared.uts {
-        rustix::system::sethostname(spec.hostname.as_bytes())
-            .map_err(StartError::step("set the host name"))?;
+        match rustix::system::sethostname(spec.hostname.as_bytes()) {
+            Ok(()) => {}
+            // The filter of a container around us refuses it, whatever the namespace.
+            Err(Errno::PERM) => {
+                tell(Progress::Note("the host name stays".to_owned())).map_err(lost())?;
+            }
+            Err(errno) => return Err(StartError::step("set the host name")(errno)),
+        }
     }
     if spec.network.is_own() {
         sys::loopback_up().map_err(StartError::step("bring up the loopback interface"))?;
@@ -152,6 +159,7 @@ fn prepare(
 
     // 9. Limits and privileges; raising a limit is one of them.
     confine::limit(&spec.ulimits)?;
+    confine::forgive_owners(has_single_id)?;
     confine::confine(&spec.confinement, &spec.process.user, &mut |note| {
         notes.push(note);
     })?;
@@ -224,7 +232,7 @@ pub(crate) fn set_streams(
 }
 
 /// Whether nobody has the other end of `socket` any more.
-fn is_gone(socket: &OwnedFd) -> bool {
+pub(crate) fn is_gone(socket: &OwnedFd) -> bool {
     let mut watched = [PollFd::new(socket, PollFlags::empty())];
     let now = rustix::event::Timespec {
         tv_sec: 0,

@@ -18,7 +18,7 @@ use crate::helper::{self, Job};
 use crate::spec::{Confinement, ExitStatus, ProcessSpec, Ulimit, Usage};
 use crate::sys::{self, Fork};
 use crate::wire::{self, Progress};
-use crate::{command, confine, init};
+use crate::{command, confine, init, userns};
 
 /// The program name by which a re-executed process knows what it is.
 pub(crate) const NAME: &str = "longshore-join";
@@ -165,6 +165,7 @@ fn prepare(
     drop((streams, slave));
     sys::close_all_but(report.as_fd()).map_err(StartError::step("close the descriptors"))?;
     confine::limit(&spec.ulimits)?;
+    confine::forgive_owners(userns::has_single_id())?;
     confine::confine(&spec.confinement, &spec.process.user, &mut |note| {
         notes.push(note);
     })?;

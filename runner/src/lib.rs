@@ -9,7 +9,8 @@
 //! - [`spec`]: what to run and in what, as plain data.
 //! - [`sandbox`]: the caller's side. `helper`, `init`: the other two processes; `wire` is what they say.
 //! - `grants`: a user namespace for each sandbox, when the program is root; mounts with mapped ids.
-//! - `mounts`, `stubs`: the root. `confine`, `seccomp`: privileges. `cgroup`: limits. `sysctl`: settings. `command`: exec.
+//! - `mounts`, `stubs`: the root. `confine`, `seccomp`: privileges. `owners`: where there is one only. `cgroup`: limits.
+//! - `sysctl`: settings. `command`: exec. `chroot`: a process without namespaces, where a container refuses them.
 //! - [`userns`]: the whole program in a user namespace, when it is not root; then one code path serves all.
 //! - [`network`]: bridges that sandboxes are plugged into.
 //! - [`user`]: `USER` names to numbers. [`etc`]: contents of `/etc/hosts` and the like.
@@ -25,6 +26,7 @@
 //! that was opened beneath the right directory. All unsafe code is in `sys`.
 
 mod cgroup;
+mod chroot;
 mod command;
 mod confine;
 pub mod container;
@@ -37,6 +39,7 @@ pub mod join;
 pub mod mode;
 mod mounts;
 pub mod network;
+mod owners;
 pub mod sandbox;
 mod seccomp;
 pub mod signal;
@@ -59,7 +62,7 @@ pub use spec::{
 };
 pub use stubs::make_stubs;
 pub use user::{UserError, add_groups, resolve_user};
-pub use userns::{Privilege, UserNsError, enter_user_namespace};
+pub use userns::{Isolation, Privilege, UserNsError, enter_user_namespace, isolation};
 
 /// Turns this process into a sandbox's helper if it was started as one; then it never returns.
 ///

@@ -16,7 +16,7 @@ use crate::cgroup::Cgroups;
 use crate::grants::{COUNT, OUTSIDE};
 use crate::spec::{Limits, MEMORY_MIN};
 use crate::sys::{self, Fork};
-use crate::userns::{self, Privilege};
+use crate::userns::{self, Isolation, Privilege, isolation};
 
 /// Ways to make sandboxes, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +29,9 @@ pub enum Mode {
     RootlessSubordinate,
     /// In a user namespace with a single id.
     RootlessSingleId,
-    /// Not at all: namespaces are refused.
+    /// As root of a container that refuses namespaces: in another root directory, and nothing else.
+    Chroot,
+    /// Not at all: namespaces are refused, and so is everything else.
     Refused,
 }
 
@@ -41,6 +43,7 @@ impl Mode {
             Self::Root => "root",
             Self::RootlessSubordinate => "rootless-subordinate-ids",
             Self::RootlessSingleId => "rootless-single-id",
+            Self::Chroot => "chroot",
             Self::Refused => "refused",
         }
     }
@@ -49,6 +52,8 @@ impl Mode {
 /// What was found.
 #[derive(Clone, Debug)]
 pub struct Survey {
+    /// Whose privileges this program has.
+    pub privilege: Privilege,
     /// The way that is used.
     pub mode: Mode,
     /// Why this one, in a sentence.
@@ -57,6 +62,8 @@ pub struct Survey {
     pub lacks: Vec<Lack>,
     /// What of a sandbox can be limited: the names of fields of [`Limits`], without units.
     pub limits: Vec<&'static str>,
+    /// Whether layers are copied, because overlayfs cannot stack them.
+    pub copies: bool,
 }
 
 /// Something that is missing.
@@ -76,7 +83,19 @@ pub fn survey(store: &Path) -> Survey {
         as_user()
     };
     survey.limits = limits();
-    if survey.limits.len() < LIMITS.len() && survey.mode != Mode::Refused {
+    survey.copies = survey.mode >= Mode::Chroot || is_on_overlayfs(store);
+    if survey.copies {
+        survey.lacks.push(Lack {
+            what: "layers stacked by overlayfs: they are copied, and there are no containers, only builds"
+                .to_owned(),
+            better: match survey.mode >= Mode::Chroot {
+                true => "namespaces, as above".to_owned(),
+                false => "the store on a volume: `-v longshore:/var/lib/longshore`, or `--root` on one"
+                    .to_owned(),
+            },
+        });
+    }
+    if survey.limits.len() < LIMITS.len() && survey.mode < Mode::Chroot {
         let missing: Vec<&str> = LIMITS
             .into_iter()
             .filter(|name| !survey.limits.contains(name))
@@ -98,10 +117,12 @@ pub fn survey(store: &Path) -> Survey {
 
 fn as_root(store: &Path) -> Survey {
     let plain = |mode, why: &str, lacks| Survey {
+        privilege: userns::privilege(),
         mode,
         why: why.to_owned(),
         lacks,
         limits: Vec::new(),
+        copies: false,
     };
     match userns::current() {
         Privilege::Root => match try_mapped_mount(store) {
@@ -127,7 +148,7 @@ fn as_root(store: &Path) -> Survey {
             "it is root of a user namespace that has more ids than one",
             Vec::new(),
         ),
-        Privilege::RootlessSingleId => plain(
+        Privilege::RootlessSingleId | Privilege::RootOfContainer | Privilege::Ordinary => plain(
             Mode::RootlessSingleId,
             "it is root of a user namespace that has a single id",
             vec![single_id("a user namespace with more ids")],
@@ -135,19 +156,44 @@ fn as_root(store: &Path) -> Survey {
     }
 }
 
+/// Whether the store is, or will be, on overlayfs, which cannot be the upper directory of another.
+fn is_on_overlayfs(store: &Path) -> bool {
+    const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
+    let existing = store.ancestors().find(|path| path.is_dir());
+    existing
+        .and_then(|path| rustix::fs::statfs(path).ok())
+        .is_some_and(|stat| stat.f_type == OVERLAYFS_MAGIC)
+}
+
 fn as_user() -> Survey {
     let refused = try_user_namespace();
     if let Err(error) = refused {
         let (setting, better) = refusing_setting();
+        let (mode, what) = match isolation() {
+            Isolation::None => (Mode::Refused, "processes: `RUN`, and containers"),
+            Isolation::Namespaces | Isolation::Chroot => (Mode::Chroot, CHROOT_LACKS),
+        };
         return Survey {
-            mode: Mode::Refused,
+            privilege: userns::without(),
+            mode,
             why: format!("user namespaces are refused: {error}{setting}"),
             lacks: vec![Lack {
-                what: "everything that needs a sandbox or overlayfs: builds and containers"
-                    .to_owned(),
+                what: what.to_owned(),
                 better,
             }],
             limits: Vec::new(),
+            copies: true,
+        };
+    }
+    if userns::is_mirrored() {
+        return Survey {
+            privilege: Privilege::RootOfContainer,
+            mode: Mode::RootlessSubordinate,
+            why: "it is root of a container that lets it make a user namespace with all of the container's ids"
+                .to_owned(),
+            lacks: Vec::new(),
+            limits: Vec::new(),
+            copies: false,
         };
     }
     let tools = ["newuidmap", "newgidmap"];
@@ -176,17 +222,26 @@ fn as_user() -> Survey {
         ),
     };
     Survey {
+        privilege: userns::privilege(),
         mode,
         why: why.to_owned(),
         lacks,
         limits: Vec::new(),
+        copies: false,
     }
 }
 
+/// What a process without namespaces lacks.
+pub const CHROOT_LACKS: &str = "isolation: a `RUN` step sees the network, processes and devices of the container \
+     around it, has no /proc of its own, and no limits";
+
+/// What is lacking where there is one user only.
+pub const SINGLE_ID_LACKS: &str =
+    "other owners: everything belongs to root, `chown` does nothing, and `USER` can only be root";
+
 fn single_id(better: &str) -> Lack {
     Lack {
-        what: "other owners: `chown`, other users and package managers that use them fail in a sandbox"
-            .to_owned(),
+        what: SINGLE_ID_LACKS.to_owned(),
         better: better.to_owned(),
     }
 }

@@ -37,7 +37,7 @@ use crate::sys;
 mod devices;
 mod points;
 
-pub(crate) use points::{is_directory, open_bind_source};
+pub(crate) use points::{is_directory, open_bind_source, points_of};
 
 const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -45,7 +45,7 @@ const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
 const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 
 /// The devices every process may expect: name, major, minor.
-const DEVICES: [(&str, u32, u32); 6] = [
+pub(crate) const DEVICES: [(&str, u32, u32); 6] = [
     ("null", 1, 3),
     ("zero", 1, 5),
     ("full", 1, 7),
@@ -54,7 +54,7 @@ const DEVICES: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
-const DEVICE_LINKS: [(&str, &str); 6] = [
+pub(crate) const DEVICE_LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
     ("stdout", "/proc/self/fd/1"),
@@ -194,14 +194,7 @@ impl NewRoot {
         let step = || StartError::step::<Errno>("open a terminal");
         let master = rustix::fs::openat2(&self.root, "dev/pts/ptmx", flags, Mode::empty(), resolve)
             .map_err(step())?;
-        rustix::pty::unlockpt(&master).map_err(step())?;
-        let slave = rustix::pty::ioctl_tiocgptpeer(
-            &master,
-            rustix::pty::OpenptFlags::RDWR
-                | rustix::pty::OpenptFlags::NOCTTY
-                | rustix::pty::OpenptFlags::CLOEXEC,
-        )
-        .map_err(step())?;
+        let slave = open_slave(&master).map_err(step())?;
         // The console is the same terminal, by its well-known name. Bound from the path inside.
         let name = rustix::pty::ptsname(&master, Vec::new()).map_err(step())?;
         let name = name.to_str().unwrap_or_default();
@@ -211,6 +204,27 @@ impl NewRoot {
         attach(console.as_fd(), target.as_fd()).map_err(step())?;
         Ok((master, slave))
     }
+}
+
+/// Opens a new terminal of the host: its master, by the node at `multiplexer`, and the side for the process.
+pub(crate) fn open_terminal_of(multiplexer: &Path) -> Result<(OwnedFd, OwnedFd), StartError> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(multiplexer, flags, Mode::empty())
+        .and_then(|master| {
+            let slave = open_slave(&master)?;
+            Ok((master, slave))
+        })
+        .map_err(StartError::step("open a terminal"))
+}
+
+fn open_slave(master: &OwnedFd) -> Result<OwnedFd, Errno> {
+    rustix::pty::unlockpt(master)?;
+    rustix::pty::ioctl_tiocgptpeer(
+        master,
+        rustix::pty::OpenptFlags::RDWR
+            | rustix::pty::OpenptFlags::NOCTTY
+            | rustix::pty::OpenptFlags::CLOEXEC,
+    )
 }
 
 /// Directories of the host by the paths under which init can open them.
@@ -351,9 +365,18 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn proc(&mut self) -> Result<(), StartError> {
         let target = self.own_directory("proc")?;
-        let mount = filesystem("proc", &[], NOSUID | NODEV | NOEXEC)
-            .map_err(mount_error("proc", "/proc"))?;
-        attach(mount.as_fd(), target.as_fd()).map_err(mount_error("proc", "/proc"))
+        let fail = || mount_error("proc", "/proc");
+        let mount = match filesystem("proc", &[], NOSUID | NODEV | NOEXEC) {
+            Ok(mount) => mount,
+            // In a container that hides some of its own, none may be made that shows it.
+            Err(Errno::PERM) => {
+                (self.note)("/proc is that of the container around".to_owned());
+                let around = open_directory("/proc").map_err(fail())?;
+                clone_tree(around.as_fd(), true).map_err(fail())?
+            }
+            Err(errno) => return Err(fail()(errno)),
+        };
+        attach(mount.as_fd(), target.as_fd()).map_err(fail())
     }
 
     fn dev(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
@@ -546,7 +569,10 @@ impl Builder<'_> {
 }
 
 /// Makes a working directory; unlike a stub it is meant to stay.
-fn make_working_directory(tree: Tree<'_>, process: &ProcessSpec) -> Result<(), StartError> {
+pub(crate) fn make_working_directory(
+    tree: Tree<'_>,
+    process: &ProcessSpec,
+) -> Result<(), StartError> {
     let mut made = Vec::new();
     reach(tree, &process.cwd, true, &mut |stub| made.push(stub.path))
         .and_then(|_| {

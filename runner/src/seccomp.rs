@@ -323,24 +323,24 @@ const RELICS: &[c_long] = &[libc::SYS_nfsservctl, libc::SYS_lookup_dcookie];
 
 // `AUDIT_ARCH_*`: the ELF machine, little-endian (0x4000_0000), 64-bit (0x8000_0000).
 #[cfg(target_arch = "x86_64")]
-const NATIVE: u32 = 0xc000_003e;
+pub(crate) const NATIVE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
-const NATIVE: u32 = 0xc000_00b7;
+pub(crate) const NATIVE: u32 = 0xc000_00b7;
 const I386: u32 = 0x4000_0003;
 
 /// `struct seccomp_data`.
-const NUMBER_OFFSET: u32 = 0;
-const ARCH_OFFSET: u32 = 4;
+pub(crate) const NUMBER_OFFSET: u32 = 0;
+pub(crate) const ARCH_OFFSET: u32 = 4;
 /// The lower half of the first argument: every argument looked at here is 32 bits wide to the kernel.
 const ARGUMENT_OFFSET: u32 = 16;
 
 // Classic BPF.
-const LOAD: u16 = 0x20;
+pub(crate) const LOAD: u16 = 0x20;
 const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
+pub(crate) const JUMP_EQUAL: u16 = 0x15;
 const JUMP_AT_LEAST: u16 = 0x35;
 const JUMP_ANY_BIT: u16 = 0x45;
-const RETURN: u16 = 0x06;
+pub(crate) const RETURN: u16 = 0x06;
 
 /// The filter for a sandbox with these capabilities.
 pub(crate) fn program(capabilities: Capabilities) -> Vec<sock_filter> {
@@ -482,7 +482,7 @@ fn outcome(verdict: Verdict) -> Vec<sock_filter> {
     }
 }
 
-fn instruction(code: u16, value: u32) -> sock_filter {
+pub(crate) fn instruction(code: u16, value: u32) -> sock_filter {
     sock_filter {
         code,
         jt: 0,
@@ -491,7 +491,7 @@ fn instruction(code: u16, value: u32) -> sock_filter {
     }
 }
 
-fn branch(code: u16, value: u32, then: u8, otherwise: u8) -> sock_filter {
+pub(crate) fn branch(code: u16, value: u32, then: u8, otherwise: u8) -> sock_filter {
     sock_filter {
         code,
         jt: then,

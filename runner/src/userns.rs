@@ -1,8 +1,10 @@
-//! The whole program in a user namespace, when it was not started by root.
+//! The whole program in a user namespace, when it was not started by root of the host.
 //!
 //! In it the program is root over the ids that the administrator gave the user (`/etc/subuid`,
 //! `/etc/subgid`), so that layers with many owners can be unpacked and written, and sandboxes are made by
-//! the same code as for root. What the program cannot do is what its user cannot do.
+//! the same code as for root. Root of a container, which may not mount, is root over all the container's ids in it.
+//! What the program cannot do is what its user cannot do. Where no such namespace is to be had the
+//! program goes on as it is, and [`isolation`] says what is left.
 //!
 //! ```text
 //!  outer: the user's process, known to the shell ── forks ──► inner: root of the namespace, does the work
@@ -46,6 +48,30 @@ pub enum Privilege {
     RootlessSubordinate,
     /// Root of a user namespace that knows no other id: everything belongs to one owner.
     RootlessSingleId,
+    /// Root of a container that refuses namespaces.
+    RootOfContainer,
+    /// An ordinary user to whom namespaces are refused.
+    Ordinary,
+}
+
+/// How a process can be kept apart from this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// By namespaces.
+    Namespaces,
+    /// By another root directory, and nothing else.
+    Chroot,
+    /// Not at all.
+    None,
+}
+
+/// How this process, once it has called [`enter_user_namespace`], can keep others apart.
+pub fn isolation() -> Isolation {
+    match rustix::thread::capabilities(None) {
+        Ok(sets) if sets.effective.contains(CapabilitySet::SYS_ADMIN) => Isolation::Namespaces,
+        Ok(sets) if sets.effective.contains(CapabilitySet::SYS_CHROOT) => Isolation::Chroot,
+        _ => Isolation::None,
+    }
 }
 
 impl fmt::Display for Privilege {
@@ -54,6 +80,8 @@ impl fmt::Display for Privilege {
             Self::Root => "root",
             Self::RootlessSubordinate => "rootless with subordinate ids",
             Self::RootlessSingleId => "rootless with a single id",
+            Self::RootOfContainer => "root of a container",
+            Self::Ordinary => "an ordinary user",
         })
     }
 }
@@ -62,16 +90,6 @@ impl fmt::Display for Privilege {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UserNsError {
-    /// The kernel, or the container around us, does not let an ordinary user make one.
-    #[error(
-        "user namespaces are refused here (a container without `CAP_SYS_ADMIN`, or a setting such as \
-         `kernel.unprivileged_userns_clone` or `kernel.apparmor_restrict_unprivileged_userns`)"
-    )]
-    Refused {
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
     /// The ids could not be mapped.
     #[error("cannot map ids into the user namespace: {what}")]
     Map {
@@ -89,8 +107,8 @@ pub enum UserNsError {
     },
 }
 
-/// Makes sure that this process may make namespaces and mounts, if need be in a user namespace of its
-/// own, and says how.
+/// Gets this process the right to make namespaces and mounts, if need be in a user namespace of its
+/// own, and says how; or how it goes on without.
 ///
 /// To be called once, while the process has a single thread, before it reads its input or opens anything
 /// that should not be shared. When this forks, the old process never returns from it: it passes signals
@@ -98,7 +116,8 @@ pub enum UserNsError {
 ///
 /// # Errors
 ///
-/// When namespaces are refused. The process is then as it was.
+/// When a namespace can be made and not used, as when ids are to be mapped and the tools are missing. The process is then
+/// as it was.
 pub fn enter_user_namespace() -> Result<Privilege, UserNsError> {
     if geteuid().is_root() && may_administer() {
         return Ok(current());
@@ -129,9 +148,13 @@ pub fn enter_user_namespace() -> Result<Privilege, UserNsError> {
         .map_err(io("hear from the inner process"))?;
     let mapped = match answer.as_slice() {
         [0] => maps.write(pid),
-        [errno, ..] => Err(UserNsError::Refused {
-            source: io::Error::from_raw_os_error(i32::from(*errno)),
-        }),
+        // The kernel, or the container around us, does not let us make one.
+        [_, ..] => {
+            drop(go);
+            let _ended = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            sys::set_signal_mask(&mask);
+            return Ok(without());
+        }
         [] => Err(UserNsError::Io {
             what: "hear from the inner process",
             source: io::ErrorKind::UnexpectedEof.into(),
@@ -148,6 +171,19 @@ pub fn enter_user_namespace() -> Result<Privilege, UserNsError> {
     outer(&pidfd)
 }
 
+/// The privilege of this process where user namespaces are refused.
+pub(crate) fn without() -> Privilege {
+    match isolation() {
+        Isolation::None => Privilege::Ordinary,
+        Isolation::Namespaces | Isolation::Chroot => Privilege::RootOfContainer,
+    }
+}
+
+/// Whether this process is one whose user namespace has all the ids that there are here.
+pub(crate) fn is_mirrored() -> bool {
+    geteuid().is_root() && may_map()
+}
+
 /// Which privileges this process has, without changing them: for reports.
 ///
 /// The answer for a process that has not called [`enter_user_namespace`] and is not root is the one that
@@ -157,7 +193,7 @@ pub fn privilege() -> Privilege {
         return current();
     }
     match Maps::find(geteuid().as_raw(), getegid().as_raw()) {
-        Maps::Subordinate { .. } => Privilege::RootlessSubordinate,
+        Maps::Subordinate { .. } | Maps::Mirror { .. } => Privilege::RootlessSubordinate,
         Maps::Single => Privilege::RootlessSingleId,
     }
 }
@@ -177,6 +213,11 @@ pub(crate) fn current() -> Privilege {
         Ok(map) => classify(&map),
         Err(_) => Privilege::Root,
     }
+}
+
+/// Whether there is one id only here.
+pub(crate) fn has_single_id() -> bool {
+    current() == Privilege::RootlessSingleId
 }
 
 /// Reads a `uid_map`: lines of `inside outside count`.
@@ -206,7 +247,7 @@ fn inner(
     let made = sys::unshare_user().and_then(|()| match maps {
         // With one id only the namespace's own process may write its map.
         Maps::Single => write_single(uid, gid),
-        Maps::Subordinate { .. } => Ok(()),
+        Maps::Subordinate { .. } | Maps::Mirror { .. } => Ok(()),
     });
     let answer = match &made {
         Ok(()) => 0,
@@ -225,7 +266,7 @@ fn inner(
     }
 
     let privilege = match maps {
-        Maps::Subordinate { .. } => Privilege::RootlessSubordinate,
+        Maps::Subordinate { .. } | Maps::Mirror { .. } => Privilege::RootlessSubordinate,
         Maps::Single => Privilege::RootlessSingleId,
     };
     let io = |what| {
@@ -317,9 +358,14 @@ enum Maps {
         uids: Vec<Range>,
         gids: Vec<Range>,
     },
+    /// Every id that there is, as itself: for root of a container.
+    Mirror { uids: Vec<Range>, gids: Vec<Range> },
     /// The user as root, and nothing else.
     Single,
 }
+
+/// One more than the last id of a mirrored map, which so is never mistaken for that of the host: one less than there are.
+const MIRROR_END: u64 = u32::MAX as u64 - 1;
 
 impl Maps {
     fn find(uid: u32, gid: u32) -> Self {
@@ -329,6 +375,13 @@ impl Maps {
                 .map(|t| ranges(&t, name.as_deref(), uid))
                 .unwrap_or_default()
         };
+        if uid == 0 && may_map() {
+            let own = |map: &str| mirrored(&fs::read_to_string(map).unwrap_or_default());
+            return Self::Mirror {
+                uids: own("/proc/self/uid_map"),
+                gids: own("/proc/self/gid_map"),
+            };
+        }
         let (uids, gids) = (find("/etc/subuid"), find("/etc/subgid"));
         if uids.is_empty() || gids.is_empty() {
             return Self::Single;
@@ -343,14 +396,15 @@ impl Maps {
 
     /// Writes the maps of process `pid` with the set-user-id tools that check them against the tables.
     fn write(&self, pid: i32) -> Result<(), UserNsError> {
-        let Self::Subordinate {
-            uid,
-            gid,
-            uids,
-            gids,
-        } = self
-        else {
-            return Ok(());
+        let (uid, gid, uids, gids) = match self {
+            Self::Subordinate {
+                uid,
+                gid,
+                uids,
+                gids,
+            } => (uid, gid, uids, gids),
+            Self::Mirror { uids, gids } => return write_mirror(pid, uids, gids),
+            Self::Single => return Ok(()),
         };
         for (tool, own, ranges) in [("newuidmap", uid, uids), ("newgidmap", gid, gids)] {
             let output = Command::new(tool)
@@ -368,6 +422,45 @@ impl Maps {
         }
         Ok(())
     }
+}
+
+/// Whether this process may map any of the ids that it has in a namespace that it makes.
+fn may_map() -> bool {
+    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SETFCAP;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
+}
+
+/// The ids of this namespace, by its map.
+fn mirrored(map: &str) -> Vec<Range> {
+    map.lines()
+        .filter_map(|line| {
+            let mut numbers = line
+                .split_ascii_whitespace()
+                .map(|number| number.parse().ok());
+            let (start, _, count): (u64, Option<u64>, u64) =
+                (numbers.next()??, numbers.next()?, numbers.next()??);
+            let end = start.checked_add(count)?.min(MIRROR_END);
+            Some(Range {
+                start,
+                count: end.checked_sub(start).filter(|count| *count > 0)?,
+            })
+        })
+        .collect()
+}
+
+fn write_mirror(pid: i32, uids: &[Range], gids: &[Range]) -> Result<(), UserNsError> {
+    for (map, ranges) in [("uid_map", uids), ("gid_map", gids)] {
+        let lines: Vec<String> = ranges
+            .iter()
+            .map(|Range { start, count }| format!("{start} {start} {count}\n"))
+            .collect();
+        fs::write(format!("/proc/{pid}/{map}"), lines.concat()).map_err(|error| {
+            UserNsError::Map {
+                what: format!("`{map}`: {error}"),
+            }
+        })?;
+    }
+    Ok(())
 }
 
 fn write_single(uid: u32, gid: u32) -> io::Result<()> {

@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use crate::fs::{self, FsError, Shared, TempDir};
 use crate::layer::apply::{ApplyError, Form, UnpackOptions, Unpacked, unpack_into};
 use crate::layer::compress::decompressor;
-use crate::layer::entry::{Metadata, ROOT_STATED, is_opaque, read_xattrs, stored};
+use crate::layer::entry::{Metadata, ROOT_STATED, is_opaque, may_chown, read_xattrs, stored};
 use crate::layer::scan::{Scan, ScanError, scan, stated_root};
 use crate::layer::tar::{TarError, write_tar};
 use crate::layer::walk::open_directory;
@@ -464,16 +464,25 @@ impl Snapshots {
         }
     }
 
-    /// A copy of what is at `path` of what `view` shows, links taken as if its top were `/`: to be written to and dropped.
+    /// A copy of what is at `path` in the directory `root`, links taken as if that were `/`: to be written to and dropped.
     ///
     /// # Errors
     /// There is nothing, or it cannot be copied.
-    pub fn copy_part(&self, view: &View, path: &Path) -> Result<Part, SnapshotError> {
+    pub fn copy_part(&self, root: &Path, path: &Path) -> Result<Part, SnapshotError> {
         let part = Part {
             folder: self.scratch()?,
         };
-        trees::copy_part(view.as_fd(), path, &part.path(), self.has_single_id)?;
+        let directory = open(root)?;
+        trees::copy_part(directory.as_fd(), path, &part.path(), self.has_single_id)?;
         Ok(part)
+    }
+
+    /// Where what is at `path` in the directory `root` really is, links taken as if that were `/`.
+    ///
+    /// # Errors
+    /// There is nothing.
+    pub fn locate(&self, root: &Path, path: &Path) -> Result<PathBuf, SnapshotError> {
+        trees::locate(open(root)?.as_fd(), path).map_err(failed("find", &root.join(path)))
     }
 
     /// Unpacks a layer's tar (gzip, zstd, bzip2, xz or plain, told by its first bytes) under the name of its DiffID.
@@ -856,12 +865,8 @@ fn set_root(directory: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), Errno>
 }
 
 /// Whether this process can act for one user only, so that chown to others is impossible.
-fn has_single_id() -> bool {
-    let may_chown = rustix::thread::capabilities(None).is_ok_and(|sets| {
-        sets.effective
-            .contains(rustix::thread::CapabilitySet::CHOWN)
-    });
-    if !may_chown {
+pub fn has_single_id() -> bool {
+    if !may_chown() {
         return true;
     }
     let mut map = String::new();

@@ -1,8 +1,10 @@
 //! `RUN`: a process in a sandbox on a new snapshot. Here and below, and nowhere else, the runner is seen.
 //!
 //! `mounts` turns the graph's mounts into the sandbox's, with `secrets`, `ssh` and `devices` for what comes from outside;
+//! `degraded` says what steps lack where namespaces are refused;
 //! `digest` is what mounts add to a step's key, `stopped` is for looking around where a step runs.
 
+mod degraded;
 mod devices;
 pub(crate) mod digest;
 pub(crate) mod mounts;
@@ -28,7 +30,7 @@ use runner::{
 use rustix::event::{PollFd, PollFlags, poll};
 use store::Store;
 use store::layer::{LayerId, LayerInfo};
-use store::snapshot::ActiveSnapshot;
+use store::snapshot::{ActiveSnapshot, StepRoot};
 
 use super::{Operations, base_of};
 use crate::error::StepError;
@@ -63,20 +65,25 @@ impl Prepared {
         let store = operations.store;
         let base = base_of(operations.vertex(vertex));
         let mut parents = base.map(|base| operations.layers(base)).unwrap_or_default();
-        let mut user = {
+        let (mut user, apt_settings) = {
             let view = store.snapshots().view(&parents)?;
-            runner::resolve_user(view.as_fd(), &exec.user)?
+            let user = runner::resolve_user(view.as_fd(), &exec.user)?;
+            (user, degraded::apt_settings(view.as_fd()))
         };
         parents.extend(above);
         let mut active = store.snapshots().prepare(&parents)?;
-        let mount = active.mount()?;
-        let mut lower = mount.lower;
-        lower.push(stubs(store)?);
-        let root = Root::Overlay {
-            lower,
-            upper: mount.upper,
-            work: mount.work,
-            volatile: true,
+        let root = match active.root()? {
+            StepRoot::Overlay(mount) => {
+                let mut lower = mount.lower;
+                lower.push(stubs(store)?);
+                Root::Overlay {
+                    lower,
+                    upper: mount.upper,
+                    work: mount.work,
+                    volatile: true,
+                }
+            }
+            StepRoot::Tree(path) => Root::Directory(path),
         };
         let mut mounts = mounts::prepare(operations, vertex, exec)?;
         let devices = devices::prepare(operations.run, &exec.devices)?;
@@ -100,6 +107,7 @@ impl Prepared {
         };
         let mut points = devices.points;
         points.append(&mut mounts.points);
+        points.extend(apt_settings);
         let mut spec = sandbox(exec, root, process)?;
         if operations.run.host_ids {
             spec.user_namespace = UserNamespace::Host;
@@ -130,6 +138,8 @@ pub(crate) fn execute(
     exec: &ExecOp,
     failed: &mut Option<Prepared>,
 ) -> Result<LayerInfo, StepError> {
+    degraded::refuse(exec)?;
+    degraded::tell(operations);
     let prepared = Prepared::new(operations, vertex, exec, None)?;
     let error = match run(operations, vertex, &prepared.spec) {
         Ok((ExitStatus::Code(0), ..)) => {

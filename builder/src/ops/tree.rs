@@ -138,11 +138,12 @@ impl Meta {
             FileType::Socket => Kind::Socket,
             FileType::RegularFile | FileType::Unknown => Kind::File,
         };
+        let (uid, gid) = store::layer::entry::stated_owner(stat.st_uid, stat.st_gid);
         Meta {
             kind,
             mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
+            uid,
+            gid,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             mtime: time(stat.st_mtime, stat.st_mtime_nsec),
             ctime: time(stat.st_ctime, stat.st_ctime_nsec),

@@ -28,9 +28,13 @@ pub fn info(context: &Context, args: &InfoArgs) -> Result<ExitCode, CliError> {
     let uname = rustix::system::uname();
     let kernel = uname.release().to_string_lossy();
     let root = context.root()?;
-    let privilege = runner::userns::privilege().to_string();
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let survey = runner::mode::survey(&root);
+    let privilege = survey.privilege.to_string();
+    let layers = match survey.copies {
+        true => "copied",
+        false => "overlayfs",
+    };
     if args.json {
         let lacks: Vec<_> = survey
             .lacks
@@ -46,6 +50,7 @@ pub fn info(context: &Context, args: &InfoArgs) -> Result<ExitCode, CliError> {
             "why": survey.why,
             "lacks": lacks,
             "limits": survey.limits,
+            "layers": layers,
             "cpus": cpus,
         }))?;
     } else {
@@ -59,7 +64,7 @@ pub fn info(context: &Context, args: &InfoArgs) -> Result<ExitCode, CliError> {
             names => names.join(", "),
         };
         text.push_str(&format!(
-            "Mode:       {mode}\nWhy:        {}\nLimits:     {limits}\n",
+            "Mode:       {mode}\nWhy:        {}\nLimits:     {limits}\nLayers:     {layers}\n",
             survey.why
         ));
         for Lack { what, better } in &survey.lacks {

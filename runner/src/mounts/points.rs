@@ -31,30 +31,7 @@ struct Source {
 
 impl Builder<'_> {
     pub(super) fn mount_spec(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
-        let etc = [
-            ("/etc/hosts", &spec.etc.hosts),
-            ("/etc/resolv.conf", &spec.etc.resolv_conf),
-            ("/etc/hostname", &spec.etc.hostname),
-        ];
-        let etc = etc.into_iter().filter_map(|(target, content)| {
-            let kind = MountKind::File {
-                content: content.as_ref()?.clone().into_bytes(),
-                mode: 0o644,
-                uid: 0,
-                gid: 0,
-                read_only: false,
-            };
-            Some(MountPoint {
-                target: target.into(),
-                kind,
-            })
-        });
-        let asked = spec.mounts.iter().cloned().enumerate();
-        let mut mounts: Vec<(Option<usize>, MountPoint)> = etc
-            .map(|point| (None, point))
-            .chain(asked.map(|(number, point)| (Some(number), point)))
-            .collect();
-        mounts.sort_by_key(|(_, mount)| Path::new(&mount.target).components().count());
+        let mounts = points_of(spec);
         let mut read_only = Vec::new();
         for (number, point) in &mounts {
             let source = self.source(*number, point)?;
@@ -266,6 +243,35 @@ impl Builder<'_> {
         self.scratch_names += 1;
         format!("mount{}", self.scratch_names)
     }
+}
+
+/// All that is mounted, parents before what lies beneath them: files of `/etc`, then what is asked for, with its number.
+pub(crate) fn points_of(spec: &SandboxSpec) -> Vec<(Option<usize>, MountPoint)> {
+    let etc = [
+        ("/etc/hosts", &spec.etc.hosts),
+        ("/etc/resolv.conf", &spec.etc.resolv_conf),
+        ("/etc/hostname", &spec.etc.hostname),
+    ];
+    let etc = etc.into_iter().filter_map(|(target, content)| {
+        let kind = MountKind::File {
+            content: content.as_ref()?.clone().into_bytes(),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            read_only: false,
+        };
+        Some(MountPoint {
+            target: target.into(),
+            kind,
+        })
+    });
+    let asked = spec.mounts.iter().cloned().enumerate();
+    let mut mounts: Vec<(Option<usize>, MountPoint)> = etc
+        .map(|point| (None, point))
+        .chain(asked.map(|(number, point)| (Some(number), point)))
+        .collect();
+    mounts.sort_by_key(|(_, mount)| Path::new(&mount.target).components().count());
+    mounts
 }
 
 /// Opens what a [`MountKind::Bind`] for `target` shows.

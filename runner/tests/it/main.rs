@@ -105,6 +105,9 @@ fn run(privilege: Privilege, ids: UserNamespace, filter: &str) -> Count {
         (Privilege::Root, UserNamespace::Host) => "host",
         (Privilege::RootlessSubordinate, _) => "subordinate",
         (Privilege::RootlessSingleId, _) => "single",
+        (Privilege::RootOfContainer | Privilege::Ordinary, _) => {
+            panic!("{privilege}: these tests need namespaces")
+        }
     };
     let tests = [
         process::TESTS,

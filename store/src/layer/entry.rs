@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
 use rustix::fs::Stat;
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 /// Extended attributes by name, as a layer states them: without overlayfs's bookkeeping.
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -75,14 +77,39 @@ impl Mtime {
 impl Metadata {
     /// What `stat` says, with no extended attributes.
     pub(crate) fn of(stat: &Stat) -> Metadata {
+        let (uid, gid) = stated_owner(stat.st_uid, stat.st_gid);
         Metadata {
             mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
+            uid,
+            gid,
             mtime: Mtime::of(stat),
             xattrs: Xattrs::new(),
         }
     }
+}
+
+/// The owner of a file on disk, as a layer states it. An ordinary user without a user namespace owns all that it writes, and
+/// means root.
+pub fn stated_owner(uid: u32, gid: u32) -> (u32, u32) {
+    static ORDINARY: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    let own = ORDINARY.get_or_init(|| {
+        let user = rustix::process::geteuid();
+        let group = rustix::process::getegid();
+        (!user.is_root() && !may_chown()).then(|| (user.as_raw(), group.as_raw()))
+    });
+    match own {
+        Some((user, group)) => (
+            if uid == *user { 0 } else { uid },
+            if gid == *group { 0 } else { gid },
+        ),
+        None => (uid, gid),
+    }
+}
+
+/// Whether this process may give files to others.
+pub(crate) fn may_chown() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::CHOWN))
 }
 
 /// The name of an attribute on disk, as a layer states it; `None` if it is no part of the layer.

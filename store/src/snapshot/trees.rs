@@ -17,8 +17,8 @@ mod listing;
 mod stack;
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -316,6 +316,16 @@ pub(super) fn copy_part(
     };
     let from = path.as_os_str().as_bytes();
     stack::copy_part(root, from, &target, name).map_err(failed("copy", path))
+}
+
+/// Where what is at `path` in `root` really is, through links as if that were `/`.
+pub(super) fn locate(root: BorrowedFd<'_>, path: &Path) -> Result<PathBuf, Errno> {
+    let found = stack::find(root, path.as_os_str().as_bytes())?;
+    let name = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let real = rustix::fs::readlink(name, Vec::new())?;
+    Ok(PathBuf::from(std::ffi::OsString::from_vec(
+        real.into_bytes(),
+    )))
 }
 
 fn copying(path: &Path) -> impl Fn(WalkError) -> SnapshotError {

@@ -2,16 +2,17 @@
 //!
 //! Stages and images are stacked where they lie. Of a context a copy is mounted, made once a build, without what
 //! `.dockerignore` excludes: nobody else changes it while the step runs, and files belong to root as after `COPY`. What is
-//! written into either goes to a directory that is dropped with the step.
+//! written into either goes to a directory that is dropped with the step. Where overlayfs stacks nothing, what is mounted
+//! is a tree of the store's, and a copy of it where it may be written to.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use runner::{MountKind as Point, MountPoint};
+use runner::{Isolation, MountKind as Point, MountPoint};
 use store::cache_mounts::{CacheMount as HeldCache, CacheMountName, CacheSharing, CacheTaken};
-use store::snapshot::ActiveSnapshot;
+use store::snapshot::{ActiveSnapshot, Backend, Part, View};
 
 use super::super::file::FileRun;
 use super::super::{Operations, Tree};
@@ -40,6 +41,8 @@ pub(super) struct Mounts {
     /// Directories for what is written and dropped, and copies of contexts.
     writable: Vec<ActiveSnapshot>,
     copies: Vec<Arc<ActiveSnapshot>>,
+    views: Vec<View>,
+    parts: Vec<Part>,
     caches: Vec<(CacheMountName, HeldCache)>,
     agents: Vec<ssh::Agent>,
 }
@@ -84,10 +87,15 @@ pub(super) fn prepare(
                 let name = cache_name(operations, vertex, exec, position, cache);
                 let held = mounts.caches.iter().find(|(known, _)| *known == name);
                 let (_, held) = held.expect("all of them were taken before");
-                Some(Point::Bind {
-                    source: held.data(),
-                    beneath: cache.source.trim_matches('/').to_owned(),
-                    read_only: cache.read_only,
+                let (data, beneath) = (held.data(), cache.source.trim_matches('/'));
+                Some(match cache.read_only && !has_mounts() {
+                    // Nothing keeps the step from writing there.
+                    true => copied(operations, &data, beneath, true, &mut mounts)?,
+                    false => Point::Bind {
+                        source: data,
+                        beneath: beneath.to_owned(),
+                        read_only: cache.read_only,
+                    },
                 })
             }
             MountKind::Tmpfs { size, read_only } => Some(Point::Tmpfs {
@@ -148,7 +156,7 @@ fn bind(
     let input = bind
         .input
         .map(|input| operations.vertex(vertex).inputs[input].0);
-    let copied = match input.map(|input| (input, &operations.vertex(input).op)) {
+    let copied_context = match input.map(|input| (input, &operations.vertex(input).op)) {
         Some((input, Op::Context(_))) => {
             let copy = context_copy(operations, input, &bind.source, &bind.ignore)?;
             mounts.copies.push(Arc::clone(&copy));
@@ -156,12 +164,32 @@ fn bind(
         }
         _ => None,
     };
-    let layers = match (input, &copied) {
+    let layers = match (input, &copied_context) {
         (Some(input), None) => operations.layers(input),
         _ => Vec::new(),
     };
     let beneath = bind.source.trim_matches('/').to_owned();
-    let above: Option<PathBuf> = copied.map(|copy| copy.upper().to_owned());
+    if snapshots.backend()? != Backend::Overlay {
+        let root;
+        let tree = match &copied_context {
+            Some(copy) => copy.upper(),
+            None => {
+                let view = snapshots.view(&layers)?;
+                root = view.path().map(Path::to_owned);
+                mounts.views.push(view);
+                root.as_deref().expect("without overlayfs it is no mount")
+            }
+        };
+        return match writable || !has_mounts() {
+            true => copied(operations, tree, &beneath, bind.read_only, mounts),
+            false => Ok(Point::Bind {
+                source: snapshots.locate(tree, Path::new(&beneath))?,
+                beneath: String::new(),
+                read_only: true,
+            }),
+        };
+    }
+    let above: Option<PathBuf> = copied_context.map(|copy| copy.upper().to_owned());
     if !writable && above.is_none() && layers.is_empty() {
         // overlayfs does not stack nothing.
         return Ok(Point::Tmpfs {
@@ -187,6 +215,30 @@ fn bind(
         upper: Some((mount.upper, mount.work)),
         beneath,
         read_only: bind.read_only,
+    })
+}
+
+/// Whether the sandbox can mount. Where it cannot, it moves what is to be mounted into place.
+fn has_mounts() -> bool {
+    runner::isolation() == Isolation::Namespaces
+}
+
+/// A copy of what is at `beneath` in `root`, the step's alone and dropped with it.
+fn copied(
+    operations: &Operations<'_>,
+    root: &Path,
+    beneath: &str,
+    read_only: bool,
+    mounts: &mut Mounts,
+) -> Result<Point, StepError> {
+    let snapshots = operations.store.snapshots();
+    let part = snapshots.copy_part(root, Path::new(beneath))?;
+    let source = part.path();
+    mounts.parts.push(part);
+    Ok(Point::Bind {
+        source,
+        beneath: String::new(),
+        read_only,
     })
 }
 
@@ -269,6 +321,8 @@ fn take_caches(
         };
         let name = cache_name(operations, vertex, exec, position, cache);
         let sharing = match cache.sharing {
+            // It is moved to where it is used, so it can be in one place only.
+            Sharing::Shared if !has_mounts() => CacheSharing::Locked,
             Sharing::Shared => CacheSharing::Shared,
             Sharing::Private => CacheSharing::Private,
             Sharing::Locked => CacheSharing::Locked,

@@ -40,6 +40,8 @@ pub(super) struct Writer<'a> {
     root: OwnedFd,
     /// Owner that the kernel gives to what this process creates.
     own: (u32, u32),
+    /// There are no other owners: all that is written is root's, whatever was planned.
+    has_single_id: bool,
     reflink_refused: AtomicBool,
 }
 
@@ -69,20 +71,30 @@ impl<'a> Writer<'a> {
         // Without setgid, or everything below would inherit the store's group.
         rustix::fs::fchmod(&root, Mode::RWXU)
             .map_err(|errno| write_error("prepare", b"", errno))?;
+        let has_single_id = store::snapshot::has_single_id();
         Ok(Writer {
             inputs: run.inputs,
             cancelled: run.cancelled,
             root,
-            own: (
-                rustix::process::geteuid().as_raw(),
-                rustix::process::getegid().as_raw(),
-            ),
+            own: match has_single_id {
+                true => (0, 0),
+                false => (
+                    rustix::process::geteuid().as_raw(),
+                    rustix::process::getegid().as_raw(),
+                ),
+            },
+            has_single_id,
             reflink_refused: AtomicBool::new(false),
         })
     }
 
     /// Writes what is planned and not yet on disk.
     pub(super) fn write(&self, upper: &mut Upper<'_>) -> Result<(), FileOpError> {
+        if self.has_single_id {
+            for node in &mut upper.nodes {
+                (node.attrs.uid, node.attrs.gid) = (0, 0);
+            }
+        }
         self.remove_stale(upper)?;
         let mut work = Work::default();
         self.collect(upper, ROOT, b"", &mut work)?;

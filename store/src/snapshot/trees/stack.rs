@@ -1,7 +1,7 @@
 //! A layer put on top of a tree: afterwards the tree is what overlayfs would show.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -70,6 +70,14 @@ pub(super) fn put(layer: BorrowedFd<'_>, target: &Target<'_>) -> Result<(), Walk
     set_directory(layer, target, b"").map_err(failed(b""))
 }
 
+/// Opens what is at `path`, through links as if `root` were `/`; the empty path is the root.
+pub(super) fn find(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let path = if path.is_empty() { b"." } else { path };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+}
+
 /// Copies what is at `path` in `root`, through links as if that were `/`, to the new name `to`.
 pub(super) fn copy_part(
     root: BorrowedFd<'_>,
@@ -77,9 +85,7 @@ pub(super) fn copy_part(
     target: &Target<'_>,
     to: &[u8],
 ) -> Result<(), Errno> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let path = if path.is_empty() { b"." } else { path };
-    let found = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    let found = find(root, path)?;
     let stat = rustix::fs::fstat(&found)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         // Opened again by the descriptor: its name may be a link's.
