@@ -18,6 +18,7 @@ mod network;
 mod outcome;
 mod registry;
 mod remote;
+mod security;
 mod sources;
 mod space;
 mod steps;

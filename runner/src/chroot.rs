@@ -28,7 +28,7 @@ use crate::spec::{ExitStatus, Root, SandboxSpec};
 use crate::stubs::{Stub, Tree};
 use crate::sys::{self, Fork};
 use crate::wire::{self, Progress};
-use crate::{command, confine, helper, mounts};
+use crate::{confine, helper, mounts};
 use places::Places;
 
 /// Runs the process of `spec` to its end; `stubs` are told of mount points made in the root.
@@ -106,7 +106,7 @@ fn run(
         Fork::Child => {
             drop(ours);
             let error = match prepare(spec, &streams, &theirs, entries, root) {
-                Ok(()) => command::execute(&spec.process),
+                Ok(()) => init::become_command(&spec.confinement, &spec.process),
                 Err(error) => error,
             };
             let _sent = wire::send(&theirs, &Progress::Failed(error), &[]);

@@ -1,19 +1,20 @@
 //! What the process may do: capabilities, the system call filter, identity.
 //!
-//! The order matters. The filter needs `CAP_SYS_ADMIN` (unless no_new_privs is set), so it comes before
-//! capabilities are dropped; the bounding set needs `CAP_SETPCAP`, so it comes before the identity
-//! changes; everything after that is allowed by the filter itself.
+//! The order matters. The bounding set needs `CAP_SETPCAP`, so it comes before the identity changes. The filter comes last,
+//! right before the command, since a profile of the user's need not allow what this program still has to do. It
+//! needs `CAP_SYS_ADMIN` (unless no_new_privs is set), which is kept until then; the command's capabilities are what
+//! the kernel works out when it is executed, from the bounding set, for root, and none for anybody else.
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::error::StartError;
-use crate::spec::{Capabilities, Confinement, ULIMITS, Ulimit, User};
+use crate::spec::{Capabilities, Confinement, Seccomp, ULIMITS, Ulimit, User};
 use crate::userns::{self, Isolation};
 use crate::{owners, seccomp, sys};
 
-/// Gives up everything that `confinement` does not grant and becomes `user`.
+/// Gives up everything that `confinement` does not grant and becomes `user`, but for what [`filter`] needs.
 pub(crate) fn confine(
     confinement: &Confinement,
     user: &User,
@@ -22,40 +23,77 @@ pub(crate) fn confine(
     if confinement.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(StartError::step("set no_new_privs"))?;
     }
-    if confinement.seccomp {
-        let program = seccomp::program(confinement.capabilities);
-        match sys::install_seccomp(&program) {
-            Ok(()) => {}
-            // Without namespaces only who gives up set-user-id programs may; a container has a filter already.
-            Err(error)
-                if error.raw_os_error() == Some(libc::EACCES)
-                    && userns::isolation() != Isolation::Namespaces =>
-            {
-                note("no system call filter but that of the container around".to_owned());
-            }
-            Err(error) => return Err(StartError::step("install the seccomp filter")(error)),
-        }
-    } else {
-        // The filter refuses keyctl; without it the host's session keyring must be out of reach.
-        if let Err(error) = sys::new_session_keyring() {
-            note(format!("no session keyring of its own: {error}"));
-        }
+    if confinement.seccomp != Seccomp::Default
+        // The default filter refuses keyctl; without it the host's session keyring must be out of reach.
+        && let Err(error) = sys::new_session_keyring()
+    {
+        note(format!("no session keyring of its own: {error}"));
     }
-
-    let have = rustix::thread::capabilities(None)
-        .map_err(StartError::step("read the capabilities"))?
-        .permitted;
-    let keep = CapabilitySet::from_bits_retain(confinement.capabilities.0) & have;
     bound(confinement.capabilities)?;
     rustix::thread::clear_ambient_capability_set()
         .map_err(StartError::step("clear the ambient capabilities"))?;
 
+    let for_filter = for_filter(confinement)?;
+    if for_filter.is_empty() && !confinement.no_new_privileges && confinement.seccomp == Seccomp::Default {
+        note("no system call filter but that of the container around".to_owned());
+    }
+    let keep = granted(confinement, user)? | for_filter;
+    rustix::thread::set_keep_capabilities(true)
+        .map_err(StartError::step("keep capabilities for a moment"))?;
     become_user(user, note)?;
-    let keep = if user.uid == 0 {
-        keep
-    } else {
-        CapabilitySet::empty()
+    set_capabilities(keep)
+}
+
+/// Installs the filter: the last thing before the command.
+pub(crate) fn filter(confinement: &Confinement) -> Result<(), StartError> {
+    let (program, flags) = match &confinement.seccomp {
+        Seccomp::Default => (seccomp::program(confinement.capabilities), 0),
+        Seccomp::Profile(filter) => (filter.program(), filter.flags()),
+        Seccomp::Unconfined => return Ok(()),
     };
+    match sys::install_seccomp(&program, flags) {
+        // Without namespaces only who gives up set-user-id programs may; a container has a filter already.
+        Err(error)
+            if error.raw_os_error() == Some(libc::EACCES)
+                && confinement.seccomp == Seccomp::Default
+                && userns::isolation() != Isolation::Namespaces =>
+        {
+            Ok(())
+        }
+        result => result.map_err(StartError::step("install the seccomp filter")),
+    }
+}
+
+/// As [`filter`] for a process that executes nothing: it keeps no capability for it either.
+pub(crate) fn filter_for_good(confinement: &Confinement, user: &User) -> Result<(), StartError> {
+    let keep = granted(confinement, user)?;
+    rustix::thread::set_no_new_privs(true).map_err(StartError::step("set no_new_privs"))?;
+    set_capabilities(keep)?;
+    filter(confinement)
+}
+
+/// The capabilities of the process while it executes nothing.
+fn granted(confinement: &Confinement, user: &User) -> Result<CapabilitySet, StartError> {
+    Ok(match user.uid {
+        0 => CapabilitySet::from_bits_retain(confinement.capabilities.0) & permitted()?,
+        _ => CapabilitySet::empty(),
+    })
+}
+
+/// What [`filter`] needs.
+fn for_filter(confinement: &Confinement) -> Result<CapabilitySet, StartError> {
+    Ok(match (&confinement.seccomp, confinement.no_new_privileges) {
+        (Seccomp::Unconfined, _) | (_, true) => CapabilitySet::empty(),
+        _ => CapabilitySet::SYS_ADMIN & permitted()?,
+    })
+}
+
+fn permitted() -> Result<CapabilitySet, StartError> {
+    let sets = rustix::thread::capabilities(None);
+    Ok(sets.map_err(StartError::step("read the capabilities"))?.permitted)
+}
+
+fn set_capabilities(keep: CapabilitySet) -> Result<(), StartError> {
     let sets = CapabilitySets {
         effective: keep,
         permitted: keep,
@@ -68,7 +106,7 @@ pub(crate) fn confine(
 /// up the privilege for it.
 pub(crate) fn forgive_owners(has_single_id: bool) -> Result<(), StartError> {
     match has_single_id {
-        true => sys::install_seccomp(&owners::program())
+        true => sys::install_seccomp(&owners::program(), 0)
             .map_err(StartError::step("install the filter for owners")),
         false => Ok(()),
     }

@@ -165,14 +165,14 @@ fn supervise(
             Ok(Fork::Child) => {
                 // Its copy of this end: without it init sees the helper's death, whatever it waits for.
                 drop(ours);
-                init::run(Handed {
+                let code = init::run(Handed {
                     spec,
                     streams,
                     report: theirs,
                     cgroups: entries,
                     own_ids,
                 });
-                sys::exit_now(125);
+                sys::exit_now(code);
             }
             Ok(Fork::Parent { pid, pidfd }) => (pid, pidfd),
             Err(error) if own_ids => {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, wait};
 
 use crate::error::StartError;
-use crate::spec::{NetworkMode, ProcessSpec, SandboxSpec};
+use crate::spec::{Confinement, NetworkMode, ProcessSpec, SandboxSpec};
 use crate::sys::{self, Fork, SignalSet};
 use crate::wire::{self, Progress};
 use crate::{command, confine, grants, mounts, network, sysctl, userns};
@@ -32,8 +32,9 @@ pub(crate) struct Handed {
     pub(crate) own_ids: bool,
 }
 
-/// Runs the steps, ending in the command. Returns only after reporting why they could not be finished.
-pub(crate) fn run(handed: Handed) {
+/// Runs the steps, ending in the command. Returns only after reporting why they could not be finished: the code to end with, for
+/// a filter may have kept that report back.
+pub(crate) fn run(handed: Handed) -> i32 {
     let Handed {
         spec,
         streams,
@@ -48,18 +49,32 @@ pub(crate) fn run(handed: Handed) {
                 child,
                 signals,
             }) => {
-                // The command holds its own copy until its exec: the helper sees its end then.
-                drop(report);
-                serve(pid, &child, &signals);
+                match confine::filter_for_good(&spec.confinement, &spec.process.user) {
+                    Ok(()) => {
+                        // The command holds its own copy until its exec: the helper sees its end then.
+                        drop(report);
+                        serve(pid, &child, &signals);
+                    }
+                    Err(error) => error,
+                }
             }
-            Ok(Side::Command) => command::execute(&spec.process),
+            Ok(Side::Command) => become_command(&spec.confinement, &spec.process),
             Err(error) => error,
         },
-        // 12. The command.
-        Ok(()) => command::execute(&spec.process),
+        Ok(()) => become_command(&spec.confinement, &spec.process),
         Err(error) => error,
     };
+    let code = error.exit_code();
     let _sent = wire::send(&report, &Progress::Failed(error), &[]);
+    code
+}
+
+/// 12. The filter, and the command. Returns only why not.
+pub(crate) fn become_command(confinement: &Confinement, process: &ProcessSpec) -> StartError {
+    match confine::filter(confinement) {
+        Ok(()) => command::execute(process),
+        Err(error) => error,
+    }
 }
 
 fn prepare(

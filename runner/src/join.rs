@@ -18,7 +18,7 @@ use crate::helper::{self, Job};
 use crate::spec::{Confinement, ExitStatus, ProcessSpec, Ulimit, Usage};
 use crate::sys::{self, Fork};
 use crate::wire::{self, Progress};
-use crate::{command, confine, init, userns};
+use crate::{confine, init, userns};
 
 /// The program name by which a re-executed process knows what it is.
 pub(crate) const NAME: &str = "longshore-join";
@@ -97,8 +97,9 @@ pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), Sta
     match sys::fork(0, None).map_err(StartError::step("fork in the container"))? {
         Fork::Child => {
             let error = become_process(&spec, &process_1, users, streams, &theirs, cgroups);
+            let code = error.exit_code();
             let _sent = wire::send(&theirs, &Progress::Failed(error), &[]);
-            sys::exit_now(125);
+            sys::exit_now(code);
         }
         Fork::Parent { pidfd, .. } => {
             drop((theirs, streams, cgroups, process_1));
@@ -118,7 +119,7 @@ fn become_process(
     cgroups: Vec<File>,
 ) -> StartError {
     match prepare(spec, process_1, users, streams, report, cgroups) {
-        Ok(()) => command::execute(&spec.process),
+        Ok(()) => init::become_command(&spec.confinement, &spec.process),
         Err(error) => error,
     }
 }

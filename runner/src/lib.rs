@@ -55,9 +55,11 @@ mod wire;
 pub use error::{Errno, SandboxError, StartError};
 pub use join::JoinSpec;
 pub use sandbox::{Killer, Sandbox, Stdio, Stream};
+pub use seccomp::Filter;
+pub use seccomp::profile::{Profile, ProfileError};
 pub use spec::{
     CAPABILITIES, Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits,
-    MEMORY_MIN, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec, Shared,
+    MEMORY_MIN, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec, Seccomp, Shared,
     ULIMITS, Ulimit, Usage, User, UserNamespace,
 };
 pub use stubs::make_stubs;

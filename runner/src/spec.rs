@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::network::Attachment;
+use crate::seccomp::Filter;
 
 /// The largest encoded spec: the kernel takes about 2 MiB of arguments and environment, and the
 /// rest is a few hundred lower directories and mounts.
@@ -352,8 +353,8 @@ impl Limits {
 pub struct Confinement {
     /// The capabilities of the sandbox: its bounding set, and root's permitted and effective sets.
     pub capabilities: Capabilities,
-    /// Whether system calls are filtered.
-    pub seccomp: bool,
+    /// Which system calls are made.
+    pub seccomp: Seccomp,
     /// Whether set-user-id programs gain nothing.
     pub no_new_privileges: bool,
     /// Whether kernel interfaces in `/proc` and `/sys` are hidden or read-only.
@@ -367,7 +368,7 @@ impl Confinement {
     pub fn none() -> Self {
         Self {
             capabilities: Capabilities::ALL,
-            seccomp: false,
+            seccomp: Seccomp::Unconfined,
             no_new_privileges: false,
             mask_paths: false,
             host_devices: true,
@@ -379,12 +380,24 @@ impl Default for Confinement {
     fn default() -> Self {
         Self {
             capabilities: Capabilities::DOCKER,
-            seccomp: true,
+            seccomp: Seccomp::Default,
             no_new_privileges: false,
             mask_paths: true,
             host_devices: false,
         }
     }
+}
+
+/// Which system calls are made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// Those that Docker's default profile lets through.
+    #[default]
+    Default,
+    /// All.
+    Unconfined,
+    /// Those that a profile of the user's lets through.
+    Profile(Filter),
 }
 
 /// A set of Linux capabilities: bit `n` is capability number `n`.

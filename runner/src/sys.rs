@@ -174,8 +174,8 @@ fn mount_setattr(mount: BorrowedFd<'_>, attr: [u64; 4], recursive: bool) -> io::
     })
 }
 
-/// Installs a seccomp filter for this process and its descendants.
-pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
+/// Installs a seccomp filter for this process and its descendants; `flags` are `SECCOMP_FILTER_FLAG_*`, none that makes a descriptor.
+pub(crate) fn install_seccomp(program: &[libc::sock_filter], flags: u32) -> io::Result<()> {
     let len =
         u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let filter = libc::sock_fprog {
@@ -187,7 +187,7 @@ pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            0,
+            flags,
             &raw const filter,
         )
     })

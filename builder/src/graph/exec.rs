@@ -239,6 +239,10 @@ pub struct Limits {
     pub cpuset_cpus: Option<String>,
     /// Memory nodes that may be used.
     pub cpuset_mems: Option<String>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Weight among others that read and write disks: 10 to 1,000; 500 is usual.
+    pub io_weight: Option<u64>,
 }
 
 impl ExecOp {

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use runner::etc::{hosts_text, resolv_conf_text};
 use runner::{
     Confinement, EtcFiles, ExitStatus, Limits, NetworkMode, ProcessSpec, Root, Sandbox,
-    SandboxSpec, Stdio, Stream, Ulimit, UserNamespace,
+    SandboxSpec, Seccomp, Stdio, Stream, Ulimit, UserNamespace,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use store::Store;
@@ -46,6 +46,17 @@ const OUTPUT_KEPT_BYTES_MAX: usize = 64 * 1024;
 
 /// The host name that steps see, as with other builders.
 const HOSTNAME: &str = "buildkitsandbox";
+
+/// What the command line says of how steps are confined.
+#[derive(Clone, Debug, Default)]
+pub struct Confined {
+    /// Which system calls they make.
+    pub seccomp: Seccomp,
+    /// Whether set-user-id programs gain nothing.
+    pub no_new_privileges: bool,
+    /// Whether kernel interfaces in `/proc` and `/sys` are neither hidden nor read-only.
+    pub system_paths: bool,
+}
 
 /// All that a step needs to run, and what has to live until it has.
 pub(crate) struct Prepared {
@@ -109,6 +120,12 @@ impl Prepared {
         points.append(&mut mounts.points);
         points.extend(apt_settings);
         let mut spec = sandbox(exec, root, process)?;
+        if exec.security == Security::Sandbox {
+            let confined = operations.run.confined.clone();
+            spec.confinement.seccomp = confined.seccomp;
+            spec.confinement.no_new_privileges = confined.no_new_privileges;
+            spec.confinement.mask_paths = !confined.system_paths;
+        }
         if operations.run.host_ids {
             spec.user_namespace = UserNamespace::Host;
         }
@@ -203,13 +220,13 @@ fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpe
         limits: Limits {
             memory: limits.memory,
             memory_swap: limits.memory_swap,
-            pids: None,
+            pids: limits.pids,
             cpu_quota_us: limits.cpu_quota_us,
             cpu_period_us: limits.cpu_period_us,
             cpu_shares: limits.cpu_shares,
             cpuset_cpus: limits.cpuset_cpus.clone(),
             cpuset_mems: limits.cpuset_mems.clone(),
-            io_weight: None,
+            io_weight: limits.io_weight,
         },
         ulimits: setting
             .ulimits

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::debug::FailureHook;
 use crate::graph::exec::{Network, Setting};
+use crate::ops::exec::Confined;
 
 /// What `RUN` steps are given, and what they may do.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,8 @@ pub struct RunSettings {
     pub network: Network,
     /// `--userns=host`: steps have the ids of this program. Part of no key: what a step makes does not show them.
     pub host_ids: bool,
+    /// `--security-opt`: for steps that are not `--security=insecure`. Part of no key.
+    pub confined: Confined,
     /// `--add-host`, `--shm-size`, `--ulimit`, `--cgroup-parent` and limits.
     pub setting: Setting,
     /// `--secret`, by id.

@@ -102,4 +102,24 @@ pub struct StepArgs {
     /// Memory nodes that steps may use, such as 0,1
     #[arg(long, value_name = "LIST", help_heading = HEADING)]
     pub cpuset_mems: Option<String>,
+    /// How many processes and threads a step may have; -1 is unlimited
+    #[arg(
+        long,
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        value_parser = clap::value_parser!(i64).range(-1..),
+        help_heading = HEADING
+    )]
+    pub pids_limit: Option<i64>,
+    /// Weight among others that read and write disks, 10 to 1000; 500 is usual
+    #[arg(
+        long,
+        value_name = "WEIGHT",
+        value_parser = clap::value_parser!(u64).range(10..=1_000),
+        help_heading = HEADING
+    )]
+    pub blkio_weight: Option<u64>,
+    /// no-new-privileges, seccomp=FILE, seccomp=unconfined or systempaths=unconfined; may be repeated
+    #[arg(long = "security-opt", value_name = "OPTION", help_heading = HEADING)]
+    pub security: Vec<String>,
 }

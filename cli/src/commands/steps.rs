@@ -6,10 +6,13 @@ use std::path::PathBuf;
 
 use builder::dockerfile::suggest::nearest;
 use builder::graph::exec::{Limits, Network, Setting};
-use builder::ops::exec::SECRET_BYTES_MAX;
+use builder::ops::exec::{Confined, SECRET_BYTES_MAX};
 use builder::request::size::bytes;
 use builder::request::{Entitlement, RunSettings, SecretSource, SecretText};
 
+use runner::Confinement;
+
+use super::security;
 use crate::args::StepArgs;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
@@ -38,6 +41,7 @@ pub fn settings(context: &Context, args: &StepArgs) -> Result<RunSettings, CliEr
         allow,
         network,
         host_ids: args.user_namespace == "host",
+        confined: confined(args)?,
         setting: Setting {
             hostname: String::new(),
             hosts: hosts.collect::<Result<_, _>>()?,
@@ -47,6 +51,17 @@ pub fn settings(context: &Context, args: &StepArgs) -> Result<RunSettings, CliEr
             limits: limits(args)?,
         },
         ..given
+    })
+}
+
+/// `--security-opt`, for processes with the default capabilities.
+fn confined(args: &StepArgs) -> Result<Confined, CliError> {
+    let mut confinement = Confinement::default();
+    security::apply(&args.security, &mut confinement)?;
+    Ok(Confined {
+        seccomp: confinement.seccomp,
+        no_new_privileges: confinement.no_new_privileges,
+        system_paths: !confinement.mask_paths,
     })
 }
 
@@ -331,6 +346,11 @@ fn limits(args: &StepArgs) -> Result<Limits, CliError> {
         cpu_period_us: args.cpu_period,
         cpuset_cpus: args.cpuset_cpus.clone(),
         cpuset_mems: args.cpuset_mems.clone(),
+        pids: args
+            .pids_limit
+            .and_then(|count| u64::try_from(count).ok())
+            .filter(|count| *count > 0),
+        io_weight: args.blkio_weight,
     })
 }
 

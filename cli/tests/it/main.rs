@@ -73,6 +73,7 @@ mod remote;
 mod rootless;
 mod run;
 mod run_mounts;
+mod security;
 mod shared_cache;
 mod sharing;
 mod ship;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use runner::{Capabilities, ExitStatus, SandboxError, StartError, User};
+use runner::{Capabilities, ExitStatus, SandboxError, Seccomp, StartError, User};
 
 use crate::Test;
 use crate::world::{World, run};
@@ -174,7 +174,7 @@ fn answers(outcome: &crate::world::Outcome) -> BTreeMap<String, i32> {
 
 fn unfiltered_on_request(world: &World) -> Result<(), String> {
     let mut spec = world.probe(&["fsopen", "clone3", "keyctl", "userfaultfd"]);
-    spec.confinement.seccomp = false;
+    spec.confinement.seccomp = Seccomp::Unconfined;
     spec.confinement.capabilities = Capabilities::ALL;
     let found = answers(&run(&spec).unwrap());
     assert_eq!(found["fsopen"], libc::EFAULT);

@@ -244,7 +244,7 @@ fn sysctls(world: &World) -> Result<(), String> {
          if echo '|/x' > $f; then echo $f is open; fi; done",
     );
     spec.confinement.mask_paths = false;
-    spec.confinement.seccomp = false;
+    spec.confinement.seccomp = runner::Seccomp::Unconfined;
     spec.confinement.capabilities = runner::Capabilities::ALL;
     let outcome = run(&spec).unwrap();
     assert_eq!(outcome.stdout, "", "{outcome:?}");

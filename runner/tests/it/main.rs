@@ -15,6 +15,7 @@
 
 mod confinement;
 mod escapes;
+mod filter;
 mod ids;
 mod lifetime;
 mod mounts;
@@ -113,6 +114,7 @@ fn run(privilege: Privilege, ids: UserNamespace, filter: &str) -> Count {
         process::TESTS,
         confinement::TESTS,
         escapes::TESTS,
+        filter::TESTS,
         ids::TESTS,
         mounts::TESTS,
         network::TESTS,

@@ -106,6 +106,10 @@ pub(crate) fn main(names: &[String]) {
             rustix::fs::setxattr(file, "security.capability", &value, none).unwrap();
             continue;
         }
+        if let Some(questions) = name.strip_prefix("filter=") {
+            crate::filter::answer(questions);
+            continue;
+        }
         if name == "ids" {
             let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
             println!("{real} {effective}");
@@ -138,5 +142,106 @@ fn call(number: libc::c_long, a: [libc::c_long; 6]) -> i32 {
         std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
     } else {
         0
+    }
+}
+
+#[allow(unsafe_code, reason = "system calls that a filter answers")]
+pub(crate) mod refused {
+    //! Calls that another thread answers, none of which the kernel carries out: see `filter`.
+
+    use std::io;
+
+    /// Lets another thread answer all calls of this one; returns the descriptor for that, or an error number below -1.
+    pub(crate) fn listen() -> i32 {
+        let program = [libc::sock_filter {
+            code: 6,
+            jt: 0,
+            jf: 0,
+            k: libc::SECCOMP_RET_USER_NOTIF,
+        }];
+        let filter = libc::sock_fprog {
+            len: 1,
+            filter: program.as_ptr().cast_mut(),
+        };
+        // SAFETY: `filter` describes `program`, which the kernel only reads.
+        let fd = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+                &raw const filter,
+            )
+        };
+        i32::try_from(fd).unwrap_or(-2)
+    }
+
+    /// Waits a moment for a call and answers `-error`.
+    pub(crate) fn refuse_next(listener: i32, error: i64) {
+        let mut ready = libc::pollfd {
+            fd: listener,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one pollfd; then two plain structures, which the kernel fills or reads, zero as it wants them.
+        unsafe {
+            if libc::poll(&raw mut ready, 1, 10) != 1 {
+                return;
+            }
+            let mut call: libc::seccomp_notif = std::mem::zeroed();
+            if libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call) == -1 {
+                return;
+            }
+            let mut reply: libc::seccomp_notif_resp = std::mem::zeroed();
+            reply.id = call.id;
+            reply.error = -i32::try_from(error).unwrap();
+            libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut reply);
+        }
+    }
+
+    /// The error of a call that is not carried out.
+    pub(crate) fn native(number: i64, argument: i64) -> i64 {
+        // SAFETY: the filter that `listen` installed keeps the kernel from carrying it out.
+        match unsafe { libc::syscall(number, argument, 0, 0, 0, 0, 0) } {
+            -1 => io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or(0)
+                .into(),
+            _ => 0,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn i386(number: i64, argument: i64) -> i64 {
+        let result: i64;
+        // SAFETY: as above; the interface takes its arguments in these registers and changes those that are named.
+        unsafe {
+            std::arch::asm!(
+                "xchg {argument}, rbx",
+                "int 0x80",
+                "xchg {argument}, rbx",
+                argument = inout(reg) argument => _,
+                inlateout("rax") number => result,
+                in("rcx") 0_i64,
+                in("rdx") 0_i64,
+                in("rsi") 0_i64,
+                in("rdi") 0_i64,
+                lateout("r8") _,
+                lateout("r9") _,
+                lateout("r10") _,
+                lateout("r11") _,
+            );
+        }
+        // 32 bits of a result.
+        match i32::try_from(result & 0xffff_ffff).unwrap_or_else(|_| (result as u32).cast_signed())
+        {
+            error if (-4095..0).contains(&error) => (-error).into(),
+            _ => 0,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn i386(_number: i64, _argument: i64) -> i64 {
+        unreachable!("no such interface")
     }
 }

@@ -13,6 +13,7 @@ use store::containers::is_name;
 
 use super::record::{MountSource, RecordMount};
 use crate::args::{CreateArgs, LogDriver};
+use crate::commands::security;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 use crate::quantity;
@@ -309,24 +310,7 @@ pub fn confinement(args: &CreateArgs) -> Result<Confinement, CliError> {
         set &= !(1 << capability(name)?);
     }
     confinement.capabilities = Capabilities(set);
-    for option in &args.security {
-        // Docker takes both.
-        match option.replacen(':', "=", 1).as_str() {
-            "no-new-privileges" | "no-new-privileges=true" => confinement.no_new_privileges = true,
-            "no-new-privileges=false" => confinement.no_new_privileges = false,
-            "seccomp=unconfined" => confinement.seccomp = false,
-            "seccomp=builtin" => confinement.seccomp = true,
-            "systempaths=unconfined" => confinement.mask_paths = false,
-            // There is no profile to be confined by.
-            "apparmor=unconfined" | "label=disable" => {}
-            _ => {
-                let message = format!("the security option `{option}` is not supported");
-                return Err(usage(message).hint(
-                    "there are no-new-privileges, seccomp=unconfined and systempaths=unconfined",
-                ));
-            }
-        }
-    }
+    security::apply(&args.security, &mut confinement)?;
     Ok(confinement)
 }
 
