@@ -1,5 +1,6 @@
 //! What can go wrong in a build, by whose fault it is.
 
+use runner::OutOfMemory;
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
@@ -200,15 +201,17 @@ pub enum StepError {
     /// The process ended with something other than 0.
     #[error(
         "process `{command}` did not complete successfully: exit code: {status}{}",
-        out_of_memory(*.memory)
+        out_of_memory(*.memory, *.limit)
     )]
     Process {
         /// The whole command.
         command: String,
         /// Its exit code; 128 and the signal's number for a signal.
         status: i32,
-        /// The limit in bytes, if some of it was killed because it reached that.
-        memory: Option<u64>,
+        /// Whether the kernel killed some of it for want of memory.
+        memory: Option<OutOfMemory>,
+        /// How much memory it was given, in bytes, if that was limited.
+        limit: Option<u64>,
         /// The end of what it wrote.
         output: String,
     },
@@ -395,7 +398,9 @@ impl StepError {
     fn advice(&self) -> Option<String> {
         match self {
             StepError::Process {
-                memory: Some(_), ..
+                memory: Some(_),
+                limit: Some(_),
+                ..
             } => Some("`--memory` says how much a step may use".to_owned()),
             StepError::Process {
                 command, status, ..
@@ -410,10 +415,19 @@ impl StepError {
     }
 }
 
-fn out_of_memory(limit: Option<u64>) -> String {
-    limit
-        .map(|bytes| format!(": out of memory: it reached its limit of {bytes} bytes"))
-        .unwrap_or_default()
+fn out_of_memory(memory: Option<OutOfMemory>, limit: Option<u64>) -> String {
+    match (memory, limit) {
+        (None, _) => String::new(),
+        (Some(OutOfMemory::Certain), Some(bytes)) => {
+            format!(": out of memory: it reached its limit of {bytes} bytes")
+        }
+        (Some(OutOfMemory::Certain), None) => {
+            ": out of memory: the kernel killed some of it".to_owned()
+        }
+        (Some(OutOfMemory::Likely), _) => {
+            ": probably out of memory: the kernel killed something on this machine for want of it meanwhile".to_owned()
+        }
+    }
 }
 
 /// What an exit code says beside itself.

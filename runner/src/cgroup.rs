@@ -382,6 +382,14 @@ impl Cgroups {
         usage
     }
 
+    /// Whether the groups tell of processes that were killed for want of memory.
+    pub(crate) fn counts_memory(&self) -> bool {
+        let legacy = |dir: &PathBuf| dir.join("memory.oom_control").exists();
+        let unified = |dir: &Path| dir.join("memory.events").exists();
+        self.legacy.iter().any(legacy)
+            || self.unified.as_ref().is_some_and(|group| unified(&group.0))
+    }
+
     /// Removes the groups; all processes in them have ended.
     pub(crate) fn remove(self) {
         let unified = self.unified.into_iter().map(|(dir, _)| dir);
@@ -389,6 +397,12 @@ impl Cgroups {
             let _removed = fs::remove_dir(dir);
         }
     }
+}
+
+/// How many processes the kernel has killed for want of memory since it began, whoever's limit was reached.
+pub(crate) fn machine_oom_kills() -> u64 {
+    let text = read_bounded(Path::new("/proc/vmstat")).unwrap_or_default();
+    value(&text, "oom_kill").unwrap_or(0)
 }
 
 /// A group that another process is in, and this one is not.
@@ -723,6 +737,7 @@ mod tests {
             read_bytes: 15,
             written_bytes: 3,
             oom_kills: 2,
+            ..Usage::default()
         };
         assert_eq!(groups.usage(Usage::default()), expect);
         let groups = Cgroups {

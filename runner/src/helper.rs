@@ -16,7 +16,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use serde::de::DeserializeOwned;
 
-use crate::cgroup::Cgroups;
+use crate::cgroup::{self, Cgroups};
 use crate::chroot;
 use crate::error::StartError;
 use crate::grants::{self, GrantError};
@@ -68,6 +68,10 @@ pub(crate) fn run() -> i32 {
 fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartError> {
     let Job { spec, streams, .. } = receive_job::<SandboxSpec>(caller)?;
     let cgroups = Cgroups::make(spec.cgroup.as_deref(), &spec.limits)?;
+    let oom_kills_before = match cgroups.counts_memory() {
+        true => None,
+        false => Some(cgroup::machine_oom_kills()),
+    };
     let root = spec.root.clone();
 
     let mut stubs = Vec::new();
@@ -81,10 +85,16 @@ fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartEr
     // Nothing of init is left now, mounts included: it was alone in its namespaces with its children,
     // and they end with it.
     let swept = stubs::sweep(&root, &stubs).map_err(StartError::step("remove mount points"));
-    let usage = cgroups.usage(sys::children_usage());
+    let mut usage = cgroups.usage(sys::children_usage());
     cgroups.remove();
     let status = result?;
     swept?;
+    // By a signal of its own, or a shell's that tells of its child.
+    if let Some(before) = oom_kills_before
+        && status.code() == ExitStatus::Signal(Signal::KILL.as_raw()).code()
+    {
+        usage.oom_kills_around = cgroup::machine_oom_kills().saturating_sub(before);
+    }
     Ok((status, usage))
 }
 

@@ -59,8 +59,8 @@ pub use seccomp::Filter;
 pub use seccomp::profile::{Profile, ProfileError};
 pub use spec::{
     CAPABILITIES, Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits,
-    MEMORY_MIN, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec, Seccomp, Shared,
-    ULIMITS, Ulimit, Usage, User, UserNamespace,
+    MEMORY_MIN, MountKind, MountPoint, NetworkMode, OutOfMemory, ProcessSpec, Root, SandboxSpec,
+    Seccomp, Shared, ULIMITS, Ulimit, Usage, User, UserNamespace,
 };
 pub use stubs::make_stubs;
 pub use user::{UserError, add_groups, resolve_user};

@@ -506,6 +506,29 @@ pub struct Usage {
     pub read_bytes: u64,
     /// Bytes written to disks.
     pub written_bytes: u64,
-    /// Processes that the kernel killed because the memory limit was reached.
+    /// Processes of the sandbox that the kernel killed for want of memory: its own limit's, an outer one's, or the machine's.
     pub oom_kills: u64,
+    /// Where no group counts those: processes of the whole machine that the kernel killed meanwhile for want of memory, if
+    /// the sandbox's process ended by SIGKILL.
+    pub oom_kills_around: u64,
+}
+
+impl Usage {
+    /// Whether the sandbox ended for want of memory, as far as can be told.
+    pub fn out_of_memory(&self) -> Option<OutOfMemory> {
+        match (self.oom_kills, self.oom_kills_around) {
+            (0, 0) => None,
+            (0, _) => Some(OutOfMemory::Likely),
+            _ => Some(OutOfMemory::Certain),
+        }
+    }
+}
+
+/// How sure it is that memory was wanting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutOfMemory {
+    /// The kernel killed some of the sandbox for it.
+    Certain,
+    /// It was killed by nobody known, and the kernel killed something for it meanwhile.
+    Likely,
 }

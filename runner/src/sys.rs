@@ -329,7 +329,7 @@ pub(crate) fn children_usage() -> Usage {
         memory_peak: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
         read_bytes: u64::try_from(usage.ru_inblock).unwrap_or(0) * 512,
         written_bytes: u64::try_from(usage.ru_oublock).unwrap_or(0) * 512,
-        oom_kills: 0,
+        ..Usage::default()
     }
 }
 

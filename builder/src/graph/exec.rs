@@ -218,7 +218,7 @@ pub struct Setting {
     /// `--cgroup-parent`. Not part of the digest.
     pub cgroup_parent: Option<String>,
     /// `--memory` and the like. Not part of the digest.
-    pub limits: Limits,
+    pub limits: Box<Limits>,
 }
 
 /// Limits of each process's control group; `None` is no limit.

@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use runner::etc::{hosts_text, resolv_conf_text};
 use runner::{
-    Confinement, EtcFiles, ExitStatus, Limits, NetworkMode, ProcessSpec, Root, Sandbox,
-    SandboxSpec, Seccomp, Stdio, Stream, Ulimit, UserNamespace,
+    Confinement, EtcFiles, ExitStatus, Limits, NetworkMode, OutOfMemory, ProcessSpec, Root,
+    Sandbox, SandboxSpec, Seccomp, Stdio, Stream, Ulimit, UserNamespace,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use store::Store;
@@ -166,9 +166,8 @@ pub(crate) fn execute(
         Ok((status, tail, out_of_memory)) => StepError::Process {
             command: exec.argv.join(" "),
             status: status.code(),
-            memory: out_of_memory
-                .then_some(exec.setting.limits.memory)
-                .flatten(),
+            memory: out_of_memory,
+            limit: exec.setting.limits.memory,
             output: String::from_utf8_lossy(&tail).into_owned(),
         },
         Err(error) => error,
@@ -246,13 +245,13 @@ fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpe
     })
 }
 
-/// Runs the sandbox to its end, passing its output on; returns how it ended, the end of what it wrote, and whether the kernel
-/// killed some of it for want of memory.
+/// Runs the sandbox to its end, passing its output on; returns how it ended, the end of what it wrote, and whether that was for want
+/// of memory.
 fn run(
     operations: &Operations<'_>,
     vertex: usize,
     spec: &SandboxSpec,
-) -> Result<(ExitStatus, Vec<u8>, bool), StepError> {
+) -> Result<(ExitStatus, Vec<u8>, Option<OutOfMemory>), StepError> {
     let stdio = Stdio {
         stdin: Stream::Null,
         stdout: Stream::Pipe,
@@ -306,7 +305,7 @@ fn run(
     if killed {
         return Err(StepError::Cancelled);
     }
-    Ok((status, tail.bytes, usage.oom_kills > 0))
+    Ok((status, tail.bytes, usage.out_of_memory()))
 }
 
 /// The directory with mount points that lies below every root, of steps and containers alike, so that making them leaves

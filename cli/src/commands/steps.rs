@@ -48,7 +48,7 @@ pub fn settings(context: &Context, args: &StepArgs) -> Result<RunSettings, CliEr
             shm_size: size("shm-size", args.shm_size.as_deref())?,
             ulimits: ulimits.collect::<Result<_, _>>()?,
             cgroup_parent: cgroup_parent(args)?,
-            limits: limits(args)?,
+            limits: Box::new(limits(args)?),
         },
         ..given
     })

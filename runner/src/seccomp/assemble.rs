@@ -326,7 +326,8 @@ mod tests {
             u64::MAX - 1,
             u64::MAX,
         ];
-        let comparisons: [(Comparison, fn(u64, u64) -> bool); 6] = [
+        type Holds = fn(u64, u64) -> bool;
+        let comparisons: [(Comparison, Holds); 6] = [
             (Comparison::Equal, |a, b| a == b),
             (Comparison::NotEqual, |a, b| a != b),
             (Comparison::Less, |a, b| a < b),

@@ -18,6 +18,7 @@ mod escapes;
 mod filter;
 mod ids;
 mod lifetime;
+mod limits;
 mod mounts;
 mod network;
 mod points;
@@ -121,6 +122,7 @@ fn run(privilege: Privilege, ids: UserNamespace, filter: &str) -> Count {
         points::TESTS,
         stubs::TESTS,
         lifetime::TESTS,
+        limits::TESTS,
         terminal::TESTS,
     ];
     let mut count = Count::default();

@@ -233,8 +233,8 @@ pub(crate) mod refused {
             );
         }
         // 32 bits of a result.
-        match i32::try_from(result & 0xffff_ffff).unwrap_or_else(|_| (result as u32).cast_signed())
-        {
+        let low = u32::try_from(result & 0xffff_ffff).expect("masked to 32 bits");
+        match low.cast_signed() {
             error if (-4095..0).contains(&error) => (-error).into(),
             _ => 0,
         }
