@@ -169,9 +169,6 @@ pub struct CreateArgs {
     /// How many processes and threads there may be; -1 is unlimited
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true, help_heading = RESOURCES)]
     pub pids_limit: Option<i64>,
-    /// Weight among others that read and write disks, 10 to 1000; 500 is usual
-    #[arg(long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(10..=1_000), help_heading = RESOURCES)]
-    pub blkio_weight: Option<u64>,
     /// The size of /dev/shm, such as 128m [default: 64m]
     #[arg(long, value_name = "BYTES", help_heading = RESOURCES)]
     pub shm_size: Option<String>,
