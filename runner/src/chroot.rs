@@ -109,8 +109,9 @@ fn run(
                 Ok(()) => init::become_command(&spec.confinement, &spec.process),
                 Err(error) => error,
             };
+            let code = error.exit_code();
             let _sent = wire::send(&theirs, &Progress::Failed(error), &[]);
-            sys::exit_now(125)
+            sys::exit_now(code)
         }
         Fork::Parent { pidfd, .. } => {
             drop((theirs, streams, entries));

@@ -34,7 +34,10 @@ pub(crate) fn confine(
         .map_err(StartError::step("clear the ambient capabilities"))?;
 
     let for_filter = for_filter(confinement)?;
-    if for_filter.is_empty() && !confinement.no_new_privileges && confinement.seccomp == Seccomp::Default {
+    if for_filter.is_empty()
+        && !confinement.no_new_privileges
+        && confinement.seccomp == Seccomp::Default
+    {
         note("no system call filter but that of the container around".to_owned());
     }
     let keep = granted(confinement, user)? | for_filter;
@@ -82,15 +85,19 @@ fn granted(confinement: &Confinement, user: &User) -> Result<CapabilitySet, Star
 
 /// What [`filter`] needs.
 fn for_filter(confinement: &Confinement) -> Result<CapabilitySet, StartError> {
-    Ok(match (&confinement.seccomp, confinement.no_new_privileges) {
-        (Seccomp::Unconfined, _) | (_, true) => CapabilitySet::empty(),
-        _ => CapabilitySet::SYS_ADMIN & permitted()?,
-    })
+    Ok(
+        match (&confinement.seccomp, confinement.no_new_privileges) {
+            (Seccomp::Unconfined, _) | (_, true) => CapabilitySet::empty(),
+            _ => CapabilitySet::SYS_ADMIN & permitted()?,
+        },
+    )
 }
 
 fn permitted() -> Result<CapabilitySet, StartError> {
     let sets = rustix::thread::capabilities(None);
-    Ok(sets.map_err(StartError::step("read the capabilities"))?.permitted)
+    Ok(sets
+        .map_err(StartError::step("read the capabilities"))?
+        .permitted)
 }
 
 fn set_capabilities(keep: CapabilitySet) -> Result<(), StartError> {

@@ -114,7 +114,11 @@ fn expected(interface: &str) -> BTreeMap<u32, i64> {
 /// Every number of each interface, as `testdata/seccomp/<interface>.txt` says: refused ones with the error, all others let through.
 fn every_system_call(world: &World) -> Result<(), String> {
     for interface in interfaces() {
-        let expected = expected(interface);
+        let mut expected = expected(interface);
+        if !world.many_ids() && interface == "native" {
+            // With a single id it succeeds without effect: see `owners`.
+            expected.insert(u32::try_from(libc::SYS_setgroups).unwrap(), 0);
+        }
         let questions = numbers(interface);
         for ((_, number, _), answer) in questions.iter().zip(ask(world, &questions, |_| {})) {
             let expect = match number {
