@@ -1,28 +1,39 @@
-//! Blobs on their way in (distribution-spec end-2): resumed after a cut, never longer than announced.
+//! Blobs on their way in (distribution-spec end-2): resumed after a cut, never longer than announced, large ones in several
+//! segments at once.
+//!
+//! ```text
+//! first segment ─ 200 ─► the whole blob by this connection
+//!       └ 206 ─► given out ◄─ next ◄─ next ◄─ next      read ahead, each by a task of its own ([`span`])
+//! ```
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
-use reqwest::header::RANGE;
 use reqwest::{Method, StatusCode};
 use store::oci::{Descriptor, Digest, Reference};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::Client;
 use crate::auth::bearer::Scope;
 use crate::error::{ClientError, causes};
-use crate::headers;
 use crate::progress::Progress;
-use crate::registry::{Attempts, Registry};
-use crate::transport::{Answer, Call};
+use crate::registry::Registry;
+use crate::transport::Call;
 
-/// After this much progress a cut counts as the first again, so that attempts stay bounded by the blob's size.
-const PROGRESS_BYTES: u64 = 1024 * 1024;
+mod span;
+
+use span::Span;
 
 /// Pieces that wait between the network and a blocking reader.
 const PIECES_WAITING: usize = 8;
+
+/// Pieces of a segment that wait for their turn: at the size in which TLS gives them out, a whole segment.
+const PIECES_AHEAD: usize = 512;
+
+/// Blobs of at least so many segments are read several segments at a time.
+const SEGMENTS_MIN: u64 = 4;
 
 impl Client {
     /// The size of a blob that a repository has; `None` where it has none.
@@ -42,9 +53,8 @@ impl Client {
         reference: &Reference,
         descriptor: &Descriptor,
     ) -> Result<BlobStream, ClientError> {
-        let mut stream = self.blob_stream(reference, descriptor).await?;
-        stream.connect().await?;
-        Ok(stream)
+        let span = self.span(reference, descriptor).await?;
+        BlobStream::open(span, self).await
     }
 
     /// A blob from `offset` on; nothing is asked for before the first piece is.
@@ -54,10 +64,9 @@ impl Client {
         descriptor: &Descriptor,
         offset: u64,
     ) -> Result<BlobStream, ClientError> {
-        let mut stream = self.blob_stream(reference, descriptor).await?;
-        stream.offset = offset;
-        stream.counted_from = offset;
-        Ok(stream)
+        let span = self.span(reference, descriptor).await?;
+        let rest = span.from(offset, descriptor.size);
+        Ok(BlobStream::one(rest, self))
     }
 
     /// A blob as a blocking reader, fed by a task of the current runtime; at most a few pieces wait in memory. Errors of
@@ -122,25 +131,14 @@ impl Client {
         Ok(())
     }
 
-    async fn blob_stream(
+    async fn span(
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
-    ) -> Result<BlobStream, ClientError> {
+    ) -> Result<Span, ClientError> {
         let mut places: VecDeque<_> = self.to_read(reference).await?.into();
         let (registry, there) = places.pop_front().expect("every reference has a home");
-        Ok(BlobStream {
-            digest: descriptor.digest,
-            size: descriptor.size,
-            attempts: registry.attempts(),
-            registry,
-            repository: there.repository().to_owned(),
-            places,
-            offset: 0,
-            counted_from: 0,
-            skip: 0,
-            answer: None,
-        })
+        Ok(Span::whole(descriptor, registry, &there, places))
     }
 }
 
@@ -187,141 +185,173 @@ async fn blob_size_once(
 }
 
 /// A blob's bytes as they come, whatever connections they take.
+///
+/// Of a large blob several segments are under way at once where the registry answers ranges. That only saves time: whatever
+/// goes wrong with those ahead, the blob is read on by one connection from where it stands.
 pub struct BlobStream {
-    digest: Digest,
-    size: u64,
-    registry: Arc<Registry>,
-    repository: String,
-    attempts: Attempts,
-    /// Where else it can be had.
-    places: VecDeque<(Arc<Registry>, Reference)>,
-    /// Bytes given out.
+    now: Now,
+    /// Segments that come after it, in order.
+    ahead: VecDeque<Ahead>,
+    /// Where what nobody reads yet begins.
+    next: u64,
+    /// Where what was given out ends.
     offset: u64,
-    /// What `offset` was when attempts were last counted anew.
-    counted_from: u64,
-    /// Bytes of the current answer that were given out before: the server took no notice of Range.
-    skip: u64,
-    answer: Option<Answer>,
+    segments: Arc<Semaphore>,
+    segment_bytes: u64,
+    segments_max: usize,
+    /// To begin another segment with.
+    template: Span,
+}
+
+/// What is given out at the moment.
+enum Now {
+    Span(Box<Span>),
+    Ahead(Ahead),
+}
+
+/// A segment that a task reads.
+struct Ahead {
+    pieces: mpsc::Receiver<Result<Bytes, ClientError>>,
+    /// Bytes of it that did not come yet.
+    remaining: u64,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl std::fmt::Debug for BlobStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BlobStream")
-            .field("digest", &self.digest)
+            .field("digest", &self.template.digest)
             .field("offset", &self.offset)
-            .field("size", &self.size)
+            .field("size", &self.template.size)
             .finish_non_exhaustive()
     }
 }
 
 impl BlobStream {
+    /// What a span reads, connected or not; more only where it is not the end of the blob.
+    fn one(span: Span, client: &Client) -> BlobStream {
+        BlobStream {
+            next: span.end,
+            offset: span.offset,
+            template: span.from(span.offset, span.size),
+            now: Now::Span(Box::new(span)),
+            ahead: VecDeque::new(),
+            segments: Arc::clone(&client.shared.segments),
+            segment_bytes: client.options().segment_bytes.max(1),
+            segments_max: client.options().segments,
+        }
+    }
+
+    /// Connects: the first answer tells whether there are ranges.
+    async fn open(mut span: Span, client: &Client) -> Result<BlobStream, ClientError> {
+        let options = client.options();
+        let (size, segment_bytes) = (span.size, options.segment_bytes.max(1));
+        let is_large = options.segments > 1 && size / segment_bytes >= SEGMENTS_MIN;
+        if is_large {
+            span.end = segment_bytes;
+        }
+        span.connect().await?;
+        if !span.is_range() {
+            span.end = size;
+        }
+        let mut stream = BlobStream::one(span, client);
+        stream.look_ahead();
+        Ok(stream)
+    }
+
     /// The next piece; `None` after exactly the descriptor's size.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
-        while self.offset < self.size {
-            let answer = match self.answer.as_mut() {
-                Some(answer) => answer,
-                None => self.connect().await?,
-            };
-            let line = answer.line.clone();
-            let error = match answer.chunk().await {
-                Ok(Some(piece)) => match self.take(piece) {
-                    Some(piece) => return Ok(Some(piece)),
-                    None => continue,
-                },
-                Ok(None) => ClientError::Cut {
-                    request: line,
-                    reason: format!("it ended after {} of {} bytes", self.offset, self.size),
-                },
-                Err(error) => error,
-            };
-            self.answer = None;
-            if self.offset - self.counted_from >= PROGRESS_BYTES {
-                self.counted_from = self.offset;
-                self.attempts.reset();
-            }
-            self.go_on(error).await?;
-        }
-        Ok(None)
-    }
-
-    /// After a failure: whether there is another attempt here, or another place.
-    async fn go_on(&mut self, error: ClientError) -> Result<(), ClientError> {
-        if self.attempts.again(&error).await {
-            return Ok(());
-        }
-        let Some((registry, there)) = self.places.pop_front() else {
-            return Err(error);
-        };
-        self.registry.passed_over(&error);
-        self.attempts = registry.attempts();
-        self.registry = registry;
-        self.repository = there.repository().to_owned();
-        Ok(())
-    }
-
-    /// The new part of a piece, within the size.
-    fn take(&mut self, mut piece: Bytes) -> Option<Bytes> {
-        let old = usize::try_from(self.skip).map_or(piece.len(), |skip| skip.min(piece.len()));
-        piece.advance(old);
-        self.skip -= old as u64;
-        let room = usize::try_from(self.size - self.offset).unwrap_or(usize::MAX);
-        piece.truncate(room);
-        self.offset += piece.len() as u64;
-        (!piece.is_empty()).then_some(piece)
-    }
-
-    /// Asks for what is left, as often as the policy allows.
-    async fn connect(&mut self) -> Result<&mut Answer, ClientError> {
         loop {
-            match self.connect_once().await {
-                Ok(answer) => return Ok(self.answer.insert(answer)),
-                Err(error) => self.go_on(error).await?,
+            let came = match &mut self.now {
+                Now::Span(span) => span.next().await?,
+                Now::Ahead(ahead) => match ahead.next().await {
+                    Ok(piece) => piece,
+                    Err(error) => {
+                        tracing::debug!(%error, "no more segments at once");
+                        self.ahead.clear();
+                        self.next = self.template.size;
+                        let rest = self.template.from(self.offset, self.template.size);
+                        self.now = Now::Span(Box::new(rest));
+                        continue;
+                    }
+                },
+            };
+            if let Some(piece) = came {
+                self.offset += piece.len() as u64;
+                return Ok(Some(piece));
             }
+            self.now = match self.ahead.pop_front() {
+                Some(ahead) => Now::Ahead(ahead),
+                None if self.next == self.template.size => return Ok(None),
+                // Other blobs have all the slots.
+                None => {
+                    let first = self.next;
+                    self.next = self.segment_end(first);
+                    Now::Span(Box::new(self.template.from(first, self.next)))
+                }
+            };
+            self.look_ahead();
         }
     }
 
-    async fn connect_once(&mut self) -> Result<Answer, ClientError> {
-        let path = blob_path(&self.repository, &self.digest);
-        let mut call = Call::get(self.registry.url(&path).await?);
-        if self.offset > 0 {
-            call = call.header(RANGE, &format!("bytes={}-", self.offset));
+    /// Begins segments, as many as may be under way.
+    fn look_ahead(&mut self) {
+        while self.next < self.template.size && self.ahead.len() + 1 < self.segments_max {
+            let Ok(slot) = Arc::clone(&self.segments).try_acquire_owned() else {
+                return;
+            };
+            let first = self.next;
+            self.next = self.segment_end(first);
+            let span = self.template.range(first, self.next);
+            self.ahead.push_back(Ahead::start(span, slot));
         }
-        let scopes = [Scope::pull(&self.repository)];
-        let answer = self.registry.send(&scopes, &call).await?;
-        match answer.status() {
-            StatusCode::OK => {
-                self.skip = self.offset;
-                match answer.content_length() {
-                    Some(length) if length != self.size => Err(ClientError::SizeMismatch {
-                        request: answer.line.clone(),
-                        expected: self.size,
-                        actual: length,
-                    }),
-                    _ => Ok(answer),
+    }
+
+    fn segment_end(&self, first: u64) -> u64 {
+        let end = first.saturating_add(self.segment_bytes);
+        end.min(self.template.size)
+    }
+}
+
+impl Ahead {
+    fn start(mut span: Span, slot: OwnedSemaphorePermit) -> Ahead {
+        let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let remaining = span.end - span.offset;
+        tokio::spawn(async move {
+            let reading = async {
+                loop {
+                    let came = span.next().await.transpose();
+                    let Some(came) = came else { return };
+                    let failed = came.is_err();
+                    if sender.send(came).await.is_err() || failed {
+                        return;
+                    }
                 }
+            };
+            tokio::select! {
+                () = reading => {}
+                // Nobody reads any more.
+                () = sender.closed() => {}
             }
-            StatusCode::PARTIAL_CONTENT if self.offset > 0 => {
-                self.skip = 0;
-                let range = answer
-                    .header("content-range")
-                    .and_then(headers::content_range);
-                let right = range.is_some_and(|range| {
-                    range.first == self.offset
-                        && range.last < self.size
-                        && range.total.is_none_or(|total| total == self.size)
-                });
-                if right {
-                    return Ok(answer);
-                }
-                Err(ClientError::bad_answer(
-                    &answer.line,
-                    format!("the answer is not the range from byte {}", self.offset),
-                ))
+        });
+        Ahead {
+            pieces,
+            remaining,
+            _slot: slot,
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        match self.pieces.recv().await.transpose()? {
+            Some(piece) => {
+                self.remaining = self.remaining.saturating_sub(piece.len() as u64);
+                Ok(Some(piece))
             }
-            _ => {
-                let answer = answer.expect(&[]).await;
-                Err(answer.expect_err("no status is expected"))
-            }
+            None if self.remaining == 0 => Ok(None),
+            None => Err(ClientError::Setup {
+                what: "a segment".to_owned(),
+                reason: "its task has ended".to_owned(),
+            }),
         }
     }
 }

@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::StatusCode;
+use tokio::sync::Semaphore;
 
 pub mod auth;
 mod blobs;
@@ -89,6 +90,8 @@ type Registries = BTreeMap<(Arc<Host>, bool), Arc<Registry>>;
 struct Shared {
     transport: Arc<Transport>,
     registries: Mutex<Registries>,
+    /// Segments that may be read ahead.
+    segments: Arc<Semaphore>,
 }
 
 impl Client {
@@ -108,6 +111,7 @@ impl Client {
             shared: Arc::new(Shared {
                 transport: Arc::new(Transport::new(Arc::new(options))),
                 registries: Mutex::default(),
+                segments: Arc::new(Semaphore::new(options::SEGMENTS_AHEAD_MAX)),
             }),
         })
     }

@@ -11,6 +11,9 @@ use crate::hosts::Hosts;
 use crate::transport::retry::{Clock, RetryPolicy, SystemClock};
 use crate::transport::target::{host_of, is_loopback};
 
+/// Most segments that all downloads of a client together read ahead.
+pub const SEGMENTS_AHEAD_MAX: usize = 12;
+
 /// What a client trusts, whom it is, and how patient it is.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -38,6 +41,10 @@ pub struct Options {
     pub retry: RetryPolicy,
     /// Blobs that are pushed or pulled at once.
     pub parallel: usize,
+    /// Segments of a large blob that are downloaded at once; 1 for one after the other.
+    pub segments: usize,
+    /// Bytes of a segment. What waits in memory is at most [`SEGMENTS_AHEAD_MAX`] of them, whatever is downloaded.
+    pub segment_bytes: u64,
     /// Bytes of one chunk, where an upload is chunked; a server may ask for more.
     pub chunk_bytes: u64,
     /// Time, replaced in tests.
@@ -58,6 +65,8 @@ impl Default for Options {
             timeouts: Timeouts::default(),
             retry: RetryPolicy::default(),
             parallel: 4,
+            segments: 4,
+            segment_bytes: 4 * 1024 * 1024,
             chunk_bytes: 16 * 1024 * 1024,
             clock: Arc::new(SystemClock),
         }

@@ -9,6 +9,7 @@
 //! | [`helpers`] | credential helpers |
 //! | [`hostile_pull`], [`hostile_push`] | a server that breaks the protocol in every way we could think of |
 //! | [`mirrors`] | mirrors and other places, as the files of other tools say |
+//! | [`segments`] | large blobs, by several ranges at once |
 //! | [`tokens`] | a token server, and other hosts that must see no credential |
 
 #![allow(clippy::unwrap_used, reason = "a test that fails shall say where")]
@@ -21,6 +22,7 @@ mod helpers;
 mod hostile_pull;
 mod hostile_push;
 mod mirrors;
+mod segments;
 mod support;
 mod tokens;
 mod wire;
