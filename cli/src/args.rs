@@ -21,6 +21,7 @@ mod registry;
 mod remote;
 mod space;
 mod steps;
+pub mod words;
 
 pub use cache::{CacheCommand, CacheLsArgs, CacheRmArgs};
 pub use call::{Call, Format, Method};
@@ -127,7 +128,7 @@ pub enum Command {
     /// List images
     #[command(visible_alias = "ls")]
     Images(ImagesArgs),
-    /// Show what is known of images, as a JSON array
+    /// Show what is known of containers, images and volumes, as a JSON array
     Inspect(InspectArgs),
     /// Give an image another name
     Tag(TagArgs),
@@ -232,7 +233,10 @@ docs/reference/remote.md has crane's, skopeo's and regctl's commands beside thes
     /// Make an image of the tar of a root file system
     Import(ImportArgs),
     /// All containers at once
-    #[command(subcommand, after_help = "Example:\n  longshore container prune")]
+    #[command(
+        subcommand,
+        after_help = "The commands on single containers may be spelled so, too: `container ls` is `ps`.\n\nExample:\n  longshore container prune"
+    )]
     Container(ContainerCommand),
     /// Directories that outlive containers
     #[command(subcommand, after_help = "Example:\n  longshore volume ls")]
@@ -483,12 +487,33 @@ pub struct ImagesArgs {
 
 /// `longshore inspect`.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
+  longshore inspect -f '{{.State.Status}}' web
   longshore inspect web | jq -r '.[0].Config.Env[]'")]
 pub struct InspectArgs {
+    /// Print what a template makes of each, such as '{{.State.Status}}', or `json`
+    #[arg(short, long, value_name = "TEMPLATE")]
+    pub format: Option<String>,
+    /// Add a container's size: SizeRw and SizeRootFs
+    #[arg(short, long)]
+    pub size: bool,
+    /// What it is: container, image or volume [default: the first of these that has the name]
+    #[arg(long = "type", value_name = "TYPE", hide_possible_values = true)]
+    pub kind: Option<InspectKind>,
     /// Names or IDs
-    #[arg(value_name = "IMAGE", required = true)]
-    pub images: Vec<String>,
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+}
+
+/// What is inspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InspectKind {
+    /// A container.
+    Container,
+    /// An image.
+    Image,
+    /// A volume.
+    Volume,
 }
 
 /// `longshore tag`.

@@ -26,6 +26,7 @@ mod networks;
 mod quantity;
 mod ui;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -33,16 +34,17 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::args::{Cli, LogLevel};
+use crate::args::{Cli, LogLevel, words};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 
 fn main() -> ExitCode {
     // A sandbox's helper is this program again: nothing may come before this line.
     runner::reexec_if_child();
-    let cli = match Cli::try_parse() {
+    let arguments = words::in_own_words(std::env::args_os().collect());
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return misread(&error),
+        Err(error) => return misread(&error, &arguments),
     };
     exit_with_a_code_of_our_own_on_panic();
     let is_root = rustix::process::geteuid().is_root();
@@ -69,15 +71,12 @@ fn main() -> ExitCode {
 
 /// Prints why the command line makes no sense, or the help that was asked for. As docker's, `run` ends with 125 whatever keeps
 /// it from starting a container: its other codes are the container's.
-fn misread(error: &clap::Error) -> ExitCode {
+fn misread(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     let _printed = error.print();
-    let runs = std::env::args_os().skip(1).find(|word| {
-        let word = word.to_string_lossy();
-        !word.starts_with('-')
-    });
+    let command = words::command_at(arguments).map(|at| &arguments[at]);
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
-        _ if runs.is_some_and(|word| word == "run") => ExitCode::from(Kind::Run.exit_code()),
+        _ if command.is_some_and(|word| word == "run") => ExitCode::from(Kind::Run.exit_code()),
         code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
     }
 }

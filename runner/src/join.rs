@@ -89,14 +89,11 @@ pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), Sta
     // view of the host.
     enter(&process_1, ThreadNameSpaceType::PROCESS_ID)?;
 
-    let users = match user_namespace("self").ok() == user_namespace(&pid.to_string()).ok() {
-        true => ThreadNameSpaceType::empty(),
-        false => ThreadNameSpaceType::USER,
-    };
+    let others = others(pid);
     let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
     match sys::fork(0, None).map_err(StartError::step("fork in the container"))? {
         Fork::Child => {
-            let error = become_process(&spec, &process_1, users, streams, &theirs, cgroups);
+            let error = become_process(&spec, &process_1, others, streams, &theirs, cgroups);
             let code = error.exit_code();
             let _sent = wire::send(&theirs, &Progress::Failed(error), &[]);
             sys::exit_now(code);
@@ -113,12 +110,12 @@ pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), Sta
 fn become_process(
     spec: &JoinSpec,
     process_1: &OwnedFd,
-    users: ThreadNameSpaceType,
+    others: ThreadNameSpaceType,
     streams: [OwnedFd; 3],
     report: &OwnedFd,
     cgroups: Vec<File>,
 ) -> StartError {
-    match prepare(spec, process_1, users, streams, report, cgroups) {
+    match prepare(spec, process_1, others, streams, report, cgroups) {
         Ok(()) => init::become_command(&spec.confinement, &spec.process),
         Err(error) => error,
     }
@@ -132,7 +129,7 @@ fn enter(process_1: &OwnedFd, namespaces: ThreadNameSpaceType) -> Result<(), Sta
 fn prepare(
     spec: &JoinSpec,
     process_1: &OwnedFd,
-    users: ThreadNameSpaceType,
+    others: ThreadNameSpaceType,
     streams: [OwnedFd; 3],
     report: &OwnedFd,
     cgroups: Vec<File>,
@@ -144,16 +141,8 @@ fn prepare(
             .map_err(StartError::step("enter the control group"))?;
     }
     // All at once: its user namespace, if it has one of its own, is what gives the right to the others.
-    enter(
-        process_1,
-        users
-            | ThreadNameSpaceType::MOUNT
-            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-            | ThreadNameSpaceType::NETWORK
-            | ThreadNameSpaceType::CONTROL_GROUP,
-    )?;
-    if !users.is_empty() {
+    enter(process_1, others)?;
+    if others.contains(ThreadNameSpaceType::USER) {
         // Until now it is nobody in there, though with all rights.
         become_root().map_err(StartError::step("become root of the container"))?;
     }
@@ -208,6 +197,27 @@ fn become_root() -> rustix::io::Result<()> {
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+}
+
+/// The namespaces of a process that are not this one's, but that of processes. Who is in one already need not enter it, and an
+/// ordinary user may not: the host's network belongs to the host.
+fn others(pid: u32) -> ThreadNameSpaceType {
+    const NAMES: [(&str, ThreadNameSpaceType); 6] = [
+        ("user", ThreadNameSpaceType::USER),
+        ("mnt", ThreadNameSpaceType::MOUNT),
+        ("ipc", ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
+        ("uts", ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
+        ("net", ThreadNameSpaceType::NETWORK),
+        ("cgroup", ThreadNameSpaceType::CONTROL_GROUP),
+    ];
+    let is_other = |name: &str| {
+        let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).ok();
+        of("self") != of(&pid.to_string())
+    };
+    NAMES
+        .into_iter()
+        .filter(|(name, _)| is_other(name))
+        .fold(ThreadNameSpaceType::empty(), |all, (_, one)| all | one)
 }
 
 /// Which user namespace a process is in.

@@ -204,6 +204,65 @@ pub(crate) fn reset_signals() {
     set_signal_mask(&SignalSet::EMPTY);
 }
 
+/// Memory of this program that is read from a file, and that nobody can write to or has written to.
+#[derive(Debug)]
+pub(crate) struct FilePages {
+    start: usize,
+    length: usize,
+}
+
+impl FilePages {
+    /// All that there are of a kind that this process maps now.
+    pub(crate) fn all() -> Vec<Self> {
+        Self::of(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default())
+    }
+
+    fn of(smaps: &str) -> Vec<Self> {
+        let mut found = Vec::new();
+        let mut mapping = None;
+        for line in smaps.lines() {
+            let mut fields = line.split_ascii_whitespace();
+            let (Some(first), Some(second)) = (fields.next(), fields.next()) else {
+                continue;
+            };
+            // `start-end permissions offset device inode path`, then lines of `Key: value`.
+            if let Some((start, end)) = first.split_once('-') {
+                let address = |text| usize::from_str_radix(text, 16).ok();
+                let is_read_only = second.as_bytes().get(1) == Some(&b'-') && second.ends_with('p');
+                let is_file = fields.nth(3).is_some_and(|path| path.starts_with('/'));
+                let range = address(start).zip(address(end));
+                mapping = range.filter(|_| is_read_only && is_file);
+            } else if first == "Anonymous:"
+                && second == "0"
+                && let Some((start, end)) = mapping.take()
+            {
+                found.push(Self {
+                    start,
+                    length: end - start,
+                });
+            }
+        }
+        found
+    }
+
+    /// Lets go of it: what is touched again is read again, from the kernel's cache as long as that has it.
+    pub(crate) fn let_go(&self) {
+        let start = ptr::without_provenance_mut(self.start);
+        // SAFETY: a private mapping of a file that is not writable and had no page of its own when it was found, so that it
+        // never has one: what is read from it later is what was there before.
+        unsafe { libc::madvise(start, self.length, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Gives memory back that was allocated and freed.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: has no requirements.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// A set of signals; bit `n - 1` is signal `n`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SignalSet(u64);
@@ -393,5 +452,41 @@ fn check(result: c_long) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_nobody_wrote_to() {
+        let smaps = "\
+1000-3000 r-xp 00001000 08:01 7 /bin/program
+Rss: 8 kB
+Anonymous: 0 kB
+3000-4000 r--p 00003000 08:01 7 /bin/program
+Anonymous: 4 kB
+4000-5000 rw-p 00004000 08:01 7 /bin/program
+Anonymous: 0 kB
+5000-6000 r--s 00000000 08:01 9 /shared
+Anonymous: 0 kB
+6000-7000 r-xp 00000000 00:00 0 [vdso]
+Anonymous: 0 kB
+7000-8000 r--p 00000000 00:00 0
+Anonymous: 0 kB
+";
+        let found = FilePages::of(smaps);
+        let found: Vec<(usize, usize)> = found.iter().map(|p| (p.start, p.length)).collect();
+        assert_eq!(found, [(0x1000, 0x2000)]);
+    }
+
+    #[test]
+    fn what_was_let_go_of_is_there_again() {
+        let pages = FilePages::all();
+        assert!(!pages.is_empty());
+        pages.iter().for_each(FilePages::let_go);
+        trim_heap();
+        assert_eq!(FilePages::all().len(), pages.len());
     }
 }

@@ -30,7 +30,7 @@ pub mod ports;
 pub mod ps;
 mod record;
 pub mod run;
-mod template;
+pub mod template;
 pub mod volume;
 mod watch;
 

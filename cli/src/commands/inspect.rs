@@ -1,4 +1,4 @@
-//! `inspect` and `history`: what is known of an image.
+//! `inspect` and `history`: what is known of an image, and of all else that has a name.
 
 use std::process::ExitCode;
 
@@ -8,12 +8,13 @@ use store::containers::ContainerError;
 use store::images::ImageRow;
 use store::oci::{DiffId, History, Reference};
 
-use super::container::look;
+use super::container::template::Format;
+use super::container::{look, volume};
 use super::images::created;
 use super::{find_image, now};
-use crate::args::{ImageHistoryArgs, InspectArgs, ListFormat};
+use crate::args::{ImageHistoryArgs, InspectArgs, InspectKind, ListFormat};
 use crate::context::Context;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::ui::human;
 use crate::ui::table::table;
 
@@ -22,8 +23,31 @@ const STEP_CHARS_MAX: usize = 45;
 
 /// `longshore inspect`. What is not found does not keep the rest from being shown.
 pub fn inspect(context: &Context, args: &InspectArgs) -> Result<ExitCode, CliError> {
+    let format = args.format.as_deref().map(Format::parse).transpose()?;
     let store = context.store()?;
-    each(context, &args.images, |text| describe_any(&store, text))
+    let describe = |text: &str| match args.kind {
+        None => describe_any(&store, text, args.size),
+        Some(InspectKind::Container) => look::describe(&store, text, args.size),
+        Some(InspectKind::Image) => describe(&store, text),
+        Some(InspectKind::Volume) => volume::describe(&store, text),
+    };
+    let template = match format {
+        None | Some(Format::Table) => return each(context, &args.names, describe),
+        Some(Format::Json) => None,
+        Some(Format::Template(template)) => Some(template),
+    };
+    let mut code = ExitCode::SUCCESS;
+    for name in &args.names {
+        let printed = describe(name).and_then(|value| match &template {
+            None => context.ui.json_line(&value),
+            Some(template) => context.ui.data(template.render(&[value])?),
+        });
+        if let Err(error) = printed {
+            context.ui.error(&error);
+            code = ExitCode::from(&error);
+        }
+    }
+    Ok(code)
 }
 
 /// Prints what `describe` makes of each name, in one JSON array. What is not found does not keep the rest from being shown.
@@ -46,11 +70,15 @@ pub(super) fn each(
     Ok(code)
 }
 
-/// As docker: a container if there is one, else an image.
-fn describe_any(store: &Store, text: &str) -> Result<Value, CliError> {
+/// As docker: a container if there is one, else an image, else a volume.
+fn describe_any(store: &Store, text: &str, size: bool) -> Result<Value, CliError> {
     match store.find_container(text) {
-        Err(ContainerError::Unknown { .. }) => describe(store, text),
-        _ => look::describe(store, text),
+        Err(ContainerError::Unknown { .. }) => {}
+        _ => return look::describe(store, text, size),
+    }
+    match describe(store, text) {
+        Err(error) if error.kind == Kind::Input => volume::describe(store, text).map_err(|_| error),
+        described => described,
     }
 }
 

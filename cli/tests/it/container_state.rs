@@ -283,3 +283,125 @@ fn images_are_changed_on_the_way() {
     ship.run(&["run", "--rm", "--platform", "linux/amd64", "flat"])
         .fails(125, "is for linux/arm64, not for linux/amd64");
 }
+
+/// What is resident of a process, in KiB.
+fn resident(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
+    let number = line.and_then(|text| text.split_whitespace().next());
+    number.unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_supervisor_is_small() {
+    // As it is delivered; a program with its checks and without optimisations has more to relocate.
+    let kib_max = match cfg!(debug_assertions) {
+        false => 3 << 10,
+        true => 5 << 10,
+    };
+    let ship = Ship::new();
+    let script = "head -c 5000000 /dev/zero | tr '\\0' x; exec sleep 1000";
+    let health = ["--health-cmd", "true", "--health-interval", "1h"];
+    ship.detached("box", &health, &["sh", "-c", script]);
+    let supervisor = ship.supervisor("box");
+    // It answers, and has printed much; a moment after each answer it lets go of what that took.
+    for _ in 0..100 {
+        ship.ok(&["exec", "box", "true"]);
+        ship.ok(&["top", "box"]);
+        if resident(supervisor) <= kib_max {
+            return;
+        }
+    }
+    let text = std::fs::read_to_string(format!("/proc/{supervisor}/status")).unwrap();
+    panic!(
+        "{} KiB are more than {kib_max}: {text}",
+        resident(supervisor)
+    );
+}
+
+#[test]
+fn many_containers_come_up_together() {
+    // All 200 that there are to be are tried by hand: `LONGSHORE_TEST_CONTAINERS=200`.
+    let count = std::env::var("LONGSHORE_TEST_CONTAINERS");
+    let count: usize = count.map_or(16, |text| text.parse().unwrap());
+    let ship = Ship::new();
+    let start = |number: usize| {
+        let name = format!("box{number}");
+        let arguments = ["run", "-d", "--name", &name, "busybox", "sleep", "1000"];
+        let mut command = ship.0.command(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let started: Vec<_> = (0..count).map(start).collect();
+    for child in started {
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+    }
+    let running = ship.ok(&["ps", "-q", "--filter", "status=running"]);
+    assert_eq!(running.lines().count(), count);
+    for number in [0, count / 2, count - 1] {
+        ship.ok(&["exec", &format!("box{number}"), "true"]);
+    }
+    let all: Vec<&str> = running.lines().collect();
+    ship.ok(&[&["rm", "-f"], &all[..]].concat());
+    assert_eq!(ship.ok(&["ps", "-aq"]), "");
+}
+
+#[test]
+fn what_inspect_shows_can_be_chosen() {
+    let ship = Ship::new();
+    let flags = ["-e", "A=b", "--label", "x.y=z", "-v", "kept:/kept"];
+    ship.detached("box", &flags, &["sleep", "1000"]);
+    let check = |template: &str, expected: &str| {
+        assert_eq!(
+            ship.ok(&["inspect", "-f", template, "box"]),
+            expected,
+            "{template}"
+        );
+    };
+    check("{{.State.Running}} {{.Name}}", "true /box");
+    check("{{index .Config.Labels \"x.y\"}}", "z");
+    check(
+        "{{range .Mounts}}{{.Type}}:{{.Destination}}{{end}}",
+        "volume:/kept",
+    );
+    check("{{if .State.Paused}}still{{else}}moves{{end}}", "moves");
+    check("{{json .Config.Cmd}}", "[\"sleep\",\"1000\"]");
+    check("{{.Path}} {{.Args}}", "sleep [1000]");
+    check("{{len .Config.Env}}", "2");
+    ship.run(&["inspect", "-f", "{{.No}}", "box"])
+        .fails(2, "no field `No`");
+    ship.run(&["inspect", "-f", "{{template \"x\"}}", "box"])
+        .fails(2, "`template` is not supported");
+    assert_eq!(ship.ok(&["inspect", "-f", "{{.Os}}", "busybox"]), "linux");
+    // Which of several is told by a type.
+    ship.ok(&["tag", "busybox", "box"]);
+    check("{{.Name}}", "/box");
+    let image = [
+        "inspect",
+        "--type",
+        "image",
+        "-f",
+        "{{index .RepoTags 0}}",
+        "box",
+    ];
+    assert_eq!(ship.ok(&image), "box:latest");
+    ship.run(&["inspect", "--type", "container", "busybox"])
+        .fails(1, "no such container: `busybox`");
+    let volume = ["inspect", "--type", "volume", "-f", "{{.Name}}", "kept"];
+    assert_eq!(ship.ok(&volume), "kept");
+    assert_eq!(
+        ship.ok(&["container", "inspect", "-f", "{{.Name}}", "box"]),
+        "/box"
+    );
+    assert_eq!(
+        ship.ok(&["container", "ls", "--format", "{{.Names}}"]),
+        "box"
+    );
+    assert_eq!(ship.ok(&["container", "exec", "box", "echo", "x"]), "x");
+    ship.run(&["container", "build", "."])
+        .fails(2, "unrecognized subcommand 'build'");
+    let sized = ship.ok(&["inspect", "-s", "-f", "{{gt .SizeRootFs 0}}", "box"]);
+    assert_eq!(sized, "true");
+}

@@ -190,3 +190,71 @@ fn a_file_that_its_user_cannot_read_is_named() {
     std::fs::write(context.join(".dockerignore"), "locked\n").unwrap();
     user.sh("longshore build ctx").ok();
 }
+
+#[test]
+fn an_ordinary_users_containers() {
+    let user = User::new("lsd");
+    user.give("rootfs.tar", busybox_rootfs());
+    let _ended = Ending(&user);
+    let check = |line: &str, expected: &str| assert_eq!(user.sh(line).ok(), expected, "{line}");
+    user.sh("longshore import -c 'CMD [\"sh\"]' rootfs.tar base")
+        .ok();
+    check("longshore run --rm base id -u", "0");
+    user.sh("longshore run -d --name box -v data:/data base sh -c 'echo out; exec sleep 1000'")
+        .ok();
+    check(
+        "longshore ps --format '{{.Names}} {{.State}}'",
+        "box running",
+    );
+    user.sh("longshore exec box sh -c 'echo 1 > /data/f; chown 5:6 /data/f'")
+        .ok();
+    check("longshore exec box stat -c %u:%g /data/f", "5:6");
+    check("longshore exec -u 5:6 box id -u", "5");
+    check("longshore exec box sh -c 'exit 7' || echo $?", "7");
+    check("longshore top box | grep -c 'sleep 1000'", "1");
+    check("longshore stats --no-stream --format '{{.Name}}'", "box");
+    check("longshore pause box", "box");
+    check(
+        "longshore ps --filter status=paused --format '{{.Names}}'",
+        "box",
+    );
+    check("longshore unpause box", "box");
+    check(
+        "echo typed > in; longshore cp in box:/in; longshore exec box cat /in",
+        "typed",
+    );
+    check(
+        "longshore cp box:/in out; cat out; stat -c %U out",
+        &format!("typed\n{}", user.name),
+    );
+    assert!(user.sh("longshore diff box").ok().contains("A /in"));
+    user.sh("longshore commit -c 'CMD [\"cat\", \"/in\"]' box made")
+        .ok();
+    check("longshore run --rm made", "typed");
+    check("longshore export box | tar -t in", "in");
+    check("longshore stop box", "box");
+    check("longshore logs box", "out");
+    check("longshore inspect -f '{{.State.ExitCode}}' box", "143");
+    check("longshore cp box:/in - | tar -xO", "typed");
+    check(
+        "longshore start box; longshore exec box cat /in",
+        "box\ntyped",
+    );
+    check("longshore kill box; longshore wait box", "box\n137");
+    check("longshore rm -v box; longshore ps -aq", "box");
+    check(
+        "longshore run --rm -v data:/d base stat -c %u:%g /d/f",
+        "5:6",
+    );
+    check("longshore volume rm data; longshore volume ls -q", "data");
+}
+
+/// Removes all containers of a user in the end, also when the test fails.
+struct Ending<'a>(&'a User);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0
+            .sh("for id in $(longshore ps -aq); do longshore rm -fv $id; done");
+    }
+}

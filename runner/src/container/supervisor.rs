@@ -47,6 +47,7 @@ use crate::network::ports;
 use crate::network::proxy::{Inside, Proxy};
 use crate::sandbox::{Sandbox, Stdio, Stream};
 use crate::spec::{Confinement, ProcessSpec, Ulimit};
+use crate::sys::{FilePages, trim_heap};
 use crate::terminal::Signals;
 use crate::wire;
 
@@ -154,6 +155,8 @@ fn begin(starter: &OwnedFd) -> io::Result<Supervisor> {
         first: attachment,
         owner: owned.then_some(0),
         adrift: Vec::new(),
+        pages: FilePages::all(),
+        has_worked: true,
         kept: fds.collect(),
     })
 }
@@ -233,6 +236,10 @@ struct Supervisor {
     owner: Option<u64>,
     /// Processes in the container whose commands have gone.
     adrift: Vec<Sandbox>,
+    /// What of this program is not needed while nothing happens.
+    pages: Vec<FilePages>,
+    /// Whether more of it may be in memory than the copying of streams takes.
+    has_worked: bool,
     /// Locks of who started it, which end with this process.
     kept: Vec<OwnedFd>,
 }
@@ -300,6 +307,19 @@ enum Ready {
     Adrift,
     Check,
     CheckOutput,
+}
+
+impl Ready {
+    /// Whether bytes have to be copied, which may be so very often.
+    fn is_copying(self) -> bool {
+        matches!(
+            self,
+            Ready::Output(_)
+                | Ready::Input
+                | Ready::ConnectionInput(_)
+                | Ready::ConnectionOutput(..)
+        )
+    }
 }
 
 impl Supervisor {
@@ -438,8 +458,14 @@ impl Supervisor {
 
     /// Waits for something, does what is to be done; false when the container has ended for good.
     fn turn(&mut self) -> bool {
+        if std::mem::take(&mut self.has_worked) {
+            // It may be weeks until anything happens.
+            trim_heap();
+            self.pages.iter().for_each(FilePages::let_go);
+        }
         let ready = self.wait();
         for (what, events) in ready {
+            self.has_worked |= !what.is_copying();
             self.react(what, events);
         }
         self.on_time();

@@ -251,8 +251,14 @@ pub fn diff(context: &Context, args: &DiffArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a container has written, in bytes on disk.
+fn space_of(known: &Known) -> Result<u64, CliError> {
+    let mut seen = store::fs::Inodes::new();
+    store::fs::disk_usage(&known.container.upper(), &mut seen).blame(Kind::Environment)
+}
+
 /// A container in the shape of `docker inspect`.
-pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
+pub fn describe(store: &Store, text: &str, size: bool) -> Result<Value, CliError> {
     let known = Known::find(store, text)?;
     let (record, state) = (&known.record, &known.state);
     let argv = record.argv();
@@ -341,6 +347,19 @@ pub fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
             "Labels": record.labels,
         },
     });
+    if size {
+        let written = space_of(&known)?;
+        let mut whole = written;
+        for layer in known.container.layers()? {
+            let layer = store
+                .index()
+                .layer(&layer)
+                .map_err(store::StoreError::from)?;
+            whole += layer.map_or(0, |layer| layer.bytes);
+        }
+        value["SizeRw"] = json!(written);
+        value["SizeRootFs"] = json!(whole);
+    }
     if let Some(health) = &state.health {
         value["State"]["Health"] = json!(health);
     }

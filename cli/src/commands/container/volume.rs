@@ -116,20 +116,25 @@ fn inspect(context: &Context, args: &VolumesArgs) -> Result<ExitCode, CliError> 
     let store = context.store()?;
     let mut found = Vec::new();
     let code = each(context, &args.volumes, |name| {
-        let volume = store.volume(name)?.ok_or_else(|| unknown(name))?;
-        found.push(json!({
-            "CreatedAt": volume.about.created,
-            "Driver": "local",
-            "Labels": volume.about.labels,
-            "Mountpoint": volume.data,
-            "Name": volume.name,
-            "Options": {},
-            "Scope": "local",
-        }));
+        found.push(describe(&store, name)?);
         Ok(None)
     })?;
     context.ui.json_document(&found)?;
     Ok(code)
+}
+
+/// A volume in the shape of `docker volume inspect`.
+pub fn describe(store: &Store, name: &str) -> Result<Value, CliError> {
+    let volume = store.volume(name)?.ok_or_else(|| unknown(name))?;
+    Ok(json!({
+        "CreatedAt": volume.about.created,
+        "Driver": "local",
+        "Labels": volume.about.labels,
+        "Mountpoint": volume.data,
+        "Name": volume.name,
+        "Options": {},
+        "Scope": "local",
+    }))
 }
 
 fn unknown(name: &str) -> CliError {
