@@ -179,8 +179,14 @@ fn unfiltered_on_request(world: &World) -> Result<(), String> {
     let found = answers(&run(&spec).unwrap());
     assert_eq!(found["fsopen"], libc::EFAULT);
     assert_eq!(found["clone3"], libc::E2BIG);
-    assert_eq!(found["keyctl"], 0, "a session keyring of its own");
+    assert_eq!(found["keyctl"], 0);
     assert_ne!(found["userfaultfd"], libc::ENOSYS);
+    let mut spec = world.probe(&["session-keyring"]);
+    spec.confinement.seccomp = Seccomp::Unconfined;
+    let found = answers(&run(&spec).unwrap());
+    let outside = crate::probe::session_keyring();
+    assert!(outside > 0, "{outside}");
+    assert_ne!(i64::from(found["session-keyring"]), outside);
 
     // A capability opens the calls that it is for.
     let mut spec = world.probe(&["fsopen", "unshare", "clone_newns", "keyctl", "bpf"]);

@@ -110,6 +110,10 @@ pub(crate) fn main(names: &[String]) {
             crate::filter::answer(questions);
             continue;
         }
+        if name == "session-keyring" {
+            println!("{name} {}", session_keyring());
+            continue;
+        }
         if name == "ids" {
             let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
             println!("{real} {effective}");
@@ -132,6 +136,15 @@ pub(crate) fn main(names: &[String]) {
 
 fn errno(error: Option<std::io::Error>) -> i32 {
     error.and_then(|error| error.raw_os_error()).unwrap_or(0)
+}
+
+/// The id of this process's session keyring.
+#[allow(unsafe_code, reason = "a system call that no library offers")]
+pub(crate) fn session_keyring() -> libc::c_long {
+    const GET_KEYRING_ID: libc::c_int = 0;
+    const SESSION_KEYRING: libc::c_int = -3;
+    // SAFETY: numbers alone; nothing is made.
+    unsafe { libc::syscall(libc::SYS_keyctl, GET_KEYRING_ID, SESSION_KEYRING, 0) }
 }
 
 #[allow(unsafe_code, reason = "a system call with arguments that do nothing")]
