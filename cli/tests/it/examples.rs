@@ -12,12 +12,12 @@ use crate::interop::Podman;
 use crate::support::{LONGSHORE, Place, Ran, fetch, free_port, signal, tool, workspace};
 
 /// A registry with the Debian base image, and a store, for all examples; in this process, so that it ends with it.
-struct Base {
-    registry: RunningServer,
+pub struct Base {
+    pub registry: RunningServer,
     place: Place,
 }
 
-fn base() -> &'static Base {
+pub fn base() -> &'static Base {
     static BASE: OnceLock<Base> = OnceLock::new();
     BASE.get_or_init(|| {
         let place = Place::at("examples");

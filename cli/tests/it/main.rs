@@ -29,6 +29,7 @@
 //! | [`identity`] | what is part of a key, and what is not |
 //! | [`interop`] | skopeo, umoci, podman, buildah |
 //! | [`rootless`] | an ordinary user |
+//! | [`everywhere`] | plain containers, where namespaces or overlayfs are refused |
 //! | [`examples`] | real software on Debian |
 //! | [`full_disk`] | a full disk in every phase |
 //! | [`help`] | the text of every `--help` |
@@ -55,6 +56,7 @@ mod copy;
 mod debug;
 mod disk;
 mod errors;
+mod everywhere;
 mod examples;
 mod explain;
 mod full_disk;
