@@ -7,6 +7,7 @@
 //! | `registry` | one request to one answer: auth, route table, common headers |
 //! | `blobs`, `uploads`, `manifests`, `tags` | the handlers, by endpoint |
 //! | [`range`] | `Range` and `Content-Range`; pure |
+//! | [`collect`] | garbage, retention, checks and counts, on a storage that is in use |
 //! | [`error`] | error codes, statuses and the JSON envelope, in one table |
 //! | [`auth`] | htpasswd |
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
@@ -20,6 +21,7 @@
 pub mod auth;
 mod blobs;
 pub mod body;
+pub mod collect;
 pub mod error;
 pub mod fixture;
 mod manifests;

@@ -99,6 +99,17 @@ struct Needs {
     subject: Option<Digest>,
 }
 
+impl Needs {
+    /// Everything that has to stay for the manifest, and itself.
+    fn all(&self, manifest: &Digest) -> Vec<Digest> {
+        let mut all = vec![*manifest];
+        all.extend(&self.blobs);
+        all.extend(&self.manifests);
+        all.extend(&self.subject);
+        all
+    }
+}
+
 impl Registry {
     pub(crate) async fn manifest(
         &self,
@@ -206,10 +217,12 @@ impl Registry {
                 if !holds(storage, &target, &place, &condition)? {
                     return Ok(Outcome::Refused);
                 }
+                storage.settle_blobs(&target, &needs.blobs)?;
+                // From here on nothing of it is collected.
+                let _kept = storage.rely_on(&needs.all(manifest.digest()))?;
                 if let Some(missing) = missing(storage, &target, &needs, sparse)? {
                     return Ok(Outcome::Missing(missing));
                 }
-                storage.settle_blobs(&target, &needs.blobs)?;
                 storage.put_manifest(&target, &manifest, needs.subject.as_ref())?;
                 // Of one that is put by its digest the condition speaks, not of its tags.
                 let of_tag = if by_tag {

@@ -22,6 +22,8 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::auth::{Htpasswd, HtpasswdError};
 use crate::body::Body;
+use crate::collect::{CollectRules, collect};
+use crate::error::ErrorChain;
 use crate::registry::{Registry, Rules};
 use crate::sendfile::{Connection, SendQueue};
 use crate::storage::disk::DiskStorage;
@@ -59,6 +61,8 @@ pub struct Config {
     pub durable: bool,
     /// What clients are to show their users, as a `Warning` of every answer; at most [`WARNING_BYTES_MAX`] bytes.
     pub warning: Option<String>,
+    /// How often garbage is collected and by which rules, where the storage can; `None` for never.
+    pub collect: Option<(Duration, CollectRules)>,
     /// What is refused, and when the server gives up waiting.
     pub limits: Limits,
 }
@@ -75,6 +79,7 @@ impl Config {
             sparse_indexes: false,
             durable: true,
             warning: None,
+            collect: None,
             limits: Limits::default(),
         }
     }
@@ -168,6 +173,7 @@ pub struct Server {
     registry: Arc<Registry>,
     tls: Option<TlsAcceptor>,
     limits: Limits,
+    collect: Option<(Duration, CollectRules)>,
 }
 
 impl std::fmt::Debug for Server {
@@ -217,6 +223,7 @@ impl Server {
             registry: Arc::new(registry),
             tls,
             limits: config.limits,
+            collect: config.collect.filter(|_| !config.read_only),
         })
     }
 
@@ -235,6 +242,9 @@ impl Server {
             Arc::clone(&self.registry),
             self.limits.upload_age_max,
         ));
+        if let Some((every, rules)) = self.collect {
+            tasks.spawn(collect_often(Arc::clone(&self.registry), every, rules));
+        }
         let mut shutdown = pin!(shutdown);
         loop {
             let (stream, slot) = tokio::select! {
@@ -299,6 +309,27 @@ async fn purge(registry: Arc<Registry>, age: Duration) {
         {
             Ok(0) | Err(_) => {}
             Ok(count) => tracing::info!(count, "dropped abandoned uploads"),
+        }
+    }
+}
+
+/// Collects garbage, for the first time after `every`: a server that is restarted often has better things to do.
+async fn collect_often(registry: Arc<Registry>, every: Duration, rules: CollectRules) {
+    loop {
+        tokio::time::sleep(every).await;
+        let (storage, rules) = (Arc::clone(&registry.storage), rules.clone());
+        let collected = tokio::task::spawn_blocking(move || {
+            storage
+                .collectable()
+                .map(|storage| collect(storage, &rules))
+        });
+        match collected.await {
+            Ok(Some(Ok(collected))) => tracing::info!(?collected, "collected garbage"),
+            Ok(Some(Err(error))) => {
+                tracing::error!(error = %ErrorChain(&error), "cannot collect garbage");
+            }
+            Ok(None) => return,
+            Err(error) => tracing::error!(%error, "the collection panicked"),
         }
     }
 }

@@ -11,6 +11,7 @@
 //! A blob or manifest is visible in a repository only as a whole, and only after its bytes were hashed:
 //! [`VerifiedUpload`] and [`VerifiedManifest`] cannot be made otherwise.
 
+pub mod collectable;
 pub mod disk;
 pub mod memory;
 pub mod objects;
@@ -228,6 +229,20 @@ impl VerifiedManifest {
     }
 }
 
+/// Held while something is relied on; see [`RegistryStorage::rely_on`].
+#[derive(Debug, Default)]
+pub struct Reliance {
+    /// Locked.
+    _lock: Option<File>,
+}
+
+impl Reliance {
+    /// Lasts as long as a lock on this file.
+    fn holding(lock: File) -> Reliance {
+        Reliance { _lock: Some(lock) }
+    }
+}
+
 /// What must hold of a tag for it to be changed, as `If-Match` and `If-None-Match` say; by default nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TagCondition {
@@ -398,6 +413,15 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
 
     /// Up to `limit` repositories after `last`, ordered by their components.
     fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>>;
+
+    /// Keeps a collection from removing these, and what is linked and put meanwhile, until the result is dropped. Asked
+    /// for before looking whether they are there.
+    fn rely_on(&self, digests: &[Digest]) -> StorageResult<Reliance>;
+
+    /// The storage as one whose garbage can be collected, if it is one.
+    fn collectable(&self) -> Option<&dyn collectable::Collectable> {
+        None
+    }
 
     /// Digests of manifests put with `subject`, in order; some may have been removed since.
     fn referrers(

@@ -13,6 +13,7 @@
 //!     _referrers/<subject alg>/<hex>/<alg>/<hex>/link     (ours) manifests with this subject
 //!   _tmp/                                                 (ours) files before they are published
 //!   _locks/<00..3f>                                       (ours) held by `flock` while a tag changes
+//!   _gc/, _quarantine/                                    (ours) see `collection`
 //! ```
 //!
 //! A link is a text file with a digest. distribution skips what is marked as ours: other file names beside a
@@ -25,23 +26,26 @@
 //! it refers to, and no blob's data is ever half there. Waiting for the disk is what pushes cost, so it is done
 //! where it counts: a blob's data before its name, its names only before a manifest that refers to it.
 
+mod collection;
+
 use std::collections::BTreeSet;
 use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use rustix::fs::FlockOperation;
 use store::oci::{Digest, DigestAlgorithm, time};
 
+use super::collectable::Collectable;
 use super::walk::{Walker, walk};
 use super::{
-    Blob, BlobSource, LINK_BYTES_MAX, MountSource, RegistryStorage, StorageError, StorageResult,
-    TagCondition, TagRemoval, UploadData, VerifiedManifest, VerifiedUpload, media_type_of,
-    now_seconds,
+    Blob, BlobSource, LINK_BYTES_MAX, MountSource, RegistryStorage, Reliance, StorageError,
+    StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest, VerifiedUpload,
+    media_type_of, now_seconds,
 };
 use crate::routes::{RepositoryName, UploadId};
 
@@ -50,6 +54,9 @@ const TEMPORARY_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Tries of a rename whose folder vanishes.
 const RENAME_TRIES: usize = 8;
+
+/// A link that is younger than this is not made young again.
+const FRESH: Duration = Duration::from_secs(60 * 60);
 
 /// Blobs that are remembered as not synced; beyond, everything is synced at once.
 const UNSETTLED_MAX: usize = 100_000;
@@ -149,22 +156,7 @@ impl DiskStorage {
     /// Keeps others, also of other processes, from changing a tag until the file is dropped.
     fn lock_tag(&self, name: &RepositoryName, tag: &str) -> StorageResult<File> {
         let slot = Digest::of(format!("{name}:{tag}").as_bytes()).bytes()[0] % LOCKS;
-        let path = self.base.join("_locks").join(format!("{slot:02x}"));
-        let lock = || {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)?;
-            loop {
-                match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                    Err(rustix::io::Errno::INTR) => {}
-                    locked => break locked?,
-                }
-            }
-            Ok(file)
-        };
-        lock().map_err(failed("lock", &path))
+        self.lock(&format!("{slot:02x}"), FlockOperation::LockExclusive)
     }
 
     /// The digest whose data `link` stands for. distribution stores SHA-512 uploads as SHA-256 blobs, and
@@ -242,6 +234,7 @@ impl DiskStorage {
     /// Writes a link unless it is there; durably.
     fn publish_link(&self, path: &Path, digest: &Digest) -> StorageResult<()> {
         if is_link_to(path, digest) {
+            freshen(path);
             return Ok(());
         }
         self.publish(path, digest.to_string().as_bytes())
@@ -259,6 +252,8 @@ impl DiskStorage {
             let temporary = self.temporary();
             fs::write(&temporary, stored.to_string()).map_err(failed("write", &temporary))?;
             rename_into(&temporary, &link)?;
+        } else {
+            freshen(&link);
         }
         self.unsettle(name, digest);
         Ok(())
@@ -355,8 +350,12 @@ impl RegistryStorage for DiskStorage {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> StorageResult<Option<u64>> {
-        match self.resolve(&self.layer_link(repository, digest), digest)? {
-            Some(digest) => file_size(&self.blob_data(&digest)),
+        let link = self.layer_link(repository, digest);
+        match self.resolve(&link, digest)? {
+            Some(digest) => {
+                freshen(&link);
+                file_size(&self.blob_data(&digest))
+            }
             None => Ok(None),
         }
     }
@@ -386,6 +385,7 @@ impl RegistryStorage for DiskStorage {
         let Some(found) = found else {
             return Ok(false);
         };
+        let _kept = self.rely(&[*digest, found])?;
         if !exists(&self.blob_data(&found))? {
             return Ok(false);
         }
@@ -446,21 +446,35 @@ impl RegistryStorage for DiskStorage {
         let from = folder.join("data");
         let to = self.blob_data(upload.digest());
         // A blob of the right length is the same one: only whole files are ever renamed to this place.
-        if file_size(&to)? != Some(upload.size()) {
+        let is_there = || Ok::<_, StorageError>(file_size(&to)? == Some(upload.size()));
+        let ready = || {
             let file = File::open(&from).map_err(failed("open", &from))?;
             let size = file.metadata().map_err(failed("examine", &from))?.len();
             if size != upload.size() {
                 return Err(StorageError::Damaged {
-                    path: from,
+                    path: from.clone(),
                     reason: format!("it has {size} bytes where {} were hashed", upload.size()),
                 });
             }
             if self.durable {
                 file.sync_data().map_err(failed("sync", &from))?;
             }
+            Ok(())
+        };
+        // The disk is waited for before anybody has to wait for us.
+        let was_there = is_there()?;
+        if !was_there {
+            ready()?;
+        }
+        let kept = self.rely(&[*upload.digest()])?;
+        if !is_there()? {
+            if was_there {
+                ready()?;
+            }
             rename_into(&from, &to)?;
         }
         self.link_blob(repository, upload.digest(), upload.digest())?;
+        drop(kept);
         self.remove_folder(&folder)?;
         Ok(())
     }
@@ -668,6 +682,14 @@ impl RegistryStorage for DiskStorage {
         super::walk::repositories(self, last, limit)
     }
 
+    fn rely_on(&self, digests: &[Digest]) -> StorageResult<Reliance> {
+        self.rely(digests)
+    }
+
+    fn collectable(&self) -> Option<&dyn Collectable> {
+        Some(self)
+    }
+
     fn referrers(
         &self,
         repository: &RepositoryName,
@@ -688,6 +710,24 @@ impl RegistryStorage for DiskStorage {
 fn parent(path: &Path) -> &Path {
     path.parent()
         .expect("every path of the layout has a parent")
+}
+
+/// Makes a link young again: who asks for a blob is about to need it, and a collection keeps what is young.
+fn freshen(link: &Path) {
+    let freshen = || {
+        let file = File::open(link)?;
+        if file
+            .metadata()?
+            .modified()?
+            .elapsed()
+            .is_ok_and(|age| age > FRESH)
+        {
+            file.set_modified(SystemTime::now())?;
+        }
+        Ok::<_, io::Error>(())
+    };
+    // A read-only folder has no collections.
+    let _ = freshen();
 }
 
 /// Renames, making the folder if it is not there.

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use store::oci::Digest;
 
 use super::{
-    Blob, BlobSource, MountSource, RegistryStorage, StorageResult, TagCondition, TagRemoval,
-    UploadData, VerifiedManifest, VerifiedUpload,
+    Blob, BlobSource, MountSource, RegistryStorage, Reliance, StorageResult, TagCondition,
+    TagRemoval, UploadData, VerifiedManifest, VerifiedUpload,
 };
 use crate::routes::{RepositoryName, UploadId};
 
@@ -328,6 +328,11 @@ impl RegistryStorage for MemoryStorage {
             .take(limit)
             .filter_map(|(name, _)| RepositoryName::parse(&name.join("/")).ok())
             .collect())
+    }
+
+    fn rely_on(&self, _: &[Digest]) -> StorageResult<Reliance> {
+        // Nothing is collected here.
+        Ok(Reliance::default())
     }
 
     fn referrers(

@@ -33,9 +33,9 @@ use self::link::TagLink;
 use self::parts::Parts;
 use super::walk::{Walker, walk};
 use super::{
-    Blob, BlobSource, MountSource, RegistryStorage, RemoteBlob, RemoteStream, StorageError,
-    StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest, VerifiedUpload,
-    media_type_of, now_seconds,
+    Blob, BlobSource, MountSource, RegistryStorage, Reliance, RemoteBlob, RemoteStream,
+    StorageError, StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest,
+    VerifiedUpload, media_type_of, now_seconds,
 };
 use crate::routes::{RepositoryName, UploadId};
 
@@ -714,6 +714,11 @@ impl RegistryStorage for ObjectStorage {
 
     fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>> {
         super::walk::repositories(self, last, limit)
+    }
+
+    fn rely_on(&self, _: &[Digest]) -> StorageResult<Reliance> {
+        // Nothing is collected here.
+        Ok(Reliance::default())
     }
 
     fn referrers(

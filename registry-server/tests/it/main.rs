@@ -5,6 +5,7 @@
 mod access;
 mod beyond;
 mod client;
+mod collect;
 mod distribution;
 mod faults;
 mod kill;
