@@ -42,9 +42,11 @@ pub use network::{NetworkCommand, NetworkCreateArgs, NetworkLsArgs, NetworkNames
 pub use output::{Output, OutputKind};
 pub use registry::{RegistryCommand, ServeArgs};
 pub use remote::{
-    BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, LsArgs, ManifestCommand,
-    ManifestDeleteArgs, ManifestPutArgs, OneImageArgs, ReachArgs, ReferrersArgs, RemoteAttachArgs,
-    RemoteCommand, RemoteRmArgs, RemoteTagArgs, SearchArgs, TagsArgs,
+    AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, FlattenArgs,
+    IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs, LsArgs, ManifestCommand,
+    ManifestDeleteArgs, ManifestPutArgs, MutateArgs, OneImageArgs, ReachArgs, RebaseArgs,
+    ReferrersArgs, RemoteAttachArgs, RemoteCommand, RemoteExportArgs, RemoteRmArgs, RemoteTagArgs,
+    ResultArgs, SearchArgs, SyncArgs, TagsArgs,
 };
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;

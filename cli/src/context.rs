@@ -231,6 +231,11 @@ impl Context {
         std::env::var_os(name).map(OsString::into_encoded_bytes)
     }
 
+    /// Where files lie that are in the making and in nobody's folder.
+    pub fn temp_dir(&self) -> PathBuf {
+        std::env::temp_dir()
+    }
+
     /// An environment variable that is text.
     pub fn text_variable(&self, name: &str) -> Option<String> {
         variable(name)?.into_string().ok()

@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod compress;
 pub mod entry;
+pub mod merge;
 pub mod scan;
 pub mod tar;
 pub(crate) mod walk;

@@ -5,12 +5,38 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use store::oci::Platform;
 
+mod edit;
+
+pub use edit::{
+    AppendArgs, FlattenArgs, IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs,
+    MutateArgs, RebaseArgs, RemoteExportArgs, ResultArgs, SyncArgs,
+};
+
 /// `longshore remote`.
 #[derive(Debug, Subcommand)]
 pub enum RemoteCommand {
     /// Copy an image between registries, layouts, archives and the store
     #[command(visible_alias = "cp")]
     Copy(CopyArgs),
+    /// Copy the tags of a repository to another one
+    Sync(SyncArgs),
+    /// Change how containers of an image run, and what is said of it
+    #[command(visible_alias = "mod")]
+    Mutate(Box<MutateArgs>),
+    /// Put layers on top of an image
+    Append(AppendArgs),
+    /// Put an image on another base
+    Rebase(RebaseArgs),
+    /// Make one layer of all of an image's
+    Flatten(FlattenArgs),
+    /// Write the root file system of an image as a tar
+    Export(RemoteExportArgs),
+    /// Several images as one
+    #[command(
+        subcommand,
+        after_help = "Example:\n  longshore remote index create localhost:5000/web localhost:5000/web:amd64 localhost:5000/web:arm64"
+    )]
+    Index(IndexCommand),
     /// List the repositories of a registry, or the tags of a repository
     #[command(visible_alias = "catalog")]
     Ls(LsArgs),
@@ -59,6 +85,20 @@ impl RemoteCommand {
             | RemoteCommand::Config(args)
             | RemoteCommand::Inspect(args) => store(&args.image),
             RemoteCommand::Manifest(ManifestCommand::Get(args)) => store(&args.image),
+            RemoteCommand::Mutate(args) => args.result.uses_the_store(Some(&args.image)),
+            RemoteCommand::Append(args) => args.result.uses_the_store(args.base.as_deref()),
+            RemoteCommand::Flatten(args) => args.result.uses_the_store(Some(&args.image)),
+            RemoteCommand::Rebase(args) => {
+                let bases = [&args.old_base, &args.new_base];
+                args.result.uses_the_store(Some(&args.image)) || bases.iter().any(|b| store(b))
+            }
+            RemoteCommand::Export(args) => store(&args.image),
+            RemoteCommand::Index(IndexCommand::Create(args)) => {
+                store(&args.target) || args.images.iter().any(|image| store(image))
+            }
+            RemoteCommand::Index(IndexCommand::Append(args)) => {
+                args.images.iter().any(|image| store(image))
+            }
             _ => false,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! | module | commands |
 //! |---|---|
-//! | [`copy`] | `copy` |
+//! | [`copy`], [`sync`] | `copy`, `sync` |
+//! | [`edit`] | `mutate`, `append`, `rebase`, `flatten`, `export`, `index …` |
 //! | [`list`] | `ls`, `tags`, `search` |
 //! | [`look`] | `digest`, `config`, `inspect`, `manifest get`, `referrers` |
 //! | [`change`] | `manifest put` and `delete`, `tag`, `rm`, `attach` |
@@ -11,8 +12,10 @@
 pub mod blob;
 pub mod change;
 pub mod copy;
+pub mod edit;
 pub mod list;
 pub mod look;
+pub mod sync;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -37,6 +40,13 @@ use crate::error::{Blame, CliError, Kind};
 pub fn run(context: &Context, command: &RemoteCommand) -> Result<ExitCode, CliError> {
     match command {
         RemoteCommand::Copy(args) => copy::copy(context, args),
+        RemoteCommand::Sync(args) => sync::sync(context, args),
+        RemoteCommand::Mutate(args) => edit::mutate(context, args),
+        RemoteCommand::Append(args) => edit::append(context, args),
+        RemoteCommand::Rebase(args) => edit::rebase(context, args),
+        RemoteCommand::Flatten(args) => edit::flatten(context, args),
+        RemoteCommand::Export(args) => edit::export(context, args),
+        RemoteCommand::Index(command) => edit::index(context, command),
         RemoteCommand::Ls(args) => list::ls(context, args),
         RemoteCommand::Tags(args) => list::tags(context, args),
         RemoteCommand::Search(args) => list::search(context, args),

@@ -5,6 +5,7 @@
 //! | [`bundled`] | the bundled registry, plain and with TLS |
 //! | [`chaos`] | the bundled registry over a line that breaks where a seed says |
 //! | [`copying`] | images between registries, layouts and archives, beside skopeo, umoci and podman |
+//! | [`editing`] | images changed, appended to, rebased and flattened |
 //! | [`debian`] | Debian's docker-registry, open and with htpasswd |
 //! | [`helpers`] | credential helpers |
 //! | [`hostile_pull`], [`hostile_push`] | a server that breaks the protocol in every way we could think of |
@@ -18,6 +19,7 @@ mod bundled;
 mod chaos;
 mod copying;
 mod debian;
+mod editing;
 mod helpers;
 mod hostile_pull;
 mod hostile_push;

@@ -1,4 +1,5 @@
-//! Writing a layer directory as a tar, always the same bytes for the same tree; reading is in [`read`].
+//! Writing a layer directory as a tar, always the same bytes for the same tree; reading is in [`read`],
+//! writing what was read in [`write`](mod@write).
 //!
 //! Canonical form: entries sorted, parents first; numeric owners without names; plain POSIX headers, with PAX records only
 //! for what they cannot say (long or non-ASCII names, large numbers, fractions of seconds, attributes); one entry with
@@ -7,6 +8,7 @@
 
 pub(crate) mod header;
 pub mod read;
+pub mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
@@ -476,94 +478,8 @@ impl<'a> Packer<'a> {
     fn head(&mut self, path: &[u8], head: &Head<'_>, metadata: &Metadata) -> Result<(), TarError> {
         self.summary.entries += 1;
         let path = &[&self.folder[..], &self.written_as(path)].concat()[..];
-        let mut pax: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-        let mut block: Block = [0; BLOCK];
-        match ustar_name(path) {
-            Some((prefix, name)) => {
-                block[header::PREFIX][..prefix.len()].copy_from_slice(prefix);
-                block[header::NAME][..name.len()].copy_from_slice(name);
-            }
-            None => {
-                pax.insert(b"path".to_vec(), path.to_vec());
-                put_ascii(&mut block[header::NAME], path);
-            }
-        }
-        if head.link.len() <= header::LINK.len() && head.link.is_ascii() {
-            block[header::LINK][..head.link.len()].copy_from_slice(head.link);
-        } else {
-            pax.insert(b"linkpath".to_vec(), head.link.to_vec());
-            put_ascii(&mut block[header::LINK], head.link);
-        }
-        put_octal(&mut block, header::MODE, metadata.mode.into());
-        let mut number = |field: header::Field, key: &str, value: u64| {
-            let most = if field.len() == 8 {
-                OCTAL_8_MAX
-            } else {
-                OCTAL_12_MAX
-            };
-            if value <= most {
-                put_octal(&mut block, field, value);
-            } else {
-                put_octal(&mut block, field, 0);
-                pax.insert(key.into(), value.to_string().into_bytes());
-            }
-        };
-        number(header::UID, "uid", metadata.uid.into());
-        number(header::GID, "gid", metadata.gid.into());
-        number(header::SIZE, "size", head.size);
-        number(header::MAJOR, "SCHILY.devmajor", head.device.0.into());
-        number(header::MINOR, "SCHILY.devminor", head.device.1.into());
-        let mtime = metadata.mtime;
-        let seconds = u64::try_from(mtime.seconds)
-            .ok()
-            .filter(|s| *s <= OCTAL_12_MAX);
-        put_octal(&mut block, header::MTIME, seconds.unwrap_or(0));
-        if seconds.is_none() || mtime.nanos != 0 {
-            pax.insert(b"mtime".to_vec(), pax_time(mtime).into_bytes());
-        }
-        for (name, value) in &metadata.xattrs {
-            if name.contains(&b'=') {
-                return Err(TarError::AttributeName {
-                    path: shown(path),
-                    name: shown(name),
-                });
-            }
-            pax.insert([b"SCHILY.xattr.", &name[..]].concat(), value.clone());
-        }
-        block[header::TYPE] = head.kind;
-        block[header::MAGIC].copy_from_slice(header::USTAR);
-        seal(&mut block);
-        if !pax.is_empty() {
-            self.pax(path, &pax)?;
-        }
-        self.put(&block)
-    }
-
-    fn pax(&mut self, path: &[u8], records: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), TarError> {
-        let mut body = Vec::new();
-        for (key, value) in records {
-            put_record(&mut body, key, value);
-        }
-        let mut block: Block = [0; BLOCK];
-        let (_, name) = split(path.strip_suffix(b"/").unwrap_or(path));
-        put_ascii(&mut block[header::NAME], &[b"PaxHeaders.0/", name].concat());
-        for field in [
-            header::MODE,
-            header::UID,
-            header::GID,
-            header::MTIME,
-            header::MAJOR,
-            header::MINOR,
-        ] {
-            put_octal(&mut block, field, 0);
-        }
-        put_octal(&mut block, header::SIZE, body.len() as u64);
-        block[header::TYPE] = b'x';
-        block[header::MAGIC].copy_from_slice(header::USTAR);
-        seal(&mut block);
-        self.put(&block)?;
-        self.put(&body)?;
-        self.put(&[0; BLOCK][..padding(body.len() as u64)])
+        let bytes = head_bytes(path, head, metadata)?;
+        self.put(&bytes)
     }
 
     fn put(&mut self, mut bytes: &[u8]) -> Result<(), TarError> {
@@ -590,6 +506,99 @@ impl<'a> Packer<'a> {
             source: io::Error::from(io::ErrorKind::BrokenPipe),
         })
     }
+}
+
+/// A header in canonical form, with a PAX header before it where it needs one.
+fn head_bytes(path: &[u8], head: &Head<'_>, metadata: &Metadata) -> Result<Vec<u8>, TarError> {
+    let mut pax: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+    let mut block: Block = [0; BLOCK];
+    match ustar_name(path) {
+        Some((prefix, name)) => {
+            block[header::PREFIX][..prefix.len()].copy_from_slice(prefix);
+            block[header::NAME][..name.len()].copy_from_slice(name);
+        }
+        None => {
+            pax.insert(b"path".to_vec(), path.to_vec());
+            put_ascii(&mut block[header::NAME], path);
+        }
+    }
+    if head.link.len() <= header::LINK.len() && head.link.is_ascii() {
+        block[header::LINK][..head.link.len()].copy_from_slice(head.link);
+    } else {
+        pax.insert(b"linkpath".to_vec(), head.link.to_vec());
+        put_ascii(&mut block[header::LINK], head.link);
+    }
+    put_octal(&mut block, header::MODE, metadata.mode.into());
+    let mut number = |field: header::Field, key: &str, value: u64| {
+        let most = if field.len() == 8 {
+            OCTAL_8_MAX
+        } else {
+            OCTAL_12_MAX
+        };
+        if value <= most {
+            put_octal(&mut block, field, value);
+        } else {
+            put_octal(&mut block, field, 0);
+            pax.insert(key.into(), value.to_string().into_bytes());
+        }
+    };
+    number(header::UID, "uid", metadata.uid.into());
+    number(header::GID, "gid", metadata.gid.into());
+    number(header::SIZE, "size", head.size);
+    number(header::MAJOR, "SCHILY.devmajor", head.device.0.into());
+    number(header::MINOR, "SCHILY.devminor", head.device.1.into());
+    let mtime = metadata.mtime;
+    let seconds = u64::try_from(mtime.seconds)
+        .ok()
+        .filter(|s| *s <= OCTAL_12_MAX);
+    put_octal(&mut block, header::MTIME, seconds.unwrap_or(0));
+    if seconds.is_none() || mtime.nanos != 0 {
+        pax.insert(b"mtime".to_vec(), pax_time(mtime).into_bytes());
+    }
+    for (name, value) in &metadata.xattrs {
+        if name.contains(&b'=') {
+            return Err(TarError::AttributeName {
+                path: shown(path),
+                name: shown(name),
+            });
+        }
+        pax.insert([b"SCHILY.xattr.", &name[..]].concat(), value.clone());
+    }
+    block[header::TYPE] = head.kind;
+    block[header::MAGIC].copy_from_slice(header::USTAR);
+    seal(&mut block);
+    let mut bytes = match pax.is_empty() {
+        true => Vec::with_capacity(BLOCK),
+        false => pax_bytes(path, &pax),
+    };
+    bytes.extend_from_slice(&block);
+    Ok(bytes)
+}
+
+fn pax_bytes(path: &[u8], records: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (key, value) in records {
+        put_record(&mut body, key, value);
+    }
+    let mut block: Block = [0; BLOCK];
+    let (_, name) = split(path.strip_suffix(b"/").unwrap_or(path));
+    put_ascii(&mut block[header::NAME], &[b"PaxHeaders.0/", name].concat());
+    for field in [
+        header::MODE,
+        header::UID,
+        header::GID,
+        header::MTIME,
+        header::MAJOR,
+        header::MINOR,
+    ] {
+        put_octal(&mut block, field, 0);
+    }
+    put_octal(&mut block, header::SIZE, body.len() as u64);
+    block[header::TYPE] = b'x';
+    block[header::MAGIC].copy_from_slice(header::USTAR);
+    seal(&mut block);
+    let padding = padding(body.len() as u64);
+    [&block[..], &body, &[0; BLOCK][..padding]].concat()
 }
 
 fn failed(path: &[u8], action: &'static str) -> impl FnOnce(Errno) -> TarError {

@@ -1,6 +1,6 @@
 //! `copy`: an image from one place to another.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use registry_client::copy::{
 use registry_client::{Client, ErrorKind};
 use serde_json::json;
 use store::Store;
-use store::oci::{Platform, Reference};
+use store::oci::{Digest, Platform, Reference};
 
 use super::{COPYING, Session, place};
 use crate::args::{CopyArgs, Progress};
@@ -38,13 +38,18 @@ pub fn copy(context: &Context, args: &CopyArgs) -> Result<ExitCode, CliError> {
     display.finish(copied.is_ok());
     let report = copied?;
     if let Some(path) = &args.digestfile {
-        std::fs::write(path, report.digest.to_string()).map_err(|error| {
-            let message = format!("cannot write `{}`: {error}", path.display());
-            CliError::new(Kind::Environment, message)
-        })?;
+        write_digest(path, &report.digest)?;
     }
     tell(context, args, &from, &to, &report)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `--digestfile`
+pub(super) fn write_digest(path: &Path, digest: &Digest) -> Result<(), CliError> {
+    std::fs::write(path, digest.to_string()).map_err(|error| {
+        let message = format!("cannot write `{}`: {error}", path.display());
+        CliError::new(Kind::Environment, message)
+    })
 }
 
 fn run(
@@ -69,13 +74,13 @@ fn run(
     let reading = &source;
     let tree = session.run(|_| async move { Tree::read(reading, &wanted).await })?;
     let progress = transfer::bridge(COPYING, sink);
-    let (target, store) = target(session, args, from, to)?;
+    let ToPlace { target, keeper } = target(session, &args.tags, args.force, from, to)?;
     let report = session.run(|client| {
         let target = target(&client);
         let tree = &tree;
         async move { copy::write(tree, &target, progress).await }
     })?;
-    if let Some((store, name)) = store {
+    if let Some((store, name)) = keeper {
         transfer::adopt(&store, tree.root_manifest(), Some(&name))?;
         super::super::collect::if_due(session.context, &store);
         super::super::sync::soon(&store);
@@ -91,25 +96,40 @@ fn holds_one_image(place: &Place) -> bool {
     matches!(place, Place::Store(_) | Place::DockerArchive { .. })
 }
 
-type MakeTarget = Box<dyn FnOnce(&Client) -> Target>;
+pub(super) type MakeTarget = Box<dyn FnOnce(&Client) -> Target>;
 
 /// The store that is to keep what was copied, and under which name.
-type Keeper = (Arc<Store>, Reference);
+pub(super) type Keeper = (Arc<Store>, Reference);
 
-/// Where a copy goes; and who is to keep it, if it is the store.
-fn target(
+/// Where something goes; and who is to keep it, if it is the store.
+pub(super) struct ToPlace {
+    pub(super) target: MakeTarget,
+    pub(super) keeper: Option<Keeper>,
+}
+
+/// Opens a place to write what came from another one, or was made of it.
+pub(super) fn to_place(
     session: &Session<'_>,
-    args: &CopyArgs,
     from: &Place,
     to: &Place,
-) -> Result<(MakeTarget, Option<Keeper>), CliError> {
-    if !args.tags.is_empty() && !matches!(to, Place::Registry(_) | Place::DockerArchive { .. }) {
+) -> Result<ToPlace, CliError> {
+    target(session, &[], false, from, to)
+}
+
+fn target(
+    session: &Session<'_>,
+    tags: &[String],
+    force: bool,
+    from: &Place,
+    to: &Place,
+) -> Result<ToPlace, CliError> {
+    if !tags.is_empty() && !matches!(to, Place::Registry(_) | Place::DockerArchive { .. }) {
         let message = "further tags are for registries and docker archives";
         return Err(CliError::new(Kind::Usage, message));
     }
     let made: MakeTarget = match to.clone() {
         Place::Registry(reference) => {
-            let (tags, force) = (args.tags.clone(), args.force);
+            let tags = tags.to_owned();
             Box::new(move |client| Target::Registry {
                 client: client.clone(),
                 reference,
@@ -131,7 +151,7 @@ fn target(
             })
         }
         Place::DockerArchive { path, pick } => {
-            let names = docker_names(to, from, pick, &args.tags)?;
+            let names = docker_names(to, from, pick, tags)?;
             let to = archive(session.context, path)?;
             Box::new(move |_| Target::Archive {
                 to,
@@ -143,11 +163,16 @@ fn target(
             let name: Reference = name.parse()?;
             let store = session.store()?;
             let blobs = store.blobs().clone();
-            let made: MakeTarget = Box::new(move |_| Target::Blobs(blobs));
-            return Ok((made, Some((store, name))));
+            return Ok(ToPlace {
+                target: Box::new(move |_| Target::Blobs(blobs)),
+                keeper: Some((store, name)),
+            });
         }
     };
-    Ok((made, None))
+    Ok(ToPlace {
+        target: made,
+        keeper: None,
+    })
 }
 
 /// An archive's file; `-` is stdout.
