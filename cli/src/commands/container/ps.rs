@@ -93,7 +93,9 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, CliError> {
 fn row(known: &Known, id: &str, args: &PsArgs) -> Result<Value, CliError> {
     let record = &known.record;
     let created = unix_time(&record.created).unwrap_or(0);
-    let mut command = record.argv().join(" ");
+    let argv = record.argv();
+    let words: Vec<String> = argv.iter().map(|word| quoted(word)).collect();
+    let mut command = words.join(" ");
     if !args.no_trunc && command.chars().count() > COMMAND_CHARS_MAX {
         command = command
             .chars()
@@ -133,6 +135,14 @@ fn row(known: &Known, id: &str, args: &PsArgs) -> Result<Value, CliError> {
         "Networks": record.network,
         "Size": size,
     }))
+}
+
+/// A word of a command as docker shows it: in quotes if it has spaces or quotes itself.
+fn quoted(word: &str) -> String {
+    match word.contains([' ', '\'']) {
+        true => format!("'{}'", word.replace('\'', r"'\''")),
+        false => word.to_owned(),
+    }
 }
 
 /// `Up 3 minutes (healthy)`, in docker's words.
@@ -258,5 +268,18 @@ fn test(known: &Known, key: &str, value: &str) -> bool {
                 }
         }),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_commands() {
+        let check = |word: &str, expected: &str| assert_eq!(quoted(word), expected);
+        check("sh", "sh");
+        check("echo a", "'echo a'");
+        check("it's", r"'it'\''s'");
     }
 }
