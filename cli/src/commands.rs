@@ -90,7 +90,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),
         Command::Version(args) => system::version(context, &args),
         Command::StoreSync => sync::sync(context),
-        Command::ContainerNames(args) => container::launch::names(context, &args),
+        Command::ContainerNames(args) => container::wiring::names(context, &args),
         Command::ContainerFiles(args) => container::copy::inside(context, &args),
         Command::Info(args) => system::info(context, &args),
     }

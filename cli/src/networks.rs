@@ -156,13 +156,15 @@ pub fn join(
     Ok((NetworkMode::Bridge(attachment), place))
 }
 
-/// `/etc/resolv.conf` of a container whose names [`serve_names`] resolves: what it says of the host's way to look up, but for the servers.
-pub fn resolv_conf(host: &str) -> String {
+/// `/etc/resolv.conf` of a container that asks `server`, or if `None` [`serve_names`]: what it says of the host's way to look up, but for
+/// the servers.
+pub fn resolv_conf(host: &str, server: Option<IpAddr>) -> String {
     let others = host.lines().filter(|line| {
         let word = line.split_whitespace().next();
         matches!(word, Some("search" | "domain" | "options"))
     });
-    let mut text = format!("nameserver {}\n", names::ADDRESS);
+    let server = server.unwrap_or(names::ADDRESS.into());
+    let mut text = format!("nameserver {server}\n");
     for line in others {
         text.push_str(line);
         text.push('\n');
@@ -170,16 +172,19 @@ pub fn resolv_conf(host: &str) -> String {
     text
 }
 
-/// Answers what a container asks about names, until `end` can be read.
+/// Answers what a container asks about names, until `end` can be read; what it does not know itself is asked of the servers given, or of
+/// the host's.
 pub fn serve_names(
     store: &Store,
     network: &NetworkInfo,
+    given: &[IpAddr],
     sockets: &NameSockets,
     end: BorrowedFd<'_>,
 ) {
     let servers: Vec<IpAddr> = match network.internal {
         // Not even a question leaves it.
         true => Vec::new(),
+        false if !given.is_empty() => given.to_vec(),
         false => nameservers(&resolv_conf_text().unwrap_or_default()).collect(),
     };
     let look_up = |name: &str| addresses_of(store, &network.name, name);

@@ -189,6 +189,12 @@ pub enum StartError {
         /// Where it was to be mounted.
         target: String,
     },
+    /// The program that leads out of a sandbox's network does not start.
+    #[error("no way out of the container's network: {reason}")]
+    Relay {
+        /// What it said.
+        reason: String,
+    },
     /// A port of the host cannot be had, in docker's words.
     #[error("listen {family} {address}: bind: {errno}")]
     Port {

@@ -22,7 +22,7 @@ use crate::error::StartError;
 use crate::grants::{self, GrantError};
 use crate::init::{self, Handed};
 use crate::join;
-use crate::network::{self, Attachment};
+use crate::network::{self, relay};
 use crate::spec::{ExitStatus, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
 use crate::stubs::{self, Stub};
 use crate::sys::{self, Fork};
@@ -167,7 +167,8 @@ fn supervise(
     let entries = cgroups.entries()?;
     let mut notes = cgroups.notes().to_vec();
     let mut own_ids = grants::wanted(&spec);
-    let (ours, pidfd) = loop {
+    // What leads out of its network ends with this.
+    let (ours, pidfd, _relay) = loop {
         let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
         let user = if own_ids { libc::CLONE_NEWUSER } else { 0 };
         let flags = u64::from((namespaces | user).unsigned_abs());
@@ -198,10 +199,8 @@ fn supervise(
             false => Ok(()),
         };
         let Err(refused) = given else {
-            if let NetworkMode::Bridge(attachment) = &spec.network {
-                plug(attachment, pid, &ours, &pidfd)?;
-            }
-            break (ours, pidfd);
+            let running = plug(&spec.network, pid, &ours, &pidfd)?;
+            break (ours, pidfd, running);
         };
         let _killed = pidfd_send_signal(&pidfd, Signal::KILL);
         reap(&pidfd).map_err(StartError::step("wait for init"))?;
@@ -263,23 +262,31 @@ pub(crate) fn follow(
     reap(pidfd).map_err(StartError::step("wait for the process"))
 }
 
-/// Plugs init's namespace into a network, and lets init go on, which waits for that.
+/// Plugs init's namespace into a network, if it is to be in one, and lets init go on, which waits for that.
 fn plug(
-    attachment: &Attachment,
+    network: &NetworkMode,
     pid: i32,
     init: &OwnedFd,
     pidfd: &OwnedFd,
-) -> Result<(), StartError> {
-    let plugged = network::plug(attachment, pid)
-        .map_err(StartError::step("plug the sandbox into its network"))
-        .and_then(|()| {
-            wire::send(init, &(), &[]).map_err(StartError::step("tell init of its network"))
-        });
-    if plugged.is_err() {
+) -> Result<Option<relay::Running>, StartError> {
+    let plugged = match network {
+        NetworkMode::Host | NetworkMode::None => return Ok(None),
+        NetworkMode::Bridge(attachment) => network::plug(attachment, pid)
+            .map(|()| None)
+            .map_err(StartError::step("plug the sandbox into its network")),
+        NetworkMode::Relay(relay) => relay::start(relay, pid).map_err(|error| StartError::Relay {
+            reason: error.to_string(),
+        }),
+    };
+    let told = plugged.and_then(|running| {
+        wire::send(init, &(), &[]).map_err(StartError::step("tell init of its network"))?;
+        Ok(running)
+    });
+    if told.is_err() {
         let _killed = pidfd_send_signal(pidfd, Signal::KILL);
         reap(pidfd).map_err(StartError::step("wait for init"))?;
     }
-    plugged
+    told
 }
 
 /// Waits until the process has ended; ends it when the caller is gone.

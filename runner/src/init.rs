@@ -125,13 +125,19 @@ fn prepare(
     if spec.network.is_own() {
         sys::loopback_up().map_err(StartError::step("bring up the loopback interface"))?;
     }
-    if let NetworkMode::Bridge(attachment) = &spec.network {
+    if matches!(spec.network, NetworkMode::Bridge(_) | NetworkMode::Relay(_)) {
         // The helper has plugged it in when it says so.
         let told = wire::receive::<()>(report).map_err(StartError::step("hear from the helper"))?;
         told.ok_or_else(|| {
             let gone = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
             StartError::step("hear from the helper")(gone)
         })?;
+    }
+    if let NetworkMode::Relay(relay) = &spec.network {
+        network::relay::configure(relay)
+            .map_err(StartError::step("configure the network interface"))?;
+    }
+    if let NetworkMode::Bridge(attachment) = &spec.network {
         network::configure(attachment)
             .map_err(StartError::step("configure the network interface"))?;
         if attachment.names {

@@ -6,6 +6,7 @@
 //! ```
 //!
 //! - `netlink`: requests to the kernel. `link`: bridges, pairs, addresses, routes. `filter`: nf_tables. [`names`]: a name server.
+//! - [`relay`]: a way out without a bridge, for those who may not make one.
 //! - [`ports`]: the host's ports that lead into a sandbox. `proxy`: what is carried through them.
 //!
 //! The helper plugs a sandbox in from outside, init configures its end inside. A bridge and its filter are made when they
@@ -19,6 +20,7 @@ pub mod names;
 mod netlink;
 pub mod ports;
 pub(crate) mod proxy;
+pub mod relay;
 
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};

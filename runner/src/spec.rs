@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::network::Attachment;
+use crate::network::relay::{self, Relay};
 use crate::seccomp::Filter;
 
 /// The largest encoded spec: the kernel takes about 2 MiB of arguments and environment, and the
@@ -245,6 +246,8 @@ pub enum NetworkMode {
     None,
     /// Its own, plugged into a bridge of the host's.
     Bridge(Attachment),
+    /// Its own, with an address at [`crate::network::relay::ADDRESS`], and a way out by a program that needs no privileges.
+    Relay(Relay),
 }
 
 impl NetworkMode {
@@ -258,6 +261,7 @@ impl NetworkMode {
         match self {
             NetworkMode::Host | NetworkMode::None => (&[], false),
             NetworkMode::Bridge(attachment) => (&attachment.addresses, false),
+            NetworkMode::Relay(_) => (&[relay::ADDRESS], true),
         }
     }
 }

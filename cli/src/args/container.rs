@@ -106,9 +106,9 @@ pub struct CreateArgs {
     /// Bounds of the log: max-size=BYTES and max-file=COUNT; may be repeated
     #[arg(long = "log-opt", value_name = "KEY=VALUE")]
     pub log_opts: Vec<String>,
-    /// Its network: host, none, bridge, or one that `longshore network create` made
-    #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value = "host", help_heading = NETWORK)]
-    pub network: String,
+    /// Its network: bridge, host, none, or one that `longshore network create` made [default: $LONGSHORE_NETWORK, else bridge]
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", help_heading = NETWORK)]
+    pub network: Option<String>,
     /// Its address there, one of each family; may be repeated
     #[arg(long = "ip", visible_alias = "ip6", value_name = "ADDRESS", help_heading = NETWORK)]
     pub addresses: Vec<std::net::IpAddr>,
@@ -886,4 +886,7 @@ pub struct ContainerFilesArgs {
 pub struct ContainerNamesArgs {
     /// The network
     pub network: String,
+    /// Ask this server what is no name of the network's [default: those of the host]
+    #[arg(long = "dns")]
+    pub dns: Vec<std::net::IpAddr>,
 }

@@ -14,6 +14,7 @@
 //! | [`copy`] | `cp` |
 //! | [`image`] | `commit`, `export`, `import` |
 //! | [`volume`] | `volume` |
+//! | [`wiring`] | which network a container is on, and how it looks up names |
 //! | [`template`] | `--format` |
 //! | [`watch`] | waiting until something happens to a container |
 
@@ -33,6 +34,7 @@ pub mod run;
 pub mod template;
 pub mod volume;
 mod watch;
+pub mod wiring;
 
 use std::process::ExitCode;
 

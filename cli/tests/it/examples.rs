@@ -14,7 +14,7 @@ use crate::support::{LONGSHORE, Place, Ran, fetch, free_port, signal, tool, work
 /// A registry with the Debian base image, and a store, for all examples; in this process, so that it ends with it.
 pub struct Base {
     pub registry: RunningServer,
-    place: Place,
+    pub place: Place,
 }
 
 pub fn base() -> &'static Base {
@@ -72,11 +72,17 @@ fn start(name: &str, port: u16) -> Child {
         .unwrap()
 }
 
+/// The name of the example with nginx, shipped once.
+pub fn nginx() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| ship("nginx"))
+}
+
 #[test]
 fn nginx_serves_a_copied_page() {
-    let name = ship("nginx");
+    let name = nginx();
     let port = free_port();
-    let mut container = start(&name, port);
+    let mut container = start(name, port);
     let page = fetch(port, &mut container);
     assert!(
         page.contains("Built, shipped and served by longshore."),

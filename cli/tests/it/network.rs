@@ -293,5 +293,8 @@ fn what_is_wrong_with_a_network_is_said() {
         &["--network", "red", "--ip", "10.5.0.1"],
         "in use by its gateway",
     );
-    run(&["--ip", "10.5.0.9"], "mean nothing with --network host");
+    run(
+        &["--ip", "10.5.0.9", "--network", "host"],
+        "mean nothing with --network host",
+    );
 }

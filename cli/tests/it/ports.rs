@@ -5,8 +5,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use serde_json::Value;
 
+use crate::examples::{base, nginx};
 use crate::network::{Host, enter};
-use crate::support::{Place, Ran};
+use crate::rootless::User;
+use crate::support::{Place, Ran, busybox_rootfs};
 
 /// A host whose containers end with the test, also when it fails.
 struct Pier<'p>(Host<'p>);
@@ -266,4 +268,96 @@ fn what_an_image_exposes_is_published_by_one_letter() {
     assert!(ran.stderr.contains(warned), "{ran}");
     let ran = pier.run(&["run", "-p", "80:x", "busybox", "true"]);
     ran.fails(125, "invalid containerPort: `x`");
+}
+
+/// What the example's page says.
+const PAGE: &str = "Built, shipped and served by longshore.";
+
+/// Asks many times, several at once, and looks at all that is said.
+fn ask_a_thousand_times(host: &Host<'_>, address: &str) {
+    let address: SocketAddr = address.parse().unwrap();
+    host.enter(|| {
+        let whole = until_answered(|| get(address));
+        assert!(whole.contains(PAGE), "{whole}");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..125 {
+                        assert_eq!(get(address).unwrap(), whole);
+                    }
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn nginx_runs_as_with_docker() {
+    let place = &base().place;
+    let dockerfile = format!("FROM {}\nENV PORT=80\nEXPOSE 80\n", nginx());
+    let context = place.context("web", &[("Dockerfile", &dockerfile)]);
+    place.build("nginx", &context);
+    place.add_busybox("busybox");
+    let pier = Pier::new(place);
+    pier.run(&["run", "-dit", "--name", "myweb", "-p", "8080:80", "nginx"])
+        .ok();
+    ask_a_thousand_times(&pier.0, "127.0.0.1:8080");
+    ask_a_thousand_times(&pier.0, "[::1]:8080");
+
+    // Other containers reach it by its name, and by the port of this machine.
+    let ask = |flags: &[&str], url: &str| {
+        let begin = ["run", "--rm"];
+        let end = ["busybox", "wget", "-qO-", url];
+        pier.run(&[&begin, flags, &end].concat()).ok()
+    };
+    assert!(ask(&[], "http://myweb/").contains(PAGE));
+    let flags = ["--add-host", "here:host-gateway"];
+    assert!(ask(&flags, "http://here:8080/").contains(PAGE));
+
+    pier.run(&["restart", "myweb"]).ok();
+    ask_a_thousand_times(&pier.0, "127.0.0.1:8080");
+    pier.run(&["rm", "-f", "myweb"]).ok();
+    let after = pier.0.enter(|| TcpStream::connect("127.0.0.1:8080"));
+    assert!(after.is_err());
+}
+
+#[test]
+fn an_ordinary_users_containers_have_ports_and_a_way_out() {
+    let user = User::new("lsp");
+    let place = Place::new();
+    let host = Host::new(&place);
+    // An address that is not loopback, which is no container's business.
+    let address = ["addr", "add", "192.0.2.7/32", "dev", "lo"];
+    Ran::of(&mut host.command("ip", &address)).ok();
+    user.give("rootfs.tar", busybox_rootfs());
+    let line = format!("echo '{PAGE}' > /index.html; exec httpd -f -p 80 -h /");
+    let dockerfile = format!("FROM scratch\nADD rootfs.tar /\nCMD {line}\n");
+    std::fs::write(user.home.path().join("Dockerfile"), dockerfile).unwrap();
+    user.own();
+    user.sh("longshore build -q -t web .").ok();
+
+    let sh = |line: &str| user.sh_on(&host, line);
+    sh("longshore run -dit --name myweb -p 8080:80 web").ok();
+    ask_a_thousand_times(&host, "127.0.0.1:8080");
+    ask_a_thousand_times(&host, "[::1]:8080");
+    ask_a_thousand_times(&host, "192.0.2.7:8080");
+    sh("longshore run -d --name again -p 8080:80 web").fails(
+        125,
+        "Bind for 0.0.0.0:8080 failed: port is already allocated",
+    );
+    sh("longshore run -d --name low -p 80:80 web")
+        .fails(125, "listen tcp4 0.0.0.0:80: bind: permission denied");
+    sh("longshore restart myweb").ok();
+    ask_a_thousand_times(&host, "127.0.0.1:8080");
+
+    let listener = host.enter(|| TcpListener::bind("192.0.2.7:9000").unwrap());
+    let greeter = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"hello\n").unwrap();
+    });
+    let ask = sh("longshore run --rm web nc 192.0.2.7 9000");
+    assert_eq!(ask.ok(), "hello");
+    greeter.join().unwrap();
+    sh("longshore rm -f myweb again low").ok();
+    assert!(host.enter(|| TcpStream::connect("127.0.0.1:8080")).is_err());
 }

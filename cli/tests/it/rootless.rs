@@ -3,16 +3,17 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use crate::network::Host;
 use crate::support::{LONGSHORE, Place, Ran, Server, busybox_rootfs, tool, workspace};
 
 /// A user of this machine who is gone after the test.
-struct User {
+pub struct User {
     name: String,
-    home: tempfile::TempDir,
+    pub home: tempfile::TempDir,
 }
 
 impl User {
-    fn new(name: &str) -> User {
+    pub fn new(name: &str) -> User {
         let name = format!("{name}{}", std::process::id());
         // Neither the tests' folder nor the binary in it need be within the user's reach.
         let home = tempfile::tempdir_in("/var/tmp").unwrap();
@@ -39,23 +40,31 @@ impl User {
     }
 
     /// Copies a file into the user's home.
-    fn give(&self, name: &str, file: &std::path::Path) {
+    pub fn give(&self, name: &str, file: &std::path::Path) {
         let copy = self.home.path().join(name);
         std::fs::copy(file, &copy).unwrap();
         std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
         self.own();
     }
 
-    fn own(&self) {
+    pub fn own(&self) {
         let owner = format!("{0}:{0}", self.name);
         tool("chown", &["-R", &owner, self.home.path().to_str().unwrap()]);
     }
 
     /// Runs a shell line as the user, at home, with `longshore` on PATH.
-    fn sh(&self, line: &str) -> Ran {
+    pub fn sh(&self, line: &str) -> Ran {
+        self.by(Command::new("setpriv"), line)
+    }
+
+    /// The same in the network namespace of a host.
+    pub fn sh_on(&self, host: &Host<'_>, line: &str) -> Ran {
+        self.by(host.command("setpriv", &[]), line)
+    }
+
+    fn by(&self, mut setpriv: Command, line: &str) -> Ran {
         let home = self.home.path().to_str().unwrap();
-        let mut command = Command::new("setpriv");
-        command
+        setpriv
             .args([
                 "--reuid",
                 &self.name,
@@ -70,7 +79,7 @@ impl User {
                 &format!("cd {home}; PATH={home}:$PATH; {line}"),
             ])
             .current_dir("/");
-        Ran::of(&mut command)
+        Ran::of(&mut setpriv)
     }
 }
 

@@ -105,6 +105,8 @@ impl Place {
             .env("LONGSHORE_ROOT", self.store())
             .env("DOCKER_CONFIG", self.path("docker"))
             .env("XDG_CONFIG_HOME", self.path("config"))
+            // Tests leave no bridges behind: those of networks have a host of their own.
+            .env("LONGSHORE_NETWORK", "host")
             .env_remove("LONGSHORE_CONFIG")
             .env_remove("SOURCE_DATE_EPOCH")
             .env_remove("RUST_BACKTRACE")

@@ -255,7 +255,9 @@ struct Running {
     /// What it has not taken of that.
     typed: Vec<u8>,
     has_ended: bool,
-    /// Who answers what it asks about names.
+    /// Where it asks about names, until it does for the first time.
+    questions: Option<NameSockets>,
+    /// Who answers that.
     names: Option<NameServer>,
     /// What carries through its ports.
     proxy: Option<Proxy>,
@@ -305,6 +307,7 @@ enum Ready {
     ConnectionOutput(u64, usize),
     Executed(u64),
     Adrift,
+    Question,
     Check,
     CheckOutput,
 }
@@ -416,12 +419,7 @@ impl Supervisor {
         self.state.started_at = rfc3339(SystemTime::now());
         self.state.error.clear();
         self.state.oom_killed = false;
-        let names = match (sandbox.take_names(), self.plan.names.is_empty()) {
-            (Some(sockets), false) => {
-                Some(NameServer::start(&self.plan.names, sockets).map_err(io)?)
-            }
-            _ => None,
-        };
+        let questions = sandbox.take_names().filter(|_| !self.plan.names.is_empty());
         self.state.ports = doors.iter().map(|door| door.published).collect();
         let (addresses, needs_entering) = self.plan.sandbox.network.reached_at();
         let proxy = match doors.is_empty() {
@@ -441,7 +439,8 @@ impl Supervisor {
         self.running = Some(Running {
             sandbox,
             proxy,
-            names,
+            questions,
+            names: None,
             since: Instant::now(),
             outputs,
             input,
@@ -497,6 +496,10 @@ impl Supervisor {
                 if let Some(fd) = fd.as_ref().filter(|_| !is_behind) {
                     watched.push((Ready::Output(number), fd.as_fd(), input));
                 }
+            }
+            if let Some(sockets) = &running.questions {
+                watched.push((Ready::Question, sockets.datagrams.as_fd(), input));
+                watched.push((Ready::Question, sockets.streams.as_fd(), input));
             }
             if let Some(fd) = &running.input {
                 has_room = running.typed.is_empty();
@@ -614,6 +617,15 @@ impl Supervisor {
             Ready::Adrift => {
                 let still_runs = |sandbox: &mut Sandbox| matches!(sandbox.try_wait(), Ok(None));
                 self.adrift.retain_mut(still_runs);
+            }
+            // Many containers never ask: only now is there a process that answers. Without one they hear nothing, as when no
+            // server can be reached.
+            Ready::Question => {
+                if let Some(running) = &mut self.running
+                    && let Some(sockets) = running.questions.take()
+                {
+                    running.names = NameServer::start(&self.plan.names, sockets).ok();
+                }
             }
             Ready::Check | Ready::CheckOutput => {
                 if let Some(checker) = &mut self.checker

@@ -220,7 +220,12 @@ fn route(content: &[u8]) -> Option<Route> {
     Some(found)
 }
 
-fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+pub(super) fn add_address(
+    netlink: &mut Netlink,
+    index: u32,
+    address: IpAddr,
+    prefix: u8,
+) -> io::Result<()> {
     let mut fields = vec![family(address), prefix, 0, 0];
     fields.extend(index.to_ne_bytes());
     let mut message = Message::new(NEW_ADDRESS, CREATE, &fields);

@@ -16,7 +16,7 @@ use store::oci::{ImageConfig, RunConfig};
 use store::volumes::{Filling, VolumeAbout};
 
 use super::record::{MountSource, Record, RecordMount};
-use super::{flags, ports};
+use super::{flags, ports, wiring};
 use crate::args::{ContainerCreateArgs, CreateArgs, PullWhen};
 use crate::commands::{steps, transfer};
 use crate::context::Context;
@@ -147,7 +147,7 @@ fn record(
     let (entrypoint, cmd) = command(args, config)?;
     let others = args.volumes_from.iter().map(|text| mounts_of(store, text));
     let others = others.collect::<Result<Vec<_>, _>>()?.concat();
-    let network = network(args)?;
+    let network = wiring::wanted(context, args)?;
     let mut exposed = exposed(args, config)?;
     let ports = ports::all(&args.publish, args.publish_all, &exposed)?;
     let published = ports.iter();
@@ -205,7 +205,7 @@ fn record(
         hosts: args
             .hosts
             .iter()
-            .map(|text| steps::host(text))
+            .map(|text| wiring::host(text))
             .collect::<Result<_, _>>()?,
         resolv_conf: resolv_conf(args),
         confinement: flags::confinement(args)?,
@@ -255,19 +255,6 @@ fn working_dir(args: &CreateArgs, config: &RunConfig) -> String {
         (None, "") => "/".to_owned(),
         (None, base) => base.to_owned(),
     }
-}
-
-/// The network: whether there is one of the name is seen when the container is started.
-fn network(args: &CreateArgs) -> Result<String, CliError> {
-    let name = match args.network.as_str() {
-        "default" => "host",
-        name => name,
-    };
-    if matches!(name, "host" | "none") && !(args.addresses.is_empty() && args.aliases.is_empty()) {
-        let message = format!("--ip and --network-alias mean nothing with --network {name}");
-        return Err(CliError::new(Kind::Usage, message));
-    }
-    Ok(name.to_owned())
 }
 
 /// Ports that the command listens on, as the image and `--expose` say.

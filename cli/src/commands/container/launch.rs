@@ -1,13 +1,10 @@
 //! A record makes a plan, and a supervisor carries it out.
 
-use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::ExitCode;
+use std::os::fd::{AsFd, OwnedFd};
 
 use runner::container::client::{self, Client, Start};
 use runner::container::{Held, Plan};
-use runner::etc::{hosts_text, outside_resolv_conf_text, resolv_conf_text};
-use runner::network::names::NameSockets;
+use runner::etc::hosts_text;
 use runner::{
     DEFAULT_PATH, EtcFiles, MountKind, MountPoint, NetworkMode, ProcessSpec, Root, SandboxSpec,
     UserNamespace,
@@ -15,14 +12,13 @@ use runner::{
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use store::Store;
 use store::containers::Container;
-use store::networks::{NetworkMember, NetworkPlace};
+use store::networks::NetworkPlace;
 
 use super::record::{MountSource, Record, RecordMount};
+use super::wiring::Wiring;
 use super::{Known, ports};
-use crate::args::ContainerNamesArgs;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
-use crate::networks;
 
 /// Starts a container that does not run; whoever calls this holds it.
 pub fn launch(
@@ -32,20 +28,11 @@ pub fn launch(
     held: &Held,
     start: &Start<'_>,
 ) -> Result<Client, CliError> {
-    let (network, place) = network(store, known)?;
-    let own = place.iter().flat_map(|place| &place.addresses);
-    let own: Vec<IpAddr> = own.copied().collect();
-    let plan = plan(
-        context,
-        store,
-        &known.container,
-        &known.record,
-        network,
-        &own,
-    )?;
+    let wiring = Wiring::of(context, store, known)?;
+    let plan = plan(context, store, &known.container, &known.record, &wiring)?;
     known.folder.write_plan(&plan)?;
     // The place in the network is the supervisor's from here on.
-    let keep = place.map(NetworkPlace::hand_over).transpose()?;
+    let keep = wiring.place.map(NetworkPlace::hand_over).transpose()?;
     let keep: Vec<OwnedFd> = keep.unwrap_or_default();
     let start = Start {
         keep: keep.iter().map(AsFd::as_fd).collect(),
@@ -54,52 +41,15 @@ pub fn launch(
     client::start(&known.folder, held, &start).map_err(|error| ports::refused(store, error))
 }
 
-/// The network that was asked for, and the place in it that is the container's.
-fn network(store: &Store, known: &Known) -> Result<(NetworkMode, Option<NetworkPlace>), CliError> {
-    let record = &known.record;
-    match record.network.as_str() {
-        "host" => Ok((NetworkMode::Host, None)),
-        "none" => Ok((NetworkMode::None, None)),
-        name => {
-            let own = [known.container.name.clone()];
-            let member = NetworkMember {
-                id: known.container.id.to_string(),
-                names: own
-                    .into_iter()
-                    .chain(record.aliases.iter().cloned())
-                    .collect(),
-                ..NetworkMember::default()
-            };
-            let (mode, place) = networks::join(store, name, member, &record.addresses)?;
-            Ok((mode, Some(place)))
-        }
-    }
-}
-
-/// `longshore container-names`: the sockets are standard input and output, and what says the end is standard error.
-pub fn names(context: &Context, args: &ContainerNamesArgs) -> Result<ExitCode, CliError> {
-    let store = context.store()?;
-    let network = store.network(&args.network)?;
-    let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().blame(Kind::Environment);
-    let sockets = NameSockets {
-        datagrams: copy(rustix::stdio::stdin())?.into(),
-        streams: copy(rustix::stdio::stdout())?.into(),
-    };
-    networks::serve_names(&store, &network, &sockets, rustix::stdio::stderr());
-    Ok(ExitCode::SUCCESS)
-}
-
 /// What the supervisor is to do.
 fn plan(
     context: &Context,
     store: &Store,
     container: &Container,
     record: &Record,
-    network: NetworkMode,
-    own: &[IpAddr],
+    wiring: &Wiring,
 ) -> Result<Plan, CliError> {
-    let is_host = network == NetworkMode::Host;
-    let is_own_network = matches!(network, NetworkMode::Bridge(_));
+    let is_host = wiring.mode == NetworkMode::Host;
     let hostname = match (&record.hostname, is_host || record.shared.uts) {
         (Some(name), _) => name.clone(),
         // The network is the host's, so its name is too, as with docker.
@@ -131,30 +81,19 @@ fn plan(
         // What is removed when it ends need not survive a crash of the machine.
         volatile: record.auto_remove,
     };
-    let resolv_conf = match record.resolv_conf.is_empty() {
-        true if is_host => resolv_conf_text().blame(Kind::Run)?,
-        true if matches!(network, NetworkMode::Bridge(_)) => {
-            networks::resolv_conf(&resolv_conf_text().blame(Kind::Run)?)
-        }
-        true => outside_resolv_conf_text().blame(Kind::Run)?,
-        false => record
-            .resolv_conf
-            .iter()
-            .map(|line| format!("{line}\n"))
-            .collect(),
-    };
-    let own = own.iter().map(|address| (hostname.clone(), *address));
-    let hosts: Vec<(String, IpAddr)> = record.hosts.iter().cloned().chain(own).collect();
+    let mut hosts = wiring.hosts(record);
+    let own = wiring.addresses().into_iter();
+    hosts.extend(own.map(|address| (hostname.clone(), address)));
     let sandbox = SandboxSpec {
         mounts,
         etc: EtcFiles {
             hosts: Some(hosts_text(&hostname, &hosts)),
-            resolv_conf: Some(resolv_conf),
+            resolv_conf: Some(wiring.resolv_conf(record)?),
             hostname: Some(format!("{hostname}\n")),
         },
         hostname,
         read_only: record.read_only,
-        network,
+        network: wiring.mode.clone(),
         user_namespace: match record.host_ids {
             true => UserNamespace::Host,
             false => UserNamespace::Own,
@@ -181,19 +120,11 @@ fn plan(
         log: record.log,
         stop_signal: record.stop_signal,
         stop_timeout_s: record.stop_timeout_s,
-        ports: match is_own_network {
+        ports: match wiring.has_ports() {
             true => record.ports.clone(),
             false => Vec::new(),
         },
-        names: match is_own_network {
-            true => {
-                let root = context.root()?.to_string_lossy().into_owned();
-                ["--root", &root, "container-names", &record.network]
-                    .map(str::to_owned)
-                    .to_vec()
-            }
-            false => Vec::new(),
-        },
+        names: wiring.names(context, record)?,
         afterwards: match record.auto_remove {
             true => {
                 let root = context.root()?.to_string_lossy().into_owned();

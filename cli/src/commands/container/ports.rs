@@ -141,13 +141,19 @@ pub fn all(
 /// What a port that cannot be had is called: in docker's words, if another container has it.
 pub fn refused(store: &Store, error: ClientError) -> CliError {
     let ClientError::Start(StartError::Port {
-        address, family, ..
+        address,
+        family,
+        errno,
     }) = &error
     else {
         return error.into();
     };
+    if errno.0 == rustix::io::Errno::ACCESS.raw_os_error() {
+        let hint = "only root may have ports below 1024, or below net.ipv4.ip_unprivileged_port_start: choose a larger one";
+        return CliError::from(error).hint(hint);
+    }
     let Some(holder) = holder(store, address, family) else {
-        let hint = "another process has it; `-p PORT` alone takes one that is free";
+        let hint = "another program has it; `-p PORT` alone takes one that is free";
         return CliError::from(error).hint(hint);
     };
     let message = format!("Bind for {address} failed: port is already allocated");
