@@ -1,6 +1,6 @@
 //! A record makes a plan, and a supervisor carries it out.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use runner::container::client::{self, Client, Start};
 use runner::container::{Held, Plan};
