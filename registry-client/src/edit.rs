@@ -161,7 +161,7 @@ pub(crate) struct Edited {
 /// referrers) is left out, as it is not about what they are now.
 pub(crate) fn replace(
     tree: &Tree,
-    edited: BTreeMap<Digest, Edited>,
+    edited: &BTreeMap<Digest, Edited>,
     annotate_index: impl Fn(&mut Index),
 ) -> Result<Tree, CopyError> {
     let mut blobs = tree.blobs.clone();

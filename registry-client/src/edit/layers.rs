@@ -198,7 +198,7 @@ pub async fn append(tree: &Tree, layers: &[NewLayer]) -> Result<Tree, CopyError>
         }
         edited.insert(digest, image);
     }
-    replace(tree, edited, |_| {})
+    replace(tree, &edited, |_| {})
 }
 
 /// An image of new layers alone.
@@ -275,7 +275,7 @@ pub async fn rebase(tree: &Tree, old: &Tree, new: &Tree) -> Result<Tree, CopyErr
         }
         edited.insert(digest, image);
     }
-    replace(tree, edited, |_| {})
+    replace(tree, &edited, |_| {})
 }
 
 fn of_platform<'a>(
@@ -316,7 +316,7 @@ pub async fn flatten(tree: &Tree, spool: &Path) -> Result<(Tree, Vec<NewLayer>),
         edited.insert(digest, image);
         new.push(layer);
     }
-    Ok((replace(tree, edited, |_| {})?, new))
+    Ok((replace(tree, &edited, |_| {})?, new))
 }
 
 /// Writes what the image of a tree adds up to as one tar: to a file, which appears when it is whole, or else to `stream`.

@@ -68,8 +68,8 @@ pub async fn mutate(tree: &Tree, mutation: &Mutation) -> Result<Tree, CopyError>
         }
     }
     let annotations = &mutation.index_annotations;
-    replace(tree, edited, |index| {
-        annotate(&mut index.annotations, annotations)
+    replace(tree, &edited, |index| {
+        annotate(&mut index.annotations, annotations);
     })
 }
 
