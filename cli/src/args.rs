@@ -40,7 +40,9 @@ pub use history::{
 };
 pub use network::{NetworkCommand, NetworkCreateArgs, NetworkLsArgs, NetworkNamesArgs};
 pub use output::{Output, OutputKind};
-pub use registry::{RegistryCommand, ServeArgs};
+pub use registry::{
+    CollectArgs, GcArgs, RegistryCommand, RegistryFolder, RegistryStatsArgs, ServeArgs, VerifyArgs,
+};
 pub use remote::{
     AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, FlattenArgs,
     IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs, LsArgs, ManifestCommand,

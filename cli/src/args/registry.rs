@@ -1,14 +1,101 @@
 //! Flags of `longshore registry` and its commands.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use registry_server::collect::Retention;
+
+use crate::quantity;
 
 /// `longshore registry …`.
 #[derive(Debug, Subcommand)]
 pub enum RegistryCommand {
     /// Serve images from a folder, until interrupted
     Serve(ServeArgs),
+    /// Remove what nothing needs, also while the registry is served
+    Gc(GcArgs),
+    /// Hash everything again, and tell what is damaged
+    Verify(VerifyArgs),
+    /// Count repositories, tags, manifests, blobs and their bytes
+    Stats(RegistryStatsArgs),
+}
+
+/// The folder of `longshore registry` commands.
+#[derive(Args, Debug)]
+pub struct RegistryFolder {
+    /// Folder of the registry [default: `registry` in longshore's own folder]
+    // The name and identifier of the global option, which this one takes the place of.
+    #[arg(id = "root", long = "root", value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+}
+
+/// What a collection of garbage removes.
+#[derive(Args, Debug)]
+pub struct CollectArgs {
+    /// Remove manifests that no tag leads to, too
+    #[arg(long)]
+    pub untagged: bool,
+    /// Remove tags but those that a rule keeps, as repository=PATTERN,tag=PATTERN,last=N,within=DURATION
+    #[arg(long, value_name = "RULE", value_parser = str::parse::<Retention>)]
+    pub retain: Vec<Retention>,
+    /// Keep what is younger; longer than any push takes
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration, default_value = "24h")]
+    pub grace: Duration,
+}
+
+/// `longshore registry gc`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore registry gc --dry-run --untagged
+  longshore registry gc --untagged --retain 'repository=team/*,tag=pr-*,last=10,within=30d'
+
+Of the tags that a rule is about, those stay that are among its last or within its time; tags
+that no rule is about stay. `*` stands for any characters. Pushes and pulls go on meanwhile.")]
+pub struct GcArgs {
+    /// Where it is.
+    #[command(flatten)]
+    pub registry: RegistryFolder,
+    /// What goes.
+    #[command(flatten)]
+    pub collect: CollectArgs,
+    /// Remove nothing, and tell what would go
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `longshore registry verify`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore registry verify --quarantine
+
+Exits with 1 where something is damaged. What is set aside can be pushed again.")]
+pub struct VerifyArgs {
+    /// Where it is.
+    #[command(flatten)]
+    pub registry: RegistryFolder,
+    /// Set damaged data aside, so that it is served to nobody
+    #[arg(long)]
+    pub quarantine: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `longshore registry stats`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  longshore registry stats --json | jq .bytes")]
+pub struct RegistryStatsArgs {
+    /// Where it is.
+    #[command(flatten)]
+    pub registry: RegistryFolder,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `longshore registry serve`.
@@ -43,6 +130,12 @@ pub struct ServeArgs {
     /// Refuse every change
     #[arg(long)]
     pub read_only: bool,
+    /// Collect garbage this often, as `registry gc` does once
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
+    pub gc_every: Option<Duration>,
+    /// What a collection removes.
+    #[command(flatten, next_help_heading = "Collections")]
+    pub collect: CollectArgs,
     /// Text that clients are to show their users, in every answer
     #[arg(long, value_name = "TEXT")]
     pub warning: Option<String>,

@@ -1,6 +1,7 @@
-//! `registry serve`.
+//! `registry serve`, and what else is done to registries.
 
 mod bucket;
+mod collection;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -11,6 +12,8 @@ use registry_server::{Config, ServeError, Server, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::ServeArgs;
+pub use collection::{gc, stats, verify};
+
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 
@@ -27,6 +30,15 @@ pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> 
     config.htpasswd.clone_from(&args.htpasswd);
     config.read_only = args.read_only;
     config.warning.clone_from(&args.warning);
+    if args.gc_every.is_some() && args.s3.is_some() {
+        return Err(
+            CliError::new(Kind::Usage, "garbage in a bucket cannot be collected yet")
+                .hint("leave --gc-every out"),
+        );
+    }
+    config.collect = args
+        .gc_every
+        .map(|every| (every, collection::rules(&args.collect, false)));
     if let (Some(cert), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) {
         config.tls = Some(TlsFiles { cert, key });
     }

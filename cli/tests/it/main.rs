@@ -71,6 +71,7 @@ mod platforms;
 mod ports;
 mod progress;
 mod reference;
+mod registry;
 mod remote;
 mod rootless;
 mod run;

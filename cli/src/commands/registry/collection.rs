@@ -1,0 +1,109 @@
+//! `registry gc`, `verify` and `stats`: on the registry's folder, whether it is served or not.
+
+use std::process::ExitCode;
+
+use registry_server::collect::{CollectRules, collect, totals, verify as verify_all};
+use registry_server::storage::disk::DiskStorage;
+
+use crate::args::{CollectArgs, GcArgs, RegistryFolder, RegistryStatsArgs, VerifyArgs};
+use crate::context::Context;
+use crate::error::{Blame, CliError, Kind};
+use crate::ui::human;
+
+/// The rules that flags say.
+pub fn rules(args: &CollectArgs, dry_run: bool) -> CollectRules {
+    CollectRules {
+        grace: args.grace,
+        untagged: args.untagged,
+        retention: args.retain.clone(),
+        dry_run,
+        ..CollectRules::default()
+    }
+}
+
+/// `longshore registry gc`.
+pub fn gc(context: &Context, args: &GcArgs) -> Result<ExitCode, CliError> {
+    let storage = open(context, &args.registry)?;
+    let done = collect(&storage, &rules(&args.collect, args.dry_run)).blame(Kind::Environment)?;
+    for manifest in &done.damaged {
+        context.ui.warning(&format!(
+            "{manifest} is damaged: the blobs of its repository stay"
+        ));
+    }
+    if args.json {
+        context.ui.json_document(&done)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let verb = if args.dry_run {
+        "would remove"
+    } else {
+        "removed"
+    };
+    context.ui.line(&format!(
+        "{verb} {} tags, {} manifests, {} links, {} uploads and {} blobs: {}",
+        done.tags,
+        done.manifests,
+        done.links,
+        done.uploads,
+        done.blobs,
+        human::size(done.bytes),
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `longshore registry verify`.
+pub fn verify(context: &Context, args: &VerifyArgs) -> Result<ExitCode, CliError> {
+    let storage = open(context, &args.registry)?;
+    let found = verify_all(&storage, args.quarantine).blame(Kind::Environment)?;
+    if args.json {
+        context.ui.json_document(&found)?;
+    } else {
+        for digest in &found.damaged {
+            context.ui.line(&format!("{digest} is damaged"))?;
+        }
+        context.ui.line(&format!(
+            "{} of {} blobs are good: {}",
+            found.good,
+            found.good + found.damaged.len() as u64,
+            human::size(found.bytes),
+        ))?;
+    }
+    Ok(match found.damaged.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(Kind::Input.exit_code()),
+    })
+}
+
+/// `longshore registry stats`.
+pub fn stats(context: &Context, args: &RegistryStatsArgs) -> Result<ExitCode, CliError> {
+    let storage = open(context, &args.registry)?;
+    let found = totals(&storage).blame(Kind::Environment)?;
+    if args.json {
+        context.ui.json_document(&found)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    context.ui.line(&format!(
+        "{} repositories, {} tags, {} manifests, {} links, {} blobs: {}",
+        found.repositories,
+        found.tags,
+        found.manifests,
+        found.links,
+        found.blobs,
+        human::size(found.bytes),
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(context: &Context, registry: &RegistryFolder) -> Result<DiskStorage, CliError> {
+    let folder = match &registry.folder {
+        Some(folder) => folder.clone(),
+        None => context.root()?.join("registry"),
+    };
+    // A wrong name is not answered with a new, empty registry.
+    if !folder.join("docker/registry/v2").is_dir() {
+        let message = format!("there is no registry in `{}`", folder.display());
+        return Err(CliError::new(Kind::Input, message)
+            .hint("give the folder that `registry serve` was given with --root"));
+    }
+    DiskStorage::open(&folder).blame(Kind::Environment)
+}

@@ -1,0 +1,80 @@
+//! `registry gc`, `verify` and `stats`, beside a server on the same folder.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{Place, Server};
+
+/// What a command prints with `--json`.
+fn json(place: &Place, folder: &Path, words: &[&str]) -> Value {
+    let mut all = vec!["registry", words[0], "--json", "--root"];
+    all.push(folder.to_str().unwrap());
+    all.extend(&words[1..]);
+    serde_json::from_str(&place.run(all).ok()).unwrap()
+}
+
+#[test]
+fn garbage_is_collected_beside_the_server() {
+    let place = Place::with_busybox();
+    let folder = place.path("registry");
+    let registry = Server::registry(&folder);
+    let mut names = Vec::new();
+    for tag in ["pr-1", "pr-2"] {
+        let name = format!("{}/team/app:{tag}", registry.host);
+        let dockerfile = format!("FROM busybox\nLABEL tag={tag}\n");
+        let context = place.context(tag, &[("Dockerfile", dockerfile.as_str())]);
+        place.build(&name, &context);
+        place.run(["push", &name]).ok();
+        names.push(name);
+    }
+    let before = json(&place, &folder, &["stats"]);
+    assert_eq!(
+        (&before["tags"], &before["manifests"]),
+        (&2.into(), &2.into())
+    );
+    let rule = ["gc", "--untagged", "--retain", "tag=pr-*,last=1", "--grace"];
+    // Both are young.
+    let young = json(&place, &folder, &[&rule[..], &["1h"]].concat());
+    assert_eq!(young["manifests"], 0);
+    let dry = json(&place, &folder, &[&rule[..], &["0", "--dry-run"]].concat());
+    let done = json(&place, &folder, &[&rule[..], &["0"]].concat());
+    // The tag went with the first, whatever was young.
+    assert_eq!((&young["tags"], &dry["tags"]), (&1.into(), &0.into()));
+    assert_eq!(dry, done);
+    // Its manifest and configuration; the layer is the other's, too.
+    assert_eq!((&done["manifests"], &done["blobs"]), (&1.into(), &2.into()));
+    let fresh = Place::new();
+    fresh.run(["pull", &names[1]]).ok();
+    fresh.run(["pull", &names[0]]).fails(4, "pr-1");
+
+    let root = folder.to_str().unwrap();
+    let good = json(&place, &folder, &["verify"]);
+    assert_eq!(good["damaged"], Value::Array(Vec::new()));
+    let blobs = folder.join("docker/registry/v2/blobs/sha256");
+    let prefix = std::fs::read_dir(blobs).unwrap().next().unwrap().unwrap();
+    let blob = std::fs::read_dir(prefix.path())
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    std::fs::write(blob.path().join("data"), "rot").unwrap();
+    let digest = blob.file_name().into_string().unwrap();
+    place
+        .run(["registry", "verify", "--root", root, "--quarantine"])
+        .fails(1, "");
+    let good = json(&place, &folder, &["verify"]);
+    assert_eq!(good["damaged"], Value::Array(Vec::new()));
+    assert!(
+        folder
+            .join("docker/registry/v2/_quarantine/sha256")
+            .join(digest)
+            .is_file()
+    );
+    place
+        .run(["registry", "gc", "--root", &format!("{root}/nowhere")])
+        .fails(1, "there is no registry in");
+    place
+        .run(["registry", "gc", "--root", root, "--retain", "tag=x"])
+        .fails(2, "the rule keeps nothing");
+}
