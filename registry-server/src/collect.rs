@@ -6,7 +6,7 @@
 //! ```
 //!
 //! It is the same on every [`Collectable`] storage. What is young is kept, so that a push keeps what it has so far;
-//! what somebody relies on since the announcement is kept, too (`docs/design/0005-registry-storage.md`).
+//! what somebody relies on since the announcement is kept, too (`docs/design/0006-registry-storage.md`).
 //! When in doubt something is kept: every string of a manifest that is a digest counts as a reference.
 
 mod retention;

@@ -44,7 +44,7 @@ pub enum Garbage {
 /// Held while a collection runs; its end is the collection's.
 pub trait Announcement: fmt::Debug {}
 
-/// A storage whose garbage can be collected while it is used. `docs/design/0005-registry-storage.md` says how.
+/// A storage whose garbage can be collected while it is used. `docs/design/0006-registry-storage.md` says how.
 pub trait Collectable: RegistryStorage {
     /// Announces a collection: from here on whoever relies on something leaves a note, and who began before has
     /// finished. `None` if another collection runs.

@@ -10,7 +10,7 @@
 //! | a tag is removed | `current/link` becomes empty: a DELETE could hit what another replica has just put there |
 //!
 //! It is written against the store being strongly consistent, as S3 and everything that speaks it are for
-//! single objects and lists. `docs/design/0005-registry-storage.md` has the reasons.
+//! single objects and lists. `docs/design/0006-registry-storage.md` has the reasons.
 //!
 //! Calls block on the runtime they were given, on the blocking threads that storage is called on.
 
