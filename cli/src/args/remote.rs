@@ -66,7 +66,7 @@ pub enum RemoteCommand {
     /// Remove tags, or manifests with all their tags, from a registry
     #[command(visible_alias = "delete")]
     Rm(RemoteRmArgs),
-    /// Show what is about an image: signatures, attestations, anything attached
+    /// Show what is attached to an image
     #[command(visible_aliases = ["discover", "tree"])]
     Referrers(ReferrersArgs),
     /// Attach files to an image in a registry
