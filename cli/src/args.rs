@@ -688,11 +688,14 @@ mod tests {
     }
 
     #[test]
-    fn registry_serve_has_a_root_of_its_own() {
-        let cli = Cli::try_parse_from(["longshore", "registry", "serve", "--root", "/r"]).unwrap();
+    fn registry_serve_has_a_root_and_a_configuration_of_its_own() {
+        let flags = ["--root", "/r", "--config", "/c"];
+        let words = ["longshore", "registry", "serve"];
+        let cli = Cli::try_parse_from(words.into_iter().chain(flags)).unwrap();
         let Command::Registry(RegistryCommand::Serve(serve)) = cli.command else {
             panic!("not serve");
         };
         assert_eq!(serve.folder, Some(PathBuf::from("/r")));
+        assert_eq!(serve.file, Some(PathBuf::from("/c")));
     }
 }

@@ -6,6 +6,7 @@
 //! | [`table`] | reading a table: what nobody asks for is an error, with its line and what may have been meant |
 //! | [`gc`] | `[gc]`: what is collected by itself |
 //! | [`registry`] | `[registry."HOST"]`: mirrors, and how servers are spoken to |
+//! | [`serve`] | another file: that of `registry serve --config` |
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,6 +19,7 @@ use self::table::{Table, TableError};
 
 pub mod gc;
 pub mod registry;
+pub mod serve;
 mod table;
 
 /// Largest configuration file that is read, in bytes.
@@ -69,16 +71,7 @@ pub struct HistoryConfig {
 impl Config {
     /// Reads a file that has to be there.
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
-        let fail = |source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let size = std::fs::metadata(path).map_err(fail)?.len();
-        if size > CONFIG_BYTES_MAX {
-            let message = format!("it has more than {CONFIG_BYTES_MAX} bytes");
-            return Err(fail(io::Error::new(io::ErrorKind::FileTooLarge, message)));
-        }
-        let text = std::fs::read_to_string(path).map_err(fail)?;
+        let text = read_text(path)?;
         let config = Config::parse(&text).map_err(|error| ConfigError::Wrong {
             path: path.to_owned(),
             error,
@@ -122,6 +115,20 @@ impl Config {
         root.finish()?;
         Ok(config)
     }
+}
+
+/// A configuration file's text, if it is no larger than one is.
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let fail = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let size = std::fs::metadata(path).map_err(fail)?.len();
+    if size > CONFIG_BYTES_MAX {
+        let message = format!("it has more than {CONFIG_BYTES_MAX} bytes");
+        return Err(fail(io::Error::new(io::ErrorKind::FileTooLarge, message)));
+    }
+    std::fs::read_to_string(path).map_err(fail)
 }
 
 #[cfg(test)]

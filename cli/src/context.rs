@@ -59,6 +59,14 @@ impl Context {
         }
     }
 
+    /// The same, with the configuration that would be read had `--config` named none.
+    pub fn with_usual_config(&self) -> Context {
+        Context {
+            config: None,
+            ..self.clone()
+        }
+    }
+
     /// The folder that holds everything.
     pub fn root(&self) -> Result<PathBuf, CliError> {
         self.root.clone().ok_or_else(|| {

@@ -104,13 +104,18 @@ pub struct RegistryStatsArgs {
   longshore registry serve
   longshore registry serve --addr 0.0.0.0:5000 --root /srv/registry
   longshore registry serve --s3 bucket=images,region=eu-central-1
+  longshore registry serve --config /etc/longshore/registry.toml
 
-The folder is laid out as CNCF distribution (registry:2, docker-registry) does: either can be
+Flags go before the file, which docs/reference/registry-access.md describes. The folder is laid out as CNCF distribution (registry:2, docker-registry) does: either can be
 started on a folder of the other.")]
 pub struct ServeArgs {
-    /// Address and port to listen on; port 0 lets the kernel choose, and the choice is printed
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5000")]
-    pub addr: String,
+    /// Configuration file of the server; longshore's own is then the one that LONGSHORE_CONFIG names, or the usual one
+    // The name and identifier of the global option, which this one takes the place of.
+    #[arg(id = "config", long = "config", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Address and port to listen on; port 0 lets the kernel choose, and the choice is printed [default: 127.0.0.1:5000]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub addr: Option<String>,
     /// Folder of the registry [default: `registry` in longshore's own folder]
     // The name and identifier of the global option, which this one takes the place of.
     #[arg(id = "root", long = "root", value_name = "DIR")]

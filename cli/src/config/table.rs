@@ -181,6 +181,13 @@ impl<'t> Table<'t> {
         )
     }
 
+    /// That a key is wrong, whatever its value.
+    pub(super) fn error_at(&self, key: &str, message: &str) -> TableError {
+        let span = self.table.iter().find(|(name, _)| name.get_ref() == key);
+        let span = span.map_or(0..0, |(name, _)| name.span());
+        error_at(self.text, span, message.to_owned())
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, TableError> {
         self.find(key)
             .map(|value| match value.get_ref() {
@@ -194,6 +201,21 @@ impl<'t> Table<'t> {
         let expected = "a number that is not negative";
         self.find(key)
             .map(|value| number(value).ok_or_else(|| self.wrong(key, value, expected)))
+            .transpose()
+    }
+
+    /// A number that is not below `least`.
+    pub(super) fn number_from(
+        &mut self,
+        least: u64,
+        key: &'static str,
+    ) -> Result<Option<u64>, TableError> {
+        let expected = format!("a number that is at least {least}");
+        self.find(key)
+            .map(|value| {
+                let found = number(value).filter(|number| *number >= least);
+                found.ok_or_else(|| self.wrong(key, value, &expected))
+            })
             .transpose()
     }
 

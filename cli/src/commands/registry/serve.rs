@@ -1,0 +1,157 @@
+//! `registry serve`: flags and the configuration file put together, and served.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use registry_server::TlsFiles;
+use registry_server::{Config, ServeError, Server};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{bucket, collection};
+use crate::args::ServeArgs;
+use crate::config::serve::ServeConfig;
+use crate::context::Context;
+use crate::error::{Blame, CliError, Kind};
+
+/// Where the registry listens unless it is told.
+const USUAL_ADDR: &str = "127.0.0.1:5000";
+
+/// What flags and file say together.
+struct Settings {
+    addr: String,
+    place: Place,
+    config: Config,
+}
+
+/// Where a registry's data is.
+enum Place {
+    Folder(PathBuf),
+    /// As `--s3` has it.
+    Bucket(String),
+}
+
+impl Settings {
+    /// Reads the file and lets flags go before it. `context` is longshore's own, whose folder is the usual place.
+    fn read(context: &Context, args: &ServeArgs) -> Result<Settings, CliError> {
+        let file = match &args.file {
+            Some(path) => ServeConfig::read(path)?,
+            None => ServeConfig::default(),
+        };
+        let place = match (&args.folder, &args.s3, file.root, file.s3) {
+            (Some(folder), ..) => Place::Folder(folder.clone()),
+            (_, Some(bucket), ..) => Place::Bucket(bucket.clone()),
+            (.., Some(folder), _) => Place::Folder(folder),
+            (.., Some(bucket)) => Place::Bucket(bucket),
+            _ => Place::Folder(context.root()?.join("registry")),
+        };
+        let mut config = file.server;
+        if let Place::Folder(folder) = &place {
+            config.root.clone_from(folder);
+        }
+        config.read_only |= args.read_only;
+        config.collect = match args.gc_every {
+            Some(every) => Some((every, collection::rules(&args.collect, false))),
+            None => file.collect,
+        };
+        if config.collect.is_some() && matches!(place, Place::Bucket(_)) {
+            return Err(
+                CliError::new(Kind::Usage, "garbage in a bucket cannot be collected yet")
+                    .hint("leave --gc-every, or [gc] of the configuration file, out"),
+            );
+        }
+        if args.htpasswd.is_some() {
+            config.htpasswd.clone_from(&args.htpasswd);
+        }
+        if args.warning.is_some() {
+            config.warning.clone_from(&args.warning);
+        }
+        if let (Some(cert), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) {
+            config.tls = Some(TlsFiles { cert, key });
+        }
+        let addr = args.addr.clone().or(file.addr);
+        Ok(Settings {
+            addr: addr.unwrap_or_else(|| USUAL_ADDR.to_owned()),
+            place,
+            config,
+        })
+    }
+}
+
+/// Serves until SIGINT or SIGTERM, then lets running requests finish.
+pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> {
+    // What `--config` names is the server's.
+    let context = &context.with_usual_config();
+    let Settings {
+        addr,
+        place,
+        config,
+    } = Settings::read(context, args)?;
+    let addr = address(&addr)?;
+    let scheme = if config.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .blame(Kind::Environment)?;
+    let bucket = match &place {
+        Place::Bucket(text) => Some(bucket::open(context, &runtime, text)?),
+        Place::Folder(_) => None,
+    };
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).blame(Kind::Environment)?;
+        let mut terminate = signal(SignalKind::terminate()).blame(Kind::Environment)?;
+        let server = match bucket {
+            Some(bucket) => Server::bind_with(addr, config, Arc::new(bucket)).await?,
+            None => Server::bind(addr, config).await?,
+        };
+        // Data, not a remark: with port 0 this line is how a script learns where to push to.
+        let addr = server.local_addr();
+        context
+            .ui
+            .line(&format!("listening on {scheme}://{addr}"))?;
+        let stop = async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        server.run(stop).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `host:port`, or docker's `:port` for every address of this machine.
+fn address(text: &str) -> Result<SocketAddr, CliError> {
+    let full = match text.strip_prefix(':') {
+        Some(port) => format!("0.0.0.0:{port}"),
+        None => text.to_owned(),
+    };
+    let mut found = full.to_socket_addrs().map_err(|source| {
+        CliError::new(Kind::Usage, format!("cannot listen on `{text}`: {source}"))
+            .hint("give an address and a port, such as 127.0.0.1:5000")
+    })?;
+    found
+        .next()
+        .ok_or_else(|| CliError::new(Kind::Usage, format!("`{text}` is no address")))
+}
+
+impl From<ServeError> for CliError {
+    fn from(error: ServeError) -> CliError {
+        let hint = match &error {
+            ServeError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+                Some("another server listens there: choose a port with --addr, or 0 for a free one")
+            }
+            _ => None,
+        };
+        let error = CliError::new(Kind::Environment, error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The file of `registry serve --config`: TOML, described in `docs/reference/registry-access.md`.
+//!
+//! Its names of files are relative to the folder that it is in. It is read again while the server runs, so nothing here has a
+//! side effect.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use registry_server::collect::CollectRules;
+use registry_server::{Limits, TlsFiles};
+
+use super::table::{self, Table, TableError};
+use super::{ConfigError, read_text};
+
+/// What the file says; defaults where it says nothing.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// `addr`: where to listen.
+    pub addr: Option<String>,
+    /// `root`: the folder.
+    pub root: Option<PathBuf>,
+    /// `s3`: the bucket, as `--s3` has it.
+    pub s3: Option<String>,
+    /// `[gc]`: how often, and what goes.
+    pub collect: Option<(Duration, CollectRules)>,
+    /// Everything else; its `root` is not looked at.
+    pub server: registry_server::Config,
+}
+
+impl Default for ServeConfig {
+    fn default() -> ServeConfig {
+        ServeConfig {
+            addr: None,
+            root: None,
+            s3: None,
+            collect: None,
+            server: registry_server::Config::new(""),
+        }
+    }
+}
+
+impl ServeConfig {
+    /// Reads a file that has to be there.
+    pub fn read(path: &Path) -> Result<ServeConfig, ConfigError> {
+        let text = read_text(path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        ServeConfig::parse(&text, folder).map_err(|error| ConfigError::Wrong {
+            path: path.to_owned(),
+            error,
+        })
+    }
+
+    fn parse(text: &str, folder: &Path) -> Result<ServeConfig, TableError> {
+        let document = table::document(text)?;
+        let mut root = Table::new(text, "", &document);
+        let mut config = ServeConfig::default();
+        let file = |text: String| folder.join(text);
+        config.addr = root.text("addr")?;
+        config.root = root.text("root")?.map(file);
+        config.s3 = root.text("s3")?;
+        if config.root.is_some() && config.s3.is_some() {
+            return Err(root.error_at("s3", "there are both `root` and `s3`: give one"));
+        }
+        let server = &mut config.server;
+        server.read_only = root.boolean("read_only")?.unwrap_or(server.read_only);
+        server.delete = root.boolean("delete")?.unwrap_or(server.delete);
+        server.warning = root.text("warning")?;
+        if let Some(mut tls) = root.table("tls")? {
+            let files = (tls.text("cert")?, tls.text("key")?);
+            let (Some(cert), Some(key)) = files else {
+                return Err(tls.error("it needs both `cert` and `key`"));
+            };
+            server.tls = Some(TlsFiles {
+                cert: file(cert),
+                key: file(key),
+            });
+            tls.finish()?;
+        }
+        if let Some(mut auth) = root.table("auth")? {
+            server.htpasswd = auth.text("htpasswd")?.map(file);
+            auth.finish()?;
+        }
+        if let Some(mut limits) = root.table("limits")? {
+            server.limits = read_limits(&mut limits)?;
+            limits.finish()?;
+        }
+        if let Some(mut gc) = root.table("gc")? {
+            config.collect = read_collect(&mut gc)?;
+            gc.finish()?;
+        }
+        root.finish()?;
+        Ok(config)
+    }
+}
+
+fn read_limits(table: &mut Table<'_>) -> Result<Limits, TableError> {
+    let usual = Limits::default();
+    let count = |number: Option<u64>, usual: usize| {
+        number.map_or(usual, |number| {
+            usize::try_from(number).unwrap_or(usize::MAX)
+        })
+    };
+    Ok(Limits {
+        connections_max: count(table.number_from(1, "connections")?, usual.connections_max),
+        blob_bytes_max: table.size("blob_size", |bytes| bytes, |_| None, "")?,
+        header_timeout: table
+            .duration("header_timeout")?
+            .unwrap_or(usual.header_timeout),
+        body_timeout: table
+            .duration("body_timeout")?
+            .unwrap_or(usual.body_timeout),
+        drain_timeout: table
+            .duration("drain_timeout")?
+            .unwrap_or(usual.drain_timeout),
+        upload_age_max: table
+            .duration("upload_keep_duration")?
+            .unwrap_or(usual.upload_age_max),
+    })
+}
+
+fn read_collect(table: &mut Table<'_>) -> Result<Option<(Duration, CollectRules)>, TableError> {
+    let usual = CollectRules::default();
+    let every = table.duration("every")?;
+    let retain = table.texts("retain", |text| {
+        let parsed = text.parse::<registry_server::collect::Retention>();
+        parsed.map(drop).map_err(|error| error.to_string())
+    })?;
+    let rules = CollectRules {
+        untagged: table.boolean("untagged")?.unwrap_or(usual.untagged),
+        grace: table.duration("grace")?.unwrap_or(usual.grace),
+        retention: retain
+            .iter()
+            .map(|text| text.parse().expect("it was parsed a moment ago"))
+            .collect(),
+        ..usual
+    };
+    match every {
+        Some(every) => Ok(Some((every, rules))),
+        None => Err(table.error("it needs `every`, how often garbage is collected")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ServeConfig, TableError> {
+        ServeConfig::parse(text, Path::new("/etc/longshore"))
+    }
+
+    #[test]
+    fn everything_can_be_said() {
+        let config = parse(
+            r#"
+addr = ":5000"
+root = "data"
+read_only = true
+delete = false
+warning = "moves on Friday"
+[tls]
+cert = "cert.pem"
+key = "/keys/key.pem"
+[auth]
+htpasswd = "users"
+[limits]
+connections = 10
+blob_size = "1GB"
+header_timeout = "5s"
+[gc]
+every = "6h"
+untagged = true
+retain = ["tag=pr-*,last=10"]
+"#,
+        )
+        .unwrap();
+        assert_eq!(config.addr.as_deref(), Some(":5000"));
+        assert_eq!(config.root, Some("/etc/longshore/data".into()));
+        let server = &config.server;
+        assert!(server.read_only && !server.delete);
+        assert_eq!(server.warning.as_deref(), Some("moves on Friday"));
+        assert_eq!(server.htpasswd, Some("/etc/longshore/users".into()));
+        let tls = server.tls.as_ref().unwrap();
+        assert_eq!(tls.cert, Path::new("/etc/longshore/cert.pem"));
+        assert_eq!(tls.key, Path::new("/keys/key.pem"));
+        assert_eq!(server.limits.connections_max, 10);
+        assert_eq!(server.limits.blob_bytes_max, Some(1_000_000_000));
+        assert_eq!(server.limits.header_timeout, Duration::from_secs(5));
+        assert_eq!(server.limits.body_timeout, Limits::default().body_timeout);
+        let (every, rules) = config.collect.unwrap();
+        assert_eq!(every, Duration::from_secs(6 * 3600));
+        assert!(rules.untagged);
+        assert_eq!(rules.retention.len(), 1);
+    }
+
+    /// The page's examples are configurations, and what its tables name is known.
+    #[test]
+    fn the_documented_examples_can_be_read() {
+        let page = include_str!("../../../docs/reference/registry-access.md");
+        let examples: Vec<&str> = page
+            .split("```toml\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().unwrap())
+            .collect();
+        assert!(!examples.is_empty());
+        for example in examples {
+            if let Err(error) = parse(example) {
+                panic!("{error} in\n{example}");
+            }
+        }
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_place() {
+        let check = |text: &str, expect: &str| {
+            assert_eq!(parse(text).unwrap_err().to_string(), expect);
+        };
+        check(
+            "rot = \"x\"\n",
+            "1:1: unknown key `rot`: did you mean `root`?",
+        );
+        check(
+            "root = \"x\"\ns3 = \"bucket=b\"\n",
+            "2:1: there are both `root` and `s3`: give one",
+        );
+        check(
+            "[tls]\ncert = \"c\"\n",
+            "2:1: `tls`: it needs both `cert` and `key`",
+        );
+        check(
+            "[limits]\nconnections = 0\n",
+            "2:15: `limits.connections` is a number: expected a number that is at least 1",
+        );
+        check(
+            "[gc]\nuntagged = true\n",
+            "2:1: `gc`: it needs `every`, how often garbage is collected",
+        );
+        check(
+            "[gc]\nevery = \"1h\"\nretain = [\"tag=x\"]\n",
+            "3:11: `gc.retain`: the rule keeps nothing: give last=, within= or both",
+        );
+    }
+}
