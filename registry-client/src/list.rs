@@ -3,7 +3,8 @@
 use reqwest::header::{ACCEPT, LINK};
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
-use store::oci::{Descriptor, Digest, Index, MediaType, Reference};
+use store::oci::manifest::ParsedManifest;
+use store::oci::{Descriptor, Digest, Index, MediaType, RawManifest, Reference};
 
 use crate::Client;
 use crate::auth::bearer::Scope;
@@ -98,25 +99,11 @@ impl Client {
         reference: &Reference,
         digest: &Digest,
     ) -> Result<Vec<Descriptor>, ClientError> {
-        let tag = crate::referrers::fallback_tag(digest);
-        let tagged = reference
-            .with_tag(&tag)
-            .map_err(|error| ClientError::Setup {
-                what: tag,
-                reason: error.reason,
-            })?;
-        match self.manifest(&tagged).await {
-            Ok(raw) => Ok(match raw.parsed() {
-                store::oci::manifest::ParsedManifest::Index(index) => index.manifests.clone(),
-                store::oci::manifest::ParsedManifest::Image(_) => Vec::new(),
-            }),
-            Err(ClientError::Refused { refusal, .. })
-                if refusal.status == StatusCode::NOT_FOUND =>
-            {
-                Ok(Vec::new())
-            }
-            Err(error) => Err(error),
-        }
+        let (_, listed) = self.fallback_list(reference, digest).await?;
+        Ok(match listed.as_ref().map(RawManifest::parsed) {
+            Some(ParsedManifest::Index(index)) => index.manifests.clone(),
+            Some(ParsedManifest::Image(_)) | None => Vec::new(),
+        })
     }
 
     async fn pages<T: for<'de> Deserialize<'de>>(

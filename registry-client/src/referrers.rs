@@ -9,7 +9,7 @@ use store::oci::manifest::ParsedManifest;
 use store::oci::{Descriptor, Digest, Index, MediaType, RawManifest, Reference};
 
 use crate::Client;
-use crate::error::ClientError;
+use crate::error::{ClientError, ErrorKind};
 
 /// Most entries of a list that is written back.
 const LISTED_MAX: usize = 10_000;
@@ -98,12 +98,12 @@ impl Client {
         .await
     }
 
-    async fn edit_fallback(
+    /// The fallback tag of `subject`, and what is under it, if anything.
+    pub(crate) async fn fallback_list(
         &self,
         reference: &Reference,
         subject: &Digest,
-        edit: impl FnOnce(&mut Vec<Descriptor>),
-    ) -> Result<(), ClientError> {
+    ) -> Result<(Reference, Option<RawManifest>), ClientError> {
         let tag = fallback_tag(subject);
         let tagged = reference
             .with_tag(&tag)
@@ -111,19 +111,30 @@ impl Client {
                 what: tag,
                 reason: error.reason,
             })?;
-        let mut index = match self.manifest(&tagged).await {
-            Ok(raw) => match raw.parsed() {
-                ParsedManifest::Index(index) => (**index).clone(),
-                ParsedManifest::Image(_) => {
-                    return Err(ClientError::NotAnImage {
-                        reference: tagged.familiar(),
-                        reason: "the tag is that of a list of referrers, but it names an image"
-                            .to_owned(),
-                    });
-                }
-            },
-            Err(error) if error.kind() == crate::ErrorKind::NotFound => Index::new(Vec::new()),
-            Err(error) => return Err(error),
+        match self.manifest(&tagged).await {
+            Ok(raw) => Ok((tagged, Some(raw))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok((tagged, None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn edit_fallback(
+        &self,
+        reference: &Reference,
+        subject: &Digest,
+        edit: impl FnOnce(&mut Vec<Descriptor>),
+    ) -> Result<(), ClientError> {
+        let (tagged, listed) = self.fallback_list(reference, subject).await?;
+        let mut index = match listed.as_ref().map(RawManifest::parsed) {
+            Some(ParsedManifest::Index(index)) => (**index).clone(),
+            Some(ParsedManifest::Image(_)) => {
+                return Err(ClientError::NotAnImage {
+                    reference: tagged.familiar(),
+                    reason: "the tag is that of a list of referrers, but it names an image"
+                        .to_owned(),
+                });
+            }
+            None => Index::new(Vec::new()),
         };
         let before = index.manifests.clone();
         edit(&mut index.manifests);

@@ -19,7 +19,7 @@ use crate::layer::compress::{Compression, Packing, compressor, decompressor};
 use crate::layer::tar::{self, TarError, write_tar};
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::manifest::ParsedManifest;
-use crate::oci::{Descriptor, DiffId, Digest, Hasher, Index, Manifest, MediaType, RawManifest};
+use crate::oci::{Descriptor, DiffId, Digest, Hashing, Index, Manifest, MediaType, RawManifest};
 use crate::snapshot::SnapshotError;
 use crate::{Store, StoreError};
 
@@ -187,11 +187,7 @@ impl Store {
     /// Writes the layer's tar, uncompressed. What was written is worth nothing unless this succeeds: the DiffID is known
     /// only at the end.
     pub fn write_layer(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<u64, StoreError> {
-        let mut hashed = Hashed {
-            out,
-            hasher: Hasher::new(diff_id.0.algorithm()),
-            size: 0,
-        };
+        let mut hashed = Hashing::new(out, diff_id.0.algorithm());
         let name = match self.forms(diff_id)?.into_iter().next() {
             Some((_, blob)) => {
                 let (file, _) = self.blobs.open(&blob.digest)?;
@@ -211,8 +207,8 @@ impl Store {
                 id.to_string()
             }
         };
-        let size = hashed.size;
-        check(name, diff_id, hashed.hasher.finish())?;
+        let (_, digest, size) = hashed.finish();
+        check(name, diff_id, digest)?;
         Ok(size)
     }
 
@@ -271,15 +267,11 @@ impl Store {
         };
         let packing = decompressor(&mut file).map_err(stream)?.packing();
         file.rewind().map_err(stream)?;
-        let mut hashed = Hashed {
-            out: &mut io::sink(),
-            hasher: Hasher::new(diff_id.0.algorithm()),
-            size: 0,
-        };
+        let mut hashed = Hashing::new(io::sink(), diff_id.0.algorithm());
         decompressor(file)
             .and_then(|mut tar| copy(&mut tar, &mut hashed))
             .map_err(stream)?;
-        check(digest.to_string(), diff_id, hashed.hasher.finish())?;
+        check(digest.to_string(), diff_id, hashed.finish().1)?;
         let (name, media_type) = form_of(packing);
         let descriptor = Descriptor::new(media_type, *digest, size);
         self.index.remember(diff_id, name, &descriptor)?;
@@ -525,25 +517,6 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-    }
-}
-
-struct Hashed<'a> {
-    out: &'a mut dyn Write,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl Write for Hashed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }
 

@@ -22,6 +22,6 @@ pub mod time;
 
 pub use config::{History, ImageConfig, RootFs, RunConfig};
 pub use descriptor::{Annotations, Descriptor, MediaType, Platform};
-pub use digest::{ChainId, DiffId, Digest, DigestAlgorithm, DigestError, Hasher};
+pub use digest::{ChainId, DiffId, Digest, DigestAlgorithm, DigestError, Hasher, Hashing};
 pub use manifest::{Index, Manifest, ManifestError, RawManifest};
 pub use reference::{Reference, ReferenceError};

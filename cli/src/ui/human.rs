@@ -3,50 +3,40 @@
 /// `1.23MB`: three significant digits, powers of 1000, as `docker images` prints sizes.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
-    let mut unit = 0;
-    // Exact up to 2^53 bytes, and three digits are shown.
-    let mut value = bytes as f64;
     // 999.5 would round to four digits.
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    let decimals = match value {
-        _ if unit == 0 => 0,
-        v if v < 9.995 => 2,
-        v if v < 99.95 => 1,
-        _ => 0,
-    };
-    let digits = format!("{value:.decimals$}");
-    let digits = match digits.contains('.') {
-        true => digits.trim_end_matches('0').trim_end_matches('.'),
-        false => &digits,
-    };
-    format!("{digits}{}", UNITS[unit])
+    scaled(bytes, &UNITS, (1000.0, 999.5), 3)
 }
 
 /// `1.234MiB`: four significant digits, powers of 1024, as `docker stats` prints memory.
 pub fn binary_size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    scaled(bytes, &UNITS, (1024.0, 1024.0), 4)
+}
+
+/// `bytes` in the largest unit that fits: each is `step` of the one before, and is used from `from` of that on.
+fn scaled(bytes: u64, units: &[&str], (step, from): (f64, f64), digits: usize) -> String {
     let mut unit = 0;
+    // Exact up to 2^53 bytes, and few digits are shown.
     let mut value = bytes as f64;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
+    while value >= from && unit + 1 < units.len() {
+        value /= step;
         unit += 1;
     }
-    let decimals = match value {
-        _ if unit == 0 => 0,
-        v if v < 9.9995 => 3,
-        v if v < 99.995 => 2,
-        v if v < 999.95 => 1,
-        _ => 0,
+    let whole = format!("{:.0}", value.trunc()).len();
+    let mut decimals = match unit {
+        0 => 0,
+        _ => digits.saturating_sub(whole),
     };
-    let digits = format!("{value:.decimals$}");
-    let digits = match digits.contains('.') {
-        true => digits.trim_end_matches('0').trim_end_matches('.'),
-        false => &digits,
+    // What rounds up to one digit more before the point has one fewer behind it.
+    if format!("{value:.decimals$}").len() > digits + 1 {
+        decimals -= 1;
+    }
+    let text = format!("{value:.decimals$}");
+    let text = match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.'),
+        false => &text,
     };
-    format!("{digits}{}", UNITS[unit])
+    format!("{text}{}", units[unit])
 }
 
 /// `12ms`, `1.2s`, `2m05s`, `1h02m`, from microseconds.
@@ -110,6 +100,18 @@ mod tests {
         check(77_800_000, "77.8MB");
         check(187_400_000, "187MB");
         check(1_020_000_000, "1.02GB");
+        check(9_994_000, "9.99MB");
+        check(9_996_000, "10MB");
+        check(99_960_000, "100MB");
+
+        let check = |bytes, text: &str| assert_eq!(binary_size(bytes), text);
+        check(1023, "1023B");
+        check(1024, "1KiB");
+        check(1234, "1.205KiB");
+        check(10_239, "9.999KiB");
+        check(1_048_575, "1024KiB");
+        check(123_456_789, "117.7MiB");
+        check(10_000, "9.766KiB");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use store::oci::{
-    Annotations, Descriptor, DigestAlgorithm, Hasher, Manifest, MediaType, RawManifest,
+    Annotations, Descriptor, DigestAlgorithm, Hashing, Manifest, MediaType, RawManifest,
 };
 
 use crate::BlobSource;
@@ -82,21 +82,11 @@ pub fn artifact(name: &str, attachment: &Attachment) -> Result<Tree, CopyError> 
 
 /// A file as a blob: it is hashed now, and must not change until it is sent.
 pub fn file_blob(path: &Path, media_type: &str) -> Result<(Descriptor, BlobSource), CopyError> {
-    let failed = |error| CopyError::file("read", path)(error);
-    let mut file = File::open(path).map_err(failed)?;
-    let mut hasher = Hasher::new(DigestAlgorithm::Sha256);
-    let mut buffer = vec![0; 256 * 1024];
-    let mut size = 0;
-    loop {
-        let count = file
-            .read(&mut buffer)
-            .map_err(CopyError::file("read", path))?;
-        if count == 0 {
-            break;
-        }
-        hasher.update(&buffer[..count]);
-        size += count as u64;
-    }
-    let descriptor = Descriptor::new(media_type, hasher.finish(), size);
+    let failed = || CopyError::file("read", path);
+    let file = File::open(path).map_err(failed())?;
+    let mut hashed = Hashing::new(io::sink(), DigestAlgorithm::Sha256);
+    io::copy(&mut BufReader::with_capacity(256 * 1024, file), &mut hashed).map_err(failed())?;
+    let (_, digest, size) = hashed.finish();
+    let descriptor = Descriptor::new(media_type, digest, size);
     Ok((descriptor, BlobSource::File(path.to_owned())))
 }

@@ -14,7 +14,7 @@ use store::layer::compress::{Compression, Packing, compressor, decompressor};
 use store::layer::merge::{Merged, merge};
 use store::oci::manifest::ParsedManifest;
 use store::oci::{
-    Descriptor, DiffId, Digest, DigestAlgorithm, Hasher, History, ImageConfig, Manifest, MediaType,
+    Descriptor, DiffId, Digest, DigestAlgorithm, Hashing, History, ImageConfig, Manifest, MediaType,
     Platform,
 };
 
@@ -62,11 +62,11 @@ impl NewLayer {
         };
         let (descriptor, source) = super::file_blob(path, kind)?;
         let mut tar = decompressor(file).map_err(CopyError::file("read", path))?;
-        let mut hashed = Hashed(Hasher::new(DigestAlgorithm::Sha256), 0);
+        let mut hashed = Hashing::new(io::sink(), DigestAlgorithm::Sha256);
         io::copy(&mut tar, &mut hashed).map_err(CopyError::file("read", path))?;
         Ok(NewLayer {
             descriptor,
-            diff_id: DiffId(hashed.0.finish()),
+            diff_id: DiffId(hashed.finish().1),
             source,
             _file: None,
         })
@@ -80,27 +80,19 @@ impl NewLayer {
         let file = TempFile::create(spool)?;
         let path = file.path().to_owned();
         let failed = || CopyError::file("write", &path);
-        let out = Hashing {
-            out: io::BufWriter::with_capacity(1 << 20, file.reopen()?),
-            hasher: Hasher::new(DigestAlgorithm::Sha256),
-            size: 0,
-        };
+        let out = io::BufWriter::with_capacity(1 << 20, file.reopen()?);
+        let out = Hashing::new(out, DigestAlgorithm::Sha256);
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let packed = compressor(out, COMPRESSION, threads).map_err(failed())?;
-        let mut plain = Hashing {
-            out: packed,
-            hasher: Hasher::new(DigestAlgorithm::Sha256),
-            size: 0,
-        };
+        let mut plain = Hashing::new(packed, DigestAlgorithm::Sha256);
         fill(&mut plain)?;
-        let diff_id = DiffId(plain.hasher.finish());
-        let mut out = plain.out.finish().map_err(failed())?;
-        out.out.flush().map_err(failed())?;
-        let (digest, size) = (out.hasher.finish(), out.size);
-        drop(out.out);
+        let (packed, diff_id, _) = plain.finish();
+        let (mut out, digest, size) = packed.finish().map_err(failed())?.finish();
+        out.flush().map_err(failed())?;
+        drop(out);
         Ok(NewLayer {
             descriptor: Descriptor::new(MediaType::OCI_LAYER_GZIP, digest, size),
-            diff_id,
+            diff_id: DiffId(diff_id),
             source: BlobSource::File(path),
             _file: Some(file),
         })
@@ -120,40 +112,6 @@ impl NewLayer {
             descriptor,
             source: self.source.clone(),
         }
-    }
-}
-
-/// A writer that hashes what it passes on.
-struct Hashing<W> {
-    out: W,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-struct Hashed(Hasher, u64);
-
-impl Write for Hashed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        self.1 += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

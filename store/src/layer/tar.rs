@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::entry::{Metadata, Mtime, ROOT_STATED, is_opaque, read_xattr, read_xattrs, shown};
 pub use super::walk::Mounts;
 use super::walk::{Found, WalkError, open_directory, split, walk, walk_with};
-use crate::oci::{DiffId, Hasher};
+use crate::oci::{DiffId, DigestAlgorithm, Hashing};
 use header::{BLOCK, Block, OCTAL_8_MAX, OCTAL_12_MAX, padding, put_octal, seal};
 
 /// Bytes handed from the reading thread to the writing one at a time.
@@ -231,22 +231,9 @@ fn packed(
 /// # Errors
 /// The layer cannot be read or changes meanwhile.
 pub fn diff_id(dir: &Path) -> Result<DiffId, TarError> {
-    let mut hash = HashWriter(Hasher::sha256());
+    let mut hash = Hashing::new(io::sink(), DigestAlgorithm::Sha256);
     write_tar(dir, &mut hash)?;
-    Ok(DiffId(hash.0.finish()))
-}
-
-struct HashWriter(Hasher);
-
-impl Write for HashWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    Ok(DiffId(hash.finish().1))
 }
 
 struct Packer<'a> {

@@ -1,6 +1,7 @@
 //! Digests: `algorithm:hex`, parsed once, and the three meanings a digest can have.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::str::FromStr;
 
 use serde::de::Error as _;
@@ -281,6 +282,41 @@ impl fmt::Debug for Hasher {
         f.debug_struct("Hasher")
             .field("algorithm", &self.algorithm)
             .finish_non_exhaustive()
+    }
+}
+
+/// A writer that hashes and counts what it passes on.
+#[derive(Debug)]
+pub struct Hashing<W> {
+    out: W,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<W> Hashing<W> {
+    /// Starts a hash of what will be written to `out`.
+    pub fn new(out: W, algorithm: DigestAlgorithm) -> Hashing<W> {
+        let hasher = Hasher::new(algorithm);
+        let size = 0;
+        Hashing { out, hasher, size }
+    }
+
+    /// The writer beneath, the digest of what was written, and its bytes.
+    pub fn finish(self) -> (W, Digest, u64) {
+        (self.out, self.hasher.finish(), self.size)
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
