@@ -112,6 +112,17 @@ pub struct ReachArgs {
     pub insecure: bool,
 }
 
+/// What commands take that look at something in a registry, or change it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CommonArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub reach: ReachArgs,
+}
+
 /// Which platforms of an image are meant.
 #[derive(Args, Clone, Debug, Default)]
 pub struct PlatformsArgs {
@@ -207,12 +218,9 @@ pub struct LsArgs {
     /// No names that match one of these patterns; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote tags`.
@@ -233,12 +241,9 @@ pub struct TagsArgs {
     /// No tags that are made of digests
     #[arg(short = 'O', long)]
     pub omit_digest_tags: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// Commands that look at one image.
@@ -255,12 +260,9 @@ pub struct OneImageArgs {
     /// Of an index, the image for this platform
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = super::platform)]
     pub platform: Option<Platform>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote manifest …`.
@@ -289,12 +291,9 @@ pub struct ManifestPutArgs {
     /// What it is, where it does not say itself
     #[arg(long, value_name = "TYPE", visible_alias = "content-type")]
     pub media_type: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote manifest delete`.
@@ -308,12 +307,9 @@ pub struct ManifestDeleteArgs {
     /// Take a tag, too, and remove the manifest that it names with all its other tags
     #[arg(long)]
     pub force_tag_dereference: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote blob …`.
@@ -340,12 +336,9 @@ pub struct BlobArgs {
     /// The repository and the blob's digest
     #[arg(value_name = "NAME@DIGEST")]
     pub name: String,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote blob get`.
@@ -376,12 +369,9 @@ pub struct BlobPutArgs {
     /// The file
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote tag`.
@@ -395,12 +385,9 @@ pub struct RemoteTagArgs {
     /// Its further tags, in the same repository
     #[arg(value_name = "TAG", required = true)]
     pub tags: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote rm`.
@@ -412,12 +399,9 @@ pub struct RemoteRmArgs {
     /// A tag, which goes alone; or a digest, whose manifest goes with all its tags
     #[arg(value_name = "NAME:TAG|NAME@DIGEST", required = true)]
     pub names: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote referrers`.
@@ -435,12 +419,9 @@ pub struct ReferrersArgs {
     /// Of an index, what is about the image for this platform
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = super::platform)]
     pub platform: Option<Platform>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote attach`.
@@ -463,12 +444,9 @@ pub struct RemoteAttachArgs {
     /// Of an index, attach to the image for this platform
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = super::platform)]
     pub platform: Option<Platform>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote search`.
@@ -482,10 +460,7 @@ pub struct SearchArgs {
     /// Most that are shown
     #[arg(long, value_name = "COUNT", default_value = "25")]
     pub limit: usize,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }

@@ -14,8 +14,8 @@ use store::layer::compress::{Compression, Packing, compressor, decompressor};
 use store::layer::merge::{Merged, merge};
 use store::oci::manifest::ParsedManifest;
 use store::oci::{
-    Descriptor, DiffId, Digest, DigestAlgorithm, Hashing, History, ImageConfig, Manifest, MediaType,
-    Platform,
+    Descriptor, DiffId, Digest, DigestAlgorithm, Hashing, History, ImageConfig, Manifest,
+    MediaType, Platform,
 };
 
 use super::{Edited, replace};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use store::oci::Platform;
 
-use super::{PlatformsArgs, ReachArgs};
+use super::{CommonArgs, PlatformsArgs, ReachArgs};
 use crate::args::platform;
 
 /// Where a changed image goes, and what is told of it.
@@ -207,12 +207,9 @@ pub struct IndexCreateArgs {
     /// Annotate the index; may be repeated
     #[arg(short, long = "annotation", value_name = "KEY=VALUE")]
     pub annotations: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote index append`.
@@ -234,12 +231,9 @@ pub struct IndexAppendArgs {
     /// Annotate the index; may be repeated
     #[arg(short, long = "annotation", value_name = "KEY=VALUE")]
     pub annotations: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote index annotate`.
@@ -263,12 +257,9 @@ pub struct IndexAnnotateArgs {
     /// Where the result goes [default: the index's own tag]
     #[arg(short, long = "tag", value_name = "TO")]
     pub target: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 /// `longshore remote sync`.
@@ -300,10 +291,7 @@ pub struct SyncArgs {
     /// Go on with the other tags where one fails
     #[arg(long)]
     pub keep_going: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }

@@ -22,9 +22,9 @@ const BYTES: &str = "application/octet-stream";
 pub fn head(context: &Context, args: &BlobArgs) -> Result<ExitCode, CliError> {
     let (name, digest) = with_digest(&args.name, "a blob")?;
     let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.reach, hosts)?;
+    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
     let size = size(&session, &name, &digest)?;
-    if args.json {
+    if args.common.json {
         let value = json!({ "name": name.familiar_name(), "digest": digest, "size": size });
         context.ui.json_line(&value)?;
     } else {
@@ -45,10 +45,10 @@ fn size(session: &Session<'_>, name: &Reference, digest: &Digest) -> Result<u64,
 pub fn delete(context: &Context, args: &BlobArgs) -> Result<ExitCode, CliError> {
     let (name, digest) = with_digest(&args.name, "a blob")?;
     let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.reach, hosts)?;
+    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
     let (of, which) = (&name, &digest);
     session.run(|client| async move { client.delete_blob(of, which).await })?;
-    if args.json {
+    if args.common.json {
         context
             .ui
             .json_line(&json!({ "removed": name.familiar() }))?;
@@ -111,7 +111,7 @@ fn pump(mut reader: Box<dyn Read + Send>, out: &mut dyn Write) -> Result<(), Cli
 pub fn put(context: &Context, args: &BlobPutArgs) -> Result<ExitCode, CliError> {
     let name = repository(&args.name)?;
     let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.reach, hosts)?;
+    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
     let (descriptor, source) = file_blob(&args.file, BYTES)?;
     let (of, blob) = (&name, &descriptor);
     let pushed = session.run(|client| async move {
@@ -120,7 +120,7 @@ pub fn put(context: &Context, args: &BlobPutArgs) -> Result<ExitCode, CliError> 
             .await?;
         Ok::<_, ClientError>(pushed)
     })?;
-    if args.json {
+    if args.common.json {
         context.ui.json_line(&json!({
             "name": name.familiar_name(),
             "digest": descriptor.digest,

@@ -34,7 +34,7 @@ pub fn put(context: &Context, args: &ManifestPutArgs) -> Result<ExitCode, CliErr
         return Err(CliError::new(Kind::Input, message));
     }
     let place = Place::Registry(to.clone());
-    let session = Session::new(context, &args.reach, &[&place])?;
+    let session = Session::new(context, &args.common.reach, &[&place])?;
     let (name, manifest) = (&to, &raw);
     let digest = session.run(|client| async move {
         let digest = client.put_manifest(name, manifest).await?;
@@ -48,7 +48,7 @@ pub fn put(context: &Context, args: &ManifestPutArgs) -> Result<ExitCode, CliErr
         }
         Ok::<_, ClientError>(digest)
     })?;
-    tell(context, args.json, &to, &digest)
+    tell(context, args.common.json, &to, &digest)
 }
 
 fn subject(raw: &RawManifest) -> Option<Digest> {
@@ -101,10 +101,10 @@ pub fn delete(context: &Context, args: &ManifestDeleteArgs) -> Result<ExitCode, 
         ));
     }
     let place = Place::Registry(name.clone());
-    let session = Session::new(context, &args.reach, &[&place])?;
+    let session = Session::new(context, &args.common.reach, &[&place])?;
     let of = &name;
     let digest = session.run(|client| async move { remove_manifest(&client, of).await })?;
-    tell(context, args.json, &name, &digest)
+    tell(context, args.common.json, &name, &digest)
 }
 
 /// Removes a manifest, and its entry in a list of referrers that the registry does not keep itself.
@@ -143,7 +143,7 @@ pub fn rm(context: &Context, args: &RemoteRmArgs) -> Result<ExitCode, CliError> 
         .iter()
         .map(|name| name.registry().to_owned())
         .collect();
-    let session = Session::with_hosts(context, &args.reach, hosts)?;
+    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
     let mut code = ExitCode::SUCCESS;
     for name in &names {
         let removed = session.run(|client| async move {
@@ -153,7 +153,7 @@ pub fn rm(context: &Context, args: &RemoteRmArgs) -> Result<ExitCode, CliError> 
             }
         });
         match removed {
-            Ok(()) if args.json => {
+            Ok(()) if args.common.json => {
                 context
                     .ui
                     .json_line(&json!({ "removed": name.familiar() }))?;
@@ -177,7 +177,7 @@ pub fn tag(context: &Context, args: &RemoteTagArgs) -> Result<ExitCode, CliError
         .map(|tag| name.with_tag(tag))
         .collect::<Result<_, _>>()?;
     let place = Place::Registry(name.clone());
-    let session = Session::new(context, &args.reach, &[&place])?;
+    let session = Session::new(context, &args.common.reach, &[&place])?;
     let (of, to) = (&name, &tagged);
     let digest = session.run(|client| async move {
         let raw = client.manifest(of).await?;
@@ -187,7 +187,7 @@ pub fn tag(context: &Context, args: &RemoteTagArgs) -> Result<ExitCode, CliError
         Ok::<_, ClientError>(of.digest().unwrap_or(raw.digest()))
     })?;
     for tagged in &tagged {
-        if args.json {
+        if args.common.json {
             let value = json!({ "name": tagged.familiar(), "digest": digest });
             context.ui.json_line(&value)?;
         } else {
@@ -203,7 +203,7 @@ pub fn attach(context: &Context, args: &RemoteAttachArgs) -> Result<ExitCode, Cl
     let annotations = pairs(&args.annotations, "annotation")?;
     let files = args.files.iter().map(|text| file(text)).collect();
     let place = Place::Registry(name.clone());
-    let session = Session::new(context, &args.reach, &[&place])?;
+    let session = Session::new(context, &args.common.reach, &[&place])?;
     let source = session.look(&place)?;
     let (of, platform) = (&source, args.platform.as_ref());
     let (subject, raw) = session.run(|_| async move { image_for(of, platform).await })?;
@@ -226,7 +226,7 @@ pub fn attach(context: &Context, args: &RemoteAttachArgs) -> Result<ExitCode, Cl
         };
         copy::write(tree, &target, Arc::new(Silent)).await
     })?;
-    tell(context, args.json, &name, &report.digest)
+    tell(context, args.common.json, &name, &report.digest)
 }
 
 /// A file and its media type.

@@ -293,38 +293,50 @@ fn entries(work: &Work<'_>, images: &[Place]) -> Result<Vec<Entry>, CliError> {
 fn create(context: &Context, args: &IndexCreateArgs) -> Result<ExitCode, CliError> {
     let images = places(&args.images)?;
     let others: Vec<&Place> = images.iter().collect();
-    let work = Work::new(context, &args.reach, None, Some(&args.target), &others)?;
+    let work = Work::new(
+        context,
+        &args.common.reach,
+        None,
+        Some(&args.target),
+        &others,
+    )?;
     let annotations = pairs(&args.annotations, "annotation")?;
     let (entries, annotations) = (&entries(&work, &images)?, &annotations);
     let tree = work
         .session
         .run(|_| async move { merge(&args.target, None, entries, annotations).await })?;
-    work.write(&tree, None, args.json)
+    work.write(&tree, None, args.common.json)
 }
 
 fn add(context: &Context, args: &IndexAppendArgs) -> Result<ExitCode, CliError> {
     let images = places(&args.images)?;
     let others: Vec<&Place> = images.iter().collect();
     let target = args.target.as_deref();
-    let work = Work::new(context, &args.reach, Some(&args.index), target, &others)?;
+    let work = Work::new(
+        context,
+        &args.common.reach,
+        Some(&args.index),
+        target,
+        &others,
+    )?;
     let annotations = pairs(&args.annotations, "annotation")?;
     let base = work.image(&[])?;
     let (base, entries, annotations) = (&base, &entries(&work, &images)?, &annotations);
     let tree = work
         .session
         .run(|_| async move { merge(&args.index, Some(base), entries, annotations).await })?;
-    work.write(&tree, None, args.json)
+    work.write(&tree, None, args.common.json)
 }
 
 fn annotate(context: &Context, args: &IndexAnnotateArgs) -> Result<ExitCode, CliError> {
     let entry = args.entry.as_deref().map(str::parse::<Digest>).transpose();
     let entry = entry.blame(Kind::Input)?;
     let target = args.target.as_deref();
-    let work = Work::new(context, &args.reach, Some(&args.index), target, &[])?;
+    let work = Work::new(context, &args.common.reach, Some(&args.index), target, &[])?;
     let description = Description {
         platform: args.platform.clone(),
         annotations: pairs(&args.annotations, "annotation")?,
     };
     let tree = describe_entry(&work.image(&[])?, entry, &description)?;
-    work.write(&tree, None, args.json)
+    work.write(&tree, None, args.common.json)
 }

@@ -22,15 +22,14 @@ pub fn ls(context: &Context, args: &LsArgs) -> Result<ExitCode, CliError> {
                 include: args.include.clone(),
                 exclude: args.exclude.clone(),
                 omit_digest_tags: false,
-                json: args.json,
-                reach: args.reach.clone(),
+                common: args.common.clone(),
             },
         );
     };
-    let session = Session::with_hosts(context, &args.reach, vec![registry.to_owned()])?;
+    let session = Session::with_hosts(context, &args.common.reach, vec![registry.to_owned()])?;
     let mut names = session.run(|client| async move { client.catalog(registry).await })?;
     names.retain(|name| glob::selected(name, &args.include, &args.exclude));
-    if args.json {
+    if args.common.json {
         let value = json!({ "registry": registry, "repositories": names });
         context.ui.json_line(&value)?;
         return Ok(ExitCode::SUCCESS);
@@ -55,14 +54,14 @@ fn lines(names: &[String]) -> String {
 pub fn tags(context: &Context, args: &TagsArgs) -> Result<ExitCode, CliError> {
     let name = repository(&args.repository)?;
     let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.reach, hosts)?;
+    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
     let asked = &name;
     let mut tags = session.run(|client| async move { client.tags(asked).await })?;
     tags.retain(|tag| {
         let hidden = args.omit_digest_tags && is_digest_tag(tag);
         !hidden && glob::selected(tag, &args.include, &args.exclude)
     });
-    if args.json {
+    if args.common.json {
         let value = json!({ "name": name.familiar_name(), "tags": tags });
         context.ui.json_line(&value)?;
         return Ok(ExitCode::SUCCESS);
@@ -87,9 +86,9 @@ pub fn search(context: &Context, args: &SearchArgs) -> Result<ExitCode, CliError
         let message = format!("nothing to look for: `{}`", args.term);
         return Err(CliError::new(Kind::Usage, message).hint("`longshore remote ls` lists all"));
     }
-    let session = Session::with_hosts(context, &args.reach, vec![host.to_owned()])?;
+    let session = Session::with_hosts(context, &args.common.reach, vec![host.to_owned()])?;
     let found = session.run(|client| async move { client.search(host, term, args.limit).await })?;
-    if args.json {
+    if args.common.json {
         for one in &found {
             context.ui.json_line(&json!({
                 "name": one.name,

@@ -26,7 +26,7 @@ struct Seen {
 /// Opens what a command looks at and runs `job` on it.
 fn see<'a>(context: &'a Context, args: &OneImageArgs) -> Result<(Session<'a>, Seen), CliError> {
     let place = place(&args.image)?;
-    let session = Session::new(context, &args.reach, &[&place])?;
+    let session = Session::new(context, &args.common.reach, &[&place])?;
     let source = session.look(&place)?;
     Ok((session, Seen { place, source }))
 }
@@ -47,7 +47,7 @@ pub fn digest(context: &Context, args: &OneImageArgs) -> Result<ExitCode, CliErr
                 .0
         }
     };
-    if args.json {
+    if args.common.json {
         let value = json!({ "name": seen.place.to_string(), "digest": digest });
         context.ui.json_line(&value)?;
     } else {
@@ -160,7 +160,7 @@ struct Node {
 /// `longshore remote referrers`.
 pub fn referrers(context: &Context, args: &ReferrersArgs) -> Result<ExitCode, CliError> {
     let place = place(&args.image)?;
-    let session = Session::new(context, &args.reach, &[&place])?;
+    let session = Session::new(context, &args.common.reach, &[&place])?;
     let source = session.look(&place)?;
     let (of, platform) = (&source, args.platform.as_ref());
     let wanted = args.artifact_type.as_deref();
@@ -170,7 +170,7 @@ pub fn referrers(context: &Context, args: &ReferrersArgs) -> Result<ExitCode, Cl
         let nodes = about(of, digest, wanted, &mut seen).await?;
         Ok::<_, CopyError>((digest, nodes))
     })?;
-    if args.json {
+    if args.common.json {
         let value = json!({
             "name": place.to_string(),
             "digest": digest,

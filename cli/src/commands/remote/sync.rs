@@ -17,7 +17,7 @@ use crate::error::CliError;
 pub fn sync(context: &Context, args: &SyncArgs) -> Result<ExitCode, CliError> {
     let (from, to) = (repository(&args.source)?, repository(&args.target)?);
     let places = [Place::Registry(from.clone()), Place::Registry(to.clone())];
-    let session = Session::new(context, &args.reach, &[&places[0], &places[1]])?;
+    let session = Session::new(context, &args.common.reach, &[&places[0], &places[1]])?;
     let source = &from;
     let mut tags = session.run(|client| async move { client.tags(source).await })?;
     tags.retain(|tag| {
@@ -92,7 +92,7 @@ fn tell(
     digest: &Digest,
     what: &str,
 ) -> Result<(), CliError> {
-    if args.json {
+    if args.common.json {
         return context.ui.json_line(&json!({
             "target": to.familiar(),
             "digest": digest,
