@@ -12,7 +12,7 @@
 //! | [`pull`], [`push`] | whole images |
 //! | [`copy`] | images from anywhere to anywhere: registries, layouts, archives |
 //! | [`edit`] | images changed without moving their layers |
-//! | [`glob`], [`search`] | names by pattern, repositories by a part of their name |
+//! | [`search`] | repositories by a part of their name |
 //! | [`referrers`] | what is about a manifest, where the registry keeps no list of it |
 //! | [`fetch`] | plain files behind URLs |
 //! | [`bucket`] | objects in S3-compatible stores |
@@ -39,7 +39,6 @@ mod download;
 pub mod edit;
 pub mod error;
 pub mod fetch;
-pub mod glob;
 mod headers;
 pub mod hosts;
 mod list;

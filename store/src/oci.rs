@@ -7,6 +7,7 @@
 //! | [`manifest`] | image-spec `manifest.md`, `image-index.md` |
 //! | [`config`] | image-spec `config.md`, and Docker's additions to it |
 //! | [`reference`] | distribution-spec "Pulling manifests", and Docker Hub's defaults |
+//! | [`pattern`] | names and tags by pattern, which no specification has |
 //! | [`time`] | RFC 3339, as image-spec `config.md` asks for |
 //!
 //! The structs keep fields that they do not know, in order, and no map in them has a random order: what
@@ -17,6 +18,7 @@ pub mod config;
 pub mod descriptor;
 pub mod digest;
 pub mod manifest;
+pub mod pattern;
 pub mod reference;
 pub mod time;
 

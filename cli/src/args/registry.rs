@@ -51,7 +51,7 @@ pub struct CollectArgs {
   longshore registry gc --untagged --retain 'repository=team/*,tag=pr-*,last=10,within=30d'
 
 Of the tags that a rule is about, those stay that are among its last or within its time; tags
-that no rule is about stay. `*` stands for any characters. Pushes and pulls go on meanwhile.")]
+that no rule is about stay. `*` stands for any characters, `?` for one. Pushes and pulls go on meanwhile.")]
 pub struct GcArgs {
     /// Where it is.
     #[command(flatten)]

@@ -15,12 +15,11 @@ use registry_server::RunningServer;
 use store::content::archive::TarOutput;
 use store::oci::manifest::ParsedManifest;
 use store::oci::{
-    Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, MediaType, Platform, RawManifest,
-    Reference,
+    Descriptor, DiffId, Digest, ImageConfig, Index, MediaType, Platform, RawManifest, Reference,
 };
 
 use crate::debian::Debian;
-use crate::support::{noise, options};
+use crate::support::{image_of, noise, options};
 
 fn platform(architecture: &str) -> Platform {
     Platform {
@@ -71,13 +70,7 @@ fn image(architecture: &str, layers: &[(&str, &[u8])]) -> PushImage {
         let (kind, bytes) = packed(tar, how);
         blobs.push(blob(&kind, bytes));
     }
-    let descriptors: Vec<Descriptor> = blobs.iter().map(|(d, _)| d.clone()).collect();
-    let (config, layers) = descriptors.split_first().unwrap();
-    PushImage {
-        manifest: RawManifest::from(Manifest::image(config.clone(), layers.to_vec())),
-        blobs,
-        mount_from: Vec::new(),
-    }
+    image_of(blobs)
 }
 
 async fn push(client: &Client, name: &Reference, image: &PushImage) -> Descriptor {

@@ -140,6 +140,11 @@ pub(crate) fn image(layers: &[Vec<u8>]) -> PushImage {
             BlobSource::Bytes(Bytes::from(layer.clone())),
         ));
     }
+    image_of(blobs)
+}
+
+/// An image of blobs, its configuration first.
+pub(crate) fn image_of(blobs: Vec<(Descriptor, BlobSource)>) -> PushImage {
     let descriptors: Vec<Descriptor> = blobs.iter().map(|(d, _)| d.clone()).collect();
     let (config, layers) = descriptors.split_first().unwrap();
     PushImage {

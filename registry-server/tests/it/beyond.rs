@@ -8,18 +8,9 @@ use serde_json::{Value, json};
 use store::oci::{Digest, DigestAlgorithm, MediaType};
 
 use crate::client::{Client, noise};
-use crate::protocol::{digest_in, manifest_of, on_all, pages, push_empty_image};
+use crate::protocol::{digest_in, manifest_of, numbered, on_all, pages, push_empty_image};
 
 const OCI: &str = MediaType::OCI_MANIFEST;
-
-/// A manifest that differs by `number` from others.
-fn numbered(config: &Digest, number: usize) -> Vec<u8> {
-    json!({"schemaVersion": 2, "mediaType": OCI,
-        "config": {"mediaType": MediaType::OCI_CONFIG, "digest": config, "size": 2}, "layers": [],
-        "annotations": {"number": number.to_string()}})
-    .to_string()
-    .into_bytes()
-}
 
 fn put_if(
     client: &mut Client,

@@ -33,6 +33,15 @@ pub(crate) fn manifest_of(config: &Digest, layers: &[(&Digest, usize)]) -> Vec<u
     manifest.to_string().into_bytes()
 }
 
+/// A manifest that differs by `number` from others.
+pub(crate) fn numbered(config: &Digest, number: usize) -> Vec<u8> {
+    json!({"schemaVersion": 2, "mediaType": MediaType::OCI_MANIFEST,
+        "config": {"mediaType": MediaType::OCI_CONFIG, "digest": config, "size": 2}, "layers": [],
+        "annotations": {"number": number.to_string()}})
+    .to_string()
+    .into_bytes()
+}
+
 pub(crate) fn sha512(bytes: &[u8]) -> Digest {
     digest_in(DigestAlgorithm::Sha512, bytes)
 }

@@ -25,7 +25,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::RwLock;
 
 use crate::client::{Client, noise};
-use crate::protocol::manifest_of;
+use crate::protocol::{manifest_of, numbered};
 
 const OCI: &str = MediaType::OCI_MANIFEST;
 
@@ -123,14 +123,6 @@ async fn serve(listener: TcpListener, service: S3Service, conditions: Conditions
 fn forget_conditions(headers: &mut HeaderMap) {
     headers.remove(header::IF_MATCH);
     headers.remove(header::IF_NONE_MATCH);
-}
-
-fn numbered(config: &Digest, number: usize) -> Vec<u8> {
-    json!({"schemaVersion": 2, "mediaType": OCI,
-        "config": {"mediaType": MediaType::OCI_CONFIG, "digest": config, "size": 2}, "layers": [],
-        "annotations": {"number": number.to_string()}})
-    .to_string()
-    .into_bytes()
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use registry_client::glob;
 use serde_json::json;
+use store::oci::pattern::selected;
 use store::oci::reference::DOCKER_HUB;
 
 use super::{Session, repository};
@@ -28,7 +28,7 @@ pub fn ls(context: &Context, args: &LsArgs) -> Result<ExitCode, CliError> {
     };
     let session = Session::with_hosts(context, &args.common.reach, vec![registry.to_owned()])?;
     let mut names = session.run(|client| async move { client.catalog(registry).await })?;
-    names.retain(|name| glob::selected(name, &args.include, &args.exclude));
+    names.retain(|name| selected(name, &args.include, &args.exclude));
     if args.common.json {
         let value = json!({ "registry": registry, "repositories": names });
         context.ui.json_line(&value)?;
@@ -59,7 +59,7 @@ pub fn tags(context: &Context, args: &TagsArgs) -> Result<ExitCode, CliError> {
     let mut tags = session.run(|client| async move { client.tags(asked).await })?;
     tags.retain(|tag| {
         let hidden = args.omit_digest_tags && is_digest_tag(tag);
-        !hidden && glob::selected(tag, &args.include, &args.exclude)
+        !hidden && selected(tag, &args.include, &args.exclude)
     });
     if args.common.json {
         let value = json!({ "name": name.familiar_name(), "tags": tags });

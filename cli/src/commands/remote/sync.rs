@@ -4,8 +4,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use registry_client::copy::{self, CopyError, Place, Source, Target, Tree, Wanted};
-use registry_client::{Client, ErrorKind, Silent, glob};
+use registry_client::{Client, ErrorKind, Silent};
 use serde_json::json;
+use store::oci::pattern::selected;
 use store::oci::{Digest, Reference};
 
 use super::{Session, repository};
@@ -23,7 +24,7 @@ pub fn sync(context: &Context, args: &SyncArgs) -> Result<ExitCode, CliError> {
     tags.retain(|tag| {
         // Lists of referrers are written by whoever copies what is in them.
         !registry_client::referrers::is_fallback_tag(tag)
-            && glob::selected(tag, &args.include, &args.exclude)
+            && selected(tag, &args.include, &args.exclude)
     });
     let mut code = ExitCode::SUCCESS;
     for tag in &tags {

@@ -5,7 +5,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), text.chars().collect());
     let (mut p, mut t) = (0, 0);
-    // Where the last star stands, and how much of the text it has taken.
+    // Where the last star stands, and where the text begins that it has not taken.
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {
         match pattern.get(p) {
@@ -54,6 +54,8 @@ mod tests {
         check("*-alpine*", "3.1-alpine3.20", true);
         check("a*b*c", "aXbXbXc", true);
         check("a*b*c", "aXbXbX", false);
+        check("pr-*", "spr-12", false);
+        check("team/*/app", "team/x/y/app", true);
         check("", "", true);
         check("", "x", false);
         check(&"*a".repeat(50), &"a".repeat(500), true);
