@@ -634,7 +634,7 @@ impl Store {
         }
         let left = |folder: &str| -> Result<Vec<String>, StoreError> {
             let folder = self.root.join(folder);
-            let stale = fs::temp::stale(&folder)?;
+            let stale = fs::temp::stale_before(&folder, 0)?;
             let names = stale.iter().filter_map(|path| path.file_name()?.to_str());
             Ok(names.map(str::to_owned).collect())
         };

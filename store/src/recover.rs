@@ -49,6 +49,8 @@ impl Store {
         match self.index.meta("boot_id")? {
             Some(known) if known == boot_id.as_bytes() => return Ok(()),
             Some(_) => {
+                // Half blobs that somebody would go on with, among others.
+                self.snapshots.sweep()?;
                 self.drop_torn_cache_mounts()?;
                 self.drop_mirrors()?;
                 self.drop_unsynced()?;

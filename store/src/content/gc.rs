@@ -224,7 +224,7 @@ impl Store {
         let mut trash = Vec::new();
         let mut report = PruneReport::default();
         let mut again = true;
-        loop {
+        let before = loop {
             // A layer is published, and a session begins, before this or after it.
             let publishing = Shared::lock_alone(&self.publishing_path())?;
             let beginning = self.sessions.hold()?;
@@ -238,11 +238,11 @@ impl Store {
             // What lost its row a moment after it was made would stay until the next collection.
             match wait {
                 Some(wait) if again => std::thread::sleep(wait),
-                _ => break,
+                _ => break before.garbage,
             }
             again = false;
-        }
-        self.sweep(trash, &mut report)?;
+        };
+        self.sweep(trash, before, &mut report)?;
         self.remove_free_locks()?;
         // What was to go is gone: that the index could be smaller is no reason to fail.
         if let Err(error) = self.index.give_back() {
@@ -328,7 +328,7 @@ impl Store {
                 Candidate::Record(_) | Candidate::FailedStep(_) | Candidate::Image { .. } => {}
             }
         }
-        for path in fs::temp::stale(&self.root.join("tmp"))? {
+        for path in fs::temp::stale_before(&self.root.join("tmp"), before.garbage)? {
             let bytes = fs::disk_usage(&path, &mut seen)?;
             items.push(Pruned::Temporary {
                 name: file_name(&path),
@@ -397,10 +397,12 @@ impl Store {
         Ok(wait.map(Duration::from_micros))
     }
 
-    /// Removes what was moved aside, and whatever else nobody holds.
+    /// Removes what was moved aside, and whatever else nobody holds; of what could be gone on with, what is older than
+    /// `before`.
     fn sweep(
         &self,
         trash: Vec<(PathBuf, Trash)>,
+        before: i64,
         report: &mut PruneReport,
     ) -> Result<(), StoreError> {
         let mut seen = Inodes::new();
@@ -419,7 +421,7 @@ impl Store {
                 Trash::StatCache(name) => Pruned::StatCache { name, bytes },
             });
         }
-        for path in fs::temp::stale(&self.root.join("tmp"))? {
+        for path in fs::temp::stale_before(&self.root.join("tmp"), before)? {
             let bytes = fs::disk_usage(&path, &mut seen)?;
             fs::temp::sweep(&path)?;
             report.items.push(Pruned::Temporary {

@@ -4,11 +4,14 @@
 //! ingest() ── write, hash ──► tmp/file-… ── commit: digest and size right? ── rename ──► blobs/sha256/0a1b… ──► row in the index
 //! ```
 //!
+//! What is expected to be large is written to `tmp/part-…`, which a later process goes on with if this one does not come to
+//! the end ([`Blobs::resume`]).
+//!
 //! Until the row stands, a garbage collection leaves the file alone because it is new. One that is old may be moved
 //! away in the instant after [`Blobs::has`] saw it, so that looks once more after it has noted the use.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read as _, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +22,9 @@ use crate::oci::{Digest, DigestAlgorithm, Hasher};
 
 /// Bytes read at once when a blob is hashed again.
 const CHUNK: usize = 256 * 1024;
+
+/// Blobs of fewer bytes are begun anew rather than resumed.
+const RESUMED_MIN: u64 = 1024 * 1024;
 
 /// The blobs of a store. Cheap to clone, safe to share.
 #[derive(Clone, Debug)]
@@ -113,6 +119,34 @@ impl Blobs {
             hasher: Hasher::new(algorithm),
             algorithm,
             size: 0,
+            replay: 0,
+        })
+    }
+
+    /// Starts writing a blob whose digest and size are known, or goes on where a process stopped that wrote it before: what
+    /// that left must be read again first, by [`Ingest::replay`].
+    pub fn resume(&self, digest: &Digest, size: u64) -> Result<Ingest, ContentError> {
+        let tmp = self.root.join("tmp");
+        let name = format!("{}-{}", digest.algorithm(), digest.hex());
+        let file = match size >= RESUMED_MIN {
+            true => TempFile::resume(&tmp, &name)?,
+            false => None,
+        };
+        let Some(file) = file else {
+            return self.ingest_as(digest.algorithm());
+        };
+        let replay = fs::attempt("stat", file.path(), || file.file().metadata())?.len();
+        if replay > size {
+            file.discard();
+            return self.resume(digest, size);
+        }
+        Ok(Ingest {
+            blobs: self.clone(),
+            file,
+            hasher: Hasher::new(digest.algorithm()),
+            algorithm: digest.algorithm(),
+            size: 0,
+            replay,
         })
     }
 
@@ -185,7 +219,8 @@ fn hash(mut from: impl io::Read, algorithm: DigestAlgorithm) -> io::Result<(Dige
     }
 }
 
-/// A blob being written: hashed on the way, invisible until [`Ingest::commit`], gone if dropped before.
+/// A blob being written: hashed on the way, invisible until [`Ingest::commit`], gone if dropped before unless it can be
+/// resumed.
 #[derive(Debug)]
 pub struct Ingest {
     blobs: Blobs,
@@ -193,16 +228,47 @@ pub struct Ingest {
     hasher: Hasher,
     algorithm: DigestAlgorithm,
     size: u64,
+    /// Bytes of an earlier process that were not read yet.
+    replay: u64,
 }
 
 impl Ingest {
-    /// Bytes written so far.
+    /// Bytes written so far, and read again of what was there.
     pub fn size(&self) -> u64 {
         self.size
     }
 
+    /// Bytes that were there and were not read again yet.
+    pub fn left(&self) -> u64 {
+        self.replay
+    }
+
+    /// Reads on in what an earlier process left, at most to its end; nothing else may be written before that.
+    pub fn replay(&mut self, buffer: &mut [u8]) -> Result<usize, ContentError> {
+        let length =
+            usize::try_from(self.replay).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let (mut file, buffer) = (self.file.file(), &mut buffer[..length]);
+        let count = fs::attempt("read", self.file.path(), || file.read(buffer))?;
+        if count == 0 {
+            self.replay = 0;
+        }
+        self.hasher.update(&buffer[..count]);
+        self.size += count as u64;
+        self.replay -= count as u64;
+        Ok(count)
+    }
+
+    /// Drops it, and nobody goes on with it.
+    pub fn discard(self) {
+        self.file.discard();
+    }
+
     /// Adds bytes at the end.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), ContentError> {
+        assert_eq!(
+            self.replay, 0,
+            "what was there is read before more is written"
+        );
         self.file.append(bytes)?;
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
@@ -221,12 +287,14 @@ impl Ingest {
             hasher,
             algorithm,
             size,
+            replay: _,
         } = self;
         let mut digest = hasher.finish();
         if let Some((wanted, wanted_size)) = expected {
             if let Some(expected) = wanted_size
                 && expected != size
             {
+                file.discard();
                 return Err(ContentError::SizeMismatch {
                     digest: wanted,
                     expected,
@@ -240,7 +308,10 @@ impl Ingest {
                     hash(from, wanted.algorithm()).map(|(digest, _)| digest)
                 })?;
             }
-            expect(&wanted, digest)?;
+            if let Err(error) = expect(&wanted, digest) {
+                file.discard();
+                return Err(error);
+            }
         }
         let path = blobs.path(&digest);
         if digest.algorithm() != DigestAlgorithm::Sha256
@@ -305,6 +376,51 @@ mod tests {
         check((Digest::of(b"other"), None), false);
         check((right, Some(4)), false);
         check((right, Some(5)), true);
+    }
+
+    #[test]
+    fn what_a_process_left_is_gone_on_with() {
+        let (_dir, store) = crate::tests::store();
+        let bytes = vec![7; 3 << 20];
+        let (first, second) = bytes.split_at(1 << 20);
+        let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+        let resume = || store.blobs().resume(&digest, size).unwrap();
+        let read = |ingest: &mut Ingest| {
+            let mut buffer = vec![0; 700_000];
+            while ingest.left() > 0 {
+                ingest.replay(&mut buffer).unwrap();
+            }
+        };
+        let mut ingest = resume();
+        assert_eq!(ingest.left(), 0);
+        ingest.append(first).unwrap();
+        // Another one at the same time begins at the beginning.
+        assert_eq!(resume().left(), 0);
+        drop(ingest);
+
+        let mut ingest = resume();
+        assert_eq!((ingest.left(), ingest.size()), (1 << 20, 0));
+        read(&mut ingest);
+        ingest.append(second).unwrap();
+        let blob = ingest.commit(Some((digest, Some(size)))).unwrap();
+        assert_eq!((blob.digest(), blob.size()), (digest, size));
+        assert!(fs::list(&store.root().join("tmp")).unwrap().is_empty());
+
+        // Wrong bytes are not kept.
+        store.blobs().remove(&digest).unwrap();
+        let mut ingest = resume();
+        ingest.append(&vec![8; 3 << 20]).unwrap();
+        drop(ingest);
+        let mut ingest = resume();
+        read(&mut ingest);
+        ingest.commit(Some((digest, Some(size)))).unwrap_err();
+        assert_eq!(resume().left(), 0);
+
+        // Nor is what is too much.
+        let mut ingest = resume();
+        ingest.append(&vec![8; 4 << 20]).unwrap();
+        drop(ingest);
+        assert_eq!(resume().left(), 0);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Each lies in the store's `tmp/` and is held by an exclusive `flock` for as long as its process lives, so that another
 //! process can tell those which a killed one left behind ([`sweep`]). What garbage collection moves aside to be removed
-//! lies there too, unlocked: if it is interrupted, the next sweep goes on with it.
+//! lies there too, unlocked: if it is interrupted, the next sweep goes on with it. Files that are worth going on with have
+//! names of their own, and stay for whoever wants that ([`TempFile::resume`]).
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,12 +16,15 @@ use rustix::fs::OFlags;
 use super::lock::{is_named, try_lock};
 use super::{FsError, attempt, remove_tree};
 
-/// A file that has no public name yet; removed when dropped unless it was published.
+/// How the names of files begin that somebody may go on with.
+const RESUMABLE: &str = "part-";
+
+/// A file that has no public name yet; removed when dropped unless it was published, or can be resumed.
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
     path: PathBuf,
-    published: bool,
+    stays: bool,
 }
 
 impl TempFile {
@@ -44,13 +48,43 @@ impl TempFile {
             let temp = TempFile {
                 file,
                 path,
-                published: false,
+                stays: false,
             };
             // A sweep may have come between creation and lock, taken it for stale and removed it.
             if try_lock(&temp.file, &temp.path)? && is_named(&temp.file, &temp.path)? {
                 return Ok(temp);
             }
         }
+    }
+
+    /// The file in `tmp` that is kept for `name`, with what was written to it before and at its beginning, or a new one;
+    /// `None` where somebody writes it now. It stays when dropped, until [`TempFile::discard`] or a sweep.
+    pub fn resume(tmp: &Path, name: &str) -> Result<Option<TempFile>, FsError> {
+        let path = tmp.join(format!("{RESUMABLE}{name}"));
+        loop {
+            let file = attempt("open", &path, || {
+                std::fs::OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .mode(0o644)
+                    .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+                    .open(&path)
+            })?;
+            if !try_lock(&file, &path)? {
+                return Ok(None);
+            }
+            if is_named(&file, &path)? {
+                let stays = true;
+                return Ok(Some(TempFile { file, path, stays }));
+            }
+        }
+    }
+
+    /// Removes it.
+    pub fn discard(mut self) {
+        self.stays = false;
     }
 
     /// Adds bytes at the end.
@@ -76,14 +110,14 @@ impl TempFile {
     /// Gives it its name, replacing a file that has it.
     pub fn publish(mut self, to: &Path) -> Result<(), FsError> {
         super::rename(&self.path, to)?;
-        self.published = true;
+        self.stays = true;
         Ok(())
     }
 }
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        if !self.published
+        if !self.stays
             && let Err(error) = super::remove_file(&self.path)
         {
             tracing::debug!(path = %self.path.display(), %error, "a temporary file stays until the next sweep");
@@ -177,6 +211,20 @@ pub fn stale(tmp: &Path) -> Result<Vec<PathBuf>, FsError> {
     Ok(found)
 }
 
+/// The same without files that somebody may go on with, unless those were last written before `before`, in microseconds
+/// since 1970.
+pub(crate) fn stale_before(tmp: &Path, before: i64) -> Result<Vec<PathBuf>, FsError> {
+    let mut found = Vec::new();
+    for path in stale(tmp)? {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let is_resumable = name.is_some_and(|name| name.starts_with(RESUMABLE));
+        if !is_resumable || super::modified_micros(&path)?.is_none_or(|when| when < before) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
 /// Whether nobody holds what lies at `path`, or nothing lies there.
 pub(crate) fn is_stale(path: &Path) -> Result<bool, FsError> {
     Ok(hold_if_stale(path)?.is_some() || !super::exists(path)?)
@@ -236,6 +284,24 @@ mod tests {
         }
         assert!(file.path().exists() && dir.path().exists());
         drop((file, dir));
+        assert!(super::super::list(tmp.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn some_can_be_resumed() {
+        let tmp = tempfile::tempdir().unwrap();
+        let resume = || TempFile::resume(tmp.path(), "x").unwrap();
+        let mut file = resume().unwrap();
+        file.append(b"half").unwrap();
+        assert!(resume().is_none(), "somebody writes it");
+        let path = file.path().to_owned();
+        drop(file);
+        assert_eq!(stale(tmp.path()).unwrap(), std::slice::from_ref(&path));
+        assert!(stale_before(tmp.path(), 0).unwrap().is_empty());
+        assert_eq!(stale_before(tmp.path(), i64::MAX).unwrap(), [path]);
+        let file = resume().unwrap();
+        assert_eq!(file.file().metadata().unwrap().len(), 4);
+        file.discard();
         assert!(super::super::list(tmp.path()).unwrap().is_empty());
     }
 
