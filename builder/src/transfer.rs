@@ -8,6 +8,7 @@ mod places;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use absent::{absent_layers, complete};
@@ -201,25 +202,60 @@ pub fn fetch(
     layers: &[(DiffId, Descriptor)],
     progress: Arc<dyn ProgressSink>,
 ) -> Result<(), TransferError> {
+    let spoiled = Arc::new(AtomicBool::new(false));
+    let result = fetch_once(store, remote, reference, layers, &progress, &spoiled);
+    if result.is_ok() || !spoiled.load(Ordering::Relaxed) {
+        return result;
+    }
+    tracing::debug!("what an earlier transfer had left was wrong and is gone: once more");
+    let layers = missing(store, layers, &progress)?;
+    fetch_once(store, remote, reference, &layers, &progress, &spoiled)
+}
+
+/// Sets `spoiled` where a layer failed because of what was there of it.
+fn fetch_once(
+    store: &Arc<Store>,
+    remote: &Remote,
+    reference: &Reference,
+    layers: &[(DiffId, Descriptor)],
+    progress: &Arc<dyn ProgressSink>,
+    spoiled: &Arc<AtomicBool>,
+) -> Result<(), TransferError> {
     if layers.is_empty() {
         return Ok(());
     }
     let (diff_ids, descriptors): (Vec<DiffId>, Vec<Descriptor>) = layers.iter().cloned().unzip();
     let into = Arc::clone(store);
     let repository = reference.clone();
-    let sink = Arc::clone(&progress);
+    let (sink, spoiled) = (Arc::clone(progress), Arc::clone(spoiled));
     let consume = move |index: usize, descriptor: &Descriptor, reader: BlobReader| {
         let extract = Steps::new(TransferKind::Extract, descriptor.digest, Arc::clone(&sink));
-        receive(
-            &into,
-            &repository,
-            diff_ids[index],
-            descriptor,
+        let mut tee = Tee {
             reader,
             extract,
-        )
+            total: descriptor.size,
+            ingest: into.blobs().resume(&descriptor.digest, descriptor.size)?,
+        };
+        let resumed = tee.ingest.left() > 0;
+        let unpacked = unpack(&into, diff_ids[index], &mut tee);
+        if let Err(error) = unpacked {
+            // After a cut it can be gone on with; what is wrong cannot.
+            if BlobReader::client_error(&error).is_none() {
+                tee.ingest.discard();
+                spoiled.fetch_or(resumed, Ordering::Relaxed);
+            }
+            return Err(error);
+        }
+        let expected = (descriptor.digest, Some(descriptor.size));
+        if let Err(error) = tee.ingest.commit(Some(expected)) {
+            spoiled.fetch_or(resumed, Ordering::Relaxed);
+            return Err(error.into());
+        }
+        tee.extract.end(descriptor.size);
+        note(&into, &repository, &diff_ids[index], descriptor)?;
+        Ok(())
     };
-    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Pull, progress));
+    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Pull, Arc::clone(progress)));
     let descriptors = &descriptors;
     let pulled = remote.wait(|client| async move {
         registry_client::pull_layers(&client, reference, descriptors, bridge, consume).await
@@ -237,37 +273,20 @@ pub fn fetch(
     }
 }
 
-/// Takes one layer in: the blob is kept while it is unpacked.
-fn receive(
-    store: &Store,
-    reference: &Reference,
-    diff_id: DiffId,
-    descriptor: &Descriptor,
-    reader: BlobReader,
-    extract: Steps,
-) -> Result<(), LayerError> {
-    let mut tee = Tee {
-        reader,
-        extract,
-        total: descriptor.size,
-        ingest: store.blobs().ingest_as(descriptor.digest.algorithm())?,
-    };
+/// Reads a layer's blob to its end and makes a directory of it.
+fn unpack(store: &Store, diff_id: DiffId, blob: &mut Tee) -> Result<(), LayerError> {
     store.publish_layer(|| {
         store
             .snapshots()
-            .unpack(diff_id, &mut tee)
+            .unpack(diff_id, &mut *blob)
             .map_err(LayerError::from)
     })?;
     // A tar may end before its blob does.
-    io::copy(&mut tee, &mut io::sink()).map_err(LayerError::Read)?;
-    tee.ingest
-        .commit(Some((descriptor.digest, Some(descriptor.size))))?;
-    tee.extract.end(descriptor.size);
-    note(store, reference, &diff_id, descriptor)?;
+    io::copy(blob, &mut io::sink()).map_err(LayerError::Read)?;
     Ok(())
 }
 
-/// A reader whose bytes are kept on their way.
+/// A reader whose bytes are kept on their way, after those that were kept before.
 struct Tee {
     reader: BlobReader,
     ingest: Ingest,
@@ -277,10 +296,16 @@ struct Tee {
 
 impl Read for Tee {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.reader.read(buffer)?;
-        self.ingest
-            .append(&buffer[..count])
-            .map_err(io::Error::other)?;
+        let count = if self.ingest.left() > 0 {
+            self.ingest.replay(buffer).map_err(io::Error::other)?
+        } else {
+            self.reader.start_at(self.ingest.size());
+            let count = self.reader.read(buffer)?;
+            self.ingest
+                .append(&buffer[..count])
+                .map_err(io::Error::other)?;
+            count
+        };
         self.extract.advance(count as u64, self.total);
         Ok(count)
     }

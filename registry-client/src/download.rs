@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::{Buf as _, Bytes};
 use reqwest::{Method, StatusCode};
 use store::oci::{Descriptor, Digest, Reference};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::Client;
 use crate::auth::bearer::Scope;
@@ -91,8 +91,14 @@ impl Client {
         let (sender, receiver) = mpsc::channel(PIECES_WAITING);
         let (client, reference) = (self.clone(), reference.clone());
         let (descriptor, remaining) = (descriptor.clone(), descriptor.size);
+        let (start, started) = oneshot::channel();
         tokio::spawn(async move {
-            let feeding = client.feed(&reference, &descriptor, &sender, progress.as_ref());
+            let feeding = async {
+                // An error means that nobody reads, which `closed` tells as well.
+                let offset = started.await.unwrap_or(0);
+                let feeding = client.feed(&reference, &descriptor, offset, &sender, &*progress);
+                feeding.await
+            };
             let fed = tokio::select! {
                 fed = feeding => fed,
                 // Nobody reads any more.
@@ -105,6 +111,7 @@ impl Client {
             }
         });
         BlobReader {
+            start: Some(start),
             receiver,
             piece: Bytes::new(),
             remaining,
@@ -115,11 +122,15 @@ impl Client {
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
+        offset: u64,
         sender: &mpsc::Sender<Result<Bytes, ClientError>>,
         progress: &dyn Progress,
     ) -> Result<(), ClientError> {
         progress.started(&descriptor.digest, descriptor.size);
-        let mut stream = self.open_blob(reference, descriptor).await?;
+        progress.rewound(&descriptor.digest, offset);
+        let span = self.span(reference, descriptor).await?;
+        let span = span.from(offset, descriptor.size);
+        let mut stream = BlobStream::open(span, self).await?;
         while let Some(piece) = stream.next().await? {
             let length = piece.len() as u64;
             if sender.send(Ok(piece)).await.is_err() {
@@ -246,9 +257,13 @@ impl BlobStream {
     async fn open(mut span: Span, client: &Client) -> Result<BlobStream, ClientError> {
         let options = client.options();
         let (size, segment_bytes) = (span.size, options.segment_bytes.max(1));
-        let is_large = options.segments > 1 && size / segment_bytes >= SEGMENTS_MIN;
+        let left = size - span.offset;
+        if left == 0 && size > 0 {
+            return Ok(BlobStream::one(span, client));
+        }
+        let is_large = options.segments > 1 && left / segment_bytes >= SEGMENTS_MIN;
         if is_large {
-            span.end = segment_bytes;
+            span.end = span.offset + segment_bytes;
         }
         span.connect().await?;
         if !span.is_range() {
@@ -356,9 +371,11 @@ impl Ahead {
     }
 }
 
-/// A blob as a blocking [`Read`]. Dropping it ends the transfer.
+/// A blob as a blocking [`Read`]. Dropping it ends the transfer, and the first read begins it.
 #[derive(Debug)]
 pub struct BlobReader {
+    /// Tells the task from where to read.
+    start: Option<oneshot::Sender<u64>>,
     receiver: mpsc::Receiver<Result<Bytes, ClientError>>,
     piece: Bytes,
     /// Bytes that did not come out of the channel yet.
@@ -366,8 +383,18 @@ pub struct BlobReader {
 }
 
 impl BlobReader {
+    /// Begins the transfer at an offset within the blob, unless it was begun: whoever reads has what comes before.
+    pub fn start_at(&mut self, offset: u64) {
+        if let Some(start) = self.start.take() {
+            self.remaining = self.remaining.saturating_sub(offset);
+            // Where the task has ended, reading tells why.
+            let _ = start.send(offset);
+        }
+    }
+
     /// What comes next, without a copy; `None` at the end. Blocks.
     pub fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        self.start_at(0);
         if !self.piece.is_empty() {
             return Ok(Some(std::mem::take(&mut self.piece)));
         }
@@ -379,12 +406,17 @@ impl BlobReader {
             Some(Err(error)) => Err(io::Error::other(error)),
             // The feeding task closes the channel after the last byte, and where its runtime ends.
             None if self.remaining == 0 => Ok(None),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
+            None => Err(io::Error::other(ClientError::Setup {
+                what: "the rest of a blob".to_owned(),
+                reason: "its transfer was given up".to_owned(),
+            })),
         }
     }
 
     /// The network's error inside an error of this reader, also where something that read from it wrapped it.
-    pub fn client_error(error: &io::Error) -> Option<&ClientError> {
+    pub fn client_error<'a>(
+        error: &'a (dyn std::error::Error + 'static),
+    ) -> Option<&'a ClientError> {
         causes(error).find_map(|cause| cause.downcast_ref())
     }
 }

@@ -31,16 +31,30 @@ impl Client {
             progress.finished(&descriptor.digest);
             return Ok(None);
         }
-        let mut reader = self.read_blob(reference, descriptor, progress);
-        let (store, wanted) = (blobs.clone(), descriptor.clone());
-        let kept = blocking(move || {
-            let mut ingest = store.ingest_as(wanted.digest.algorithm())?;
-            while let Some(piece) = reader.next_piece()? {
-                ingest.append(&piece)?;
+        loop {
+            let mut reader = self.read_blob(reference, descriptor, Arc::clone(&progress));
+            let (store, wanted) = (blobs.clone(), descriptor.clone());
+            let (resumed, kept) = blocking(move || {
+                let mut ingest = store.resume(&wanted.digest, wanted.size)?;
+                ingest.catch_up()?;
+                let resumed = ingest.size() > 0;
+                reader.start_at(ingest.size());
+                while let Some(piece) = reader.next_piece()? {
+                    ingest.append(&piece)?;
+                }
+                Ok((
+                    resumed,
+                    ingest.commit(Some((wanted.digest, Some(wanted.size)))),
+                ))
+            })
+            .await
+            .map_err(failed)?;
+            match kept {
+                // What was there before may be what is wrong: it is gone now.
+                Err(ContentError::DigestMismatch { .. }) if resumed => {}
+                kept => return kept.map(Some).map_err(|error| failed(error.into())),
             }
-            Ok(ingest.commit(Some((wanted.digest, Some(wanted.size))))?)
-        });
-        kept.await.map(Some).map_err(failed)
+        }
     }
 }
 

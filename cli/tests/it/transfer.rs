@@ -1,7 +1,10 @@
 //! Images on their way: registries of both kinds, archives, credentials.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::support::{Place, Ran, Server, tool};
 
@@ -262,4 +265,105 @@ fn mirrors_of_our_own_settings_and_of_other_tools() {
     with_theirs(&["pull", &blocked]).fails(3, &format!("`{blocked}` is blocked by `"));
     std::fs::write(&theirs, "[[registry]]\nlocation = 3\n").unwrap();
     with_theirs(&["pull", &blocked]).fails(3, "line 2");
+}
+
+/// A proxy that says nothing more once it has carried so many bytes to clients, until it is told to go on: its address, and how
+/// many bytes it has carried.
+fn stalling_proxy(host: &str, after: usize) -> (String, Arc<AtomicUsize>, Arc<AtomicBool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (carried, goes_on) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+    let (host, count, open) = (host.to_owned(), Arc::clone(&carried), Arc::clone(&goes_on));
+    std::thread::spawn(move || {
+        // It ends with the test process.
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), TcpStream::connect(&host).unwrap());
+            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Both);
+            });
+            let (count, open) = (Arc::clone(&count), Arc::clone(&open));
+            std::thread::spawn(move || {
+                let (mut from, mut to) = (server, client);
+                let mut buffer = vec![0; 16 * 1024];
+                loop {
+                    let length = from.read(&mut buffer).unwrap_or(0);
+                    if length == 0 || to.write_all(&buffer[..length]).is_err() {
+                        let _ = to.shutdown(Shutdown::Both);
+                        return;
+                    }
+                    if count.fetch_add(length, Ordering::SeqCst) + length >= after
+                        && !open.load(Ordering::SeqCst)
+                    {
+                        // Held open, and silent.
+                        std::mem::forget((from, to));
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, carried, goes_on)
+}
+
+#[test]
+fn a_pull_that_was_killed_is_gone_on_with() {
+    const LAYER: usize = 8 << 20;
+    const HALF: usize = 5 << 20;
+    let place = Place::new();
+    let registry = Server::registry(&place.path("registry"));
+    let name = format!("{}/big", registry.host);
+    let context = place.context("ctx", &[("Dockerfile", "FROM scratch\nCOPY f /f\n")]);
+    let mut random = std::fs::File::open("/dev/urandom")
+        .unwrap()
+        .take(LAYER as u64);
+    let mut file = std::fs::File::create(context.join("f")).unwrap();
+    std::io::copy(&mut random, &mut file).unwrap();
+    place.build(&name, &context);
+    let id = place.run(["images", "-q", "--no-trunc", &name]).ok();
+    place.run(["push", &name]).ok();
+
+    let (proxy, carried, goes_on) = stalling_proxy(&registry.host, HALF);
+    let name = format!("{proxy}/big");
+    let other = Place::new();
+    let mut pull = other
+        .command(["pull", &name])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // What has come is written at once, but for what tells how long it is.
+    let part = || {
+        let tmp = std::fs::read_dir(other.store().join("tmp"))
+            .into_iter()
+            .flatten();
+        let parts = tmp.map(|entry| entry.unwrap());
+        let part = parts.filter(|entry| entry.file_name().to_string_lossy().starts_with("part-"));
+        let sizes = part.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+        sizes.max().unwrap_or(0) as usize
+    };
+    while part() < HALF - 64 * 1024 {
+        assert!(pull.try_wait().unwrap().is_none(), "the pull has ended");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+    let (kept, before) = (part(), carried.load(Ordering::SeqCst));
+    goes_on.store(true, Ordering::SeqCst);
+
+    assert_eq!(other.run(["pull", &name]).ok(), id);
+    let again = carried.load(Ordering::SeqCst) - before;
+    let rest = LAYER - kept;
+    assert!(
+        again < rest + 64 * 1024,
+        "{again} bytes for the last {rest}"
+    );
+    other.wait_until_unused();
+    assert_eq!(
+        std::fs::read_dir(other.store().join("tmp"))
+            .unwrap()
+            .count(),
+        0
+    );
 }

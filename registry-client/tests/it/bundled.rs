@@ -126,6 +126,55 @@ async fn wrong_bytes_do_not_come_into_the_store() {
 }
 
 #[tokio::test]
+async fn what_was_fetched_before_is_not_fetched_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let bytes = noise(43, 3_000_000);
+    let descriptor = Descriptor::of(MediaType::OCI_LAYER, &bytes);
+    let begin = |bytes: &[u8]| {
+        let mut ingest = store.blobs().resume(&descriptor.digest, descriptor.size);
+        ingest.as_mut().unwrap().append(bytes).unwrap();
+    };
+    let whole = bytes.clone();
+    let wire = crate::wire::Wire::start(move |seen, line| {
+        let first = seen.header("range").strip_prefix("bytes=");
+        match first.map(|range| range.trim_end_matches('-').parse::<usize>().unwrap()) {
+            Some(first) => {
+                let range = format!("bytes {first}-{}/{}", whole.len() - 1, whole.len());
+                line.answer(206, &[("content-range", &range)], &whole[first..])
+            }
+            None => line.answer(200, &[], &whole),
+        }
+    });
+    let client = Client::new(options()).unwrap();
+    let fetch = async |ranges: &[&str]| {
+        let before = wire.seen().len();
+        let progress = Arc::new(Counted::default());
+        let name = wire.reference("x");
+        let fetched = client.fetch_blob(&name, &descriptor, store.blobs(), progress.clone());
+        let fetched = fetched.await.unwrap().unwrap();
+        assert_eq!(fetched.digest(), descriptor.digest);
+        assert_eq!(
+            progress.of(descriptor.digest),
+            Some((descriptor.size, descriptor.size, true))
+        );
+        let seen = wire.seen();
+        let asked: Vec<&str> = seen[before..].iter().map(|s| s.header("range")).collect();
+        assert_eq!(asked, ranges);
+        store.blobs().remove(&descriptor.digest).unwrap();
+    };
+    fetch(&[""]).await;
+    begin(&bytes[..1_234_567]);
+    fetch(&["bytes=1234567-"]).await;
+    // All of it was there, but for its name.
+    begin(&bytes);
+    fetch(&[]).await;
+    // What was there is wrong: it is fetched once more from the beginning.
+    begin(&bytes[1..2_000_001]);
+    fetch(&["bytes=2000000-", ""]).await;
+}
+
+#[tokio::test]
 async fn referrers_are_listed() {
     let server = RunningServer::start_in_memory().unwrap();
     let client = Client::new(options()).unwrap();

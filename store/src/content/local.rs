@@ -248,14 +248,23 @@ impl Ingest {
         let length =
             usize::try_from(self.replay).map_or(buffer.len(), |left| left.min(buffer.len()));
         let (mut file, buffer) = (self.file.file(), &mut buffer[..length]);
-        let count = fs::attempt("read", self.file.path(), || file.read(buffer))?;
-        if count == 0 {
-            self.replay = 0;
-        }
+        let count = fs::attempt("read", self.file.path(), || match file.read(buffer)? {
+            0 if length > 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            count => Ok::<_, io::Error>(count),
+        })?;
         self.hasher.update(&buffer[..count]);
         self.size += count as u64;
         self.replay -= count as u64;
         Ok(count)
+    }
+
+    /// Reads all that an earlier process left.
+    pub fn catch_up(&mut self) -> Result<(), ContentError> {
+        let mut buffer = vec![0; CHUNK];
+        while self.replay > 0 {
+            self.replay(&mut buffer)?;
+        }
+        Ok(())
     }
 
     /// Drops it, and nobody goes on with it.
@@ -385,12 +394,6 @@ mod tests {
         let (first, second) = bytes.split_at(1 << 20);
         let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
         let resume = || store.blobs().resume(&digest, size).unwrap();
-        let read = |ingest: &mut Ingest| {
-            let mut buffer = vec![0; 700_000];
-            while ingest.left() > 0 {
-                ingest.replay(&mut buffer).unwrap();
-            }
-        };
         let mut ingest = resume();
         assert_eq!(ingest.left(), 0);
         ingest.append(first).unwrap();
@@ -400,7 +403,7 @@ mod tests {
 
         let mut ingest = resume();
         assert_eq!((ingest.left(), ingest.size()), (1 << 20, 0));
-        read(&mut ingest);
+        ingest.catch_up().unwrap();
         ingest.append(second).unwrap();
         let blob = ingest.commit(Some((digest, Some(size)))).unwrap();
         assert_eq!((blob.digest(), blob.size()), (digest, size));
@@ -412,7 +415,7 @@ mod tests {
         ingest.append(&vec![8; 3 << 20]).unwrap();
         drop(ingest);
         let mut ingest = resume();
-        read(&mut ingest);
+        ingest.catch_up().unwrap();
         ingest.commit(Some((digest, Some(size)))).unwrap_err();
         assert_eq!(resume().left(), 0);
 
