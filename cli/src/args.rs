@@ -21,6 +21,8 @@ mod registry;
 mod remote;
 mod space;
 mod steps;
+mod toggle;
+pub mod unbuilt;
 pub mod words;
 
 pub use cache::{CacheCommand, CacheLsArgs, CacheRmArgs};
@@ -28,9 +30,10 @@ pub use call::{Call, Format, Method};
 pub use container::{
     AttachArgs, CommitArgs, Condition, ContainerCommand, ContainerCreateArgs, ContainerFilesArgs,
     ContainerNamesArgs, ContainerPruneArgs, ContainersArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs,
-    ExportArgs, ImportArgs, KillArgs, LogDriver, LogsArgs, PortArgs, PsArgs, PullWhen, RenameArgs,
-    RmArgs, RunArgs, StartArgs, StatsArgs, StopArgs, TopArgs, VolumeCommand, VolumeCreateArgs,
-    VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumesArgs, WaitArgs,
+    ExportArgs, ImportArgs, KillArgs, LimitArgs, LogDriver, LogsArgs, PortArgs, PsArgs, PullWhen,
+    RenameArgs, RmArgs, RunArgs, StartArgs, StatsArgs, StopArgs, TopArgs, UpdateArgs,
+    VolumeCommand, VolumeCreateArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumesArgs,
+    WaitArgs,
 };
 pub use debug::{DebugArgs, DebugState, OnError};
 pub use filter::Filter;
@@ -38,7 +41,9 @@ pub use history::{
     ExplainArgs, HistoryArgs, HistoryCommand, HistoryGraphArgs, HistoryLogsArgs, HistoryLsArgs,
     HistoryRmArgs, HistoryShowArgs, ImageHistoryArgs, LogFormat,
 };
-pub use network::{NetworkCommand, NetworkCreateArgs, NetworkLsArgs, NetworkNamesArgs};
+pub use network::{
+    NetworkCommand, NetworkCreateArgs, NetworkInspectArgs, NetworkLsArgs, NetworkRmArgs,
+};
 pub use output::{Output, OutputKind};
 pub use registry::{
     CollectArgs, GcArgs, RegistryCommand, RegistryFolder, RegistryStatsArgs, ServeArgs, VerifyArgs,
@@ -212,6 +217,8 @@ docs/reference/remote.md has crane's, skopeo's and regctl's commands beside thes
     Rm(RmArgs),
     /// Give a container another name
     Rename(RenameArgs),
+    /// Limit containers otherwise, running or not
+    Update(UpdateArgs),
     /// List containers
     Ps(PsArgs),
     /// Show what a container has printed

@@ -55,6 +55,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Unpause(args) => container::lifecycle::pause(context, &args, false),
         Command::Rm(args) => container::lifecycle::rm(context, &args),
         Command::Rename(args) => container::lifecycle::rename(context, &args),
+        Command::Update(args) => container::update::update(context, &args),
         Command::Ps(args) => container::ps::ps(context, &args),
         Command::Logs(args) => container::logs::logs(context, &args),
         Command::Exec(args) => container::exec::exec(context, &args),

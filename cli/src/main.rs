@@ -34,7 +34,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::args::{Cli, LogLevel, words};
+use crate::args::{Cli, LogLevel, unbuilt, words};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 
@@ -72,13 +72,31 @@ fn main() -> ExitCode {
 /// Prints why the command line makes no sense, or the help that was asked for. As docker's, `run` ends with 125 whatever keeps
 /// it from starting a container: its other codes are the container's.
 fn misread(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
-    let _printed = error.print();
+    let _printed = match unbuilt_flag(error) {
+        Some((flag, advice)) => {
+            let text = format!("error: docker's flag `{flag}` is not built\n  tip: {advice}\n");
+            std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes())
+        }
+        None => error.print(),
+    };
     let command = words::command_at(arguments).map(|at| &arguments[at]);
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         _ if command.is_some_and(|word| word == "run") => ExitCode::from(Kind::Run.exit_code()),
         code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
     }
+}
+
+/// The flag that is not known, if docker has it, and what to do without it.
+fn unbuilt_flag(error: &clap::Error) -> Option<(String, &'static str)> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    Some((flag.clone(), unbuilt::instead_of(flag)?))
 }
 
 /// A panic is a bug in longshore, on whatever thread it happens: tell where, and end at once with one code in every

@@ -11,6 +11,9 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal};
+
 use crate::error::StartError;
 use crate::spec::{Limits, MEMORY_MIN, Usage};
 
@@ -101,8 +104,22 @@ fn settings(limits: &Limits) -> Vec<Setting> {
         let legacy = [("memory.memsw.limit_in_bytes", both)];
         set("swap", "memory", ("memory.swap.max", swap), &legacy);
     }
+    if let Some(bytes) = limits.memory_reservation {
+        let bytes = bytes.to_string();
+        let legacy = [("memory.soft_limit_in_bytes", bytes.clone())];
+        set(
+            "memory for itself",
+            "memory",
+            ("memory.low", bytes),
+            &legacy,
+        );
+    }
     if let Some(count) = limits.pids {
-        let (unified, legacy) = same("pids.max", count.to_string());
+        let count = match count {
+            u64::MAX => "max".to_owned(),
+            count => count.to_string(),
+        };
+        let (unified, legacy) = same("pids.max", count);
         set("processes", "pids", unified, &legacy);
     }
     if limits.cpu_quota_us.is_some() || limits.cpu_period_us.is_some() {
@@ -166,6 +183,63 @@ fn inherit_cpuset(dir: &Path) -> io::Result<()> {
         write(&dir.join(file), read_bounded(&parent.join(file))?.trim())?;
     }
     Ok(())
+}
+
+/// Changes limits of a sandbox that runs, by its process 1: those that `limits` has.
+///
+/// # Errors
+/// [`StartError::Limit`] for one that the kernel refuses, or for which the sandbox has no group.
+pub(crate) fn update(process_1: u32, limits: &Limits) -> Result<(), StartError> {
+    check(limits)?;
+    let refused = |limit: &str, reason: String| StartError::Limit {
+        limit: limit.to_owned(),
+        reason,
+    };
+    let groups = groups_of(process_1);
+    let mut writes = Vec::new();
+    for setting in settings(limits) {
+        let unified = groups.iter().filter(|group| group.is_unified());
+        let unified = unified.map(|group| group.path.join(setting.unified.0));
+        if let Some(path) = unified.into_iter().find(|path| path.exists()) {
+            writes.push((setting.limit, path, setting.unified.1));
+            continue;
+        }
+        let name = legacy_name(setting.controller);
+        let of_it = |group: &&Group| {
+            group
+                .controllers
+                .iter()
+                .any(|controller| controller == name)
+        };
+        let group = groups.iter().find(of_it).ok_or_else(|| {
+            let reason = "it was started without, and has no control group for it: stop it first";
+            refused(setting.limit, reason.to_owned())
+        })?;
+        for (file, value) in setting.legacy {
+            writes.push((setting.limit, legacy_file(&group.path, file), value));
+        }
+    }
+    // Memory and swap each refuse what the other does not allow yet: whichever is first, the other may be tried again.
+    let mut failed = Vec::new();
+    for (limit, path, value) in writes {
+        if write(&path, &value).is_err() {
+            failed.push((limit, path, value));
+        }
+    }
+    for (limit, path, value) in failed {
+        write(&path, &value)
+            .map_err(|error| refused(limit, format!("`{}`: {error}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// A file of a version 1 group. Where only one scheduler weighs disks, it has its own.
+fn legacy_file(dir: &Path, name: &str) -> PathBuf {
+    let file = dir.join(name);
+    match name == "blkio.weight" && !file.exists() {
+        true => dir.join("blkio.bfq.weight"),
+        false => file,
+    }
 }
 
 impl Cgroups {
@@ -277,12 +351,7 @@ impl Cgroups {
                 inherit_cpuset(&dir).map_err(fail)?;
             }
             for (file, value) in &setting.legacy {
-                let mut file = dir.join(file);
-                if file.ends_with("blkio.weight") && !file.exists() {
-                    // Where only that scheduler weighs, it has its own.
-                    file.set_file_name("blkio.bfq.weight");
-                }
-                write(&file, value).map_err(fail)?;
+                write(&legacy_file(&dir, file), value).map_err(fail)?;
             }
         }
         Ok(())
@@ -327,6 +396,19 @@ impl Cgroups {
     /// The version 2 group, for a process to be born in.
     pub(crate) fn unified(&self) -> Option<BorrowedFd<'_>> {
         self.unified.as_ref().map(|(_, handle)| handle.as_fd())
+    }
+
+    /// Whether there is one at all.
+    pub(crate) fn is_made(&self) -> bool {
+        self.unified.is_some() || !self.legacy.is_empty()
+    }
+
+    /// Ends whatever is in them, and waits until nothing is.
+    pub(crate) fn end_all(&self) {
+        let unified = self.unified.iter().map(|(dir, _)| dir);
+        for dir in self.legacy.iter().chain(unified) {
+            end_processes(dir);
+        }
     }
 
     /// The version 1 groups, for a process to enter by writing `0`.
@@ -397,6 +479,33 @@ impl Cgroups {
             let _removed = fs::remove_dir(dir);
         }
     }
+}
+
+/// Ends the processes of a group. Those that started meanwhile too, so it goes on until there is none.
+fn end_processes(dir: &Path) {
+    loop {
+        let pids = members(dir);
+        for pid in &pids {
+            let Ok(process) = rustix::process::pidfd_open(*pid, PidfdFlags::empty()) else {
+                continue;
+            };
+            // If it is in there now that it is held, it is the one that was meant.
+            if members(dir).contains(pid) {
+                let _killed = rustix::process::pidfd_send_signal(&process, Signal::KILL);
+                let _ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], None);
+            }
+        }
+        if pids.is_empty() {
+            return;
+        }
+    }
+}
+
+/// The processes of a group that are not outside of what this process sees.
+fn members(dir: &Path) -> Vec<Pid> {
+    let text = read_bounded(&dir.join("cgroup.procs")).unwrap_or_default();
+    let numbers = text.lines().filter_map(|line| line.parse().ok());
+    numbers.filter_map(Pid::from_raw).collect()
 }
 
 /// How many processes the kernel has killed for want of memory since it began, whoever's limit was reached.

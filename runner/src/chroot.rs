@@ -80,6 +80,9 @@ fn root_of(spec: &SandboxSpec) -> Result<PathBuf, StartError> {
     if spec.network.is_own() {
         return Err(needs("a network of its own, or none"));
     }
+    if !spec.joined.is_empty() {
+        return Err(needs("what another container has"));
+    }
     if spec.read_only {
         return Err(needs("a read-only root"));
     }

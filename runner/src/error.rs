@@ -108,6 +108,12 @@ pub enum StartError {
     /// The arguments and the environment are more than the kernel takes.
     #[error("the command's arguments and environment are too large for the kernel")]
     ArgumentsTooLarge,
+    /// Namespaces of another sandbox cannot be shared.
+    #[error("cannot share what another container has: {reason}")]
+    Join {
+        /// Why.
+        reason: String,
+    },
     /// The working directory is not there, or cannot be entered.
     #[error("working directory `{path}`: {errno}")]
     WorkingDirectory {

@@ -79,13 +79,18 @@ pub(crate) fn wanted(spec: &SandboxSpec) -> bool {
         && userns::current() == Privilege::Root
 }
 
-/// The helper's side: maps the ids of init, process `pid`, and gives it what `spec` needs.
-pub(crate) fn give(pid: i32, init: BorrowedFd<'_>, spec: &SandboxSpec) -> Result<(), GrantError> {
+/// The helper's side: maps the ids of init, process `pid`, unless they `are_new` no more, and gives it what `spec` needs.
+pub(crate) fn give(
+    pid: i32,
+    init: BorrowedFd<'_>,
+    spec: &SandboxSpec,
+    are_new: bool,
+) -> Result<(), GrantError> {
     let refused = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| GrantError::Refused(format!("{what}: {error}"))
     };
-    for map in ["uid_map", "gid_map"] {
+    for map in ["uid_map", "gid_map"].into_iter().filter(|_| are_new) {
         fs::write(format!("/proc/{pid}/{map}"), format!("0 {OUTSIDE} {COUNT}"))
             .map_err(refused("ids cannot be mapped"))?;
     }

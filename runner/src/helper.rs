@@ -22,8 +22,9 @@ use crate::error::StartError;
 use crate::grants::{self, GrantError};
 use crate::init::{self, Handed};
 use crate::join;
+use crate::joined::Joined;
 use crate::network::{self, relay};
-use crate::spec::{ExitStatus, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
+use crate::spec::{ExitStatus, Namespace, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
 use crate::stubs::{self, Stub};
 use crate::sys::{self, Fork};
 use crate::userns::{self, Isolation};
@@ -66,24 +67,40 @@ pub(crate) fn run() -> i32 {
 }
 
 fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartError> {
-    let Job { spec, streams, .. } = receive_job::<SandboxSpec>(caller)?;
+    let Job {
+        spec,
+        streams,
+        more,
+    } = receive_job::<SandboxSpec>(caller)?;
     let cgroups = Cgroups::make(spec.cgroup.as_deref(), &spec.limits)?;
     let oom_kills_before = match cgroups.counts_memory() {
         true => None,
         false => Some(cgroup::machine_oom_kills()),
     };
     let root = spec.root.clone();
+    let has_own_processes = spec.has_own_processes();
+    if !has_own_processes && !cgroups.is_made() {
+        cgroups.remove();
+        let reason = "no control group can be made, by which its processes would be known";
+        return Err(StartError::Join {
+            reason: reason.to_owned(),
+        });
+    }
 
     let mut stubs = Vec::new();
     let result = match userns::isolation() {
-        Isolation::Namespaces => supervise(caller, spec, streams, &cgroups, &mut stubs),
+        Isolation::Namespaces => Joined::of(&spec, more)
+            .and_then(|joined| supervise(caller, spec, streams, joined, &cgroups, &mut stubs)),
         Isolation::Chroot => chroot::supervise(caller, &spec, streams, &cgroups, &mut stubs),
         Isolation::None => Err(StartError::NeedsNamespaces {
             what: "a process in the image".to_owned(),
         }),
     };
     // Nothing of init is left now, mounts included: it was alone in its namespaces with its children,
-    // and they end with it.
+    // and they end with it, or by this.
+    if !has_own_processes {
+        cgroups.end_all();
+    }
     let swept = stubs::sweep(&root, &stubs).map_err(StartError::step("remove mount points"));
     let mut usage = cgroups.usage(sys::children_usage());
     cgroups.remove();
@@ -151,14 +168,18 @@ fn supervise(
     caller: BorrowedFd<'_>,
     spec: SandboxSpec,
     streams: [OwnedFd; 3],
+    joined: Option<Joined>,
     cgroups: &Cgroups,
     stubs: &mut Vec<Stub>,
 ) -> Result<ExitStatus, StartError> {
-    let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
-    if !spec.shared.ipc {
+    let mut namespaces = libc::CLONE_NEWNS;
+    if spec.has_own_processes() {
+        namespaces |= libc::CLONE_NEWPID;
+    }
+    if !spec.shared.ipc && !spec.joins(Namespace::Ipc) {
         namespaces |= libc::CLONE_NEWIPC;
     }
-    if !spec.shared.uts {
+    if !spec.shared.uts && !spec.joins(Namespace::Uts) {
         namespaces |= libc::CLONE_NEWUTS;
     }
     if spec.network.is_own() {
@@ -166,13 +187,23 @@ fn supervise(
     }
     let entries = cgroups.entries()?;
     let mut notes = cgroups.notes().to_vec();
-    let mut own_ids = grants::wanted(&spec);
+    let mut own_ids = match &joined {
+        Some(joined) => joined.has_own_ids,
+        None => grants::wanted(&spec),
+    };
     // What leads out of its network ends with this.
     let (ours, pidfd, _relay) = loop {
         let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
-        let user = if own_ids { libc::CLONE_NEWUSER } else { 0 };
+        let user = match own_ids && joined.is_none() {
+            true => libc::CLONE_NEWUSER,
+            false => 0,
+        };
         let flags = u64::from((namespaces | user).unsigned_abs());
-        let (pid, pidfd) = match sys::fork(flags, cgroups.unified()) {
+        let forked = match &joined {
+            Some(joined) => Ok(joined.fork(flags, cgroups.unified())?),
+            None => sys::fork(flags, cgroups.unified()),
+        };
+        let (pid, pidfd) = match forked {
             Ok(Fork::Child) => {
                 // Its copy of this end: without it init sees the helper's death, whatever it waits for.
                 drop(ours);
@@ -182,11 +213,12 @@ fn supervise(
                     report: theirs,
                     cgroups: entries,
                     own_ids,
+                    memory: joined.and_then(|joined| joined.memory),
                 });
                 sys::exit_now(code);
             }
             Ok(Fork::Parent { pid, pidfd }) => (pid, pidfd),
-            Err(error) if own_ids => {
+            Err(error) if own_ids && joined.is_none() => {
                 notes.push(format!("no user namespace of its own: {error}"));
                 own_ids = false;
                 continue;
@@ -195,7 +227,7 @@ fn supervise(
         };
         drop(theirs);
         let given = match own_ids {
-            true => grants::give(pid, ours.as_fd(), &spec),
+            true => grants::give(pid, ours.as_fd(), &spec, joined.is_none()),
             false => Ok(()),
         };
         let Err(refused) = given else {
@@ -205,6 +237,9 @@ fn supervise(
         let _killed = pidfd_send_signal(&pidfd, Signal::KILL);
         reap(&pidfd).map_err(StartError::step("wait for init"))?;
         match refused {
+            GrantError::Refused(reason) if joined.is_some() => {
+                return Err(StartError::Join { reason });
+            }
             GrantError::Refused(why) => notes.push(format!("no user namespace of its own: {why}")),
             GrantError::Start(error) => return Err(error),
         }
@@ -270,7 +305,7 @@ fn plug(
     pidfd: &OwnedFd,
 ) -> Result<Option<relay::Running>, StartError> {
     let plugged = match network {
-        NetworkMode::Host | NetworkMode::None => return Ok(None),
+        NetworkMode::Host | NetworkMode::None | NetworkMode::Joined => return Ok(None),
         NetworkMode::Bridge(attachment) => network::plug(attachment, pid)
             .map(|()| None)
             .map_err(StartError::step("plug the sandbox into its network")),
@@ -316,7 +351,7 @@ fn watch(caller: BorrowedFd<'_>, pidfd: &OwnedFd) {
     }
 }
 
-fn reap(pidfd: &OwnedFd) -> io::Result<ExitStatus> {
+pub(crate) fn reap(pidfd: &OwnedFd) -> io::Result<ExitStatus> {
     loop {
         match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
             Ok(Some(status)) => {

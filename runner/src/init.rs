@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, wait};
 
 use crate::error::StartError;
-use crate::spec::{Confinement, NetworkMode, ProcessSpec, SandboxSpec};
+use crate::spec::{Confinement, Namespace, NetworkMode, ProcessSpec, SandboxSpec};
 use crate::sys::{self, Fork, SignalSet};
 use crate::wire::{self, Progress};
 use crate::{command, confine, grants, mounts, network, sysctl, userns};
@@ -30,6 +30,8 @@ pub(crate) struct Handed {
     pub(crate) cgroups: Vec<File>,
     /// Whether it is in a user namespace of its own, whose ids the helper maps.
     pub(crate) own_ids: bool,
+    /// The `/dev/shm` of another sandbox, which this one shares.
+    pub(crate) memory: Option<OwnedFd>,
 }
 
 /// Runs the steps, ending in the command. Returns only after reporting why they could not be finished: the code to end with, for
@@ -41,8 +43,9 @@ pub(crate) fn run(handed: Handed) -> i32 {
         report,
         cgroups,
         own_ids,
+        memory,
     } = handed;
-    let error = match prepare(&spec, streams, &report, cgroups, own_ids) {
+    let error = match prepare(&spec, streams, &report, cgroups, own_ids, memory) {
         Ok(()) if spec.init => match fork_command(&spec) {
             Ok(Side::Init {
                 pid,
@@ -83,6 +86,7 @@ fn prepare(
     report: &OwnedFd,
     cgroups: Vec<File>,
     own_ids: bool,
+    memory: Option<OwnedFd>,
 ) -> Result<(), StartError> {
     let tell = |message: Progress| wire::send(report, &message, &[]);
     let lost = || StartError::step::<std::io::Error>("report to the helper");
@@ -93,6 +97,10 @@ fn prepare(
     let has_single_id = userns::has_single_id();
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(StartError::step("make this process undumpable"))?;
+    if let Some(score) = spec.oom_score {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string())
+            .map_err(StartError::step("set how readily it is killed for memory"))?;
+    }
     let granted = match own_ids {
         true => Some(grants::take(report.as_fd())?),
         false => None,
@@ -112,8 +120,13 @@ fn prepare(
         )));
     }
     // 4. Names, network and settings.
-    if !spec.shared.uts {
-        match rustix::system::sethostname(spec.hostname.as_bytes()) {
+    if !spec.shared.uts && !spec.joins(Namespace::Uts) {
+        let named = rustix::system::sethostname(spec.hostname.as_bytes());
+        let domain = spec.domainname.as_bytes();
+        match named.and_then(|()| match domain {
+            [] => Ok(()),
+            domain => rustix::system::setdomainname(domain),
+        }) {
             Ok(()) => {}
             // The filter of a container around us refuses it, whatever the namespace.
             Err(Errno::PERM) => {
@@ -158,7 +171,9 @@ fn prepare(
             unsent = Err(error);
         }
     };
-    let root = mounts::build(spec, granted, &mut stub, &mut |note| notes.push(note))?;
+    let root = mounts::build(spec, granted, memory, &mut stub, &mut |note| {
+        notes.push(note);
+    })?;
     unsent.map_err(lost())?;
 
     // 6. The streams, or a terminal in their place, which then controls the session.

@@ -89,7 +89,7 @@ pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), Sta
     // view of the host.
     enter(&process_1, ThreadNameSpaceType::PROCESS_ID)?;
 
-    let others = others(pid);
+    let others = others(pid) - ThreadNameSpaceType::PROCESS_ID;
     let (ours, theirs) = wire::pair().map_err(StartError::step("make a socket"))?;
     match sys::fork(0, None).map_err(StartError::step("fork in the container"))? {
         Fork::Child => {
@@ -199,11 +199,12 @@ fn become_root() -> rustix::io::Result<()> {
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
 }
 
-/// The namespaces of a process that are not this one's, but that of processes. Who is in one already need not enter it, and an
+/// The namespaces of a process that are not this one's. Who is in one already need not enter it, and an
 /// ordinary user may not: the host's network belongs to the host.
-fn others(pid: u32) -> ThreadNameSpaceType {
-    const NAMES: [(&str, ThreadNameSpaceType); 6] = [
+pub(crate) fn others(pid: u32) -> ThreadNameSpaceType {
+    const NAMES: [(&str, ThreadNameSpaceType); 7] = [
         ("user", ThreadNameSpaceType::USER),
+        ("pid", ThreadNameSpaceType::PROCESS_ID),
         ("mnt", ThreadNameSpaceType::MOUNT),
         ("ipc", ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
         ("uts", ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
@@ -221,12 +222,12 @@ fn others(pid: u32) -> ThreadNameSpaceType {
 }
 
 /// Which user namespace a process is in.
-fn user_namespace(pid: &str) -> std::io::Result<std::path::PathBuf> {
+pub(crate) fn user_namespace(pid: &str) -> std::io::Result<std::path::PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/ns/user"))
 }
 
 /// The process that a descriptor stands for, as this one sees it.
-fn pid_of(pidfd: &OwnedFd) -> std::io::Result<u32> {
+pub(crate) fn pid_of(pidfd: &OwnedFd) -> std::io::Result<u32> {
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
     let text = std::fs::read_to_string(path)?;
     let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"));

@@ -36,6 +36,7 @@ mod grants;
 mod helper;
 mod init;
 pub mod join;
+mod joined;
 pub mod mode;
 mod mounts;
 pub mod network;
@@ -59,8 +60,8 @@ pub use seccomp::Filter;
 pub use seccomp::profile::{Profile, ProfileError};
 pub use spec::{
     CAPABILITIES, Capabilities, Confinement, DEFAULT_PATH, EtcFiles, ExitStatus, Limits,
-    MEMORY_MIN, MountKind, MountPoint, NetworkMode, OutOfMemory, ProcessSpec, Root, SandboxSpec,
-    Seccomp, Shared, ULIMITS, Ulimit, Usage, User, UserNamespace,
+    MEMORY_MIN, MountKind, MountPoint, Namespace, NetworkMode, OutOfMemory, ProcessSpec, Root,
+    SandboxSpec, Seccomp, Shared, ULIMITS, Ulimit, Usage, User, UserNamespace,
 };
 pub use stubs::make_stubs;
 pub use user::{UserError, add_groups, resolve_user};

@@ -30,7 +30,7 @@ use rustix::mount::{
 
 use crate::error::StartError;
 use crate::grants::Granted;
-use crate::spec::{Confinement, NetworkMode, ProcessSpec, Root, SandboxSpec};
+use crate::spec::{Confinement, ProcessSpec, Root, SandboxSpec};
 use crate::stubs::{Stub, Tree, open_in_root, reach};
 use crate::sys;
 
@@ -100,10 +100,11 @@ pub(crate) struct NewRoot {
 /// Where the root is built, in init's own view: every kernel has it, everyone may go there, and nothing in it is needed.
 const ANCHOR: &str = "/proc/driver";
 
-/// Builds the root of `spec`, of what was `granted` if init has ids of its own. `stub` is told of each mount point made in it, `note` of what is missing.
+/// Builds the root of `spec`, of what was `granted` if init has ids of its own, and with the `memory` of another sandbox if it shares that. `stub` is told of each mount point made in it, `note` of what is missing.
 pub(crate) fn build(
     spec: &SandboxSpec,
     granted: Option<Granted>,
+    memory: Option<OwnedFd>,
     stub: &mut dyn FnMut(Stub),
     note: &mut dyn FnMut(String),
 ) -> Result<NewRoot, StartError> {
@@ -160,7 +161,7 @@ pub(crate) fn build(
         note,
     };
     builder.proc()?;
-    builder.dev(spec)?;
+    builder.dev(spec, memory)?;
     builder.sys(spec)?;
     builder.mount_spec(spec)?;
     if spec.confinement.mask_paths {
@@ -379,7 +380,7 @@ impl Builder<'_> {
         attach(mount.as_fd(), target.as_fd()).map_err(fail())
     }
 
-    fn dev(&mut self, spec: &SandboxSpec) -> Result<(), StartError> {
+    fn dev(&mut self, spec: &SandboxSpec, memory: Option<OwnedFd>) -> Result<(), StartError> {
         let target = self.own_directory("dev")?;
         let fail = || mount_error("devices", "/dev");
         let dev = tmpfs(
@@ -414,9 +415,12 @@ impl Builder<'_> {
         attach_at(pts.as_fd(), dev.as_fd(), "pts").map_err(mount_error("devpts", "/dev/pts"))?;
         let shm_size = spec.shm_size.map(|bytes| bytes.to_string());
         let shm_size = shm_size.as_deref().unwrap_or(DEV_BYTES);
-        let shm = match spec.shared.ipc {
-            true => open_directory("/dev/shm").and_then(|host| clone_tree(host.as_fd(), false)),
-            false => tmpfs(
+        let shm = match (memory, spec.shared.ipc) {
+            (Some(of_another), _) => Ok(of_another),
+            (None, true) => {
+                open_directory("/dev/shm").and_then(|host| clone_tree(host.as_fd(), false))
+            }
+            (None, false) => tmpfs(
                 &[("mode", "1777"), ("size", shm_size)],
                 NOSUID | NODEV | NOEXEC,
             ),
@@ -469,7 +473,7 @@ impl Builder<'_> {
         match mounted {
             Ok(mount) => attach(mount.as_fd(), target.as_fd()).map_err(fail())?,
             // Only the owner of the network namespace may; the host's own view is then the same.
-            Err(Errno::PERM) if spec.network == NetworkMode::Host => {
+            Err(Errno::PERM) if !spec.network.is_own() => {
                 let host = open_directory("/sys").map_err(fail())?;
                 let mount = clone_tree(host.as_fd(), true).map_err(fail())?;
                 sys::set_mount_attributes(mount.as_fd(), attributes.bits().into(), true)

@@ -21,11 +21,15 @@ use crate::helper;
 use crate::join::{self, JoinSpec};
 use crate::network::names::NameSockets;
 use crate::spec::{
-    ExitStatus, MountKind, NetworkMode, ProcessSpec, Root, SPEC_BYTES_MAX, SandboxSpec, Usage,
+    ExitStatus, MountKind, Namespace, NetworkMode, ProcessSpec, Root, SPEC_BYTES_MAX, SandboxSpec,
+    Usage,
 };
 use crate::sys;
 use crate::sysctl;
 use crate::wire::{self, Report};
+
+/// How many sandboxes one may share with: one for each kind of namespace.
+const JOINED_MAX: usize = 4;
 
 /// Where the process's standard streams lead. Ignored for a process with a terminal of its own.
 #[derive(Debug, Default)]
@@ -99,8 +103,30 @@ impl Sandbox {
     ///
     /// [`SandboxError::Start`] says why the process could not start; nothing is then left of it.
     pub fn spawn(spec: &SandboxSpec, stdio: Stdio) -> Result<Self, SandboxError> {
+        Self::spawn_beside(spec, stdio, &[])
+    }
+
+    /// As [`Sandbox::spawn`], for one that shares namespaces of others: for each of `spec.joined`, a pidfd of the process 1 of the
+    /// one that it is about.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Sandbox::spawn`]; they have ids that cannot be shared, too.
+    pub fn spawn_beside(
+        spec: &SandboxSpec,
+        stdio: Stdio,
+        others: &[BorrowedFd<'_>],
+    ) -> Result<Self, SandboxError> {
         validate(spec)?;
-        Self::launch(helper::NAME, spec, stdio, &[])
+        if others.len() != spec.joined.len() || others.len() > JOINED_MAX {
+            let what = format!(
+                "{} processes for {} sandboxes to share with, {JOINED_MAX} at most",
+                others.len(),
+                spec.joined.len()
+            );
+            return Err(SandboxError::Invalid { what });
+        }
+        Self::launch(helper::NAME, spec, stdio, others)
     }
 
     /// Starts a further process in this sandbox; it ends with it at the latest.
@@ -427,6 +453,9 @@ fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
     }
     if let Err(what) = sysctl::check(spec) {
         return invalid(what);
+    }
+    if spec.joins(Namespace::Network) != (spec.network == NetworkMode::Joined) {
+        return invalid("another sandbox's network, and no sandbox to share it with".into());
     }
     if let Root::Overlay { lower, .. } = &spec.root
         && lower.is_empty()

@@ -28,6 +28,9 @@ pub struct SandboxSpec {
     pub process: ProcessSpec,
     /// The host name inside.
     pub hostname: String,
+    /// The NIS domain name inside; none if empty.
+    #[serde(default)]
+    pub domainname: String,
     /// Files of `/etc` that belong to the sandbox, not to the root.
     pub etc: EtcFiles,
     /// Further mounts; parents are mounted before what lies beneath them, whatever their order here.
@@ -41,12 +44,18 @@ pub struct SandboxSpec {
     pub limits: Limits,
     /// Limits of each process.
     pub ulimits: Vec<Ulimit>,
+    /// How readily the kernel kills the process for want of memory: -1,000 to 1,000; as its caller's if `None`.
+    #[serde(default)]
+    pub oom_score: Option<i16>,
     /// The size of `/dev/shm` in bytes; Docker's 64 MiB if `None`.
     pub shm_size: Option<u64>,
     /// Settings of the kernel in the sandbox's own namespaces: `net.ipv4.ip_forward` to its value.
     pub sysctls: BTreeMap<String, String>,
     /// What else the process shares with the host.
     pub shared: Shared,
+    /// What it shares with other sandboxes: of each whose process 1 is handed over with this, in their order.
+    #[serde(default)]
+    pub joined: Vec<Vec<Namespace>>,
     /// Whose ids the process has.
     pub user_namespace: UserNamespace,
     /// What the process may do.
@@ -57,6 +66,16 @@ pub struct SandboxSpec {
 }
 
 impl SandboxSpec {
+    /// Whether a namespace is one that another sandbox has.
+    pub(crate) fn joins(&self, namespace: Namespace) -> bool {
+        self.joined.iter().any(|of| of.contains(&namespace))
+    }
+
+    /// Whether its process 1 has a namespace of processes to itself, all of which end with it.
+    pub(crate) fn has_own_processes(&self) -> bool {
+        !self.shared.pid && !self.joins(Namespace::Pid)
+    }
+
     /// A sandbox with the default confinement, the host's network and no further mounts.
     pub fn new(root: Root, process: ProcessSpec) -> Self {
         Self {
@@ -64,15 +83,18 @@ impl SandboxSpec {
             read_only: false,
             process,
             hostname: "longshore".into(),
+            domainname: String::new(),
             etc: EtcFiles::default(),
             mounts: Vec::new(),
             network: NetworkMode::Host,
             cgroup: None,
             limits: Limits::default(),
             ulimits: Vec::new(),
+            oom_score: None,
             shm_size: None,
             sysctls: BTreeMap::new(),
             shared: Shared::default(),
+            joined: Vec::new(),
             user_namespace: UserNamespace::Own,
             confinement: Confinement::default(),
             init: false,
@@ -246,20 +268,22 @@ pub enum NetworkMode {
     None,
     /// Its own, plugged into a bridge of the host's.
     Bridge(Attachment),
+    /// That of a sandbox whose process is handed over: [`SandboxSpec::joined`] names it.
+    Joined,
     /// Its own, with an address at [`crate::network::relay::ADDRESS`], and a way out by a program that needs no privileges.
     Relay(Relay),
 }
 
 impl NetworkMode {
-    /// Whether the process does not see the host's.
+    /// Whether it is made for the process.
     pub(crate) fn is_own(&self) -> bool {
-        *self != NetworkMode::Host
+        !matches!(self, NetworkMode::Host | NetworkMode::Joined)
     }
 
     /// The addresses by which it is reached, and whether its namespace has to be entered for that; none if it cannot be.
     pub(crate) fn reached_at(&self) -> (&[std::net::IpAddr], bool) {
         match self {
-            NetworkMode::Host | NetworkMode::None => (&[], false),
+            NetworkMode::Host | NetworkMode::None | NetworkMode::Joined => (&[], false),
             NetworkMode::Bridge(attachment) => (&attachment.addresses, false),
             NetworkMode::Relay(_) => (&[relay::ADDRESS], true),
         }
@@ -273,6 +297,23 @@ pub struct Shared {
     pub ipc: bool,
     /// The host name.
     pub uts: bool,
+    /// Processes: it sees all of the host's. What is left of it when it ends is ended by its control group.
+    #[serde(default)]
+    pub pid: bool,
+}
+
+/// A namespace of a sandbox that another may share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Namespace {
+    /// Shared memory, semaphores and message queues, with `/dev/shm`.
+    Ipc,
+    /// Interfaces, addresses and ports.
+    Network,
+    /// Processes.
+    Pid,
+    /// The host name.
+    Uts,
 }
 
 /// Whose ids a process has, when this program is root of the host. Otherwise it is in a user namespace already.
@@ -294,7 +335,10 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// Memory and swap together in bytes, at least `memory`, which must be given too; [`u64::MAX`] for as much swap as there is.
     pub memory_swap: Option<u64>,
-    /// Processes and threads.
+    /// Memory in bytes that others are to leave it where the machine is short of it.
+    #[serde(default)]
+    pub memory_reservation: Option<u64>,
+    /// Processes and threads; [`u64::MAX`] takes a limit away from a sandbox that runs.
     pub pids: Option<u64>,
     /// Processor time per period, in microseconds (150,000 is one and a half processors if the period is as usual).
     pub cpu_quota_us: Option<u64>,

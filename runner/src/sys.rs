@@ -31,6 +31,20 @@ pub(crate) enum Fork {
 /// Only for single-threaded processes: the child may allocate and run any code, which is sound only
 /// when no other thread can have held a lock. Refused with `EBUSY` otherwise.
 pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    clone_process(flags, libc::SIGCHLD, cgroup)
+}
+
+/// As [`fork`], but what is forked is a child of this process's parent.
+pub(crate) fn fork_beside(flags: u64) -> io::Result<Fork> {
+    // It signals its end as this process does.
+    clone_process(
+        flags | u64::from(libc::CLONE_PARENT.unsigned_abs()),
+        0,
+        None,
+    )
+}
+
+fn clone_process(flags: u64, end_signal: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     require_single_thread()?;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: RawFd = -1;
@@ -44,7 +58,7 @@ pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<For
             0
         };
     args[1] = &raw mut pidfd as u64;
-    args[4] = u64::from(libc::SIGCHLD.unsigned_abs());
+    args[4] = u64::from(end_signal.unsigned_abs());
     args[10] = cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs()));
     // SAFETY: `args` is a valid clone_args of the size given; without CLONE_VM the child continues on
     // a copy of this stack, and this process has one thread, so every lock is free in the child.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::StartError;
-use crate::spec::SandboxSpec;
+use crate::spec::{Namespace, SandboxSpec};
 
 /// Those of the namespace of message queues and shared memory.
 const IPC: [&str; 8] = [
@@ -40,12 +40,12 @@ pub(crate) fn check(spec: &SandboxSpec) -> Result<(), String> {
         }
         if is_network && !spec.network.is_own() {
             return Err(format!(
-                "sysctl `{name}` would be the host's: the container shares its network"
+                "sysctl `{name}` would not be the container's alone: it shares the host's network, or another's"
             ));
         }
-        if is_ipc && spec.shared.ipc {
+        if is_ipc && (spec.shared.ipc || spec.joins(Namespace::Ipc)) {
             return Err(format!(
-                "sysctl `{name}` would be the host's: the container shares its memory and messages (--ipc host)"
+                "sysctl `{name}` would not be the container's alone: it shares memory and messages (--ipc)"
             ));
         }
     }
@@ -86,7 +86,11 @@ mod tests {
         check("net.ipv4.ip_forward", NetworkMode::None, None);
         check("kernel.shmmax", NetworkMode::Host, None);
         check("fs.mqueue.msg_max", NetworkMode::Host, None);
-        check("net.ipv4.ip_forward", NetworkMode::Host, Some("the host's"));
+        check(
+            "net.ipv4.ip_forward",
+            NetworkMode::Host,
+            Some("the host's network"),
+        );
         check("kernel.panic", NetworkMode::None, Some("cannot be set"));
         check("net...etc", NetworkMode::None, Some("cannot be set"));
         check(

@@ -22,9 +22,9 @@ use crate::stubs::Stub;
 
 /// One message; paths and error texts are far smaller.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
-/// Spec, three streams and the sandbox to join; a process, a terminal and a name server's two sockets; or a container's
+/// Spec, three streams and the sandboxes to join or share with, four at most; a process, a terminal and a name server's two sockets; or a container's
 /// folder, its lock, three streams and two locks.
-const DESCRIPTORS_MAX: usize = 7;
+const DESCRIPTORS_MAX: usize = 8;
 
 /// What the helper tells the caller.
 #[derive(Debug, Serialize, Deserialize)]

@@ -363,6 +363,33 @@ impl Store {
         found.filter_map(Result::transpose).collect()
     }
 
+    /// Whether a container may be made with this name.
+    ///
+    /// # Errors
+    /// It is taken, or none.
+    pub fn check_free(&self, name: &str) -> Result<(), ContainerError> {
+        check_name(name)?;
+        match self.container_named(name)? {
+            Some(other) => Err(ContainerError::NameTaken {
+                name: name.to_owned(),
+                id: other.id.short().to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Replaces the command line's own record. Whoever calls this holds the container.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_container_config(
+        &self,
+        container: &Container,
+        config: &[u8],
+    ) -> Result<(), ContainerError> {
+        self.write_in(&container.path, "config", config)
+    }
+
     /// Gives a container another name.
     ///
     /// # Errors

@@ -217,6 +217,7 @@ fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpe
             format!("/{}/{own}", parent.trim_matches('/'))
         }),
         limits: Limits {
+            memory_reservation: None,
             memory: limits.memory,
             memory_swap: limits.memory_swap,
             pids: limits.pids,

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 
+use super::toggle::Toggle;
+
 const RESOURCES: &str = "Resources";
 const SECURITY: &str = "What the container may do";
 const NETWORK: &str = "Network";
@@ -24,6 +26,9 @@ pub struct CreateArgs {
     /// Keep stdin open
     #[arg(short, long)]
     pub interactive: bool,
+    /// Stay with stdin, stdout or stderr, and with no other; may be repeated [default: stdout and stderr, with -i stdin]
+    #[arg(short, long = "attach", value_name = "STREAM", value_parser = ["stdin", "stdout", "stderr"], ignore_case = true, hide_possible_values = true)]
+    pub attach: Vec<String>,
     /// Give the command a terminal
     #[arg(short, long)]
     pub tty: bool,
@@ -68,15 +73,7 @@ pub struct CreateArgs {
     pub entrypoint: Option<String>,
     /// Begin with a small init that reaps orphans and passes signals on, so that a signal ends a command that does not
     /// handle it; with `--init=false` the command itself is process 1
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value = "true",
-        default_missing_value = "true",
-        action = ArgAction::Set
-    )]
+    #[arg(long, toggle = "true")]
     pub init: bool,
     /// What to do when the command ends: no, on-failure[:COUNT], always or unless-stopped
     #[arg(long, value_name = "POLICY", default_value = "no")]
@@ -106,7 +103,8 @@ pub struct CreateArgs {
     /// Bounds of the log: max-size=BYTES and max-file=COUNT; may be repeated
     #[arg(long = "log-opt", value_name = "KEY=VALUE")]
     pub log_opts: Vec<String>,
-    /// Its network: bridge, host, none, or one that `longshore network create` made [default: $LONGSHORE_NETWORK, else bridge]
+    /// Its network: bridge, host, none, container:NAME for that of another, or one that `longshore network create` made
+    /// [default: $LONGSHORE_NETWORK, else bridge]
     #[arg(long, visible_alias = "net", value_name = "NETWORK", help_heading = NETWORK)]
     pub network: Option<String>,
     /// Its address there, one of each family; may be repeated
@@ -118,6 +116,9 @@ pub struct CreateArgs {
     /// Host name of the container [default: the host's with its network, else the beginning of the id]
     #[arg(short = 'h', long, value_name = "NAME", help_heading = NETWORK)]
     pub hostname: Option<String>,
+    /// NIS domain name of the container
+    #[arg(long, value_name = "NAME", help_heading = NETWORK)]
+    pub domainname: Option<String>,
     /// Add a line to /etc/hosts; may be repeated
     #[arg(long = "add-host", value_name = "NAME:ADDRESS", help_heading = NETWORK)]
     pub hosts: Vec<String>,
@@ -142,39 +143,15 @@ pub struct CreateArgs {
     /// Note that the command listens on a port; may be repeated
     #[arg(long = "expose", value_name = "PORT[-PORT][/PROTOCOL]", help_heading = NETWORK)]
     pub expose: Vec<String>,
-    /// The memory that the container may use, such as 2g
-    #[arg(short, long, value_name = "BYTES", help_heading = RESOURCES)]
-    pub memory: Option<String>,
-    /// Memory and swap together; -1 is unlimited swap
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, requires = "memory", help_heading = RESOURCES)]
-    pub memory_swap: Option<String>,
-    /// How many processors the container may use, such as 1.5
-    #[arg(long, value_name = "COUNT", conflicts_with_all = ["cpu_quota", "cpu_period"], help_heading = RESOURCES)]
-    pub cpus: Option<f64>,
-    /// Weight among others that want a processor; 1024 is usual
-    #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144), help_heading = RESOURCES)]
-    pub cpu_shares: Option<u64>,
-    /// Processor time per period, in microseconds
-    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u64).range(1_000..), help_heading = RESOURCES)]
-    pub cpu_quota: Option<u64>,
-    /// The period of --cpu-quota, in microseconds [default: 100000]
-    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u64).range(1_000..=1_000_000), help_heading = RESOURCES)]
-    pub cpu_period: Option<u64>,
-    /// Processors that may be used, such as 0-2,4
-    #[arg(long, value_name = "LIST", help_heading = RESOURCES)]
-    pub cpuset_cpus: Option<String>,
-    /// Memory nodes that may be used, such as 0,1
-    #[arg(long, value_name = "LIST", help_heading = RESOURCES)]
-    pub cpuset_mems: Option<String>,
-    /// How many processes and threads there may be; -1 is unlimited
-    #[arg(long, value_name = "COUNT", allow_hyphen_values = true, help_heading = RESOURCES)]
-    pub pids_limit: Option<i64>,
+    /// What it may use.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// The size of /dev/shm, such as 128m [default: 64m]
     #[arg(long, value_name = "BYTES", help_heading = RESOURCES)]
     pub shm_size: Option<String>,
-    /// Weight among others that read and write disks, 10 to 1000
-    #[arg(long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(10..=1_000), help_heading = RESOURCES)]
-    pub blkio_weight: Option<u64>,
+    /// How readily the kernel kills it for want of memory, -1000 to 1000
+    #[arg(long, value_name = "SCORE", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(-1_000..=1_000), help_heading = RESOURCES)]
+    pub oom_score_adj: Option<i16>,
     /// Limit each process, such as nofile=1024:2048; may be repeated
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", help_heading = RESOURCES)]
     pub ulimits: Vec<String>,
@@ -193,12 +170,18 @@ pub struct CreateArgs {
         help_heading = SECURITY
     )]
     pub user_namespace: Option<String>,
-    /// Whose shared memory and message queues it has: private or host
-    #[arg(long = "ipc", value_name = "MODE", default_value = "private", value_parser = ["private", "host"], hide_possible_values = true, help_heading = SECURITY)]
+    /// Whose shared memory and message queues it has: private, host or container:NAME
+    #[arg(long = "ipc", value_name = "MODE", default_value = "private", help_heading = SECURITY)]
     pub ipc: String,
-    /// Whose host name it has: private or host
-    #[arg(long = "uts", value_name = "MODE", default_value = "private", value_parser = ["private", "host"], hide_possible_values = true, help_heading = SECURITY)]
+    /// Whose processes it sees: its own, the host's (`host`), or those of another (`container:NAME`)
+    #[arg(long = "pid", value_name = "MODE", default_value = "private", help_heading = SECURITY)]
+    pub pid: String,
+    /// Whose host name it has: private, host or container:NAME
+    #[arg(long = "uts", value_name = "MODE", default_value = "private", help_heading = SECURITY)]
     pub uts: String,
+    /// Whose control groups it sees: its own
+    #[arg(long = "cgroupns", value_name = "MODE", default_value = "private", value_parser = ["private"], hide_possible_values = true, help_heading = SECURITY)]
+    pub cgroups: String,
     /// Set one of the kernel's settings that a container has for itself, such as net.core.somaxconn=1024; may be repeated
     #[arg(long = "sysctl", value_name = "NAME=VALUE", help_heading = SECURITY)]
     pub sysctls: Vec<String>,
@@ -245,6 +228,44 @@ pub struct CreateArgs {
     // One argument: from the image on, nothing is a flag of this command.
     #[arg(value_name = "IMAGE [CMD]", required = true, trailing_var_arg = true)]
     words: Vec<String>,
+}
+
+/// What a container may use: flags of `run`, `create` and `update`.
+#[derive(Args, Debug)]
+pub struct LimitArgs {
+    /// The memory that the container may use, such as 2g
+    #[arg(short, long, value_name = "BYTES", help_heading = RESOURCES)]
+    pub memory: Option<String>,
+    /// Memory and swap together; -1 is unlimited swap
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, help_heading = RESOURCES)]
+    pub memory_swap: Option<String>,
+    /// Memory that others are to leave it where there is little
+    #[arg(long, value_name = "BYTES", help_heading = RESOURCES)]
+    pub memory_reservation: Option<String>,
+    /// How many processors the container may use, such as 1.5
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["cpu_quota", "cpu_period"], help_heading = RESOURCES)]
+    pub cpus: Option<f64>,
+    /// Weight among others that want a processor; 1024 is usual
+    #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144), help_heading = RESOURCES)]
+    pub cpu_shares: Option<u64>,
+    /// Processor time per period, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u64).range(1_000..), help_heading = RESOURCES)]
+    pub cpu_quota: Option<u64>,
+    /// The period of --cpu-quota, in microseconds [default: 100000]
+    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u64).range(1_000..=1_000_000), help_heading = RESOURCES)]
+    pub cpu_period: Option<u64>,
+    /// Processors that may be used, such as 0-2,4
+    #[arg(long, value_name = "LIST", help_heading = RESOURCES)]
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes that may be used, such as 0,1
+    #[arg(long, value_name = "LIST", help_heading = RESOURCES)]
+    pub cpuset_mems: Option<String>,
+    /// How many processes and threads there may be; -1 is unlimited
+    #[arg(long, value_name = "COUNT", allow_hyphen_values = true, help_heading = RESOURCES)]
+    pub pids_limit: Option<i64>,
+    /// Weight among others that read and write disks, 10 to 1000
+    #[arg(long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(10..=1_000), help_heading = RESOURCES)]
+    pub blkio_weight: Option<u64>,
 }
 
 impl CreateArgs {
@@ -295,15 +316,7 @@ pub struct RunArgs {
     #[arg(short, long)]
     pub detach: bool,
     /// Pass signals on to the command
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value = "true",
-        default_missing_value = "true",
-        action = ArgAction::Set
-    )]
+    #[arg(long, toggle = "true")]
     pub sig_proxy: bool,
     /// The keys that leave the container running [default: ctrl-p,ctrl-q]
     #[arg(long, value_name = "KEYS")]
@@ -325,6 +338,23 @@ pub struct ContainerCreateArgs {
     /// What the container is made of.
     #[command(flatten)]
     pub create: CreateArgs,
+}
+
+/// `longshore update`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore update -m 512m --memory-swap 1g web
+  longshore update --restart unless-stopped $(longshore ps -q)")]
+pub struct UpdateArgs {
+    /// What it may use.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// What to do when the command ends: no, on-failure[:COUNT], always or unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<String>,
+    /// Names or ids
+    #[arg(value_name = "CONTAINER", required = true)]
+    pub containers: Vec<String>,
 }
 
 /// `longshore start`.
@@ -582,15 +612,7 @@ pub struct AttachArgs {
     #[arg(long)]
     pub no_stdin: bool,
     /// Pass signals on to the command
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value = "true",
-        default_missing_value = "true",
-        action = ArgAction::Set
-    )]
+    #[arg(long, toggle = "true")]
     pub sig_proxy: bool,
     /// The keys that leave the container running [default: ctrl-p,ctrl-q]
     #[arg(long, value_name = "KEYS")]
@@ -694,16 +716,7 @@ pub struct CommitArgs {
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
     pub changes: Vec<String>,
     /// Let the container stand still meanwhile
-    #[arg(
-        short,
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value = "true",
-        default_missing_value = "true",
-        action = ArgAction::Set
-    )]
+    #[arg(short, long, toggle = "true")]
     pub pause: bool,
     /// Name or id
     #[arg(value_name = "CONTAINER")]
@@ -790,6 +803,9 @@ pub enum VolumeCommand {
 #[command(after_help = "Example:
   longshore volume create data")]
 pub struct VolumeCreateArgs {
+    /// How it is kept: `local` is the only way
+    #[arg(short, long, value_name = "DRIVER", default_value = "local", value_parser = ["local"], hide_possible_values = true)]
+    pub driver: String,
     /// Set a label; may be repeated
     #[arg(long = "label", value_name = "KEY[=VALUE]")]
     pub labels: Vec<String>,
@@ -819,6 +835,9 @@ pub struct VolumeLsArgs {
 #[command(after_help = "Example:
   longshore volume inspect data")]
 pub struct VolumesArgs {
+    /// json, or a template such as '{{.Mountpoint}}', in place of a JSON array
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Names
     #[arg(value_name = "VOLUME", required = true)]
     pub volumes: Vec<String>,

@@ -12,13 +12,13 @@ pub enum NetworkCommand {
     /// Make a network
     Create(NetworkCreateArgs),
     /// Show networks and who is in them, as JSON
-    Inspect(NetworkNamesArgs),
+    Inspect(NetworkInspectArgs),
     /// List networks
     Ls(NetworkLsArgs),
     /// Remove all networks that nobody is in
     Prune(NetworkPruneArgs),
     /// Remove networks
-    Rm(NetworkNamesArgs),
+    Rm(NetworkRmArgs),
 }
 
 /// `longshore network create`.
@@ -71,12 +71,28 @@ pub struct NetworkLsArgs {
     pub list: ListArgs,
 }
 
-/// `longshore network rm` and `inspect`.
+/// `longshore network inspect`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   longshore network inspect shop
+  longshore network inspect -f '{{(index .IPAM.Config 0).Subnet}}' shop")]
+pub struct NetworkInspectArgs {
+    /// json, or a template such as '{{.Driver}}', in place of a JSON array
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Names, ids or beginnings of ids
+    #[arg(value_name = "NETWORK", required = true)]
+    pub names: Vec<String>,
+}
+
+/// `longshore network rm`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
   longshore network rm shop")]
-pub struct NetworkNamesArgs {
+pub struct NetworkRmArgs {
+    /// Do not mind one that is not there
+    #[arg(short, long)]
+    pub force: bool,
     /// Names, ids or beginnings of ids
     #[arg(value_name = "NETWORK", required = true)]
     pub names: Vec<String>,

@@ -4,12 +4,16 @@
 //! |---|---|
 //! | [`record`] | what a container is, as it is kept |
 //! | [`flags`] | docker's flags, read |
+//! | [`given`] | what those say whatever the image is |
 //! | [`create`] | `create`, and the first half of `run`: an image and flags make a record |
+//! | [`beside`] | what a container shares with others |
 //! | [`launch`] | a record makes a plan, which a supervisor carries out |
 //! | [`run`] | `run` and `start`: who starts a container and may stay with it |
 //! | [`lifecycle`] | `stop`, `kill`, `restart`, `wait`, `rm`, `rename`, `container prune` |
+//! | [`update`] | `update`: other limits, another restart policy |
 //! | [`ports`] | `-p`, `-P`, `port`: ports of the host that lead to containers |
 //! | [`ps`], [`logs`], [`look`] | what containers there are, what they print, what they do |
+//! | [`host_config`] | what `inspect` says of how a container was made |
 //! | [`exec`] | `exec` and `attach` |
 //! | [`copy`] | `cp` |
 //! | [`image`] | `commit`, `export`, `import` |
@@ -18,10 +22,13 @@
 //! | [`template`] | `--format` |
 //! | [`watch`] | waiting until something happens to a container |
 
+mod beside;
 pub mod copy;
 pub mod create;
 pub mod exec;
 mod flags;
+mod given;
+mod host_config;
 pub mod image;
 pub mod launch;
 pub mod lifecycle;
@@ -32,6 +39,7 @@ pub mod ps;
 mod record;
 pub mod run;
 pub mod template;
+pub mod update;
 pub mod volume;
 mod watch;
 pub mod wiring;

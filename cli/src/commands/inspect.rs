@@ -23,7 +23,6 @@ const STEP_CHARS_MAX: usize = 45;
 
 /// `longshore inspect`. What is not found does not keep the rest from being shown.
 pub fn inspect(context: &Context, args: &InspectArgs) -> Result<ExitCode, CliError> {
-    let format = args.format.as_deref().map(Format::parse).transpose()?;
     let store = context.store()?;
     let describe = |text: &str| match args.kind {
         None => describe_any(&store, text, args.size),
@@ -31,13 +30,24 @@ pub fn inspect(context: &Context, args: &InspectArgs) -> Result<ExitCode, CliErr
         Some(InspectKind::Image) => describe(&store, text),
         Some(InspectKind::Volume) => volume::describe(&store, text),
     };
-    let template = match format {
-        None | Some(Format::Table) => return each(context, &args.names, describe),
+    show(context, &args.names, args.format.as_deref(), describe)
+}
+
+/// Prints what `describe` makes of each name: by a template where there is one, else in one JSON array. What is not found does
+/// not keep the rest from being shown.
+pub(super) fn show(
+    context: &Context,
+    names: &[String],
+    format: Option<&str>,
+    describe: impl Fn(&str) -> Result<Value, CliError>,
+) -> Result<ExitCode, CliError> {
+    let template = match format.map(Format::parse).transpose()? {
+        None | Some(Format::Table) => return all(context, names, describe),
         Some(Format::Json) => None,
         Some(Format::Template(template)) => Some(template),
     };
     let mut code = ExitCode::SUCCESS;
-    for name in &args.names {
+    for name in names {
         let printed = describe(name).and_then(|value| match &template {
             None => context.ui.json_line(&value),
             Some(template) => context.ui.data(template.render(&[value])?),
@@ -50,8 +60,7 @@ pub fn inspect(context: &Context, args: &InspectArgs) -> Result<ExitCode, CliErr
     Ok(code)
 }
 
-/// Prints what `describe` makes of each name, in one JSON array. What is not found does not keep the rest from being shown.
-pub(super) fn each(
+fn all(
     context: &Context,
     names: &[String],
     describe: impl Fn(&str) -> Result<Value, CliError>,

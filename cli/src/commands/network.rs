@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 use store::Store;
-use store::networks::{NetworkInfo, NetworkMember, NetworkSubnet};
+use store::networks::{NetworkError, NetworkInfo, NetworkMember, NetworkSubnet};
 
 use super::inspect;
-use crate::args::{ListFormat, NetworkCommand, NetworkCreateArgs, NetworkLsArgs, NetworkNamesArgs};
+use crate::args::{
+    ListFormat, NetworkCommand, NetworkCreateArgs, NetworkInspectArgs, NetworkLsArgs, NetworkRmArgs,
+};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 use crate::networks;
@@ -130,9 +132,10 @@ fn ls(context: &Context, args: &NetworkLsArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn inspect(context: &Context, args: &NetworkNamesArgs) -> Result<ExitCode, CliError> {
+fn inspect(context: &Context, args: &NetworkInspectArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
-    inspect::each(context, &args.names, |name| describe(&store, name))
+    let describe = |name: &str| describe(&store, name);
+    inspect::show(context, &args.names, args.format.as_deref(), describe)
 }
 
 /// A network in the shape of `docker network inspect`.
@@ -177,10 +180,13 @@ fn member_json(network: &NetworkInfo, member: &NetworkMember) -> (String, Value)
     (member.id.clone(), value)
 }
 
-fn rm(context: &Context, args: &NetworkNamesArgs) -> Result<ExitCode, CliError> {
+fn rm(context: &Context, args: &NetworkRmArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
     let mut code = ExitCode::SUCCESS;
     for name in &args.names {
+        if args.force && matches!(store.network(name), Err(NetworkError::Unknown { .. })) {
+            continue;
+        }
         match networks::remove(&store, name) {
             // As docker: what was asked for.
             Ok(_) => context.ui.line(name)?,

@@ -119,7 +119,7 @@ fn flags_that_cannot_be_carried_out() {
         125,
         "`/no/such`: No such file",
     );
-    check(&["-m", "1m"], 125, "6 MiB is the least");
+    check(&["-m", "1m"], 125, "Minimum memory limit allowed is 6MB");
     check(
         &["-m", "6m", "--memory-swap", "1m"],
         125,

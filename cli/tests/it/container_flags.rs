@@ -192,13 +192,100 @@ fn what_another_container_has_mounted() {
 }
 
 #[test]
+fn only_the_streams_that_are_asked_for() {
+    let ship = Ship::new();
+    let line = "cat; echo out; echo err >&2";
+    let check = |flags: &[&str], expected: (&str, &str)| {
+        let all = [&["run", "--rm"], flags, &["busybox", "sh", "-c", line]].concat();
+        let ran = ship.run(&all);
+        assert_eq!(
+            (ran.stdout.as_str(), ran.stderr.as_str()),
+            expected,
+            "{flags:?}"
+        );
+    };
+    check(&[], ("out\n", "err\n"));
+    check(&["-a", "stdout"], ("out\n", ""));
+    check(&["-a", "STDERR"], ("", "err\n"));
+    check(&["-a", "stdout", "-a", "stderr"], ("out\n", "err\n"));
+    // Nothing of it is seen: as with docker, its id is.
+    let ran = ship.run(&[
+        "run", "-a", "stdin", "-i", "--name", "quiet", "busybox", "sh", "-c", line,
+    ]);
+    let id = ship.known("quiet", "/Id");
+    assert_eq!(
+        (ran.stdout.trim(), ran.stderr.as_str()),
+        (id.as_str().unwrap(), "")
+    );
+    assert_eq!(
+        ship.ok(&["logs", "quiet"]),
+        "out",
+        "it is kept all the same"
+    );
+}
+
+#[test]
+fn nothing_is_pulled_for_flags_that_make_no_sense() {
+    let ship = Ship::new();
+    ship.ok(&["create", "--name", "taken", "busybox"]);
+    let check = |flags: &[&str], expected: &str| {
+        for first in [&["run", "--rm"][..], &["create"]] {
+            // Nobody is there to pull from: who tried would say so.
+            let image = ["--pull", "always", "localhost:1/none", "true"];
+            let ran = ship.run(&[first, flags, &image].concat());
+            assert_ne!(ran.code, Some(0));
+            assert!(ran.stderr.contains(expected), "{flags:?}: {}", ran.stderr);
+            assert!(
+                !ran.stderr.contains("localhost:1"),
+                "{flags:?}: {}",
+                ran.stderr
+            );
+        }
+    };
+    check(&["--name", "taken"], "already in use");
+    check(&["--name", "a/b"], "no container name");
+    check(&["-m", "1m"], "Minimum memory limit allowed is 6MB");
+    check(&["-m", "much"], "cannot read --memory `much`");
+    check(&["--memory-swap", "64m"], "it needs --memory");
+    check(&["-p", "80:many"], "invalid containerPort");
+    check(&["-p", "99999:80"], "invalid hostPort");
+    check(&["-p", "300.0.0.1:80:80"], "invalid ip address");
+    check(&["-p", "80/sctp"], "tcp and udp are carried");
+    check(&["-w", "here"], "needs to be an absolute path");
+    check(&["-v", "a:b:c:d"], "more than three");
+    check(&["-v", "/x", "--tmpfs", "/x"], "duplicate mount point");
+    check(&["--mount", "type=bind,target=/x"], "it names no source");
+    check(&["--security-opt", "magic"], "`magic` is not supported");
+    check(&["--cap-add", "NET_ADMlN"], "did you mean `NET_ADMIN`");
+    check(&["--restart", "sometimes"], "no restart policy");
+    check(&["--stop-signal", "NONE"], "no signal");
+    check(
+        &["--health-cmd", "true", "--health-interval", "often"],
+        "expected a duration",
+    );
+    check(&["--ulimit", "nofile=9:8"], "nofile");
+    check(&["--device", "/etc/passwd"], "it is no device");
+    check(&["--env-file", "/no/such"], "/no/such");
+    check(
+        &["--log-opt", "colour=red"],
+        "`colour=red` is not supported",
+    );
+    check(&["--network", "container:nobody"], "no such container");
+    check(&["--volumes-from", "nobody"], "no such container");
+    check(&["--add-host", "name"], "name");
+}
+
+#[test]
 fn flags_that_are_at_odds() {
     let ship = Ship::new();
     let check = |flags: &[&str], expected: &str| {
         let all = [&["run", "--rm"], flags, &["busybox", "true"]].concat();
         ship.run(&all).fails(125, expected);
     };
-    check(&["--sysctl", "net.core.somaxconn=77"], "shares its network");
+    check(
+        &["--sysctl", "net.core.somaxconn=77"],
+        "shares the host's network",
+    );
     check(
         &["--sysctl", "kernel.panic=1"],
         "cannot be set for a container alone",
@@ -206,11 +293,19 @@ fn flags_that_are_at_odds() {
     check(&["--sysctl", "kernel"], "expected NAME=VALUE");
     check(
         &["--uts", "host", "-h", "boat"],
-        "--hostname would name the host",
+        "conflicting options: hostname",
     );
     check(&["--ipc", "host", "--userns", "private"], "at odds");
-    check(&["--ipc", "container:x"], "invalid value");
+    check(
+        &["--ipc", "container:nobody"],
+        "no such container: `nobody`",
+    );
+    check(&["--ipc", "mine"], "--ipc: invalid mode `mine`");
     check(&["--group-add", "nobody-knows"], "nobody-knows");
     check(&["--platform", "linux/s390x"], "not for linux/s390x");
-    check(&["--pid", "host"], "unexpected argument");
+    check(&["--gpus", "all"], "docker's flag `--gpus` is not built");
+    check(&["-a", "stdout", "-d"], "Conflicting options: -a and -d");
+    check(&["-a", "all"], "invalid value 'all'");
+    check(&["-p", "80/sctp"], "tcp and udp are carried");
+    check(&["-w", "here"], "needs to be an absolute path");
 }

@@ -99,7 +99,11 @@ fn bad_input_is_told() {
         125,
         "it is a folder",
     );
-    check(&["-m", "1m", "busybox", "true"], 125, "6 MiB is the least");
+    check(
+        &["-m", "1m", "busybox", "true"],
+        125,
+        "Minimum memory limit allowed is 6MB",
+    );
     check(
         &["--network", "mine", "busybox"],
         125,

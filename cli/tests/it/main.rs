@@ -10,6 +10,9 @@
 //! | [`sharing`] | steps that several want at once, and which of many begins first |
 //! | [`cases`] | every construct of the language, built and compared with other builders |
 //! | [`containers`] | containers that outlive the command that made them |
+//! | [`container_limits`] | limits of containers and steps in the kernel's own files |
+//! | [`container_sharing`] | what containers share with each other and with the host |
+//! | [`docker_flags`] | every flag of docker's: ours, or refused by name |
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
 //! | [`copy`] | linked layers, here-documents, missing paths |
@@ -49,12 +52,15 @@ mod cases;
 mod checks;
 mod container_bad_input;
 mod container_flags;
+mod container_limits;
+mod container_sharing;
 mod container_state;
 mod containers;
 mod contexts;
 mod copy;
 mod debug;
 mod disk;
+mod docker_flags;
 mod errors;
 mod everywhere;
 mod examples;

@@ -22,6 +22,8 @@ pub struct Attend<'a> {
     pub terminal: bool,
     /// Whether what comes in goes to the process.
     pub stdin: bool,
+    /// Whether what it prints to standard output and to standard error is passed on.
+    pub outputs: [bool; 2],
     /// The keys that leave it running, such as Ctrl-P Ctrl-Q; none if empty.
     pub detach_keys: &'a [u8],
 }
@@ -144,7 +146,10 @@ fn stay(
     for (from, number) in outputs {
         flows.push(Flow {
             from: Some(from),
-            to: Some(own(number).map_err(failed)?),
+            to: match how.outputs[usize::from(number) - 1] {
+                true => Some(own(number).map_err(failed)?),
+                false => None,
+            },
             waiting: Vec::new(),
         });
     }

@@ -8,11 +8,12 @@ use std::process::{Command, Stdio};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::folder::{Folder, FolderError, Held};
+use super::plan::Restart;
 use super::protocol::{Answer, ContainerUsage, ProcessRow, Request};
 use super::supervisor;
 use crate::error::StartError;
 use crate::sandbox;
-use crate::spec::ProcessSpec;
+use crate::spec::{Limits, ProcessSpec};
 use crate::wire;
 
 /// Why a container does not do what it is asked to.
@@ -307,6 +308,25 @@ impl Client {
             (Answer::Refused { message }, _) => Err(ClientError::Refused { message }),
             (answer, _) => Err(unexpected(&answer)),
         }
+    }
+
+    /// Limits the container otherwise: `changed` now, all of `limits` when it is started again, by this policy.
+    ///
+    /// # Errors
+    /// The kernel refuses one, or the container has no control group for it.
+    pub fn update(
+        &self,
+        changed: &Limits,
+        limits: &Limits,
+        restart: Restart,
+    ) -> Result<(), ClientError> {
+        let request = Request::Update {
+            changed: Box::new(changed.clone()),
+            limits: Box::new(limits.clone()),
+            restart,
+        };
+        self.send(&request, &[])?;
+        self.done().map(drop)
     }
 
     /// Lets the container's processes stand still, or go on.

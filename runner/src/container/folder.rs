@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -149,6 +150,21 @@ impl Folder {
             return Ok(State::default());
         };
         Ok(state.without_supervisor(&boot_id(), written))
+    }
+
+    /// The container's process 1, if it runs.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub(super) fn process_1(&self) -> Result<Option<OwnedFd>, FolderError> {
+        let pid = self.state()?.pid;
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let Some(raw) = raw else { return Ok(None) };
+        let Ok(process) = pidfd_open(raw, PidfdFlags::empty()) else {
+            return Ok(None);
+        };
+        // If it is its process now that it is held, it is the one that was meant.
+        Ok((self.state()?.pid == pid).then_some(process))
     }
 
     pub(super) fn write_state(&self, state: &State) -> Result<(), FolderError> {

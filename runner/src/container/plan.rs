@@ -1,5 +1,7 @@
 //! What a supervisor is to do: plain data, written to `plan.json` by the command that starts the container.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::network::ports::Publish;
@@ -10,6 +12,9 @@ use crate::spec::SandboxSpec;
 pub struct Plan {
     /// The sandbox, made again at every restart.
     pub sandbox: SandboxSpec,
+    /// The folders of the containers that it shares namespaces with, one for each of the sandbox's `joined`.
+    #[serde(default)]
+    pub joined: Vec<PathBuf>,
     /// Whether the process has a standard input at all.
     pub stdin: bool,
     /// Whether its input ends with that of the first who is attached.

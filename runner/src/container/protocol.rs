@@ -11,14 +11,15 @@
 //! | `Usage` | | `Usage` or `Refused` |
 //! | `Signal`, `Resize`, `Detach` | | of who is attached or executes something: none; else `Done` or `Refused` |
 //! | `Stop` | | `Exited` |
-//! | `Pause` | | `Done` or `Refused` |
+//! | `Pause`, `Update` | | `Done` or `Refused` |
 //!
 //! The descriptors of who attaches are the far ends of pipes: the supervisor makes them non-blocking.
 
 use serde::{Deserialize, Serialize};
 
+use super::plan::Restart;
 use crate::error::StartError;
-use crate::spec::ProcessSpec;
+use crate::spec::{Limits, ProcessSpec};
 
 /// What is asked of a supervisor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -73,6 +74,15 @@ pub enum Request {
     Processes,
     /// Say what the container uses.
     Usage,
+    /// Limit it otherwise from now on, and start it again by another policy.
+    Update {
+        /// The limits that change.
+        changed: Box<Limits>,
+        /// All of them, for when it is started again.
+        limits: Box<Limits>,
+        /// The policy.
+        restart: Restart,
+    },
     /// Let its processes stand still, or go on.
     Pause {
         /// Which.

@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -36,17 +37,18 @@ use self::freezer::Frozen;
 use self::health::Checker;
 use super::folder::Folder;
 use super::log::{Source, Writer};
-use super::plan::Plan;
+use super::plan::{Plan, Restart};
 use super::protocol::{Answer, Request};
 use super::state::{State, Status, boot_id};
 use super::time::rfc3339;
-use crate::error::SandboxError;
+use crate::cgroup;
+use crate::error::{SandboxError, StartError};
 use crate::join::JoinSpec;
 use crate::network::names::NameSockets;
 use crate::network::ports;
 use crate::network::proxy::{Inside, Proxy};
 use crate::sandbox::{Sandbox, Stdio, Stream};
-use crate::spec::{Confinement, ProcessSpec, Ulimit};
+use crate::spec::{Confinement, Limits, ProcessSpec, Ulimit};
 use crate::sys::{FilePages, trim_heap};
 use crate::terminal::Signals;
 use crate::wire;
@@ -392,7 +394,10 @@ impl Supervisor {
         };
         // First of all: without its ports it is not started.
         let doors = ports::bind(&self.plan.ports)?;
-        let mut sandbox = Sandbox::spawn(&self.plan.sandbox, stdio)?;
+        let others = self.plan.joined.iter().map(|folder| process_of(folder));
+        let others = others.collect::<Result<Vec<OwnedFd>, _>>()?;
+        let others: Vec<BorrowedFd<'_>> = others.iter().map(AsFd::as_fd).collect();
+        let mut sandbox = Sandbox::spawn_beside(&self.plan.sandbox, stdio, &others)?;
         let io = |source: io::Error| SandboxError::Io {
             what: "set up the container's streams",
             source,
@@ -893,6 +898,17 @@ impl Supervisor {
                 };
                 self.answer(id, &answer, &[]);
             }
+            Request::Update {
+                changed,
+                limits,
+                restart,
+            } => {
+                let answer = match self.update(&changed, *limits, restart) {
+                    Ok(()) => Answer::Done,
+                    Err(error) => refuse(&chain(&error)),
+                };
+                self.answer(id, &answer, &[]);
+            }
             Request::Pause { paused } => {
                 let answer = match self.pause(paused) {
                     Ok(()) => Answer::Done,
@@ -911,6 +927,20 @@ impl Supervisor {
         if signal == libc::SIGKILL || signal == self.plan.stop_signal {
             self.go_on();
         }
+    }
+
+    fn update(
+        &mut self,
+        changed: &Limits,
+        limits: Limits,
+        restart: Restart,
+    ) -> Result<(), StartError> {
+        if self.state.pid != 0 && !changed.is_empty() {
+            cgroup::update(self.state.pid, changed)?;
+        }
+        self.plan.sandbox.limits = limits;
+        self.plan.restart = restart;
+        Ok(())
     }
 
     fn pause(&mut self, paused: bool) -> Result<(), String> {
@@ -1101,6 +1131,17 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Process 1 of another container.
+fn process_of(folder: &Path) -> Result<OwnedFd, SandboxError> {
+    let process = Folder::open(folder).and_then(|folder| folder.process_1());
+    let reason = match process {
+        Ok(Some(process)) => return Ok(process),
+        Ok(None) => "it does not run".to_owned(),
+        Err(error) => chain(&error),
+    };
+    Err(StartError::Join { reason }.into())
 }
 
 /// An error with its causes.

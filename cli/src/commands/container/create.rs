@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use runner::container::time::rfc3339;
-use runner::{Ulimit, signal};
+use runner::signal;
 use store::Store;
 use store::containers::{Container, ContainerId, NewContainer};
 use store::images::ImageId;
@@ -15,10 +15,11 @@ use store::layer::LayerId;
 use store::oci::{ImageConfig, RunConfig};
 use store::volumes::{Filling, VolumeAbout};
 
+use super::given::Given;
 use super::record::{MountSource, Record, RecordMount};
-use super::{flags, ports, wiring};
+use super::{flags, ports};
 use crate::args::{ContainerCreateArgs, CreateArgs, PullWhen};
-use crate::commands::{steps, transfer};
+use crate::commands::transfer;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 
@@ -49,12 +50,13 @@ pub fn make(
         return Err(CliError::new(Kind::Run, message));
     }
     let mut store = Arc::new(context.store()?);
+    let given = Given::read(context, &store, args)?;
     let image = image(context, &mut store, args)?;
     let config = store.images().config(&image)?;
     let layers = layers(&store, &image, &config)?;
     let id = ContainerId::random()?;
     check_platform(args, &config)?;
-    let mut record = record(context, &store, args, &image, &config, detached)?;
+    let mut record = record(context, args, given, &image, &config, detached)?;
     fill_volumes(&store, &layers, &mut record)?;
     let made_up;
     let name = match &args.name {
@@ -137,43 +139,48 @@ fn layers(store: &Store, id: &ImageId, config: &ImageConfig) -> Result<Vec<Layer
 /// What the flags and the image add up to.
 fn record(
     context: &Context,
-    store: &Store,
     args: &CreateArgs,
+    given: Given,
     image: &ImageId,
     config: &ImageConfig,
     detached: bool,
 ) -> Result<Record, CliError> {
     let config = &config.config;
     let (entrypoint, cmd) = command(args, config)?;
-    let others = args.volumes_from.iter().map(|text| mounts_of(store, text));
-    let others = others.collect::<Result<Vec<_>, _>>()?.concat();
-    let network = wiring::wanted(context, args)?;
-    let mut exposed = exposed(args, config)?;
+    let mut exposed = given.exposed;
+    let of_image = config.exposed_ports.iter();
+    exposed.extend(of_image.flat_map(|ports| ports.keys().cloned()));
+    exposed.sort();
+    exposed.dedup();
+    if args.publish_all {
+        for port in exposed.iter().filter(|port| !ports::is_carried(port)) {
+            let message = format!("port {port} is not published: only tcp and udp can be carried");
+            context.ui.warning(&message);
+        }
+    }
     let ports = ports::all(&args.publish, args.publish_all, &exposed)?;
     let published = ports.iter();
     exposed.extend(published.map(|port| format!("{}/{}", port.port, port.protocol.word())));
     exposed.sort();
     exposed.dedup();
-    if network == "host" && !ports.is_empty() {
+    if given.network == "host" && !ports.is_empty() {
         let message = "Published ports are discarded when using host network mode";
         context.ui.warning(message);
     }
-    let stop_signal = args.stop_signal.as_ref().or(config.stop_signal.as_ref());
-    let ulimits = args.ulimits.iter().map(|text| steps::ulimit(text));
-    let ulimits = ulimits.map(|read| read.map(|(name, (soft, hard))| Ulimit { name, soft, hard }));
-    let restart = flags::restart(&args.restart)?;
-    if args.rm && restart != runner::container::Restart::No {
-        let message =
-            "--rm and --restart are at odds: a container that is removed cannot be restarted";
-        return Err(CliError::new(Kind::Usage, message));
+    let mut env = config.env.clone();
+    for variable in given.env {
+        flags::set(&mut env, variable);
     }
+    let mut labels = config.labels.clone().unwrap_or_default();
+    labels.extend(given.labels);
+    let stop_signal = args.stop_signal.as_ref().or(config.stop_signal.as_ref());
     Ok(Record {
         created: rfc3339(SystemTime::now()),
         image_name: args.image().to_owned(),
         image: image.to_string(),
         entrypoint,
         cmd,
-        env: flags::environment(context, &config.env, &args.env_files, &args.env)?,
+        env,
         user: args.user.clone().unwrap_or_else(|| config.user.clone()),
         groups: args.groups.clone(),
         working_dir: working_dir(args, config),
@@ -181,44 +188,32 @@ fn record(
         stdin: args.interactive,
         stdin_once: args.interactive && !detached,
         hostname: args.hostname.clone(),
-        labels: flags::labels(
-            config.labels.clone().unwrap_or_default(),
-            &args.label_files,
-            &args.labels,
-        )?,
+        domainname: args.domainname.clone(),
+        labels,
         exposed,
         ports,
         publish_all: args.publish_all,
-        mounts: mounts(args, config, others)?,
-        devices: args
-            .devices
-            .iter()
-            .map(|text| flags::device(text))
-            .collect::<Result<_, _>>()?,
-        host_ids: match args.user_namespace.as_deref() {
-            Some(mode) => mode == "host",
-            None => network == "host" || args.ipc == "host" || args.uts == "host",
-        },
-        network,
+        mounts: mounts(config, given.mounts),
+        devices: given.devices,
+        host_ids: given.host_ids,
+        network: given.network,
+        joined: given.joined,
         addresses: args.addresses.clone(),
         aliases: args.aliases.clone(),
-        hosts: args
-            .hosts
-            .iter()
-            .map(|text| wiring::host(text))
-            .collect::<Result<_, _>>()?,
+        hosts: given.hosts,
         resolv_conf: resolv_conf(args),
-        confinement: flags::confinement(args)?,
+        confinement: given.confinement,
         privileged: args.privileged,
         read_only: args.read_only,
-        limits: flags::limits(args)?,
-        ulimits: ulimits.collect::<Result<_, _>>()?,
-        sysctls: flags::sysctls(&args.sysctls)?,
-        shared: flags::shared(args)?,
-        shm_size: flags::size("shm-size", args.shm_size.as_deref())?,
+        limits: given.limits,
+        ulimits: given.ulimits,
+        sysctls: given.sysctls,
+        shared: given.shared,
+        oom_score: args.oom_score_adj,
+        shm_size: given.shm_size,
         cgroup_parent: args.cgroup_parent.clone(),
         init: args.init,
-        restart,
+        restart: given.restart,
         auto_remove: args.rm,
         health: flags::health(args, config.healthcheck.as_ref())?,
         stop_signal: stop_signal.map_or(Ok(signal::TERM), |text| flags::signal(text))?,
@@ -226,7 +221,7 @@ fn record(
             None => Some(STOP_TIMEOUT_S),
             Some(seconds) => u64::try_from(seconds).ok(),
         },
-        log: flags::log(args)?,
+        log: given.log,
     })
 }
 
@@ -250,26 +245,10 @@ fn command(args: &CreateArgs, config: &RunConfig) -> Result<(Vec<String>, Vec<St
 
 fn working_dir(args: &CreateArgs, config: &RunConfig) -> String {
     match (&args.workdir, config.working_dir.as_str()) {
-        (Some(given), _) if given.starts_with('/') => given.clone(),
-        (Some(given), base) => format!("{}/{given}", base.trim_end_matches('/')),
+        (Some(given), _) => given.clone(),
         (None, "") => "/".to_owned(),
         (None, base) => base.to_owned(),
     }
-}
-
-/// Ports that the command listens on, as the image and `--expose` say.
-fn exposed(args: &CreateArgs, config: &RunConfig) -> Result<Vec<String>, CliError> {
-    let of_image = config
-        .exposed_ports
-        .iter()
-        .flat_map(|ports| ports.keys().cloned());
-    let mut ports: Vec<String> = of_image.collect();
-    for text in &args.expose {
-        ports.extend(ports::expose(text)?);
-    }
-    ports.sort();
-    ports.dedup();
-    Ok(ports)
 }
 
 fn resolv_conf(args: &CreateArgs) -> Vec<String> {
@@ -290,21 +269,9 @@ fn resolv_conf(args: &CreateArgs) -> Vec<String> {
 
 /// What was asked for, what other containers have mounted, and volumes where the image has VOLUME and nothing else is mounted.
 fn mounts(
-    args: &CreateArgs,
     config: &RunConfig,
-    others: Vec<RecordMount>,
-) -> Result<Vec<RecordMount>, CliError> {
-    let mut mounts: Vec<RecordMount> = Vec::new();
-    let given = args.volumes.iter().map(|text| flags::volume(text));
-    let given = given.chain(args.mounts.iter().map(|text| flags::mount(text)));
-    for mount in given.chain(args.tmpfs.iter().map(|text| flags::tmpfs(text))) {
-        let mount = mount?;
-        if mounts.iter().any(|other| other.target == mount.target) {
-            let message = format!("duplicate mount point: `{}`", mount.target);
-            return Err(CliError::new(Kind::Usage, message));
-        }
-        mounts.push(mount);
-    }
+    (mut mounts, others): (Vec<RecordMount>, Vec<RecordMount>),
+) -> Vec<RecordMount> {
     for mount in others {
         if !mounts.iter().any(|other| other.target == mount.target) {
             mounts.push(mount);
@@ -325,28 +292,7 @@ fn mounts(
             });
         }
     }
-    Ok(mounts)
-}
-
-/// `--volumes-from`: what another container has mounted, but memory, which is its own.
-fn mounts_of(store: &Store, text: &str) -> Result<Vec<RecordMount>, CliError> {
-    let (name, read_only) = match text.split_once(':') {
-        None | Some((_, "" | "rw" | "z" | "Z")) => (text.split(':').next().unwrap_or(text), false),
-        Some((name, "ro")) => (name, true),
-        Some((_, mode)) => {
-            let message = format!("cannot mount what `{text}` says: `{mode}` is not ro or rw");
-            return Err(CliError::new(Kind::Usage, message));
-        }
-    };
-    let other = Record::read(&store.find_container(name)?)?;
-    let mounts = other.mounts.into_iter();
-    let mounts = mounts.filter(|mount| !matches!(mount.source, MountSource::Tmpfs { .. }));
-    Ok(mounts
-        .map(|mount| RecordMount {
-            read_only: mount.read_only || read_only,
-            ..mount
-        })
-        .collect())
+    mounts
 }
 
 /// An image for another platform than was asked for is not what was asked for.
@@ -473,9 +419,9 @@ mod tests {
         let mut config = RunConfig::default();
         let volumes = ["/a", "/b/"].map(|path| (path.to_owned(), serde_json::Map::new()));
         config.volumes = Some(volumes.into());
-        let mounts = mounts(&args("-v data:/b --tmpfs /t img"), &config, Vec::new()).unwrap();
+        let given = [flags::volume("data:/b"), flags::tmpfs("/t")].map(Result::unwrap);
+        let mounts = mounts(&config, (given.to_vec(), Vec::new()));
         let targets: Vec<&str> = mounts.iter().map(|mount| mount.target.as_str()).collect();
         assert_eq!(targets, ["/b", "/t", "/a"]);
-        assert!(super::mounts(&args("-v data:/b --tmpfs /b img"), &config, Vec::new()).is_err());
     }
 }

@@ -40,7 +40,10 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliError> {
         let text = args.user.as_deref().unwrap_or(&record.user);
         runner::resolve_user(root.as_fd(), text).blame(Kind::Input)?
     };
-    let mut env = flags::environment(context, &record.env, &args.env_files, &args.env)?;
+    let mut env = record.env.clone();
+    for variable in flags::environment(context, &args.env_files, &args.env)? {
+        flags::set(&mut env, variable);
+    }
     let terminal = args.tty.then_some(("TERM", "xterm"));
     let defaults = [("PATH", runner::DEFAULT_PATH), ("HOME", user.home.as_str())];
     for (name, value) in defaults.into_iter().chain(terminal) {
@@ -51,7 +54,12 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliError> {
     }
     let cwd = match &args.workdir {
         Some(given) if given.starts_with('/') => given.clone(),
-        Some(given) => format!("{}/{given}", record.working_dir.trim_end_matches('/')),
+        Some(given) => {
+            let message = format!(
+                "the working directory `{given}` is invalid, it needs to be an absolute path"
+            );
+            return Err(CliError::new(Kind::Usage, message));
+        }
         None => record.working_dir.clone(),
     };
     let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
@@ -85,6 +93,7 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliError> {
         pass_signals: true,
         terminal: args.tty,
         stdin: args.interactive,
+        outputs: [true; 2],
         detach_keys: &detach_keys,
     };
     Ok(match attend_executed(&client, master, &how)? {
@@ -110,6 +119,7 @@ pub fn attach(context: &Context, args: &AttachArgs) -> Result<ExitCode, CliError
     client.attach(stdin, pipes.far())?;
     let stay = Stay {
         stdin,
+        outputs: [true; 2],
         sig_proxy: args.sig_proxy,
         detach_keys: &detach_keys,
         owned: false,

@@ -7,12 +7,12 @@ use std::time::Duration;
 use builder::dockerfile::suggest::nearest;
 use builder::request::size::bytes;
 use runner::container::{Health, LogLimits, Restart};
-use runner::{CAPABILITIES, Capabilities, Confinement, Limits, MEMORY_MIN, Shared};
+use runner::{CAPABILITIES, Capabilities, Confinement, Limits, MEMORY_MIN};
 use serde_json::Value;
 use store::containers::is_name;
 
 use super::record::{MountSource, RecordMount};
-use crate::args::{CreateArgs, LogDriver};
+use crate::args::{CreateArgs, LimitArgs, LogDriver};
 use crate::commands::security;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
@@ -28,11 +28,10 @@ fn usage(message: impl Into<String>) -> CliError {
 /// `--env` and `--env-file`, later ones over earlier ones, files first.
 pub fn environment(
     context: &Context,
-    base: &[String],
     files: &[PathBuf],
     given: &[String],
 ) -> Result<Vec<String>, CliError> {
-    let mut env = base.to_vec();
+    let mut env = Vec::new();
     let mut lines = Vec::new();
     for path in files {
         lines.extend(lines_of(path)?);
@@ -49,11 +48,17 @@ pub fn environment(
             )));
         }
         if let Some(value) = value {
-            env.retain(|known| known.split('=').next() != Some(name));
-            env.push(format!("{name}={value}"));
+            set(&mut env, format!("{name}={value}"));
         }
     }
     Ok(env)
+}
+
+/// Sets a variable, `NAME=VALUE`, in place of one of that name.
+pub fn set(env: &mut Vec<String>, variable: String) {
+    let name = |variable: &str| variable.split('=').next().map(str::to_owned);
+    env.retain(|known| name(known) != name(&variable));
+    env.push(variable);
 }
 
 /// The lines of a file that are neither empty nor comments.
@@ -66,12 +71,8 @@ fn lines_of(path: &Path) -> Result<Vec<String>, CliError> {
 }
 
 /// `KEY[=VALUE]`, from files and flags.
-pub fn labels(
-    base: BTreeMap<String, String>,
-    files: &[PathBuf],
-    given: &[String],
-) -> Result<BTreeMap<String, String>, CliError> {
-    let mut labels = base;
+pub fn labels(files: &[PathBuf], given: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+    let mut labels = BTreeMap::new();
     let mut lines = Vec::new();
     for path in files {
         lines.extend(lines_of(path)?);
@@ -338,34 +339,28 @@ pub fn sysctls(texts: &[String]) -> Result<BTreeMap<String, String>, CliError> {
     read.collect()
 }
 
-/// `--ipc` and `--uts`.
-pub fn shared(args: &CreateArgs) -> Result<Shared, CliError> {
-    let shared = Shared {
-        ipc: args.ipc == "host",
-        uts: args.uts == "host",
-    };
-    if shared.uts && args.hostname.is_some() {
-        return Err(usage("--hostname would name the host, with --uts host"));
-    }
-    if shared != Shared::default() && args.user_namespace.as_deref() == Some("private") {
-        return Err(usage(
-            "what is the host's cannot be used with ids of its own: --userns private is at odds with --ipc host and --uts host",
-        ));
-    }
-    Ok(shared)
-}
-
-/// `--memory` and the like.
-pub fn limits(args: &CreateArgs) -> Result<Limits, CliError> {
-    let memory = size("memory", args.memory.as_deref())?;
+/// `--memory` and the like, over what there is.
+pub fn limits(args: &LimitArgs, base: Limits) -> Result<Limits, CliError> {
+    let memory = size("memory", args.memory.as_deref())?.or(base.memory);
     if let Some(memory) = memory.filter(|memory| *memory < MEMORY_MIN) {
-        let message = format!("a memory limit of {memory} bytes is too small: 6 MiB is the least");
-        return Err(CliError::new(Kind::Run, message));
+        let message = format!("Minimum memory limit allowed is 6MB: {memory} bytes are too few");
+        return Err(usage(message));
     }
     let memory_swap = match args.memory_swap.as_deref() {
         Some("-1") => Some(u64::MAX),
-        text => size("memory-swap", text)?,
+        text => size("memory-swap", text)?.or(base.memory_swap),
     };
+    if memory_swap.is_some() && memory.is_none() {
+        let message = "--memory-swap is memory and swap together: it needs --memory";
+        return Err(usage(message));
+    }
+    let reservation = size("memory-reservation", args.memory_reservation.as_deref())?;
+    let memory_reservation = reservation.or(base.memory_reservation);
+    if memory.is_some() && memory_reservation > memory {
+        return Err(usage(
+            "--memory-reservation is what is left of --memory in hard times: more than that it cannot be",
+        ));
+    }
     if memory_swap < memory && memory_swap.is_some() {
         let message = "--memory-swap is memory and swap together: less than --memory it cannot be";
         return Err(usage(message));
@@ -403,16 +398,26 @@ pub fn limits(args: &CreateArgs) -> Result<Limits, CliError> {
     Ok(Limits {
         memory,
         memory_swap,
-        pids: args
-            .pids_limit
-            .and_then(|pids| u64::try_from(pids).ok())
-            .filter(|pids| *pids > 0),
-        cpu_quota_us: args.cpu_quota.or(cpus),
-        cpu_period_us: args.cpu_period,
-        cpu_shares: args.cpu_shares,
-        cpuset_cpus: args.cpuset_cpus.clone(),
-        cpuset_mems: args.cpuset_mems.clone(),
-        io_weight: args.blkio_weight,
+        memory_reservation,
+        pids: match args.pids_limit {
+            None => base.pids,
+            Some(pids) => match (u64::try_from(pids), base.pids) {
+                (Ok(pids @ 1..), _) => Some(pids),
+                // There is none to take away.
+                (_, None) => None,
+                (_, Some(_)) => Some(u64::MAX),
+            },
+        },
+        cpu_quota_us: args.cpu_quota.or(cpus).or(base.cpu_quota_us),
+        cpu_period_us: args.cpu_period.or(match cpus {
+            // Of the usual period.
+            Some(_) => None,
+            None => base.cpu_period_us,
+        }),
+        cpu_shares: args.cpu_shares.or(base.cpu_shares),
+        cpuset_cpus: args.cpuset_cpus.clone().or(base.cpuset_cpus),
+        cpuset_mems: args.cpuset_mems.clone().or(base.cpuset_mems),
+        io_weight: args.blkio_weight.or(base.io_weight),
     })
 }
 

@@ -14,6 +14,7 @@ use store::Store;
 use store::containers::Container;
 use store::networks::NetworkPlace;
 
+use super::beside::Beside;
 use super::record::{MountSource, Record, RecordMount};
 use super::wiring::Wiring;
 use super::{Known, ports};
@@ -49,9 +50,11 @@ fn plan(
     record: &Record,
     wiring: &Wiring,
 ) -> Result<Plan, CliError> {
+    let beside = Beside::of(store, record)?;
     let is_host = wiring.mode == NetworkMode::Host;
     let hostname = match (&record.hostname, is_host || record.shared.uts) {
         (Some(name), _) => name.clone(),
+        (None, _) if beside.hostname.is_some() => beside.hostname.clone().unwrap_or_default(),
         // The network is the host's, so its name is too, as with docker.
         (None, true) => {
             let uname = rustix::system::uname();
@@ -84,14 +87,21 @@ fn plan(
     let mut hosts = wiring.hosts(record);
     let own = wiring.addresses().into_iter();
     hosts.extend(own.map(|address| (hostname.clone(), address)));
-    let sandbox = SandboxSpec {
-        mounts,
-        etc: EtcFiles {
+    let etc = match &beside.etc {
+        Some(etc) => etc.clone(),
+        None => EtcFiles {
             hosts: Some(hosts_text(&hostname, &hosts)),
             resolv_conf: Some(wiring.resolv_conf(record)?),
             hostname: Some(format!("{hostname}\n")),
         },
+    };
+    let sandbox = SandboxSpec {
+        mounts,
+        etc,
         hostname,
+        domainname: record.domainname.clone().unwrap_or_default(),
+        oom_score: record.oom_score,
+        joined: beside.joined,
         read_only: record.read_only,
         network: wiring.mode.clone(),
         user_namespace: match record.host_ids {
@@ -113,6 +123,7 @@ fn plan(
     };
     Ok(Plan {
         sandbox,
+        joined: beside.folders,
         stdin: record.stdin,
         stdin_once: record.stdin_once,
         restart: record.restart,

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use runner::container::protocol::ContainerUsage;
-use runner::container::{ClientError, Restart, Status};
+use runner::container::{ClientError, Status};
 use serde_json::{Value, json};
 use store::Store;
 use store::containers::ChangeKind;
 
 use super::Known;
+use super::host_config::host_config;
 use super::lifecycle::{connect, not_running};
 use super::ports;
 use super::record::MountSource;
@@ -251,6 +252,20 @@ pub fn diff(context: &Context, args: &DiffArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The bytes that a container has written, and those together with its image's.
+pub fn sizes(store: &Store, known: &Known) -> Result<(u64, u64), CliError> {
+    let written = space_of(known)?;
+    let mut whole = written;
+    for layer in known.container.layers()? {
+        let layer = store
+            .index()
+            .layer(&layer)
+            .map_err(store::StoreError::from)?;
+        whole += layer.map_or(0, |layer| layer.bytes);
+    }
+    Ok((written, whole))
+}
+
 /// What a container has written, in bytes on disk.
 fn space_of(known: &Known) -> Result<u64, CliError> {
     let mut seen = store::fs::Inodes::new();
@@ -275,12 +290,6 @@ pub fn describe(store: &Store, text: &str, size: bool) -> Result<Value, CliError
         .iter()
         .map(|mount| mount_value(store, mount))
         .collect();
-    let (policy, retries) = match record.restart {
-        Restart::No => ("no", 0),
-        Restart::OnFailure { times } => ("on-failure", times.unwrap_or(0)),
-        Restart::Always => ("always", 0),
-        Restart::UnlessStopped => ("unless-stopped", 0),
-    };
     let exposed: BTreeMap<&str, Value> = record
         .exposed
         .iter()
@@ -310,26 +319,7 @@ pub fn describe(store: &Store, text: &str, size: bool) -> Result<Value, CliError
         "RestartCount": state.restarts,
         "Driver": "overlay2",
         "Platform": "linux",
-        "HostConfig": {
-            "NetworkMode": record.network,
-            "PortBindings": ports::bindings(record),
-            "PublishAllPorts": record.publish_all,
-            "RestartPolicy": { "Name": policy, "MaximumRetryCount": retries },
-            "AutoRemove": record.auto_remove,
-            "Privileged": record.privileged,
-            "ReadonlyRootfs": record.read_only,
-            "Memory": record.limits.memory.unwrap_or(0),
-            "NanoCpus": record.limits.cpu_quota_us.map_or(0, |quota| {
-                quota.saturating_mul(1_000_000_000) / record.limits.cpu_period_us.unwrap_or(100_000)
-            }),
-            "CpuShares": record.limits.cpu_shares.unwrap_or(0),
-            "PidsLimit": record.limits.pids,
-            "ShmSize": record.shm_size.unwrap_or(64 << 20),
-            "Init": record.init,
-            "LogConfig": {
-                "Type": if record.log.is_some() { "json-file" } else { "none" },
-            },
-        },
+        "HostConfig": host_config(record),
         "Mounts": mounts,
         "NetworkSettings": network_settings(store, &known),
         "Config": {
@@ -345,18 +335,12 @@ pub fn describe(store: &Store, text: &str, size: bool) -> Result<Value, CliError
             "WorkingDir": record.working_dir,
             "Entrypoint": record.entrypoint,
             "Labels": record.labels,
+            "Domainname": record.domainname.as_deref().unwrap_or_default(),
+            "StopTimeout": record.stop_timeout_s,
         },
     });
     if size {
-        let written = space_of(&known)?;
-        let mut whole = written;
-        for layer in known.container.layers()? {
-            let layer = store
-                .index()
-                .layer(&layer)
-                .map_err(store::StoreError::from)?;
-            whole += layer.map_or(0, |layer| layer.bytes);
-        }
+        let (written, whole) = sizes(store, &known)?;
         value["SizeRw"] = json!(written);
         value["SizeRootFs"] = json!(whole);
     }

@@ -108,6 +108,11 @@ fn exposed(text: &str) -> Option<(u16, Protocol)> {
     Some((port.parse().ok()?, protocol(name).ok()?))
 }
 
+/// Whether a port of an image can be published.
+pub fn is_carried(text: &str) -> bool {
+    exposed(text).is_some()
+}
+
 /// What `-p` and `-P` add up to, given the ports that the image and `--expose` have.
 pub fn all(
     given: &[String],

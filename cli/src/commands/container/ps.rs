@@ -8,6 +8,7 @@ use store::Store;
 use store::oci::time::unix_time;
 
 use super::lifecycle::has_label;
+use super::look::sizes;
 use super::record::MountSource;
 use super::template::Format;
 use super::{Known, ports};
@@ -47,7 +48,7 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, CliError> {
     }
     let rows: Vec<Value> = shown
         .iter()
-        .map(|known| row(known, &id(known), args))
+        .map(|known| row(&store, known, &id(known), args))
         .collect::<Result<_, _>>()?;
     match format {
         Format::Json => {
@@ -90,7 +91,7 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, CliError> {
 }
 
 /// What is told of a container, by docker's names.
-fn row(known: &Known, id: &str, args: &PsArgs) -> Result<Value, CliError> {
+fn row(store: &Store, known: &Known, id: &str, args: &PsArgs) -> Result<Value, CliError> {
     let record = &known.record;
     let created = unix_time(&record.created).unwrap_or(0);
     let argv = record.argv();
@@ -114,9 +115,8 @@ fn row(known: &Known, id: &str, args: &PsArgs) -> Result<Value, CliError> {
     });
     let size = match args.size {
         true => {
-            let mut seen = store::fs::Inodes::new();
-            let usage = store::fs::disk_usage(&known.container.upper(), &mut seen);
-            human::size(usage.map_err(|error| CliError::new(Kind::Environment, error))?)
+            let (written, whole) = sizes(store, known)?;
+            format!("{} (virtual {})", human::size(written), human::size(whole))
         }
         false => "N/A".to_owned(),
     };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use runner::container::{Health, LogLimits, Restart};
 use runner::network::ports::Publish;
-use runner::{Confinement, Limits, Shared, Ulimit};
+use runner::{Confinement, Limits, Namespace, Shared, Ulimit};
 use serde::{Deserialize, Serialize};
 use store::containers::Container;
 
@@ -41,6 +41,9 @@ pub struct Record {
     pub stdin_once: bool,
     /// The name that was asked for, if one was.
     pub hostname: Option<String>,
+    /// The NIS domain name, if one was asked for.
+    #[serde(default)]
+    pub domainname: Option<String>,
     /// The image's labels, then those given.
     pub labels: BTreeMap<String, String>,
     /// Ports that the command listens on: `80/tcp`.
@@ -53,7 +56,7 @@ pub struct Record {
     pub mounts: Vec<RecordMount>,
     /// Devices of the host: source and target.
     pub devices: Vec<(PathBuf, String)>,
-    /// `host`, `none`, or the name of a network.
+    /// `host`, `none`, `container:ID`, or the name of a network.
     pub network: String,
     /// The addresses there that were asked for.
     pub addresses: Vec<std::net::IpAddr>,
@@ -81,6 +84,12 @@ pub struct Record {
     /// What else it shares with the host.
     #[serde(default)]
     pub shared: Shared,
+    /// What it shares with other containers: their ids.
+    #[serde(default)]
+    pub joined: BTreeMap<Namespace, String>,
+    /// How readily it is killed for want of memory.
+    #[serde(default)]
+    pub oom_score: Option<i16>,
     /// The size of `/dev/shm`.
     pub shm_size: Option<u64>,
     /// Where its control group is made.

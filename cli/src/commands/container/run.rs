@@ -24,6 +24,13 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, CliError> {
 
 fn run_image(context: &Context, args: &RunArgs) -> Result<ExitCode, CliError> {
     let detach_keys = flags::detach_keys(args.detach_keys.as_deref())?;
+    let asked = &args.create.attach;
+    if args.detach && !asked.is_empty() {
+        return Err(CliError::new(Kind::Usage, "Conflicting options: -a and -d"));
+    }
+    let is_attached =
+        |name: &str| asked.is_empty() || asked.iter().any(|asked| asked.eq_ignore_ascii_case(name));
+    let outputs = ["stdout", "stderr"].map(is_attached);
     if args.create.tty && args.create.interactive && !args.detach {
         check_terminal()?;
     }
@@ -33,11 +40,16 @@ fn run_image(context: &Context, args: &RunArgs) -> Result<ExitCode, CliError> {
         true => detached(context, &store, &known),
         false => {
             let stay = Stay {
-                stdin: args.create.interactive,
+                stdin: args.create.interactive && is_attached("stdin"),
+                outputs,
                 sig_proxy: args.sig_proxy,
                 detach_keys: &detach_keys,
                 owned: true,
             };
+            if outputs == [false; 2] {
+                // As docker: nothing else tells which it is.
+                context.ui.line(&known.container.id.to_string())?;
+            }
             attached(context, &store, &known, &stay)
         }
     };
@@ -80,6 +92,8 @@ pub enum Ended {
 pub struct Stay<'a> {
     /// Whether it is given what comes in.
     pub stdin: bool,
+    /// Whether its standard output and its standard error are shown.
+    pub outputs: [bool; 2],
     /// Whether it is given signals.
     pub sig_proxy: bool,
     /// The keys that leave it running.
@@ -136,6 +150,7 @@ pub fn stay_with(
         pass_signals: stay.sig_proxy,
         terminal: known.record.tty,
         stdin: stay.stdin,
+        outputs: stay.outputs,
         detach_keys: match known.record.tty {
             true => stay.detach_keys,
             false => &[],
@@ -176,6 +191,7 @@ pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, CliError> 
         }
         let stay = Stay {
             stdin: args.interactive && known.record.stdin,
+            outputs: [true; 2],
             sig_proxy: true,
             detach_keys: &detach_keys,
             owned: false,

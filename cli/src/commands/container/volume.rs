@@ -1,6 +1,5 @@
 //! `volume`: directories that outlive containers.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -15,6 +14,7 @@ use super::{each, flags};
 use crate::args::{
     VolumeCommand, VolumeCreateArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumesArgs,
 };
+use crate::commands::inspect;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 use crate::ui::table::table;
@@ -39,7 +39,7 @@ fn create(context: &Context, args: &VolumeCreateArgs) -> Result<ExitCode, CliErr
     };
     let about = VolumeAbout {
         created: rfc3339(SystemTime::now()),
-        labels: flags::labels(BTreeMap::new(), &[], &args.labels)?,
+        labels: flags::labels(&[], &args.labels)?,
         anonymous: args.name.is_none(),
     };
     let volume = store.ensure_volume(&name, &about, None)?;
@@ -114,13 +114,8 @@ fn test(store: &Store, volume: &Volume, filter: &str) -> Result<bool, CliError> 
 
 fn inspect(context: &Context, args: &VolumesArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
-    let mut found = Vec::new();
-    let code = each(context, &args.volumes, |name| {
-        found.push(describe(&store, name)?);
-        Ok(None)
-    })?;
-    context.ui.json_document(&found)?;
-    Ok(code)
+    let describe = |name: &str| describe(&store, name);
+    inspect::show(context, &args.volumes, args.format.as_deref(), describe)
 }
 
 /// A volume in the shape of `docker volume inspect`.

@@ -13,6 +13,7 @@ use store::Store;
 use store::networks::{NetworkMember, NetworkPlace};
 
 use super::Known;
+use super::given::OF_CONTAINER;
 use super::record::Record;
 use crate::args::{ContainerNamesArgs, CreateArgs};
 use crate::commands::steps;
@@ -38,7 +39,8 @@ pub fn wanted(context: &Context, args: &CreateArgs) -> Result<String, CliError> 
         Some(name) => name.to_owned(),
     };
     let has_place = args.addresses.is_empty() && args.aliases.is_empty();
-    if matches!(name.as_str(), "host" | "none") && !has_place {
+    let has_none = matches!(name.as_str(), "host" | "none") || name.starts_with(OF_CONTAINER);
+    if has_none && !has_place {
         let message = format!("--ip and --network-alias mean nothing with --network {name}");
         return Err(CliError::new(Kind::Usage, message));
     }
@@ -68,6 +70,7 @@ impl Wiring {
         match record.network.as_str() {
             "host" => Ok(alone(NetworkMode::Host)),
             "none" => Ok(alone(NetworkMode::None)),
+            name if name.starts_with(OF_CONTAINER) => Ok(alone(NetworkMode::Joined)),
             networks::DEFAULT if !runner::network::can_bridge() => {
                 if !record.addresses.is_empty() {
                     let message = "--ip needs a bridge, which this process may not make";
@@ -125,7 +128,7 @@ impl Wiring {
     /// `/etc/resolv.conf`: what was asked for, and for the rest what the network has.
     pub fn resolv_conf(&self, record: &Record) -> Result<String, CliError> {
         let base = match &self.mode {
-            NetworkMode::Host => resolv_conf_text().blame(Kind::Run)?,
+            NetworkMode::Host | NetworkMode::Joined => resolv_conf_text().blame(Kind::Run)?,
             NetworkMode::Bridge(_) => {
                 networks::resolv_conf(&resolv_conf_text().blame(Kind::Run)?, None)
             }

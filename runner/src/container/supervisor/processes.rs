@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::cgroup;
 use crate::container::protocol::ProcessRow;
 
 /// How many rows surely go into one message.
@@ -28,26 +29,42 @@ pub(super) fn root_of(pid: u32) -> Result<OwnedFd, Errno> {
     rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())
 }
 
-/// The ids of the processes in the pid namespace of a container's process 1, in order.
+/// The ids of a container's processes, by its process 1, in order: those in its pid namespace, and where others are there too
+/// those in its control group.
 pub(super) fn pids(process_1: u32) -> io::Result<Vec<u32>> {
-    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
-    let own = namespace(process_1)?;
-    let mut pids: Vec<u32> = std::fs::read_dir("/proc")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| namespace(*pid).is_ok_and(|namespace: PathBuf| namespace == own))
-        .collect();
+    let mut pids: Vec<u32> = match has_own_namespace(process_1)? {
+        true => {
+            let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
+            let own = namespace(process_1)?;
+            std::fs::read_dir("/proc")?
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+                .filter(|pid| namespace(*pid).is_ok_and(|namespace: PathBuf| namespace == own))
+                .collect()
+        }
+        false => {
+            let group = cgroup::groups_of(process_1).into_iter().next();
+            let group = group.ok_or(io::ErrorKind::NotFound)?;
+            let text = std::fs::read_to_string(group.path.join("cgroup.procs"))?;
+            text.lines().filter_map(|line| line.parse().ok()).collect()
+        }
+    };
     pids.sort_unstable();
     Ok(pids)
 }
 
-/// Whether a process is in the pid namespace of a container's process 1.
-pub(super) fn is_in(process_1: u32, pid: u32) -> bool {
-    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let own = namespace(process_1);
-    own.is_some() && namespace(pid) == own
+/// Whether a process is the first of its pid namespace, which is then its container's alone.
+fn has_own_namespace(process_1: u32) -> io::Result<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{process_1}/status"))?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    Ok(ids.is_some_and(|ids| ids.split_whitespace().next_back() == Some("1")))
 }
 
-/// The processes in the pid namespace of a container's process 1, by id.
+/// Whether a process is one of a container's, by its process 1.
+pub(super) fn is_in(process_1: u32, pid: u32) -> bool {
+    pids(process_1).is_ok_and(|pids| pids.contains(&pid))
+}
+
+/// A container's processes, by its process 1, by id.
 pub(super) fn list(process_1: u32) -> io::Result<Vec<ProcessRow>> {
     Ok(pids(process_1)?.into_iter().filter_map(row).collect())
 }
