@@ -9,6 +9,7 @@ use std::time::Duration;
 use builder::remote::GitSettings;
 use registry_client::{Hosts, HostsFiles, Keychain, Options, Proxies};
 use store::history::Keep;
+use store::uploads::Uploads;
 use store::{OpenOptions, Store};
 
 use crate::args::GlobalArgs;
@@ -204,6 +205,7 @@ impl Context {
             hosts: Hosts::new(own, hosts),
             keychain: Keychain::files(credentials.into_iter().flatten()),
             certs_dirs: certificates.into_iter().flatten().collect(),
+            uploads: self.root.as_deref().map(Uploads::at),
             proxies: Proxies {
                 http: self.either_case("http_proxy"),
                 https: self.either_case("https_proxy"),

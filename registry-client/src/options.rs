@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use store::uploads::Uploads;
+
 use crate::auth::Keychain;
 use crate::hosts::Hosts;
 use crate::transport::retry::{Clock, RetryPolicy, SystemClock};
@@ -47,6 +49,8 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Bytes of one chunk, where an upload is chunked; a server may ask for more.
     pub chunk_bytes: u64,
+    /// Where it is noted how far uploads came, for the next process to go on; without, they begin anew.
+    pub uploads: Option<Uploads>,
     /// Time, replaced in tests.
     pub clock: Arc<dyn Clock>,
 }
@@ -68,6 +72,7 @@ impl Default for Options {
             segments: 4,
             segment_bytes: 4 * 1024 * 1024,
             chunk_bytes: 16 * 1024 * 1024,
+            uploads: None,
             clock: Arc::new(SystemClock),
         }
     }

@@ -9,6 +9,8 @@
 //!              └ session lost: HEAD, then a new one in chunks
 //! ```
 //!
+//! A blob of more than a chunk has its session noted in the store, so that after a kill the next process begins at `GET session`.
+//!
 //! One PUT is the fewest round trips and what every registry takes. After a first cut the rest goes in chunks, so that a
 //! bad line costs a chunk at most each time.
 
@@ -18,9 +20,11 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
 use reqwest::{Method, StatusCode, Url};
 use store::oci::{Descriptor, Digest, Reference};
+use store::uploads::Upload;
 
 use crate::Client;
 use crate::auth::bearer::Scope;
+use crate::blocking::blocking;
 use crate::download::blob_size;
 use crate::error::{ClientError, Refusal};
 use crate::headers;
@@ -143,6 +147,25 @@ struct Session {
     chunk_min: u64,
 }
 
+impl Session {
+    fn at(location: Url) -> Session {
+        Session {
+            location,
+            offset: 0,
+            chunk_min: 0,
+        }
+    }
+
+    /// Some bytes into a file that is open: not worth a thread.
+    fn note(&self, note: Option<&Upload>) {
+        if let Some(note) = note
+            && let Err(error) = note.note(self.location.as_str())
+        {
+            tracing::debug!(%error, "an upload is not noted");
+        }
+    }
+}
+
 impl BlobPush {
     async fn run(&self, mount_from: &[String]) -> Result<Pushed, ClientError> {
         let (found, session) = self.find(mount_from).await?;
@@ -219,12 +242,63 @@ impl BlobPush {
         }
     }
 
-    async fn upload(&self, mut session: Option<Session>) -> Result<(), ClientError> {
+    async fn upload(&self, session: Option<Session>) -> Result<(), ClientError> {
+        let note = self.note().await;
+        let earlier = match (&session, &note) {
+            (None, Some(note)) => self.earlier(note).await,
+            _ => None,
+        };
+        let is_resumed = earlier.is_some();
+        let mut sent = self.send(session.or(earlier), note.as_ref()).await;
+        if is_resumed && matches!(&sent, Err(error) if !error.is_transient()) {
+            // What the registry had of it may be what is wrong.
+            self.progress.rewound(&self.descriptor.digest, 0);
+            sent = self.send(None, note.as_ref()).await;
+        }
+        // What failed may be gone on with, unless the bytes themselves are wrong.
+        let is_over = !matches!(&sent, Err(error) if error.is_transient());
+        if let Some(note) = note.filter(|_| is_over) {
+            blocking(move || note.end()).await;
+        }
+        sent
+    }
+
+    /// Where it is noted how far the upload comes, if that is worth it. That it cannot be noted is no reason to fail.
+    async fn note(&self) -> Option<Upload> {
+        let options = self.registry.options();
+        let uploads = options.uploads.clone()?;
+        if self.descriptor.size <= options.chunk_bytes {
+            return None;
+        }
+        let (registry, repository) = (self.registry.name().to_owned(), self.repository.clone());
+        let digest = self.descriptor.digest;
+        blocking(move || uploads.hold(&registry, &repository, &digest))
+            .await
+            .unwrap_or_else(|error| {
+                tracing::debug!(%error, "an upload is not noted");
+                None
+            })
+    }
+
+    /// The session of an earlier process, if the registry still knows it.
+    async fn earlier(&self, note: &Upload) -> Option<Session> {
+        let location = Url::parse(&note.location().ok()??).ok()?;
+        let session = self.status(Session::at(location)).await?;
+        self.progress
+            .rewound(&self.descriptor.digest, session.offset);
+        Some(session)
+    }
+
+    async fn send(
+        &self,
+        mut session: Option<Session>,
+        note: Option<&Upload>,
+    ) -> Result<(), ClientError> {
         let mut attempts = Attempts::new(self.registry.options());
         let mut chunked = false;
         let mut counted_from = 0;
         loop {
-            let error = match self.try_upload(&mut session, chunked).await {
+            let error = match self.try_upload(&mut session, chunked, note).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -268,11 +342,13 @@ impl BlobPush {
         &self,
         session: &mut Option<Session>,
         chunked: bool,
+        note: Option<&Upload>,
     ) -> Result<(), ClientError> {
         let session = match session {
             Some(session) => session,
             None => session.insert(self.start().await?),
         };
+        session.note(note);
         let size = self.descriptor.size;
         if session.offset == 0 && !chunked {
             return self.put(session, self.part(0, size)).await;
@@ -286,6 +362,7 @@ impl BlobPush {
         while session.offset < size {
             let length = chunk.min(size - session.offset);
             self.patch(session, length).await?;
+            session.note(note);
         }
         self.put(session, Payload::Empty).await
     }
@@ -301,9 +378,8 @@ impl BlobPush {
         let chunk_min = answer.header("oci-chunk-min-length");
         let chunk_min = chunk_min.and_then(|text| text.trim().parse().ok());
         Ok(Session {
-            location: self.registry.location(answer).await?,
-            offset: 0,
             chunk_min: chunk_min.unwrap_or(0).min(CHUNK_MIN_MAX),
+            ..Session::at(self.registry.location(answer).await?)
         })
     }
 

@@ -67,6 +67,7 @@ mod secret_key;
 pub mod session;
 pub mod snapshot;
 pub mod stat_caches;
+pub mod uploads;
 pub mod volumes;
 
 #[cfg(test)]

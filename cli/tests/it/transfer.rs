@@ -267,44 +267,110 @@ fn mirrors_of_our_own_settings_and_of_other_tools() {
     with_theirs(&["pull", &blocked]).fails(3, "line 2");
 }
 
-/// A proxy that says nothing more once it has carried so many bytes to clients, until it is told to go on: its address, and how
-/// many bytes it has carried.
-fn stalling_proxy(host: &str, after: usize) -> (String, Arc<AtomicUsize>, Arc<AtomicBool>) {
+/// Which way a proxy looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    ToClients,
+    ToServer,
+}
+
+/// A proxy that lets nothing more through one way once it has carried so many bytes, until it is told to go on: its address, and
+/// how many bytes it has carried that way.
+fn stalling_proxy(
+    host: &str,
+    way: Way,
+    after: usize,
+) -> (String, Arc<AtomicUsize>, Arc<AtomicBool>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (carried, goes_on) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
     let (host, count, open) = (host.to_owned(), Arc::clone(&carried), Arc::clone(&goes_on));
+    let carry = move |mut from: TcpStream, mut to: TcpStream| {
+        let mut buffer = vec![0; 16 * 1024];
+        let mut is_open = true;
+        loop {
+            let length = from.read(&mut buffer).unwrap_or(0);
+            if length == 0 || (is_open && to.write_all(&buffer[..length]).is_err()) {
+                let _ = to.shutdown(Shutdown::Both);
+                return;
+            }
+            // What was cut off is read and goes nowhere, until its sender ends.
+            if is_open {
+                let carried = count.fetch_add(length, Ordering::SeqCst) + length;
+                is_open = carried < after || open.load(Ordering::SeqCst);
+            }
+        }
+    };
     std::thread::spawn(move || {
         // It ends with the test process.
         for client in listener.incoming() {
             let (client, server) = (client.unwrap(), TcpStream::connect(&host).unwrap());
-            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            let up = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            let (watched, other) = match way {
+                Way::ToServer => (up, (server, client)),
+                Way::ToClients => ((server, client), up),
+            };
+            let carry = carry.clone();
+            std::thread::spawn(move || carry(watched.0, watched.1));
             std::thread::spawn(move || {
+                let (mut from, mut to) = other;
                 let _ = std::io::copy(&mut from, &mut to);
                 let _ = to.shutdown(Shutdown::Both);
-            });
-            let (count, open) = (Arc::clone(&count), Arc::clone(&open));
-            std::thread::spawn(move || {
-                let (mut from, mut to) = (server, client);
-                let mut buffer = vec![0; 16 * 1024];
-                loop {
-                    let length = from.read(&mut buffer).unwrap_or(0);
-                    if length == 0 || to.write_all(&buffer[..length]).is_err() {
-                        let _ = to.shutdown(Shutdown::Both);
-                        return;
-                    }
-                    if count.fetch_add(length, Ordering::SeqCst) + length >= after
-                        && !open.load(Ordering::SeqCst)
-                    {
-                        // Held open, and silent.
-                        std::mem::forget((from, to));
-                        return;
-                    }
-                }
             });
         }
     });
     (address, carried, goes_on)
+}
+
+/// An image with one layer of random bytes, which no compression makes smaller.
+fn large_image(place: &Place, name: &str, bytes: usize) {
+    let context = place.context("ctx", &[("Dockerfile", "FROM scratch\nCOPY f /f\n")]);
+    let mut random = std::fs::File::open("/dev/urandom")
+        .unwrap()
+        .take(bytes as u64);
+    let mut file = std::fs::File::create(context.join("f")).unwrap();
+    std::io::copy(&mut random, &mut file).unwrap();
+    place.build(name, &context);
+}
+
+fn silent(place: &Place, arguments: [&str; 2]) -> std::process::Child {
+    let mut command = place.command(arguments);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn a_push_that_was_killed_is_gone_on_with() {
+    const LAYER: usize = 24 << 20;
+    const MOST: usize = 20 << 20;
+    let place = Place::new();
+    let registry = Server::registry(&place.path("registry"));
+    let (proxy, carried, goes_on) = stalling_proxy(&registry.host, Way::ToServer, MOST);
+    let name = format!("{proxy}/big");
+    large_image(&place, &name, LAYER);
+    let mut push = silent(&place, ["push", &name]);
+    while carried.load(Ordering::SeqCst) < MOST {
+        assert!(push.try_wait().unwrap().is_none(), "the push has ended");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    push.kill().unwrap();
+    push.wait().unwrap();
+    let before = carried.load(Ordering::SeqCst);
+    goes_on.store(true, Ordering::SeqCst);
+
+    place.run(["push", &name]).ok();
+    let again = carried.load(Ordering::SeqCst) - before;
+    // What was on its way when it was killed may or may not have come.
+    assert!(again < LAYER / 2, "{again} bytes of {LAYER} once more");
+    let id = place.run(["images", "-q", "--no-trunc", &name]).ok();
+    assert_eq!(Place::new().run(["pull", &name]).ok(), id);
+    place.wait_until_unused();
+    assert_eq!(
+        std::fs::read_dir(place.store().join("tmp"))
+            .unwrap()
+            .count(),
+        0
+    );
 }
 
 #[test]
@@ -314,25 +380,14 @@ fn a_pull_that_was_killed_is_gone_on_with() {
     let place = Place::new();
     let registry = Server::registry(&place.path("registry"));
     let name = format!("{}/big", registry.host);
-    let context = place.context("ctx", &[("Dockerfile", "FROM scratch\nCOPY f /f\n")]);
-    let mut random = std::fs::File::open("/dev/urandom")
-        .unwrap()
-        .take(LAYER as u64);
-    let mut file = std::fs::File::create(context.join("f")).unwrap();
-    std::io::copy(&mut random, &mut file).unwrap();
-    place.build(&name, &context);
+    large_image(&place, &name, LAYER);
     let id = place.run(["images", "-q", "--no-trunc", &name]).ok();
     place.run(["push", &name]).ok();
 
-    let (proxy, carried, goes_on) = stalling_proxy(&registry.host, HALF);
+    let (proxy, carried, goes_on) = stalling_proxy(&registry.host, Way::ToClients, HALF);
     let name = format!("{proxy}/big");
     let other = Place::new();
-    let mut pull = other
-        .command(["pull", &name])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut pull = silent(&other, ["pull", &name]);
     // What has come is written at once, but for what tells how long it is.
     let part = || {
         let tmp = std::fs::read_dir(other.store().join("tmp"))
@@ -349,7 +404,8 @@ fn a_pull_that_was_killed_is_gone_on_with() {
     }
     pull.kill().unwrap();
     pull.wait().unwrap();
-    let (kept, before) = (part(), carried.load(Ordering::SeqCst));
+    let kept = part();
+    let before = carried.load(Ordering::SeqCst);
     goes_on.store(true, Ordering::SeqCst);
 
     assert_eq!(other.run(["pull", &name]).ok(), id);
