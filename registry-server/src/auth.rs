@@ -1,226 +1,446 @@
-//! Who may: anonymous, or the users of an htpasswd file with bcrypt hashes.
+//! From a request's credentials to who asks, and from that to whether they may.
 //!
-//! Checking a password takes bcrypt about 100 ms by design, so a positive verdict is remembered as a keyed hash
-//! for as long as the file stays what it is. Verdicts that are not remembered run a few at a time: a flood of
-//! wrong passwords delays other logins, and nothing else.
+//! ```text
+//! headers, connection ─ Gate::visitor ─► Visitor ─ Gate::admit(Need) ─► goes on | 401 with a challenge | 403 | 429
+//! ```
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`htpasswd`], [`password`] | users and hashes of their passwords |
+//! | [`scope`] | what tokens give, as clients write it; pure |
+//! | [`jwt`] | signed tokens; pure |
+//! | [`tokens`] | those that this registry issues |
+//! | `endpoint` | `/token`, where they are had |
+//!
+//! What a token gives and what the policy gives have both to be there: a token never gives more than its bearer may, also
+//! after the policy changed. Nothing here logs a password, a token or a header.
+
+mod endpoint;
+pub mod htpasswd;
+pub mod jwt;
+pub mod password;
+pub mod scope;
+pub mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use http::header::{self, HeaderMap, HeaderValue};
-use ring::hmac;
-use tokio::sync::Semaphore;
 
+use self::htpasswd::{Htpasswd, HtpasswdError, Verdict};
+use self::jwt::{Token, TokenError};
+use self::scope::Grant;
+use self::tokens::{TokenConfig, TokenKeyError, Tokens};
 use crate::error::{ApiError, ErrorCode};
+use crate::policy::{Action, Person, Policy, PolicyRule, Who};
+use crate::rate::{Rate, RateLimit};
+use crate::routes::RepositoryName;
+use crate::storage::RegistryStorage;
 
-/// Passwords that are checked at once.
-const CHECKS_MAX: usize = 2;
+/// Passwords that one address may have looked at; those that were right before do not count.
+const LOGINS: Rate = Rate {
+    per_second: 1.0,
+    burst: 30,
+};
 
-/// Verdicts that are remembered; all are dropped beyond.
-const VERDICTS_MAX: usize = 10_000;
+/// Who may do what, as the configuration says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// Users and hashes of their passwords.
+    pub htpasswd: Option<PathBuf>,
+    /// The groups of users, by group.
+    pub groups: BTreeMap<String, BTreeSet<String>>,
+    /// How tokens are issued; they are where there are users and rules about everybody, even if this is `None`.
+    pub tokens: Option<TokenConfig>,
+    /// What is allowed; empty allows everything to every user, or to everybody where there are no users.
+    pub policy: Vec<PolicyRule>,
+}
 
-/// Largest htpasswd file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+impl AuthConfig {
+    /// Whether somebody can prove who they are.
+    fn has_users(&self) -> bool {
+        self.htpasswd.is_some()
+    }
 
-/// What an unknown user's password is checked against, so that the time taken does not tell who exists.
-const NOBODY: &str = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy";
+    fn policy(&self) -> Policy {
+        if !self.policy.is_empty() {
+            return Policy {
+                rules: self.policy.clone(),
+            };
+        }
+        Policy::everything_to(Who {
+            anonymous: !self.has_users() && self.tokens.is_none(),
+            users: vec!["*".to_owned()],
+            groups: Vec::new(),
+        })
+    }
+}
 
-/// Why an htpasswd file cannot be used.
+/// Why nobody can be let in.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum HtpasswdError {
-    /// It cannot be read.
-    #[error("cannot read the users file `{}`", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The refusal.
-        source: std::io::Error,
-    },
-    /// It is too large.
-    #[error("the users file `{}` has more than {FILE_BYTES_MAX} bytes", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A line is not `user:hash` with a bcrypt hash.
-    #[error(
-        "line {line} of the users file `{}` is not `user:hash` with a bcrypt hash (`htpasswd -B` makes them)",
-        path.display()
-    )]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-    },
+pub enum AuthError {
+    /// The users cannot be read.
+    #[error("cannot use the users file")]
+    Users(#[from] HtpasswdError),
+    /// Tokens cannot be issued.
+    #[error("cannot issue tokens")]
+    Tokens(#[from] TokenKeyError),
 }
 
-/// The users of an htpasswd file, which is read again when it changes.
+/// How somebody showed who they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Via {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// By name and password.
+    Password,
+    /// By a token of ours.
+    Token,
+}
+
+impl Via {
+    /// As the audit log has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Via::Nothing => "nothing",
+            Via::Password => "password",
+            Via::Token => "token",
+        }
+    }
+}
+
+/// Who sent a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Visitor {
+    pub(crate) person: Person,
+    pub(crate) via: Via,
+    /// What the token gives; `None` of those who came without, who may whatever the policy gives them.
+    grants: Option<Vec<Grant>>,
+}
+
+/// Where a request came from.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) addr: IpAddr,
+    pub(crate) tls: bool,
+}
+
+impl Peer {
+    /// What its buckets are called: networks of version 6 are given out by the 64 bits.
+    pub(crate) fn bucket(&self) -> String {
+        match self.addr.to_canonical() {
+            IpAddr::V4(addr) => addr.to_string(),
+            IpAddr::V6(addr) => {
+                let [a, b, c, d, ..] = addr.segments();
+                format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+            }
+        }
+    }
+}
+
+/// What a request needs to be let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// To be known, where anybody can be.
+    Login,
+    /// To list repositories.
+    Catalog,
+    /// An action on a repository; what it is mounted from is asked for, too, but needed for the mount only.
+    Repository(RepositoryName, Action, Option<RepositoryName>),
+}
+
+impl Need {
+    /// The scopes that a token for it has.
+    fn grants(&self) -> Vec<Grant> {
+        match self {
+            Need::Login => Vec::new(),
+            Need::Catalog => vec![Grant::catalog()],
+            Need::Repository(name, action, from) => {
+                // Who pushes looks first, and who deletes resolves a tag first.
+                let target = Grant::repository(name, [Action::Pull, *action]);
+                let source = from.iter().filter(|from| *from != name);
+                let source = source.map(|from| Grant::repository(from, [Action::Pull]));
+                std::iter::once(target).chain(source).collect()
+            }
+        }
+    }
+}
+
+/// Tells who may pass.
 #[derive(Debug)]
-pub struct Htpasswd {
-    path: PathBuf,
-    state: Mutex<State>,
-    key: hmac::Key,
-    checks: Semaphore,
+pub(crate) struct Gate {
+    users: Option<Htpasswd>,
+    groups: BTreeMap<String, BTreeSet<String>>,
+    tokens: Option<Tokens>,
+    policy: Policy,
+    logins: RateLimit,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    modified: Option<SystemTime>,
-    users: Arc<BTreeMap<String, String>>,
-    verdicts: BTreeSet<Vec<u8>>,
-}
-
-impl Htpasswd {
-    /// Reads the file. Lines are `user:hash`; empty ones and those that start with `#` are skipped.
-    pub fn open(path: &Path) -> Result<Htpasswd, HtpasswdError> {
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &ring::rand::SystemRandom::new())
-            .expect("the kernel gives random bytes");
-        let (users, modified) = read(path)?;
-        Ok(Htpasswd {
-            path: path.to_owned(),
-            state: Mutex::new(State {
-                modified,
-                users: Arc::new(users),
-                verdicts: BTreeSet::new(),
-            }),
-            key,
-            checks: Semaphore::new(CHECKS_MAX),
+impl Gate {
+    /// Reads the users and the key of tokens. Blocks.
+    pub(crate) fn open(
+        config: &AuthConfig,
+        storage: &dyn RegistryStorage,
+    ) -> Result<Gate, AuthError> {
+        let policy = config.policy();
+        // Without, clients that saw no challenge would never log in, and those that saw one would never come without.
+        let needed = config.has_users() && policy.knows(&Person::default());
+        let tokens = config.tokens.clone();
+        let tokens = tokens.or_else(|| needed.then(TokenConfig::default));
+        Ok(Gate {
+            users: config.htpasswd.as_deref().map(Htpasswd::open).transpose()?,
+            groups: config.groups.clone(),
+            tokens: tokens
+                .map(|tokens| Tokens::open(tokens, storage))
+                .transpose()?,
+            policy,
+            logins: RateLimit::new(LOGINS),
         })
     }
 
-    /// Lets a request with the right `Authorization: Basic` pass; challenges any other.
-    pub async fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        let (user, password) = headers
-            .get(header::AUTHORIZATION)
-            .and_then(basic)
-            .ok_or_else(challenge)?;
-        self.reload().await;
-        let (hash, verdict) = {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let hash = state.users.get(&user).cloned();
-            let verdict = self.verdict(&user, &password, hash.as_deref().unwrap_or_default());
-            if state.verdicts.contains(&verdict) {
-                return Ok(());
-            }
-            (hash, verdict)
+    /// Whether anybody can prove who they are.
+    fn asks(&self) -> bool {
+        self.users.is_some() || self.tokens.is_some()
+    }
+
+    /// Who sent these headers. Credentials that are wrong are a refusal, even where none are needed.
+    pub(crate) async fn visitor(
+        &self,
+        headers: &HeaderMap,
+        peer: &Peer,
+        need: &Need,
+    ) -> Result<Visitor, ApiError> {
+        let Some(value) = headers.get(header::AUTHORIZATION).filter(|_| self.asks()) else {
+            return Ok(Visitor::default());
         };
-        let _permit = self.checks.acquire().await;
-        let known = hash.is_some();
-        let hash = hash.unwrap_or_else(|| NOBODY.to_owned());
-        let right = tokio::task::spawn_blocking(move || {
-            bcrypt::verify(password.as_bytes(), &hash).unwrap_or(false)
+        let refuse = |error| self.challenge(headers, peer, need, error);
+        if let Some((user, password)) = basic(value) {
+            return self
+                .login(&user, &password, peer)
+                .await?
+                .ok_or_else(|| refuse(None));
+        }
+        let Some(token) = bearer(value) else {
+            return Err(refuse(None));
+        };
+        self.bearer(token, now()).map_err(|error| {
+            tracing::debug!(%error, "a token is not taken");
+            refuse(Some("invalid_token"))
         })
-        .await
-        .unwrap_or(false);
-        if !(right && known) {
-            return Err(challenge());
-        }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.verdicts.len() >= VERDICTS_MAX {
-            state.verdicts.clear();
-        }
-        state.verdicts.insert(verdict);
-        Ok(())
     }
 
-    /// Names the user, the password and the hash it was checked against, and can be reversed by nobody.
-    fn verdict(&self, user: &str, password: &str, hash: &str) -> Vec<u8> {
-        let mut context = hmac::Context::with_key(&self.key);
-        for part in [user, password, hash] {
-            context.update(&(part.len() as u64).to_le_bytes());
-            context.update(part.as_bytes());
-        }
-        context.sign().as_ref().to_vec()
-    }
-
-    /// Reads the file again if it changed; one that cannot be read leaves the users as they were.
-    async fn reload(&self) {
-        let path = self.path.clone();
-        let known = {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.modified
+    /// The visitor with this name and password; `None` if they are wrong.
+    async fn login(
+        &self,
+        user: &str,
+        password: &str,
+        peer: &Peer,
+    ) -> Result<Option<Visitor>, ApiError> {
+        let Some(users) = &self.users else {
+            return Ok(None);
         };
-        let read = tokio::task::spawn_blocking(move || {
-            let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
-            (modified.ok() != known).then(|| read(&path))
-        });
-        match read.await {
-            Ok(Some(Ok((users, modified)))) => {
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.users = Arc::new(users);
-                state.modified = modified;
-                state.verdicts.clear();
+        let mut wait = None;
+        let may_check = || {
+            wait = self.logins.take(&peer.bucket(), Instant::now()).err();
+            wait.is_none()
+        };
+        match users.check(user, password, may_check).await {
+            Verdict::Right => Ok(Some(Visitor {
+                person: self.person(user),
+                via: Via::Password,
+                grants: None,
+            })),
+            Verdict::Wrong => {
+                tracing::info!(target: "registry::access", user, addr = %peer.addr, "a login failed");
+                Ok(None)
             }
-            Ok(Some(Err(error))) => {
-                tracing::warn!(%error, "the users file is not used");
+            Verdict::Unchecked => {
+                let detail = "too many logins from this address";
+                Err(too_many(detail, wait.unwrap_or_default()))
             }
-            Ok(None) | Err(_) => {}
+        }
+    }
+
+    /// A user with the groups that the configuration puts them in.
+    fn person(&self, user: &str) -> Person {
+        let groups = self.groups.iter();
+        let groups = groups.filter(|(_, users)| users.contains(user));
+        Person {
+            user: Some(user.to_owned()),
+            groups: groups.map(|(group, _)| group.clone()).collect(),
+        }
+    }
+
+    fn bearer(&self, text: &str, now: i64) -> Result<Visitor, TokenError> {
+        let token = Token::read(text)?;
+        match &self.tokens {
+            Some(tokens) if tokens.claims_to_be(&token) => {
+                let (person, grants) = tokens.check(&token, now)?;
+                Ok(Visitor {
+                    person,
+                    via: Via::Token,
+                    grants: Some(grants),
+                })
+            }
+            _ => Err(TokenError::Issuer),
+        }
+    }
+
+    /// Lets the visitor pass or says what is missing.
+    pub(crate) fn admit(
+        &self,
+        visitor: &Visitor,
+        headers: &HeaderMap,
+        peer: &Peer,
+        need: &Need,
+    ) -> Result<(), ApiError> {
+        let anonymous = visitor.person.user.is_none();
+        let (allowed, granted, denied) = match need {
+            Need::Login => {
+                // Clients come here without anything to learn how to log in.
+                let known = !self.asks() || visitor.via != Via::Nothing;
+                (known, known, "this registry")
+            }
+            Need::Catalog => {
+                let granted = |grant: &Grant| grant.is_catalog();
+                let grants = visitor.grants.as_ref();
+                (
+                    self.policy.knows(&visitor.person),
+                    grants.is_none_or(|grants| grants.iter().any(granted)),
+                    "the catalog",
+                )
+            }
+            Need::Repository(name, action, _) => (
+                self.policy.allows(&visitor.person, *action, name),
+                visitor.is_granted(*action, name),
+                name.as_str(),
+            ),
+        };
+        match (allowed, granted) {
+            (true, true) => Ok(()),
+            (true, false) => Err(self.challenge(headers, peer, need, Some("insufficient_scope"))),
+            (false, _) if anonymous && self.asks() => {
+                Err(self.challenge(headers, peer, need, None))
+            }
+            (false, _) => {
+                let who = visitor.person.user.as_deref().unwrap_or("anonymous");
+                let action = match need {
+                    Need::Repository(_, action, _) => action.name(),
+                    _ => "use",
+                };
+                Err(ApiError::with(
+                    ErrorCode::Denied,
+                    format!("`{who}` may not {action} `{denied}`"),
+                ))
+            }
+        }
+    }
+
+    /// Whether the visitor may see that a repository exists, and read it.
+    pub(crate) fn may_pull(&self, visitor: &Visitor, name: &RepositoryName) -> bool {
+        self.may_list(visitor, name) && visitor.is_granted(Action::Pull, name)
+    }
+
+    /// Whether a repository is in the visitor's catalog: tokens for that name no repository.
+    pub(crate) fn may_list(&self, visitor: &Visitor, name: &RepositoryName) -> bool {
+        self.policy.allows(&visitor.person, Action::Pull, name)
+    }
+
+    /// 401, and how to do better.
+    fn challenge(
+        &self,
+        headers: &HeaderMap,
+        peer: &Peer,
+        need: &Need,
+        error: Option<&str>,
+    ) -> ApiError {
+        let Some(tokens) = &self.tokens else {
+            return basic_challenge();
+        };
+        let realm = match &tokens.config.realm {
+            Some(realm) => realm.clone(),
+            None => {
+                let text = |name| {
+                    headers
+                        .get(name)
+                        .and_then(|value: &HeaderValue| value.to_str().ok())
+                };
+                // What a proxy says is believed: it misleads nobody but who sent it.
+                let secure = peer.tls || text("x-forwarded-proto") == Some("https");
+                let scheme = if secure { "https" } else { "http" };
+                let host = text("host").unwrap_or("localhost");
+                format!("{scheme}://{host}/token")
+            }
+        };
+        let quoted = |text: &str| text.replace(['"', '\\'], "");
+        let mut value = format!(
+            "Bearer realm=\"{}\",service=\"{}\"",
+            quoted(&realm),
+            quoted(&tokens.config.service)
+        );
+        let scopes: Vec<String> = need.grants().iter().map(Grant::to_string).collect();
+        if !scopes.is_empty() {
+            value.push_str(&format!(",scope=\"{}\"", scopes.join(" ")));
+        }
+        if let Some(error) = error {
+            value.push_str(&format!(",error=\"{error}\""));
+        }
+        match HeaderValue::from_str(&value) {
+            Ok(value) => {
+                ApiError::new(ErrorCode::Unauthorized).header(header::WWW_AUTHENTICATE, value)
+            }
+            Err(_) => basic_challenge(),
         }
     }
 }
 
-fn challenge() -> ApiError {
+impl Visitor {
+    fn is_granted(&self, action: Action, name: &RepositoryName) -> bool {
+        let gives = |grant: &Grant| grant.target().as_ref() == Some(name) && grant.has(action);
+        let grants = self.grants.as_ref();
+        grants.is_none_or(|grants| grants.iter().any(gives))
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    crate::storage::now_seconds()
+}
+
+/// 429, and when to try again.
+pub(crate) fn too_many(detail: &str, wait: Duration) -> ApiError {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    ApiError::with(ErrorCode::TooManyRequests, detail)
+        .header(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+}
+
+fn basic_challenge() -> ApiError {
     ApiError::new(ErrorCode::Unauthorized).header(
         header::WWW_AUTHENTICATE,
         HeaderValue::from_static("Basic realm=\"longshore registry\", charset=\"UTF-8\""),
     )
 }
 
+/// What follows the scheme, if it is this one.
+fn credentials<'v>(value: &'v HeaderValue, wanted: &str) -> Option<&'v str> {
+    let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case(wanted).then(|| rest.trim())
+}
+
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    credentials(value, "bearer")
+}
+
 fn basic(value: &HeaderValue) -> Option<(String, String)> {
-    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
+    let token = credentials(value, "basic")?;
     let decoded = base64::engine::general_purpose::STANDARD
-        .decode(token.trim())
+        .decode(token)
         .ok()?;
     let (user, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
     Some((user.to_owned(), password.to_owned()))
-}
-
-type Users = BTreeMap<String, String>;
-
-fn read(path: &Path) -> Result<(Users, Option<SystemTime>), HtpasswdError> {
-    let failed = |source| HtpasswdError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if metadata.len() > FILE_BYTES_MAX {
-        return Err(HtpasswdError::TooLarge {
-            path: path.to_owned(),
-        });
-    }
-    let text = fs::read_to_string(path).map_err(failed)?;
-    let mut users = BTreeMap::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let entry = line
-            .split_once(':')
-            .filter(|(user, hash)| !user.is_empty() && is_bcrypt(hash));
-        let Some((user, hash)) = entry else {
-            return Err(HtpasswdError::Line {
-                path: path.to_owned(),
-                line: index + 1,
-            });
-        };
-        users.insert(user.to_owned(), hash.to_owned());
-    }
-    Ok((users, metadata.modified().ok()))
-}
-
-fn is_bcrypt(hash: &str) -> bool {
-    hash.len() == 60
-        && ["$2a$", "$2b$", "$2x$", "$2y$"]
-            .iter()
-            .any(|version| hash.starts_with(version))
 }

@@ -53,6 +53,10 @@ pub enum ErrorCode {
     TooManyTags,
     /// Credentials are needed.
     Unauthorized,
+    /// Who asks may not do that.
+    Denied,
+    /// More than is allowed in a time.
+    TooManyRequests,
     /// The method or operation is not offered here.
     Unsupported,
     /// No such path.
@@ -138,6 +142,16 @@ impl ErrorCode {
                 "more tags at once than this registry sets",
             ),
             Self::Unauthorized => ("UNAUTHORIZED", S::UNAUTHORIZED, "authentication required"),
+            Self::Denied => (
+                "DENIED",
+                S::FORBIDDEN,
+                "requested access to the resource is denied",
+            ),
+            Self::TooManyRequests => (
+                "TOOMANYREQUESTS",
+                S::TOO_MANY_REQUESTS,
+                "too many requests: try again later",
+            ),
             Self::Unsupported => (
                 "UNSUPPORTED",
                 S::METHOD_NOT_ALLOWED,

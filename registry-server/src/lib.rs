@@ -9,7 +9,9 @@
 //! | [`range`] | `Range` and `Content-Range`; pure |
 //! | [`collect`] | garbage, retention, checks and counts, on a storage that is in use |
 //! | [`error`] | error codes, statuses and the JSON envelope, in one table |
-//! | [`auth`] | htpasswd |
+//! | [`auth`] | who asks: users, tokens; and whether they may |
+//! | [`policy`] | rules of who may do what; pure |
+//! | `rate` | how often; pure |
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
 //! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
 //! | [`fixture`] | a registry for other crates' tests |
@@ -25,7 +27,9 @@ pub mod collect;
 pub mod error;
 pub mod fixture;
 mod manifests;
+pub mod policy;
 pub mod range;
+pub mod rate;
 mod registry;
 pub mod routes;
 pub mod sendfile;
@@ -36,5 +40,6 @@ mod tags;
 mod testing;
 mod uploads;
 
+pub use auth::AuthConfig;
 pub use fixture::RunningServer;
-pub use serve::{Config, Limits, ServeError, Server, TlsFiles};
+pub use serve::{Config, Limits, Reloader, ServeError, Server, TlsFiles};

@@ -13,10 +13,11 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use crate::auth::Htpasswd;
+use crate::auth::{Gate, Need, Peer, Visitor};
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
-use crate::routes::{Query, Route};
+use crate::policy::Action;
+use crate::routes::{Query, RepositoryName, Route};
 use crate::sendfile::SendQueue;
 use crate::storage::{RegistryStorage, StorageResult, TagCondition, TagMatch};
 use crate::uploads::Sessions;
@@ -43,13 +44,14 @@ pub(crate) struct Rules {
     pub(crate) body_timeout: Duration,
 }
 
-/// A registry: storage, sessions, rules and users.
+/// A registry: storage, sessions, rules and who may do what. Another configuration makes another one, of the same storage and
+/// sessions.
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) storage: Arc<dyn RegistryStorage>,
-    pub(crate) sessions: Sessions,
+    pub(crate) sessions: Arc<Sessions>,
     pub(crate) rules: Rules,
-    pub(crate) users: Option<Htpasswd>,
+    pub(crate) gate: Arc<Gate>,
     /// A `Warning` for every answer.
     pub(crate) warning: Option<HeaderValue>,
 }
@@ -63,6 +65,9 @@ pub(crate) struct Call {
     pub(crate) body: Incoming,
     /// Where blobs may go by `sendfile`; `None` on TLS and HTTP/2.
     pub(crate) queue: Option<SendQueue>,
+    pub(crate) peer: Arc<Peer>,
+    /// Who sent it; nobody until that was looked at.
+    pub(crate) visitor: Visitor,
 }
 
 impl Call {
@@ -185,14 +190,15 @@ impl Registry {
         self: &Arc<Self>,
         request: Request<Incoming>,
         queue: Option<SendQueue>,
+        peer: Arc<Peer>,
     ) -> Response<Body> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let answer = if reads {
-            self.answer(request, queue).await
+            self.answer(request, queue, peer).await
         } else {
             let registry = Arc::clone(self);
-            let task = tokio::spawn(async move { registry.answer(request, queue).await });
+            let task = tokio::spawn(async move { registry.answer(request, queue, peer).await });
             task.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a handler panicked");
                 Err(ApiError::new(ErrorCode::Unknown))
@@ -215,7 +221,12 @@ impl Registry {
         response
     }
 
-    async fn answer(&self, request: Request<Incoming>, queue: Option<SendQueue>) -> Answer {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        queue: Option<SendQueue>,
+        peer: Arc<Peer>,
+    ) -> Answer {
         let (head, body) = request.into_parts();
         let mut call = Call {
             method: head.method,
@@ -223,6 +234,8 @@ impl Registry {
             headers: head.headers,
             body,
             queue,
+            peer,
+            visitor: Visitor::default(),
         };
         let answer = self.dispatch(head.uri.path(), &mut call).await;
         if answer.is_err() {
@@ -232,10 +245,20 @@ impl Registry {
     }
 
     async fn dispatch(&self, path: &str, call: &mut Call) -> Answer {
-        if let Some(users) = &self.users {
-            users.check(&call.headers).await?;
+        match path {
+            "/token" => return self.token(call).await,
+            "/.well-known/jwks.json" => return self.published_keys(),
+            _ => {}
         }
-        let route = Route::parse(path)?;
+        let route = Route::parse(path);
+        // Strangers do not even learn which paths there are.
+        let need = route
+            .as_ref()
+            .map_or(Need::Login, |route| need(route, call));
+        call.visitor = self.gate.visitor(&call.headers, &call.peer, &need).await?;
+        self.gate
+            .admit(&call.visitor, &call.headers, &call.peer, &need)?;
+        let route = route?;
         let method = call.method.clone();
         let allowed: &'static str = match &route {
             Route::Base
@@ -303,6 +326,35 @@ impl Registry {
                 Err(ApiError::new(ErrorCode::Unknown))
             }
         }
+    }
+}
+
+/// What has to be allowed for a request to be answered.
+fn need(route: &Route, call: &Call) -> Need {
+    let looks = matches!(call.method, Method::GET | Method::HEAD);
+    let action = match call.method {
+        Method::DELETE => Action::Delete,
+        _ if looks => Action::Pull,
+        _ => Action::Push,
+    };
+    match route {
+        Route::Base | Route::Extensions(None) => Need::Login,
+        Route::Catalog => Need::Catalog,
+        Route::Extensions(Some(name))
+        | Route::Blob(name, _)
+        | Route::Manifest(name, _)
+        | Route::Tags(name)
+        | Route::Referrers(name, _) => Need::Repository(name.clone(), action, None),
+        Route::Uploads(name) => {
+            let from = call
+                .query
+                .first("from")
+                .filter(|_| call.query.first("mount").is_some());
+            let from = from.and_then(|from| RepositoryName::parse(from).ok());
+            Need::Repository(name.clone(), Action::Push, from)
+        }
+        // Also to look at one, and to drop it: it is the uploader's.
+        Route::Upload(name, _) => Need::Repository(name.clone(), Action::Push, None),
     }
 }
 

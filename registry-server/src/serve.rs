@@ -1,10 +1,10 @@
-//! The listener: connections, TLS, limits, and an end that lets running requests finish.
+//! The listener: connections, TLS, limits, another configuration while it runs, and an end that lets running requests finish.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use crate::auth::{Htpasswd, HtpasswdError};
+use crate::auth::{AuthConfig, AuthError, Gate, Peer};
 use crate::body::Body;
 use crate::collect::{CollectRules, collect};
 use crate::error::ErrorChain;
@@ -47,8 +47,8 @@ pub const WARNING_BYTES_MAX: usize = 4000;
 pub struct Config {
     /// The folder, in CNCF distribution's layout below `docker/registry/v2`; made if it is not there.
     pub root: PathBuf,
-    /// Users who may use the registry; everybody may where this is `None`.
-    pub htpasswd: Option<PathBuf>,
+    /// Who may do what; everybody everything unless it says something.
+    pub auth: AuthConfig,
     /// Certificate and key; plain HTTP where this is `None`.
     pub tls: Option<TlsFiles>,
     /// Whether blobs, manifests and tags may be deleted.
@@ -72,7 +72,7 @@ impl Config {
     pub fn new(root: impl Into<PathBuf>) -> Config {
         Config {
             root: root.into(),
-            htpasswd: None,
+            auth: AuthConfig::default(),
             tls: None,
             delete: true,
             read_only: false,
@@ -132,9 +132,9 @@ pub enum ServeError {
     /// The folder cannot be used.
     #[error("cannot open the registry's storage")]
     Storage(#[from] StorageError),
-    /// The users cannot be read.
-    #[error("cannot use the users file")]
-    Users(#[from] HtpasswdError),
+    /// Nobody can be let in.
+    #[error("cannot tell who may do what")]
+    Auth(#[from] AuthError),
     /// The address cannot be listened on.
     #[error("cannot listen on `{addr}`")]
     Listen {
@@ -166,13 +166,90 @@ pub enum ServeError {
     },
 }
 
+/// What one configuration makes of a server. Connections and requests that begin take the one that is there then.
+struct Live {
+    registry: Arc<Registry>,
+    tls: Option<TlsAcceptor>,
+    limits: Limits,
+}
+
+impl Live {
+    /// Reads every file that the configuration names. Blocks.
+    fn make(
+        config: &Config,
+        storage: Arc<dyn RegistryStorage>,
+        sessions: Arc<Sessions>,
+    ) -> Result<Live, ServeError> {
+        let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let warning = config.warning.as_deref().map(warning).transpose()?;
+        let gate = Arc::new(Gate::open(&config.auth, &*storage)?);
+        let rules = Rules {
+            delete: config.delete,
+            read_only: config.read_only,
+            sparse_indexes: config.sparse_indexes,
+            blob_bytes_max: config.limits.blob_bytes_max,
+            body_timeout: config.limits.body_timeout,
+        };
+        let registry = Registry {
+            storage,
+            sessions,
+            rules,
+            gate,
+            warning,
+        };
+        Ok(Live {
+            registry: Arc::new(registry),
+            tls,
+            limits: config.limits.clone(),
+        })
+    }
+}
+
+/// Where connections find the configuration of the moment.
+struct Current(RwLock<Arc<Live>>);
+
+impl Current {
+    fn get(&self) -> Arc<Live> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.get().registry)
+    }
+}
+
+/// Gives a server that runs another configuration.
+#[derive(Clone)]
+pub struct Reloader(Arc<Current>);
+
+impl std::fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reloader").finish_non_exhaustive()
+    }
+}
+
+impl Reloader {
+    /// Uses `config` from now on: for connections that begin its certificate and timeouts, for requests that begin everything
+    /// else. No connection is closed. One that cannot be used changes nothing. `root`, `durable`, `collect`, the number of
+    /// connections and the age of uploads stay what they were.
+    pub async fn apply(&self, config: Config) -> Result<(), ServeError> {
+        let registry = self.0.registry();
+        let (storage, sessions) = (
+            Arc::clone(&registry.storage),
+            Arc::clone(&registry.sessions),
+        );
+        let live = blocking(move || Live::make(&config, storage, sessions)).await?;
+        let mut current = self.0.0.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(live);
+        Ok(())
+    }
+}
+
 /// A registry that listens.
 pub struct Server {
     listener: TcpListener,
     addr: SocketAddr,
-    registry: Arc<Registry>,
-    tls: Option<TlsAcceptor>,
-    limits: Limits,
+    current: Arc<Current>,
     collect: Option<(Duration, CollectRules)>,
 }
 
@@ -180,7 +257,7 @@ impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server")
             .field("addr", &self.addr)
-            .field("tls", &self.tls.is_some())
+            .field("tls", &self.current.get().tls.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -198,32 +275,16 @@ impl Server {
         config: Config,
         storage: Arc<dyn RegistryStorage>,
     ) -> Result<Server, ServeError> {
-        let users = config.htpasswd.as_deref().map(Htpasswd::open).transpose()?;
-        let tls = config.tls.as_ref().map(acceptor).transpose()?;
-        let warning = config.warning.as_deref().map(warning).transpose()?;
+        let collect = config.collect.clone().filter(|_| !config.read_only);
+        let live = blocking(move || Live::make(&config, storage, Arc::default())).await?;
         let failed = |source| ServeError::Listen { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        let registry = Registry {
-            storage,
-            sessions: Sessions::default(),
-            rules: Rules {
-                delete: config.delete,
-                read_only: config.read_only,
-                sparse_indexes: config.sparse_indexes,
-                blob_bytes_max: config.limits.blob_bytes_max,
-                body_timeout: config.limits.body_timeout,
-            },
-            users,
-            warning,
-        };
         Ok(Server {
             listener,
             addr,
-            registry: Arc::new(registry),
-            tls,
-            limits: config.limits,
-            collect: config.collect.filter(|_| !config.read_only),
+            current: Arc::new(Current(RwLock::new(Arc::new(live)))),
+            collect,
         })
     }
 
@@ -232,29 +293,32 @@ impl Server {
         self.addr
     }
 
+    /// What gives it another configuration while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader(Arc::clone(&self.current))
+    }
+
     /// Serves until `shutdown` is ready, then takes no more connections, lets running requests finish for
     /// [`Limits::drain_timeout`], and cuts those that have not.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let graceful = GracefulShutdown::new();
-        let slots = Arc::new(Semaphore::new(self.limits.connections_max));
+        let limits = self.current.get().limits.clone();
+        let slots = Arc::new(Semaphore::new(limits.connections_max));
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(purge(
-            Arc::clone(&self.registry),
-            self.limits.upload_age_max,
-        ));
+        tasks.spawn(purge(Arc::clone(&self.current), limits.upload_age_max));
         if let Some((every, rules)) = self.collect {
-            tasks.spawn(collect_often(Arc::clone(&self.registry), every, rules));
+            tasks.spawn(collect_often(self.current.registry(), every, rules));
         }
         let mut shutdown = pin!(shutdown);
         loop {
-            let (stream, slot) = tokio::select! {
+            let (stream, addr, slot) = tokio::select! {
                 () = &mut shutdown => break,
                 accepted = accept(&self.listener, &slots) => accepted,
             };
             let connection = Client {
-                registry: Arc::clone(&self.registry),
-                tls: self.tls.clone(),
-                limits: self.limits.clone(),
+                live: self.current.get(),
+                current: Arc::clone(&self.current),
+                addr: addr.ip(),
                 watcher: graceful.watcher(),
             };
             tasks.spawn(async move {
@@ -264,7 +328,8 @@ impl Server {
             while tasks.try_join_next().is_some() {}
         }
         drop(self.listener);
-        if tokio::time::timeout(self.limits.drain_timeout, graceful.shutdown())
+        let patience = self.current.get().limits.drain_timeout;
+        if tokio::time::timeout(patience, graceful.shutdown())
             .await
             .is_err()
         {
@@ -275,18 +340,26 @@ impl Server {
     }
 }
 
+/// Runs what blocks on a thread where it harms nobody.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
+) -> Result<T, ServeError> {
+    let joined = tokio::task::spawn_blocking(call).await;
+    joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
 /// The next connection, once there is room for it.
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
     let slot = Arc::clone(slots)
         .acquire_owned()
         .await
         .expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, slot),
+            Ok((stream, addr)) => return (stream, addr, slot),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -296,12 +369,13 @@ async fn accept(
 }
 
 /// Drops abandoned uploads, at the start and then daily.
-async fn purge(registry: Arc<Registry>, age: Duration) {
+async fn purge(current: Arc<Current>, age: Duration) {
     let mut daily = tokio::time::interval(Duration::from_secs(24 * 60 * 60));
     loop {
         daily.tick().await;
+        let registry = current.registry();
         if registry.rules.read_only {
-            return;
+            continue;
         }
         match registry
             .blocking(move |storage| storage.purge_uploads(age))
@@ -336,9 +410,10 @@ async fn collect_often(registry: Arc<Registry>, every: Duration, rules: CollectR
 
 /// What one connection's task needs.
 struct Client {
-    registry: Arc<Registry>,
-    tls: Option<TlsAcceptor>,
-    limits: Limits,
+    /// The configuration of the moment it began.
+    live: Arc<Live>,
+    current: Arc<Current>,
+    addr: IpAddr,
     watcher: Watcher,
 }
 
@@ -347,9 +422,10 @@ impl Client {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let connection =
-            Connection::new(stream, self.limits.body_timeout, self.limits.header_timeout);
-        match self.tls.clone() {
+        let limits = &self.live.limits;
+        let header_timeout = limits.header_timeout;
+        let connection = Connection::new(stream, limits.body_timeout, header_timeout);
+        match self.live.tls.clone() {
             None => {
                 let queue = connection.queue();
                 let builder = auto::Builder::new(TokioExecutor::new());
@@ -357,7 +433,7 @@ impl Client {
             }
             Some(tls) => {
                 let handshake = tls.accept(connection);
-                match tokio::time::timeout(self.limits.header_timeout, handshake).await {
+                match tokio::time::timeout(header_timeout, handshake).await {
                     Ok(Ok(stream)) => {
                         let builder = auto::Builder::new(TokioExecutor::new());
                         // The client has said what it speaks: nothing to wait and guess for.
@@ -382,16 +458,21 @@ impl Client {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let registry = self.registry;
+        let (live, current) = (self.live, self.current);
+        let limits = &live.limits;
+        let peer = Arc::new(Peer {
+            addr: self.addr,
+            tls: live.tls.is_some(),
+        });
         let service = service_fn(move |request: Request<Incoming>| {
-            let registry = Arc::clone(&registry);
+            let (registry, peer) = (current.registry(), Arc::clone(&peer));
             // HTTP/2 interleaves its streams, so placeholders would not come in the queue's order.
             let queue = queue
                 .clone()
                 .filter(|_| request.version() <= http::Version::HTTP_11);
             async move {
                 Ok::<Response<Body>, std::convert::Infallible>(
-                    registry.handle(request, queue).await,
+                    registry.handle(request, queue, peer).await,
                 )
             }
         });
@@ -399,14 +480,14 @@ impl Client {
             .http1()
             .timer(TokioTimer::new())
             .writev(true)
-            .header_read_timeout(self.limits.header_timeout);
+            .header_read_timeout(limits.header_timeout);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
             .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
-            .keep_alive_interval(self.limits.header_timeout)
-            .keep_alive_timeout(self.limits.header_timeout);
+            .keep_alive_interval(limits.header_timeout)
+            .keep_alive_timeout(limits.header_timeout);
         let serving = builder.serve_connection(TokioIo::new(stream), service);
         if let Err(error) = self.watcher.watch(serving.into_owned()).await {
             tracing::debug!(%error, "a connection ended early");

@@ -95,7 +95,7 @@ pub trait RemoteBlob: Send + Sync + fmt::Debug {
 const LINK_BYTES_MAX: u64 = 256;
 
 /// Seconds since 1970.
-fn now_seconds() -> i64 {
+pub(crate) fn now_seconds() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     i64::try_from(since.map_or(0, |since| since.as_secs())).unwrap_or(i64::MAX)
 }
@@ -422,6 +422,9 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     fn collectable(&self) -> Option<&dyn collectable::Collectable> {
         None
     }
+
+    /// What all servers on this storage know and nobody else does, under a name that we chose; `fresh` if there was nothing.
+    fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>>;
 
     /// Digests of manifests put with `subject`, in order; some may have been removed since.
     fn referrers(

@@ -1,5 +1,7 @@
 //! Lists: the tags of a repository, the catalog, extensions, and what refers to a manifest.
 
+use std::sync::Arc;
+
 use http::header::{self, HeaderName, HeaderValue};
 use serde::Serialize;
 use serde_json::json;
@@ -63,9 +65,13 @@ impl Registry {
             .unwrap_or(CATALOG_ENTRIES)
             .min(CATALOG_ENTRIES);
         let last = call.query.first("last").map(str::to_owned);
+        let (gate, visitor) = (Arc::clone(&self.gate), call.visitor.clone());
         // One more than wanted tells whether there is a next page.
         let mut names = self
-            .blocking(move |storage| storage.repositories(last.as_deref(), wanted + 1))
+            .blocking(move |storage| {
+                let may_list = |name: &RepositoryName| gate.may_list(&visitor, name);
+                listed(storage, last, wanted + 1, &may_list)
+            })
             .await?;
         let more = names.len() > wanted;
         names.truncate(wanted);
@@ -130,6 +136,26 @@ impl Registry {
             set(&mut response, header::LINK, &next);
         }
         Ok(response)
+    }
+}
+
+/// Up to `wanted` repositories after `last` that `may_list` admits.
+fn listed(
+    storage: &dyn RegistryStorage,
+    mut last: Option<String>,
+    wanted: usize,
+    may_list: &dyn Fn(&RepositoryName) -> bool,
+) -> StorageResult<Vec<RepositoryName>> {
+    let mut names = Vec::new();
+    loop {
+        let found = storage.repositories(last.as_deref(), wanted)?;
+        let whole = found.len() < wanted;
+        last = found.last().map(RepositoryName::to_string);
+        names.extend(found.into_iter().filter(|name| may_list(name)));
+        if whole || names.len() >= wanted {
+            names.truncate(wanted);
+            return Ok(names);
+        }
     }
 }
 

@@ -108,13 +108,16 @@ impl Registry {
             let from = call.query.first("from").map(RepositoryName::parse);
             // A source that cannot exist has no blobs: the client uploads then.
             if let Ok(from) = from.transpose() {
-                let target = name.clone();
+                let (target, gate) = (name.clone(), Arc::clone(&self.gate));
+                let visitor = call.visitor.clone();
                 let mounted = self
                     .blocking(move |storage| {
+                        // Of what the client may not pull from it must not even learn whether it is there.
+                        let may = |from: &RepositoryName| gate.may_pull(&visitor, from);
                         let from = match &from {
+                            Some(from) if !may(from) => return Ok(false),
                             Some(from) => MountSource::Repository(from),
-                            // Who may use this registry may pull from all of it.
-                            None => MountSource::Any(&|_| true),
+                            None => MountSource::Any(&may),
                         };
                         storage.mount_blob(&target, &digest, from)
                     })

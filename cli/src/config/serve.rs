@@ -1,7 +1,14 @@
 //! The file of `registry serve --config`: TOML, described in `docs/reference/registry-access.md`.
 //!
+//! | file | what |
+//! |---|---|
+//! | this one | the server: where it listens and stores, TLS, limits, garbage |
+//! | [`access`] | `[auth]` and `[[policy]]`: who may do what |
+//!
 //! Its names of files are relative to the folder that it is in. It is read again while the server runs, so nothing here has a
 //! side effect.
+
+mod access;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -76,10 +83,7 @@ impl ServeConfig {
             });
             tls.finish()?;
         }
-        if let Some(mut auth) = root.table("auth")? {
-            server.htpasswd = auth.text("htpasswd")?.map(file);
-            auth.finish()?;
-        }
+        server.auth = access::read(&mut root, &file)?;
         if let Some(mut limits) = root.table("limits")? {
             server.limits = read_limits(&mut limits)?;
             limits.finish()?;
@@ -178,7 +182,7 @@ retain = ["tag=pr-*,last=10"]
         let server = &config.server;
         assert!(server.read_only && !server.delete);
         assert_eq!(server.warning.as_deref(), Some("moves on Friday"));
-        assert_eq!(server.htpasswd, Some("/etc/longshore/users".into()));
+        assert_eq!(server.auth.htpasswd, Some("/etc/longshore/users".into()));
         let tls = server.tls.as_ref().unwrap();
         assert_eq!(tls.cert, Path::new("/etc/longshore/cert.pem"));
         assert_eq!(tls.key, Path::new("/keys/key.pem"));

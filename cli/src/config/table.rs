@@ -134,6 +134,32 @@ impl<'t> Table<'t> {
         tables.collect()
     }
 
+    /// The lists of texts in `[key]`, by name.
+    pub(super) fn named_texts(
+        &mut self,
+        key: &'static str,
+    ) -> Result<Vec<(String, Vec<String>)>, TableError> {
+        let Some(Table { table, path, .. }) = self.table(key)? else {
+            return Ok(Vec::new());
+        };
+        let lists = table.iter().map(|(name, value)| {
+            let name = name.get_ref().as_ref();
+            let wrong = || {
+                let message = format!("`{path}{name}` is no list of texts");
+                error_at(self.text, value.span(), message)
+            };
+            let DeValue::Array(values) = value.get_ref() else {
+                return Err(wrong());
+            };
+            let texts = values.iter().map(|value| match value.get_ref() {
+                DeValue::String(text) => Ok(text.as_ref().to_owned()),
+                _ => Err(wrong()),
+            });
+            Ok((name.to_owned(), texts.collect::<Result<_, _>>()?))
+        });
+        lists.collect()
+    }
+
     /// A text.
     pub(super) fn text(&mut self, key: &'static str) -> Result<Option<String>, TableError> {
         self.find(key)

@@ -14,6 +14,7 @@
 //!   _tmp/                                                 (ours) files before they are published
 //!   _locks/<00..3f>                                       (ours) held by `flock` while a tag changes
 //!   _gc/, _quarantine/                                    (ours) see `collection`
+//!   _secrets/<name>                                       (ours) what servers on this folder share; only their user may read it
 //! ```
 //!
 //! A link is a text file with a digest. distribution skips what is marked as ours: other file names beside a
@@ -31,7 +32,7 @@ mod collection;
 use std::collections::BTreeSet;
 use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -688,6 +689,35 @@ impl RegistryStorage for DiskStorage {
 
     fn collectable(&self) -> Option<&dyn Collectable> {
         Some(self)
+    }
+
+    fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>> {
+        let path = self.base.join("_secrets").join(name);
+        if let Some(kept) = read_if_there(&path)? {
+            return Ok(kept);
+        }
+        make_folder(parent(&path))?;
+        let temporary = self.temporary();
+        let write = || {
+            let mut options = File::options();
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(fresh)?;
+            file.sync_data()
+        };
+        write().map_err(failed("write", &temporary))?;
+        // Of two servers that start at once one is first.
+        let linked = fs::hard_link(&temporary, &path);
+        fs::remove_file(&temporary).map_err(failed("remove", &temporary))?;
+        match linked {
+            Ok(()) => self.sync(parent(&path))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(failed("write", &path)(source)),
+        }
+        fs::read(&path).map_err(failed("read", &path))
     }
 
     fn referrers(

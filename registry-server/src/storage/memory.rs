@@ -23,6 +23,7 @@ struct State {
     blobs: BTreeMap<Digest, Bytes>,
     /// By components, which is the order of the catalog.
     repositories: BTreeMap<Vec<String>, Repository>,
+    secrets: BTreeMap<&'static str, Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -333,6 +334,15 @@ impl RegistryStorage for MemoryStorage {
     fn rely_on(&self, _: &[Digest]) -> StorageResult<Reliance> {
         // Nothing is collected here.
         Ok(Reliance::default())
+    }
+
+    fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>> {
+        let mut state = self.state();
+        let kept = state
+            .secrets
+            .entry(name)
+            .or_insert_with(|| fresh.to_owned());
+        Ok(kept.clone())
     }
 
     fn referrers(

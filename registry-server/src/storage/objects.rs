@@ -58,6 +58,9 @@ pub struct ObjectStorage {
     conditional: bool,
 }
 
+/// Longest secret.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+
 impl fmt::Debug for ObjectStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ObjectStorage")
@@ -719,6 +722,22 @@ impl RegistryStorage for ObjectStorage {
     fn rely_on(&self, _: &[Digest]) -> StorageResult<Reliance> {
         // Nothing is collected here.
         Ok(Reliance::default())
+    }
+
+    fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>> {
+        let key = self.key(&format!("_secrets/{name}"));
+        if let Some(kept) = self.read(&key, SECRET_BYTES_MAX)? {
+            return Ok(kept.to_vec());
+        }
+        let fresh = Bytes::copy_from_slice(fresh);
+        if self.conditional {
+            self.put_new(&key, fresh.clone())?;
+        } else {
+            self.put(&key, fresh.clone())?;
+        }
+        // Another server's, if it came first.
+        let kept = self.read(&key, SECRET_BYTES_MAX)?;
+        Ok(kept.unwrap_or(fresh).to_vec())
     }
 
     fn referrers(

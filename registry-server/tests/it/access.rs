@@ -23,7 +23,7 @@ fn users_of_an_htpasswd_file() {
     let hash = |password: &str| bcrypt::hash(password, 4).unwrap();
     fs::write(&path, format!("# people\n\nann:{}\n", hash("s3cret:x"))).unwrap();
     let mut config = Config::new(root.path().join("data"));
-    config.htpasswd = Some(path.clone());
+    config.auth.htpasswd = Some(path.clone());
     let server = RunningServer::start_with(config).unwrap();
     let mut client = Client::new(server.addr);
     let mut ask = |authorization: Option<&str>| {
@@ -84,7 +84,7 @@ fn files_that_cannot_be_used_are_told() {
     let users = root.path().join("users");
     fs::write(&users, "ann:$2y$05$x\n").unwrap();
     let mut config = Config::new(root.path().join("data"));
-    config.htpasswd = Some(users);
+    config.auth.htpasswd = Some(users);
     let (_, text) = bind(config);
     assert!(
         text.contains("line 1 of the users file `ROOT/users`"),

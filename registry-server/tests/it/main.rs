@@ -9,6 +9,7 @@ mod collect;
 mod distribution;
 mod faults;
 mod kill;
+mod policy;
 mod protocol;
 mod replicas;
 mod storage;

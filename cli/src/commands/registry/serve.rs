@@ -62,7 +62,7 @@ impl Settings {
             );
         }
         if args.htpasswd.is_some() {
-            config.htpasswd.clone_from(&args.htpasswd);
+            config.auth.htpasswd.clone_from(&args.htpasswd);
         }
         if args.warning.is_some() {
             config.warning.clone_from(&args.warning);

@@ -1,0 +1,170 @@
+//! `[auth]` and `[[policy]]`: who somebody is, and what they may do.
+
+use std::path::PathBuf;
+
+use registry_server::AuthConfig;
+use registry_server::auth::tokens::TokenConfig;
+use registry_server::policy::{Action, PolicyRule, Who};
+
+use crate::config::table::{Table, TableError};
+
+/// The names of actions.
+const ACTIONS: [(&str, Action); 3] = [
+    ("pull", Action::Pull),
+    ("push", Action::Push),
+    ("delete", Action::Delete),
+];
+
+/// Reads both from the whole file. `file` makes a path of a name.
+pub(super) fn read(
+    root: &mut Table<'_>,
+    file: &impl Fn(String) -> PathBuf,
+) -> Result<AuthConfig, TableError> {
+    let mut config = AuthConfig::default();
+    if let Some(mut auth) = root.table("auth")? {
+        config.htpasswd = auth.text("htpasswd")?.map(file);
+        for (group, users) in auth.named_texts("groups")? {
+            config.groups.insert(group, users.into_iter().collect());
+        }
+        if let Some(mut token) = auth.table("token")? {
+            config.tokens = Some(tokens(&mut token, file)?);
+            token.finish()?;
+        }
+        auth.finish()?;
+    }
+    for mut table in root.tables("policy")?.unwrap_or_default() {
+        config.policy.push(rule(&mut table)?);
+        table.finish()?;
+    }
+    Ok(config)
+}
+
+fn tokens(
+    table: &mut Table<'_>,
+    file: &impl Fn(String) -> PathBuf,
+) -> Result<TokenConfig, TableError> {
+    let usual = TokenConfig::default();
+    Ok(TokenConfig {
+        realm: table.text("realm")?,
+        service: table.text("service")?.unwrap_or(usual.service),
+        lifetime: table.duration("lifetime")?.unwrap_or(usual.lifetime),
+        refresh_lifetime: table
+            .duration("refresh_lifetime")?
+            .unwrap_or(usual.refresh_lifetime),
+        key: table.text("key")?.map(file),
+        certificates: table.text("certificates")?.map(file),
+    })
+}
+
+fn rule(table: &mut Table<'_>) -> Result<PolicyRule, TableError> {
+    let any = |_: &str| Ok(());
+    let repositories = table.texts("repositories", any)?;
+    let who = Who {
+        anonymous: table.boolean("anonymous")?.unwrap_or(false),
+        users: table.texts("users", any)?,
+        groups: table.texts("groups", any)?,
+    };
+    let actions = table.words("actions", &ACTIONS)?;
+    if repositories.is_empty() {
+        return Err(table.error("it needs `repositories`, such as [\"team/*\"]"));
+    }
+    if who == Who::default() {
+        return Err(table.error("it is about nobody: give `users`, `groups` or `anonymous`"));
+    }
+    let Some(actions) = actions.filter(|actions| !actions.is_empty()) else {
+        return Err(table.error("it needs `actions`: some of pull, push, delete"));
+    };
+    Ok(PolicyRule {
+        repositories,
+        who,
+        actions: actions.into_iter().collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::ServeConfig;
+    use super::*;
+
+    fn parse(text: &str) -> Result<AuthConfig, TableError> {
+        ServeConfig::parse(text, Path::new("/etc")).map(|config| config.server.auth)
+    }
+
+    #[test]
+    fn everything_can_be_said() {
+        let config = parse(
+            r#"
+[auth]
+htpasswd = "users"
+[auth.groups]
+team = ["ann", "bob"]
+[auth.token]
+realm = "https://r.example/token"
+service = "r.example"
+lifetime = "1m"
+refresh_lifetime = "1d"
+key = "key.pem"
+certificates = "key.crt"
+[[policy]]
+repositories = ["public/*"]
+anonymous = true
+actions = ["pull"]
+[[policy]]
+repositories = ["team/*", "shared"]
+users = ["cy"]
+groups = ["team"]
+actions = ["pull", "push", "delete"]
+"#,
+        )
+        .unwrap();
+        assert_eq!(config.htpasswd.as_deref(), Some(Path::new("/etc/users")));
+        assert_eq!(config.groups["team"].len(), 2);
+        let tokens = config.tokens.unwrap();
+        assert_eq!(tokens.service, "r.example");
+        assert_eq!(tokens.lifetime.as_secs(), 60);
+        assert_eq!(tokens.key.as_deref(), Some(Path::new("/etc/key.pem")));
+        let [public, team] = config.policy.as_slice() else {
+            panic!("{:?}", config.policy);
+        };
+        assert!(public.who.anonymous && public.actions.len() == 1);
+        assert_eq!(team.repositories, ["team/*", "shared"]);
+        assert_eq!(team.who.groups, ["team"]);
+        assert_eq!(team.actions.len(), 3);
+        assert_eq!(parse("").unwrap(), AuthConfig::default());
+        let usual = parse("[auth.token]\n").unwrap().tokens;
+        assert_eq!(usual, Some(TokenConfig::default()));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_place() {
+        let check = |text: &str, expect: &str| {
+            assert_eq!(parse(text).unwrap_err().to_string(), expect);
+        };
+        check(
+            "[auth]\nhtpaswd = \"x\"\n",
+            "2:1: unknown key `auth.htpaswd`: did you mean `htpasswd`?",
+        );
+        check(
+            "[auth.groups]\nteam = \"ann\"\n",
+            "2:8: `auth.groups.team` is no list of texts",
+        );
+        check(
+            "[[policy]]\nanonymous = true\nactions = [\"pull\"]\n",
+            "2:1: `policy`: it needs `repositories`, such as [\"team/*\"]",
+        );
+        check(
+            "[[policy]]\nrepositories = [\"*\"]\nactions = [\"pull\"]\n",
+            "2:1: `policy`: it is about nobody: give `users`, `groups` or `anonymous`",
+        );
+        check(
+            "[[policy]]\nrepositories = [\"*\"]\nanonymous = true\n",
+            "2:1: `policy`: it needs `actions`: some of pull, push, delete",
+        );
+        check(
+            "[[policy]]\nrepositories = [\"*\"]\nanonymous = true\nactions = [\"pul\"]\n",
+            "4:12: `policy.actions` has `pul`: did you mean `pull`?",
+        );
+    }
+}
