@@ -91,11 +91,11 @@ pub fn pull(
     remote: &Remote,
     reference: &Reference,
     platform: &Platform,
-    progress: Arc<dyn ProgressSink>,
+    progress: &Arc<dyn ProgressSink>,
 ) -> Result<Pulled, TransferError> {
     let image = inspect(remote, reference, platform)?;
     let pairs: Vec<_> = layer_pairs(&image);
-    let missing = missing(store, &pairs, &progress)?;
+    let missing = missing(store, &pairs, progress)?;
     fetch(store, remote, reference, &missing, progress)?;
     let id = keep(store, &image)?;
     if reference.tag().is_some() {
@@ -200,16 +200,16 @@ pub fn fetch(
     remote: &Remote,
     reference: &Reference,
     layers: &[(DiffId, Descriptor)],
-    progress: Arc<dyn ProgressSink>,
+    progress: &Arc<dyn ProgressSink>,
 ) -> Result<(), TransferError> {
     let spoiled = Arc::new(AtomicBool::new(false));
-    let result = fetch_once(store, remote, reference, layers, &progress, &spoiled);
+    let result = fetch_once(store, remote, reference, layers, progress, &spoiled);
     if result.is_ok() || !spoiled.load(Ordering::Relaxed) {
         return result;
     }
     tracing::debug!("what an earlier transfer had left was wrong and is gone: once more");
-    let layers = missing(store, layers, &progress)?;
-    fetch_once(store, remote, reference, &layers, &progress, &spoiled)
+    let layers = missing(store, layers, progress)?;
+    fetch_once(store, remote, reference, &layers, progress, &spoiled)
 }
 
 /// Sets `spoiled` where a layer failed because of what was there of it.

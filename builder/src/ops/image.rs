@@ -140,7 +140,7 @@ pub(crate) fn materialise(
         operations.remote,
         &image.reference,
         &missing,
-        progress,
+        &progress,
     )?;
     present(store, image)?.ok_or_else(|| StepError::LayerLost {
         diff_id: image.diff_ids[0],

@@ -67,7 +67,7 @@ pub fn complete(
         }
     }
     for (reference, layers) in wanted.into_values() {
-        super::fetch(store, remote, &reference, &layers, Arc::clone(progress))?;
+        super::fetch(store, remote, &reference, &layers, progress)?;
     }
     Ok(())
 }

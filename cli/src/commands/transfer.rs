@@ -75,7 +75,7 @@ pub fn fetch_for(
         &remote(context)?,
         &reference,
         platform,
-        display.sink(),
+        &display.sink(),
     );
     display.finish(pulled.is_ok());
     let pulled = pulled?;

@@ -499,20 +499,18 @@ pub(crate) fn fetch_from(
     if here == Some(layer.blob.size) {
         return add_layer(store, layer);
     }
-    transfer::fetch(store, remote, reference, &wanted, Arc::clone(progress)).map_err(|error| {
-        match error {
-            TransferError::Layer { .. } => FetchError::Transfer(error),
-            TransferError::Remote(error) => {
-                let error = CacheStoreError::Remote(error);
-                match error.is_damage() {
-                    true => FetchError::Damaged {
-                        reason: error.to_string(),
-                    },
-                    false => FetchError::Cache(error),
-                }
+    transfer::fetch(store, remote, reference, &wanted, progress).map_err(|error| match error {
+        TransferError::Layer { .. } => FetchError::Transfer(error),
+        TransferError::Remote(error) => {
+            let error = CacheStoreError::Remote(error);
+            match error.is_damage() {
+                true => FetchError::Damaged {
+                    reason: error.to_string(),
+                },
+                false => FetchError::Cache(error),
             }
-            TransferError::Store(error) => FetchError::Store(error),
         }
+        TransferError::Store(error) => FetchError::Store(error),
     })
 }
 
