@@ -396,7 +396,7 @@ fn a_pull_that_was_killed_is_gone_on_with() {
         let parts = tmp.map(|entry| entry.unwrap());
         let part = parts.filter(|entry| entry.file_name().to_string_lossy().starts_with("part-"));
         let sizes = part.filter_map(|entry| Some(entry.metadata().ok()?.len()));
-        sizes.max().unwrap_or(0) as usize
+        usize::try_from(sizes.max().unwrap_or(0)).unwrap()
     };
     while part() < HALF - 64 * 1024 {
         assert!(pull.try_wait().unwrap().is_none(), "the pull has ended");
