@@ -1,7 +1,9 @@
-//! Runs a command in a root made of directories: `sandbox [-n TIMES] [--userns=host] ROOT COMMAND [ARGUMENT…]`.
+//! Runs a command in a directory as its root, which it cannot write to: `sandbox [-n TIMES] [--userns=host] [--layers] ROOT COMMAND
+//! [ARGUMENT…]`.
 //!
-//! With `-n`, it runs that many times in this process and the median time is printed: the cost of one
-//! sandbox, from the call to its last trace being gone.
+//! With `--layers` the directory is the lower layer of an overlay in the temporary directory, as for a step of a build. With
+//! `-n`, it runs that many times in this process and the median time is printed: the cost of one sandbox, from the call to its
+//! last trace being gone.
 
 #![allow(
     clippy::print_stderr,
@@ -27,33 +29,45 @@ fn main() {
         times = args.get(1).and_then(|n| n.parse().ok()).unwrap_or(1);
         args.drain(..2);
     }
-    let mut user_namespace = UserNamespace::Own;
-    if args.first().is_some_and(|arg| arg == "--userns=host") {
-        user_namespace = UserNamespace::Host;
-        args.remove(0);
-    }
-    let lower = PathBuf::from(args.remove(0));
+    let mut flag = |name: &str| {
+        let given = args.first().is_some_and(|arg| arg == name);
+        args.drain(..usize::from(given));
+        given
+    };
+    let user_namespace = match flag("--userns=host") {
+        true => UserNamespace::Host,
+        false => UserNamespace::Own,
+    };
+    let has_layers = flag("--layers");
+    let directory = PathBuf::from(args.remove(0));
 
     let dir = std::env::temp_dir().join(format!("longshore-example-{}", std::process::id()));
     let stubs = dir.join("stubs");
-    std::fs::create_dir_all(&stubs).expect("the temporary directory is writable");
-    runner::make_stubs(&stubs).expect("the temporary directory is writable");
+    if has_layers {
+        std::fs::create_dir_all(&stubs).expect("the temporary directory is writable");
+        runner::make_stubs(&stubs).expect("the temporary directory is writable");
+    }
     let (mut started, mut took) = (Vec::new(), Vec::new());
     let mut code = 0;
     for n in 0..times {
-        let (upper, work) = (dir.join(format!("upper{n}")), dir.join(format!("work{n}")));
-        for dir in [&upper, &work] {
-            std::fs::create_dir(dir).expect("the temporary directory is writable");
-        }
-        let lower = vec![lower.clone(), stubs.clone()];
-        let root = Root::Overlay {
-            lower,
-            upper,
-            work,
-            volatile: true,
+        let root = match has_layers {
+            false => Root::Directory(directory.clone()),
+            true => {
+                let (upper, work) = (dir.join(format!("upper{n}")), dir.join(format!("work{n}")));
+                for dir in [&upper, &work] {
+                    std::fs::create_dir(dir).expect("the temporary directory is writable");
+                }
+                Root::Overlay {
+                    lower: vec![directory.clone(), stubs.clone()],
+                    upper,
+                    work,
+                    volatile: true,
+                }
+            }
         };
         let mut spec = SandboxSpec::new(root, ProcessSpec::new(args.clone()));
         spec.user_namespace = user_namespace;
+        spec.read_only = !has_layers;
         let stdio = Stdio {
             stdin: Stream::Inherit,
             stdout: Stream::Inherit,
@@ -73,7 +87,9 @@ fn main() {
             }
         };
     }
-    std::fs::remove_dir_all(&dir).expect("nothing is mounted any more");
+    if has_layers {
+        std::fs::remove_dir_all(&dir).expect("nothing is mounted any more");
+    }
     if times > 1 {
         for (what, times) in [
             ("until the process runs", &mut started),

@@ -669,7 +669,8 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
+    // Most are read in one go: the kernel makes up the whole again for each part.
+    let mut text = String::with_capacity(8 << 10);
     File::open(path)?
         .take(TABLE_BYTES_MAX)
         .read_to_string(&mut text)?;

@@ -118,7 +118,8 @@ fn run(
         }
         Fork::Parent { pidfd, .. } => {
             drop((theirs, streams, entries));
-            helper::follow(caller, &ours, &pidfd, stubs, notes)
+            let (status, _) = helper::follow(caller, &ours, &pidfd, stubs, notes)?;
+            Ok(status)
         }
     }
 }

@@ -3,16 +3,20 @@
 //! It exists because a threaded caller must not fork, and because someone has to outlive both ends. It
 //! forks init into its namespaces, hands the caller a pidfd (and the terminal), waits, and leaves
 //! nothing behind: if the caller vanishes, even by `kill -9`, its end of the socket closes, and the helper
-//! kills the sandbox and cleans up as always. It costs a megabyte while the sandbox runs.
+//! kills the sandbox and cleans up as always. Then it is ready for the caller's next sandbox ([`pool`]), and ends with the caller
+//! at the latest. It costs a megabyte.
 //!
 //! Its standard input is the socket. It has no other descriptor of the caller but those sent to it.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, fstat};
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use serde::de::DeserializeOwned;
 
@@ -24,20 +28,63 @@ use crate::init::{self, Handed};
 use crate::join;
 use crate::joined::Joined;
 use crate::network::{self, relay};
-use crate::spec::{ExitStatus, Namespace, NetworkMode, SPEC_BYTES_MAX, SandboxSpec};
+use crate::spec::{
+    ExitStatus, Namespace, NetworkMode, SPEC_BYTES_MAX, SandboxSpec, Shared, Usage,
+};
 use crate::stubs::{self, Stub};
 use crate::sys::{self, Fork};
 use crate::userns::{self, Isolation};
 use crate::wire::{self, Progress, Report};
 
-/// The program name by which a re-executed process knows what it is.
-pub(crate) const NAME: &str = "longshore-sandbox";
+pub(crate) mod pool;
+
+/// What a helper is taken for, which its name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// One sandbox after the other.
+    Sandboxes,
+    /// One sandbox, which leaves traces in its helper.
+    Sandbox,
+    /// One more process of a sandbox, whose namespaces the helper enters.
+    Join,
+}
+
+/// How a helper has to be taken for `spec`.
+pub(crate) fn use_of(spec: &SandboxSpec) -> Use {
+    // Without namespaces it adopts orphans, others' namespaces it has to enter, and the program at the end of a relay is its child.
+    let is_plain = userns::isolation() == Isolation::Namespaces
+        && spec.shared == Shared::default()
+        && spec.joined.is_empty()
+        && !matches!(spec.network, NetworkMode::Relay(_));
+    match is_plain {
+        true => Use::Sandboxes,
+        false => Use::Sandbox,
+    }
+}
+
+impl Use {
+    const ALL: [Self; 3] = [Self::Sandboxes, Self::Sandbox, Self::Join];
+
+    /// The program name by which a re-executed process knows what it is.
+    fn name(self) -> &'static CStr {
+        match self {
+            Self::Sandboxes => c"longshore-sandboxes",
+            Self::Sandbox => c"longshore-sandbox",
+            Self::Join => c"longshore-join",
+        }
+    }
+
+    fn of_this_process() -> Option<Self> {
+        let name = std::env::args_os().next()?;
+        Self::ALL
+            .into_iter()
+            .find(|usage| usage.name().to_bytes() == name.as_bytes())
+    }
+}
 
 /// Whether this process was started as a helper: by its name, and with a socket as standard input.
 pub(crate) fn is_helper() -> bool {
-    std::env::args_os()
-        .next()
-        .is_some_and(|name| name == NAME || name == join::NAME)
+    Use::of_this_process().is_some()
         && fstat(rustix::stdio::stdin())
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
 }
@@ -45,33 +92,47 @@ pub(crate) fn is_helper() -> bool {
 /// Does the helper's whole work; the process ends with what this returns.
 pub(crate) fn run() -> i32 {
     let caller = rustix::stdio::stdin();
+    sys::set_signal_mask(&sys::SignalSet::EMPTY);
+    let _silenced = sys::redirect_to_null(rustix::stdio::stdout());
     // Out of the caller's session, so that its terminal's signals go to the caller alone; and out of its
     // directory, so that it can be unmounted.
     let _session = rustix::process::setsid();
     let _moved = rustix::process::chdir("/");
-    let joins = std::env::args_os()
-        .next()
-        .is_some_and(|name| name == join::NAME);
-    let done = match joins {
-        true => join::attempt(caller),
-        false => attempt(caller),
-    };
-    let report = match done {
-        Ok((status, usage)) => Report::Exited(status, usage),
-        Err(error) => Report::Failed(error),
-    };
-    match wire::send(caller, &report, &[]) {
-        Ok(()) => 0,
-        Err(_) => 1,
+    let usage = Use::of_this_process();
+    loop {
+        let done = match usage {
+            Some(Use::Join) => match receive_job(caller) {
+                Ok(Some(job)) => join::attempt(caller, job),
+                Ok(None) => return 0,
+                Err(error) => Err(error),
+            },
+            _ => match receive_job(caller) {
+                Ok(Some(job)) => attempt(caller, job),
+                Ok(None) => return 0,
+                Err(error) => Err(error),
+            },
+        };
+        let report = match done {
+            Ok((status, usage)) => Report::Exited(status, usage),
+            Err(error) => Report::Failed(error),
+        };
+        match wire::send(caller, &report, &[]) {
+            Ok(()) if usage == Some(Use::Sandboxes) => {}
+            Ok(()) => return 0,
+            Err(_) => return 1,
+        }
     }
 }
 
-fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartError> {
+fn attempt(
+    caller: BorrowedFd<'_>,
+    job: Job<SandboxSpec>,
+) -> Result<(ExitStatus, Usage), StartError> {
     let Job {
         spec,
         streams,
         more,
-    } = receive_job::<SandboxSpec>(caller)?;
+    } = job;
     let cgroups = Cgroups::make(spec.cgroup.as_deref(), &spec.limits)?;
     let oom_kills_before = match cgroups.counts_memory() {
         true => None,
@@ -91,7 +152,9 @@ fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartEr
     let result = match userns::isolation() {
         Isolation::Namespaces => Joined::of(&spec, more)
             .and_then(|joined| supervise(caller, spec, streams, joined, &cgroups, &mut stubs)),
-        Isolation::Chroot => chroot::supervise(caller, &spec, streams, &cgroups, &mut stubs),
+        Isolation::Chroot => chroot::supervise(caller, &spec, streams, &cgroups, &mut stubs)
+            // Of its orphans too, which are this process's children.
+            .map(|status| (status, sys::children_usage())),
         Isolation::None => Err(StartError::NeedsNamespaces {
             what: "a process in the image".to_owned(),
         }),
@@ -102,9 +165,9 @@ fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, crate::Usage), StartEr
         cgroups.end_all();
     }
     let swept = stubs::sweep(&root, &stubs).map_err(StartError::step("remove mount points"));
-    let mut usage = cgroups.usage(sys::children_usage());
+    let result = result.map(|(status, usage)| (status, cgroups.usage(usage)));
     cgroups.remove();
-    let status = result?;
+    let (status, mut usage) = result?;
     swept?;
     // By a signal of its own, or a shell's that tells of its child.
     if let Some(before) = oom_kills_before
@@ -124,14 +187,15 @@ pub(crate) struct Job<T> {
     pub(crate) more: Vec<OwnedFd>,
 }
 
-pub(crate) fn receive_job<T: DeserializeOwned>(
-    caller: BorrowedFd<'_>,
-) -> Result<Job<T>, StartError> {
+/// The next job; `None` if there is none any more.
+fn receive_job<T: DeserializeOwned>(caller: BorrowedFd<'_>) -> Result<Option<Job<T>>, StartError> {
     let unreadable = |what: &str| StartError::Spec {
         what: what.to_owned(),
     };
     let received = wire::receive::<()>(caller).map_err(|e| unreadable(&e.to_string()))?;
-    let ((), mut fds) = received.ok_or_else(|| unreadable("the caller is gone"))?;
+    let Some(((), mut fds)) = received else {
+        return Ok(None);
+    };
     let mut streams = fds.split_off(1.min(fds.len()));
     let more = streams.split_off(3.min(streams.len()));
     let streams = <[OwnedFd; 3]>::try_from(streams).map_err(|_| unreadable("no streams"))?;
@@ -157,11 +221,11 @@ pub(crate) fn receive_job<T: DeserializeOwned>(
         }
     }
     let spec = serde_json::from_slice(&bytes).map_err(|e| unreadable(&e.to_string()))?;
-    Ok(Job {
+    Ok(Some(Job {
         spec,
         streams,
         more,
-    })
+    }))
 }
 
 fn supervise(
@@ -171,7 +235,7 @@ fn supervise(
     joined: Option<Joined>,
     cgroups: &Cgroups,
     stubs: &mut Vec<Stub>,
-) -> Result<ExitStatus, StartError> {
+) -> Result<(ExitStatus, Usage), StartError> {
     let mut namespaces = libc::CLONE_NEWNS;
     if spec.has_own_processes() {
         namespaces |= libc::CLONE_NEWPID;
@@ -258,7 +322,7 @@ pub(crate) fn follow(
     pidfd: &OwnedFd,
     stubs: &mut Vec<Stub>,
     mut notes: Vec<String>,
-) -> Result<ExitStatus, StartError> {
+) -> Result<(ExitStatus, Usage), StartError> {
     let mut terminal = None;
     let mut names = Vec::new();
     let mut failure = None;
@@ -351,18 +415,13 @@ fn watch(caller: BorrowedFd<'_>, pidfd: &OwnedFd) {
     }
 }
 
-pub(crate) fn reap(pidfd: &OwnedFd) -> io::Result<ExitStatus> {
-    loop {
-        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
-            Ok(Some(status)) => {
-                return Ok(match (status.exit_status(), status.terminating_signal()) {
-                    (Some(code), _) => ExitStatus::Code(code),
-                    (None, Some(signal)) => ExitStatus::Signal(signal),
-                    (None, None) => ExitStatus::Code(255),
-                });
-            }
-            Ok(None) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+pub(crate) fn reap(pidfd: &OwnedFd) -> io::Result<(ExitStatus, Usage)> {
+    let (status, usage) = sys::wait_for(pidfd.as_fd())?;
+    let status = std::process::ExitStatus::from_raw(status);
+    let status = match (status.code(), status.signal()) {
+        (Some(code), _) => ExitStatus::Code(code),
+        (None, Some(signal)) => ExitStatus::Signal(signal),
+        (None, None) => ExitStatus::Code(255),
+    };
+    Ok((status, usage))
 }

@@ -94,7 +94,7 @@ fn prepare(
     // 1. Root of its user namespace, if it has one of its own. What is made here has exactly the modes that are asked for; and until the command replaces
     //    this program, no other process may trace it or open the host's binary through it.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let has_single_id = userns::has_single_id();
+    let has_single_id = !own_ids && userns::has_single_id();
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(StartError::step("make this process undumpable"))?;
     if let Some(score) = spec.oom_score {

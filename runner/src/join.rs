@@ -20,9 +20,6 @@ use crate::sys::{self, Fork};
 use crate::wire::{self, Progress};
 use crate::{confine, init, userns};
 
-/// The program name by which a re-executed process knows what it is.
-pub(crate) const NAME: &str = "longshore-join";
-
 /// A further process of a sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JoinSpec {
@@ -71,12 +68,15 @@ pub fn enter_files(pid: u32, namespace: &Path) -> Result<(), StartError> {
 }
 
 /// Does the helper's work.
-pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), StartError> {
+pub(crate) fn attempt(
+    caller: BorrowedFd<'_>,
+    job: Job<JoinSpec>,
+) -> Result<(ExitStatus, Usage), StartError> {
     let Job {
         spec,
         streams,
         mut more,
-    } = helper::receive_job::<JoinSpec>(caller)?;
+    } = job;
     let process_1 = more.pop().ok_or_else(|| StartError::Spec {
         what: "no sandbox to join".to_owned(),
     })?;
@@ -100,8 +100,7 @@ pub(crate) fn attempt(caller: BorrowedFd<'_>) -> Result<(ExitStatus, Usage), Sta
         }
         Fork::Parent { pidfd, .. } => {
             drop((theirs, streams, cgroups, process_1));
-            let status = helper::follow(caller, &ours, &pidfd, &mut Vec::new(), Vec::new())?;
-            Ok((status, sys::children_usage()))
+            helper::follow(caller, &ours, &pidfd, &mut Vec::new(), Vec::new())
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One process in one sandbox. Knows no images.
 //!
 //! ```text
-//!  caller (any threads)             helper (this program again)         init ─► the process
+//!  caller (any threads)             helper (this program again, kept)   init ─► the process
 //!  Sandbox::spawn ── spec, fds ──►  helper: fork into namespaces ─────► init: root, confinement, exec
 //!  Sandbox::wait  ◄── exit ───────  waits, cleans up                    process 1 of its pid namespace
 //! ```

@@ -1,15 +1,13 @@
 //! The caller's side: start a sandbox, signal it, wait for it.
 //!
-//! The caller may have any number of threads. [`Sandbox::spawn`] starts the helper by `posix_spawn`, whose
-//! cost does not depend on the caller's size, and returns when the process has started or could not.
+//! The caller may have any number of threads. [`Sandbox::spawn`] gives the spec to a helper (an idle one, or a new one
+//! whose cost does not depend on the caller's size), and returns when the process has started or could not.
 //! Dropping a [`Sandbox`] kills what still runs and waits until nothing is left.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -17,8 +15,9 @@ use rustix::fs::{CWD, MemfdFlags};
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use crate::error::SandboxError;
-use crate::helper;
-use crate::join::{self, JoinSpec};
+use crate::helper::pool::Helper;
+use crate::helper::{self, Use};
+use crate::join::JoinSpec;
 use crate::network::names::NameSockets;
 use crate::spec::{
     ExitStatus, MountKind, Namespace, NetworkMode, ProcessSpec, Root, SPEC_BYTES_MAX, SandboxSpec,
@@ -59,8 +58,8 @@ pub enum Stream {
 /// A running (or ended) sandbox.
 #[derive(Debug)]
 pub struct Sandbox {
-    helper: Child,
-    socket: OwnedFd,
+    /// Until the process has ended.
+    helper: Option<Helper>,
     process: Arc<OwnedFd>,
     terminal: Option<OwnedFd>,
     names: Option<NameSockets>,
@@ -126,7 +125,7 @@ impl Sandbox {
             );
             return Err(SandboxError::Invalid { what });
         }
-        Self::launch(helper::NAME, spec, stdio, others)
+        Self::launch(helper::use_of(spec), spec, stdio, others)
     }
 
     /// Starts a further process in this sandbox; it ends with it at the latest.
@@ -136,11 +135,11 @@ impl Sandbox {
     /// As for [`Sandbox::spawn`].
     pub fn join(&self, spec: &JoinSpec, stdio: Stdio) -> Result<Self, SandboxError> {
         validate_process(&spec.process)?;
-        Self::launch(join::NAME, spec, stdio, &[self.pidfd()])
+        Self::launch(Use::Join, spec, stdio, &[self.pidfd()])
     }
 
     fn launch(
-        name: &str,
+        usage: Use,
         spec: &impl serde::Serialize,
         stdio: Stdio,
         more: &[BorrowedFd<'_>],
@@ -151,6 +150,8 @@ impl Sandbox {
                 source: error.into(),
             }
         };
+        // While a new one comes up, there is something to do here.
+        let mut helper = Helper::take(usage).map_err(lost_before)?;
         let bytes = serde_json::to_vec(spec).map_err(|error| SandboxError::Invalid {
             what: error.to_string(),
         })?;
@@ -182,30 +183,18 @@ impl Sandbox {
             .open(rustix::stdio::stderr(), Direction::Out)
             .map_err(streams)?;
 
-        let spawn = |error| SandboxError::Io {
-            what: "start the sandbox's helper",
-            source: error,
-        };
-        let (socket, theirs) = wire::pair().map_err(spawn)?;
-        let mut helper = Command::new(own_program())
-            .arg0(name)
-            .env_clear()
-            .stdin(theirs)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .map_err(spawn)?;
         let mut fds = vec![file.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         fds.extend(more);
-        if let Err(error) = wire::send(&socket, &(), &fds) {
-            return Err(match end(&mut helper) {
+        if let Err(error) = helper.send(&fds) {
+            return Err(match helper.end() {
                 // It had no time to read the message: that tells more than the broken pipe.
                 Ok(status) if !status.success() => lost(status),
-                _ => spawn(error),
+                _ => lost_before(error),
             });
         }
         drop((file, stdin, stdout, stderr));
 
-        match wire::receive::<Report>(&socket) {
+        match wire::receive::<Report>(helper.socket()) {
             Ok(Some((Report::Started { notes, names }, mut fds)))
                 if fds.len() > usize::from(names) * 2 =>
             {
@@ -220,8 +209,7 @@ impl Sandbox {
                 });
                 let terminal = (fds.len() > 1).then(|| fds.remove(1));
                 Ok(Self {
-                    helper,
-                    socket,
+                    helper: Some(helper),
                     process: Arc::new(fds.remove(0)),
                     terminal,
                     names,
@@ -232,24 +220,12 @@ impl Sandbox {
                 })
             }
             Ok(Some((Report::Failed(error), _))) => {
-                let _status = end(&mut helper);
+                helper.put_back();
                 Err(error.into())
             }
-            Ok(Some((report, _))) => {
-                let _killed = helper.kill();
-                let _status = end(&mut helper);
-                Err(SandboxError::Protocol {
-                    what: format!("{report:?}"),
-                })
-            }
-            Ok(None) => Err(lost(end(&mut helper).map_err(spawn)?)),
-            Err(error) => {
-                let _killed = helper.kill();
-                let _status = end(&mut helper);
-                Err(SandboxError::Protocol {
-                    what: error.to_string(),
-                })
-            }
+            Ok(None) => Err(lost(helper.end().map_err(lost_before)?)),
+            Ok(Some((report, _))) => Err(unexpected(helper, &format!("{report:?}"))),
+            Err(error) => Err(unexpected(helper, &error.to_string())),
         }
     }
 
@@ -264,24 +240,24 @@ impl Sandbox {
         if let Some((status, _)) = self.ended {
             return Ok(status);
         }
-        let report =
-            wire::receive::<Report>(&self.socket).map_err(|error| SandboxError::Protocol {
-                what: error.to_string(),
-            })?;
-        let status = end(&mut self.helper).map_err(|error| SandboxError::Io {
-            what: "wait for the helper",
-            source: error,
-        })?;
-        match report {
-            Some((Report::Exited(exit, usage), _)) => {
+        let Some(helper) = self.helper.take() else {
+            return Err(SandboxError::Protocol {
+                what: "the helper has failed before".to_owned(),
+            });
+        };
+        match wire::receive::<Report>(helper.socket()) {
+            Ok(Some((Report::Exited(exit, usage), _))) => {
+                helper.put_back();
                 self.ended = Some((exit, usage));
                 Ok(exit)
             }
-            Some((Report::Failed(error), _)) => Err(error.into()),
-            Some((report, _)) => Err(SandboxError::Protocol {
-                what: format!("{report:?}"),
-            }),
-            None => Err(lost(status)),
+            Ok(Some((Report::Failed(error), _))) => {
+                helper.put_back();
+                Err(error.into())
+            }
+            Ok(None) => Err(lost(helper.end().map_err(lost_before)?)),
+            Ok(Some((report, _))) => Err(unexpected(helper, &format!("{report:?}"))),
+            Err(error) => Err(unexpected(helper, &error.to_string())),
         }
     }
 
@@ -291,8 +267,8 @@ impl Sandbox {
     ///
     /// As for [`Sandbox::wait`].
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, SandboxError> {
-        if self.ended.is_none() {
-            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        if let Some(helper) = &self.helper {
+            let mut fds = [PollFd::new(helper.socket(), PollFlags::IN)];
             let now = rustix::event::Timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
@@ -348,7 +324,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if self.ended.is_none() && matches!(self.helper.try_wait(), Ok(None)) {
+        if self.helper.is_some() {
             let _killed = self.kill(libc::SIGKILL);
             let _status = self.wait();
         }
@@ -389,13 +365,25 @@ fn read_only_program() -> io::Result<OwnedFd> {
     Ok(mount)
 }
 
-fn end(helper: &mut Child) -> io::Result<std::process::ExitStatus> {
-    helper.wait()
-}
-
 fn lost(status: std::process::ExitStatus) -> SandboxError {
     SandboxError::Lost {
         status: status.to_string(),
+    }
+}
+
+fn lost_before(source: io::Error) -> SandboxError {
+    SandboxError::Io {
+        what: "start the sandbox's helper",
+        source,
+    }
+}
+
+/// What is told of a helper that does not answer as it should, and is therefore ended.
+fn unexpected(helper: Helper, what: &str) -> SandboxError {
+    helper.kill();
+    let _status = helper.end();
+    SandboxError::Protocol {
+        what: what.to_owned(),
     }
 }
 

@@ -129,11 +129,115 @@ pub(crate) fn redirect_to_null(stream: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn require_single_thread() -> io::Result<()> {
-    let threads = std::fs::read_dir("/proc/self/task")?.take(2).count();
-    if threads > 1 {
-        Err(io::Error::from_raw_os_error(libc::EBUSY))
-    } else {
-        Ok(())
+    // As of any directory: one link from above, one from within, and one from each directory in it.
+    match rustix::fs::stat("/proc/self/task")?.st_nlink {
+        3 => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+    }
+}
+
+/// Starts the program at `path` under the name `name`, with `stdin` as its standard input, no environment, and what else is
+/// not closed on exec. Gives a descriptor for the process.
+///
+/// Any thread of any process may call this: its cost does not depend on the caller's size. All signals are blocked in the new
+/// process, which is to unblock those that it wants.
+pub(crate) fn spawn(path: &CStr, name: &CStr, stdin: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const STACK_BYTES: usize = 32 << 10;
+    struct Start {
+        path: *const c_char,
+        argv: [*const c_char; 2],
+        stdin: RawFd,
+        errno: c_int,
+    }
+    /// Runs in the caller's memory while the caller's thread stands still: makes system calls, and nothing else.
+    extern "C" fn child(start: *mut libc::c_void) -> c_int {
+        let start = start.cast::<Start>();
+        let env: [*const c_char; 1] = [ptr::null()];
+        // SAFETY: `start` is the caller's, which waits; its strings are null-terminated, and so are both arrays. What dup2
+        // changes is this process's own table of descriptors.
+        unsafe {
+            let done = if (*start).stdin == 0 {
+                libc::fcntl(0, libc::F_SETFD, 0)
+            } else {
+                libc::dup2((*start).stdin, 0)
+            };
+            if done >= 0 {
+                libc::execve((*start).path, (*start).argv.as_ptr(), env.as_ptr());
+            }
+            (*start).errno = *libc::__errno_location();
+            libc::_exit(127)
+        }
+    }
+    let mut start = Start {
+        path: path.as_ptr(),
+        argv: [name.as_ptr(), ptr::null()],
+        stdin: stdin.as_raw_fd(),
+        errno: 0,
+    };
+    let mut pidfd: RawFd = -1;
+    let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
+    // A handler of the caller's must not run in both processes.
+    let mask = set_signal_mask(&SignalSet::ALL);
+    // SAFETY: the child has a stack of its own, aligned to 16 bytes, of which the end is given, as stacks grow down; it uses
+    // `start` and `pidfd`, which outlive it in this memory, since CLONE_VFORK returns when it has executed the program or ended.
+    let pid = unsafe {
+        libc::clone(
+            child,
+            stack.as_mut_ptr_range().end.cast(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD,
+            (&raw mut start).cast(),
+            &raw mut pidfd,
+        )
+    };
+    let failed = io::Error::last_os_error();
+    set_signal_mask(&mask);
+    if pid == -1 {
+        return Err(failed);
+    }
+    // SAFETY: the kernel stored a new descriptor that no one else owns.
+    let process = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    // SAFETY: as the child wrote it before it ended, for which `clone` has waited.
+    match unsafe { (&raw const start.errno).read_volatile() } {
+        0 => Ok(process),
+        errno => {
+            let _ended = wait_for(process.as_fd());
+            Err(io::Error::from_raw_os_error(errno))
+        }
+    }
+}
+
+/// Waits for a child: its end as `wait` tells it (a code in the second byte, or a signal in the first), and what it and its own children
+/// that were waited for used.
+pub(crate) fn wait_for(child: BorrowedFd<'_>) -> io::Result<(i32, Usage)> {
+    loop {
+        // SAFETY: both are plain integers (and unions of them), for which zero is a value; the kernel fills them, and the fifth
+        // argument, which libc's `waitid` has not, is where it writes what the child used.
+        let (result, info, usage) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let mut usage: libc::rusage = std::mem::zeroed();
+            let result = check(libc::syscall(
+                libc::SYS_waitid,
+                libc::P_PIDFD,
+                child.as_raw_fd(),
+                &raw mut info,
+                libc::WEXITED,
+                &raw mut usage,
+            ));
+            (result, info, usage)
+        };
+        match result {
+            Ok(()) => {
+                // SAFETY: `waitid` fills this field for a child that has ended.
+                let status = unsafe { info.si_status() };
+                let status = match info.si_code {
+                    libc::CLD_EXITED => (status & 0xff) << 8,
+                    _ => status & 0x7f,
+                };
+                return Ok((status, as_usage(&usage)));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -392,6 +496,10 @@ pub(crate) fn children_usage() -> Usage {
         libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
         usage
     };
+    as_usage(&usage)
+}
+
+fn as_usage(usage: &libc::rusage) -> Usage {
     let micros = |time: libc::timeval| {
         u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000
             + u64::try_from(time.tv_usec).unwrap_or(0)

@@ -88,11 +88,34 @@ pub(crate) fn send<T: Serialize>(
     Ok(())
 }
 
+/// Waits for the next message, and tells its length; `None` at the end.
+fn next_length(socket: impl AsFd) -> io::Result<Option<usize>> {
+    let look = RecvFlags::PEEK | RecvFlags::TRUNC;
+    loop {
+        match rustix::net::recv(&socket, &mut [0_u8; 0][..], look) {
+            Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            Ok((_, length)) if length <= MESSAGE_BYTES_MAX => return Ok(Some(length)),
+            Ok(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "message too long",
+                ));
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// The next message with its descriptors (closed on exec); `None` at the end.
 pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
     socket: impl AsFd,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    // As long as the message, which is far shorter than the longest: memory that is not touched costs nothing.
+    let Some(length) = next_length(&socket)? else {
+        return Ok(None);
+    };
+    let mut bytes = vec![0; length];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
@@ -104,9 +127,6 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
             result => break result?,
         }
     };
-    if received.bytes == 0 {
-        return Ok(None);
-    }
     if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,

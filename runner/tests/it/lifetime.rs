@@ -15,6 +15,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("killer_from_another_thread", killer_from_another_thread),
     ("dropped", dropped),
     ("the_caller_dies", the_caller_dies),
+    ("helpers_are_kept", helpers_are_kept),
+    ("usage_is_its_own", usage_is_its_own),
     ("init_reaps", init_reaps),
     ("init_forwards", init_forwards),
     ("many_at_once", many_at_once),
@@ -146,6 +148,76 @@ fn the_caller_dies(world: &World) -> Result<(), String> {
         .unwrap();
     assert_eq!(err, "");
     assert_eq!(world.upper(), before, "the helper cleaned up");
+    Ok(())
+}
+
+/// The helpers of this process: their ids, and how many descriptors each has open.
+fn helpers() -> Vec<(i32, usize)> {
+    let children = fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let pids: Vec<i32> = children
+        .flat_map(|text| {
+            text.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let of = |pid: i32| {
+        let name = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+        (name == b"longshore-sandboxes\0").then_some((pid, open))
+    };
+    pids.into_iter().filter_map(of).collect()
+}
+
+fn helpers_are_kept(world: &World) -> Result<(), String> {
+    let run_one = |expect: &str| {
+        let outcome = run(&world.script(&format!("echo {expect}"))).unwrap();
+        assert_eq!(outcome.stdout, format!("{expect}\n"));
+    };
+    run_one("first");
+    let before = helpers();
+    assert!(!before.is_empty());
+    run_one("second");
+    // One that could not start its process serves as well.
+    assert_eq!(run(&world.spec(["nope"])).unwrap_err().exit_code(), 127);
+    assert_eq!(
+        helpers(),
+        before,
+        "the same ones, and nothing was left open"
+    );
+
+    // Whatever ends them while they wait ends no sandbox.
+    for (pid, _) in &before {
+        let pid = rustix::process::Pid::from_raw(*pid).unwrap();
+        let process =
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
+        let mut ended = [rustix::event::PollFd::new(
+            &process,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut ended, None).unwrap();
+    }
+    run_one("third");
+    let now = helpers();
+    assert_eq!(now.len(), 1, "{now:?}");
+    assert!(!before.iter().any(|(pid, _)| *pid == now[0].0), "{now:?}");
+    Ok(())
+}
+
+/// What one sandbox used is not counted to the next one of the same helper.
+fn usage_is_its_own(world: &World) -> Result<(), String> {
+    let peak = |script: &str| {
+        let mut sandbox = Sandbox::spawn(&world.script(script), Stdio::default()).unwrap();
+        assert_eq!(sandbox.wait().unwrap(), ExitStatus::Code(0));
+        sandbox.usage().unwrap().memory_peak
+    };
+    let large = peak("dd if=/dev/zero of=/dev/null bs=48M count=1 2> /dev/null");
+    let small = peak("true");
+    assert!(large >= 48 << 20, "{large}");
+    assert!(0 < small && small < 24 << 20, "{small}");
     Ok(())
 }
 
