@@ -4,6 +4,9 @@
 //! architecture? ─ one of the plan's ─► number ≥ mid? ─ … ─► look at arguments ─► return
 //!               └ other             ─► kill
 //! ```
+//!
+//! It is written from its end, so that where a jump leads is known when it is written, and one `return` serves all that come to
+//! the same answer: the kernel checks, translates and compiles every instruction each time that a filter is installed.
 
 use std::collections::BTreeMap;
 
@@ -90,18 +93,18 @@ pub(super) enum Comparison {
 
 /// The program for `plans`; any other architecture is killed.
 pub(super) fn assemble(plans: &[Plan]) -> Vec<sock_filter> {
-    let mut program = vec![instruction(LOAD, ARCH_OFFSET)];
-    for plan in plans {
-        let mut block = vec![instruction(LOAD, NUMBER_OFFSET)];
-        block.extend(search(&ranges(plan)));
-        program.extend([
-            branch(JUMP_EQUAL, plan.arch, 1, 0),
-            instruction(JUMP, length(&block)),
-        ]);
-        program.extend(block);
+    let mut writer = Writer::default();
+    let mut other = writer.action(SECCOMP_RET_KILL_PROCESS);
+    for plan in plans.iter().rev() {
+        let found = writer.search(&ranges(plan));
+        writer.fall_to(found);
+        let block = writer.write(instruction(LOAD, NUMBER_OFFSET));
+        other = writer.branch(JUMP_EQUAL, plan.arch, block, other);
     }
-    program.push(instruction(RETURN, SECCOMP_RET_KILL_PROCESS));
-    program
+    writer.fall_to(other);
+    writer.write(instruction(LOAD, ARCH_OFFSET));
+    writer.code.reverse();
+    writer.code
 }
 
 /// The numbers from `start` to the next range's, and what happens to them.
@@ -132,34 +135,127 @@ fn ranges(plan: &Plan) -> Vec<Range> {
     ranges
 }
 
-/// A binary search for the accumulator among `ranges`, ending in a return for each.
-fn search(ranges: &[Range]) -> Vec<sock_filter> {
-    if let [only] = ranges {
-        return outcome(&only.verdict);
-    }
-    let middle = ranges.len() / 2;
-    let (below, above) = (search(&ranges[..middle]), search(&ranges[middle..]));
-    let start = ranges[middle].start;
-    let mut code = match u8::try_from(below.len()) {
-        Ok(distance) => vec![branch(JUMP_AT_LEAST, start, distance, 0)],
-        // Conditional jumps reach 255 instructions, plain ones any number.
-        Err(_) => vec![
-            branch(JUMP_AT_LEAST, start, 0, 1),
-            instruction(JUMP, length(&below)),
-        ],
-    };
-    code.extend(below);
-    code.extend(above);
-    code
+/// How many instructions there are from the one meant to the end of the program, itself included.
+type Place = usize;
+
+/// Conditional jumps skip so many instructions at most; plain ones any number.
+const REACH: usize = 255;
+
+/// A program, of which the end is written.
+#[derive(Default)]
+struct Writer {
+    /// The last instruction first.
+    code: Vec<sock_filter>,
+    /// The nearest `return` of each action.
+    returns: BTreeMap<Action, Place>,
 }
 
-fn outcome(verdict: &Verdict) -> Vec<sock_filter> {
-    let mut code = Vec::new();
-    for rule in &verdict.rules {
-        code.extend(rule_code(rule));
+impl Writer {
+    /// Writes what comes before all that is written.
+    fn write(&mut self, instruction: sock_filter) -> Place {
+        self.code.push(instruction);
+        self.code.len()
     }
-    code.push(instruction(RETURN, verdict.otherwise));
-    code
+
+    fn at(&self, place: Place) -> sock_filter {
+        self.code[place - 1]
+    }
+
+    /// Where `action` is returned.
+    fn action(&mut self, action: Action) -> Place {
+        match self.returns.get(&action) {
+            Some(place) => *place,
+            None => self.write_return(action),
+        }
+    }
+
+    fn write_return(&mut self, action: Action) -> Place {
+        let place = self.write(instruction(RETURN, action));
+        self.returns.insert(action, place);
+        place
+    }
+
+    /// Writes what does the same as the instruction at `place`.
+    fn write_way_to(&mut self, place: Place) -> Place {
+        let there = self.at(place);
+        if there.code == RETURN {
+            return self.write_return(there.k);
+        }
+        let distance = u32::try_from(self.code.len() - place)
+            .expect("a program of four billion instructions does not fit in memory");
+        self.write(instruction(JUMP, distance))
+    }
+
+    /// Makes `place` what comes after the next instruction that is written.
+    fn fall_to(&mut self, place: Place) {
+        if place != self.code.len() {
+            self.write_way_to(place);
+        }
+    }
+
+    /// The same, where a branch can reach it that is written next, or next but one.
+    fn within_reach(&mut self, place: Place) -> Place {
+        match self.code.len() + 1 - place {
+            ..=REACH => place,
+            _ => self.write_way_to(place),
+        }
+    }
+
+    fn branch(&mut self, code: u16, value: u32, then: Place, otherwise: Place) -> Place {
+        let (then, otherwise) = (self.within_reach(then), self.within_reach(otherwise));
+        let distance =
+            |place| u8::try_from(self.code.len() - place).expect("it was brought within reach");
+        let (then, otherwise) = (distance(then), distance(otherwise));
+        self.write(branch(code, value, then, otherwise))
+    }
+
+    /// A binary search for the accumulator among `ranges`.
+    fn search(&mut self, ranges: &[Range]) -> Place {
+        if let [only] = ranges {
+            return self.outcome(&only.verdict);
+        }
+        let (below, above) = ranges.split_at(ranges.len() / 2);
+        let (start, above) = (above[0].start, self.search(above));
+        let below = self.search(below);
+        self.branch(JUMP_AT_LEAST, start, above, below)
+    }
+
+    fn outcome(&mut self, verdict: &Verdict) -> Place {
+        let otherwise = self.action(verdict.otherwise);
+        let rules = verdict.rules.iter().rev();
+        rules.fold(otherwise, |next, rule| self.rule(rule, next))
+    }
+
+    /// `fails` is what comes next if not all conditions hold.
+    fn rule(&mut self, rule: &Rule, mut fails: Place) -> Place {
+        let conditions: Vec<_> = rule.conditions.iter().map(|c| steps(*c)).collect();
+        if let [only] = conditions.as_slice()
+            && let [(load, ..), _] = only.as_slice()
+            && (self.at(fails).code, self.at(fails).k) == (LOAD, load.k)
+        {
+            // What the next rule looks at is loaded already.
+            fails -= 1;
+        }
+        let holds = self.action(rule.action);
+        let conditions = conditions.iter().rev();
+        conditions.fold(holds, |holds, steps| self.condition(steps, holds, fails))
+    }
+
+    fn condition(&mut self, steps: &[(sock_filter, To, To)], holds: Place, fails: Place) -> Place {
+        let mut next = holds;
+        for (step, then, otherwise) in steps.iter().rev() {
+            let place = |to: &To| match to {
+                To::Next => next,
+                To::Holds => holds,
+                To::Fails => fails,
+            };
+            next = match step.code {
+                LOAD | AND => self.write(*step),
+                code => self.branch(code, step.k, place(then), place(otherwise)),
+            };
+        }
+        next
+    }
 }
 
 /// Where a comparison goes on.
@@ -171,32 +267,6 @@ enum To {
     Holds,
     /// Behind this rule.
     Fails,
-}
-
-fn rule_code(rule: &Rule) -> Vec<sock_filter> {
-    let conditions: Vec<Vec<(sock_filter, To, To)>> =
-        rule.conditions.iter().map(|c| steps(*c)).collect();
-    let mut left: usize = conditions.iter().map(Vec::len).sum();
-    let mut code = Vec::new();
-    for steps in conditions {
-        let count = steps.len();
-        for (at, (mut step, then, otherwise)) in steps.into_iter().enumerate() {
-            let distance = |to| {
-                let distance = match to {
-                    To::Next => 0,
-                    To::Holds => count - 1 - at,
-                    // Past the others of this rule, and its return.
-                    To::Fails => left - 1 - at + 1,
-                };
-                u8::try_from(distance).expect("six conditions of eight instructions at most")
-            };
-            (step.jt, step.jf) = (distance(then), distance(otherwise));
-            code.push(step);
-        }
-        left -= count;
-    }
-    code.push(instruction(RETURN, rule.action));
-    code
 }
 
 /// The comparison, half by half, since the machine has words of 32 bits.
@@ -249,11 +319,6 @@ fn steps(condition: Condition) -> Vec<(sock_filter, To, To)> {
         AtMost => jump(JUMP_ABOVE, low_value, To::Fails, To::Next),
     });
     code
-}
-
-fn length(code: &[sock_filter]) -> u32 {
-    u32::try_from(code.len())
-        .expect("a program of four billion instructions does not fit in memory")
 }
 
 pub(crate) fn instruction(code: u16, value: u32) -> sock_filter {

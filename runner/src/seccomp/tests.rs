@@ -117,9 +117,9 @@ fn the_program_stays_small() {
     };
     // A longer one costs every exec: the kernel checks and translates it each time.
     let native = assemble(&[plan(*native, Capabilities::DOCKER)]).len();
-    assert!(native <= 200, "{native} instructions");
+    assert!(native <= 120, "{native} instructions");
     let all = program(Capabilities::DOCKER).len();
-    assert!(all <= native + 240 * others.len(), "{all} instructions");
+    assert!(all <= native + 140 * others.len(), "{all} instructions");
 }
 
 /// What `docs/security.md` says of the calls that are treated otherwise than Docker does, by name.

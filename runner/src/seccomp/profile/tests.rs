@@ -409,7 +409,7 @@ fn bad_files_are_told_with_their_place() {
         error(r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_NEW_LISTENER"]}"#)
             .contains("unknown variant")
     );
-    let large: Vec<String> = (0..900)
+    let large: Vec<String> = (0..1200)
         .map(|value| format!(r#"{{"names":["read"],"action":"SCMP_ACT_ERRNO","args":[{{"index":0,"value":{value},"op":"SCMP_CMP_EQ"}}]}}"#))
         .collect();
     assert!(error(&with(&large.join(","))).contains("the kernel takes 4096"));
