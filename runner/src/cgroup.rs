@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -254,9 +255,8 @@ impl Cgroups {
         let settings = settings(limits);
         let default_name = format!("longshore-{}", std::process::id());
         let mut groups = Self::default();
-        let hierarchies = hierarchies().unwrap_or_default();
         let result = groups.fill(
-            &hierarchies,
+            own_hierarchies(),
             name.unwrap_or(&default_name),
             name.is_some(),
             &settings,
@@ -589,6 +589,17 @@ impl Hierarchy {
             None => self.own.join(name),
         }
     }
+}
+
+/// Those of a helper, which stays where it is: read once.
+fn own_hierarchies() -> &'static [Hierarchy] {
+    static OWN: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    OWN.get_or_init(|| hierarchies().unwrap_or_default())
+}
+
+/// Reads ahead of its use what [`Cgroups::make`] needs to know.
+pub(crate) fn prepare() {
+    let _read = own_hierarchies();
 }
 
 fn hierarchies() -> io::Result<Vec<Hierarchy>> {

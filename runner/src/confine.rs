@@ -51,7 +51,7 @@ pub(crate) fn confine(
 pub(crate) fn filter(confinement: &Confinement) -> Result<(), StartError> {
     let (program, flags) = match &confinement.seccomp {
         Seccomp::Default => (seccomp::program(confinement.capabilities), 0),
-        Seccomp::Profile(filter) => (filter.program(), filter.flags()),
+        Seccomp::Profile(filter) => (filter.program().into(), filter.flags()),
         Seccomp::Unconfined => return Ok(()),
     };
     match sys::install_seccomp(&program, flags) {

@@ -28,8 +28,9 @@ use crate::init::{self, Handed};
 use crate::join;
 use crate::joined::Joined;
 use crate::network::{self, relay};
+use crate::seccomp;
 use crate::spec::{
-    ExitStatus, Namespace, NetworkMode, SPEC_BYTES_MAX, SandboxSpec, Shared, Usage,
+    Capabilities, ExitStatus, Namespace, NetworkMode, SPEC_BYTES_MAX, SandboxSpec, Shared, Usage,
 };
 use crate::stubs::{self, Stub};
 use crate::sys::{self, Fork};
@@ -99,6 +100,11 @@ pub(crate) fn run() -> i32 {
     let _session = rustix::process::setsid();
     let _moved = rustix::process::chdir("/");
     let usage = Use::of_this_process();
+    if usage != Some(Use::Join) {
+        // While the caller writes down what it wants.
+        cgroup::prepare();
+        let _made = seccomp::program(Capabilities::DOCKER);
+    }
     loop {
         let done = match usage {
             Some(Use::Join) => match receive_job(caller) {

@@ -10,6 +10,9 @@
 //! - [`assemble`]: rules to a program. A call costs it some seven comparisons, and the kernel remembers for each number
 //!   whether it is always allowed; loading costs a tenth of what a linear list of this length does.
 
+use std::borrow::Cow;
+use std::sync::OnceLock;
+
 use libc::{SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, sock_filter};
 use serde::{Deserialize, Serialize};
 
@@ -321,8 +324,16 @@ fn errno(number: i32) -> Action {
     SECCOMP_RET_ERRNO | number.unsigned_abs()
 }
 
-/// The default filter for a sandbox with these capabilities.
-pub(crate) fn program(capabilities: Capabilities) -> Vec<sock_filter> {
+/// The default filter for a sandbox with these capabilities. That for docker's is put together once in a process.
+pub(crate) fn program(capabilities: Capabilities) -> Cow<'static, [sock_filter]> {
+    static DOCKER: OnceLock<Vec<sock_filter>> = OnceLock::new();
+    match capabilities {
+        Capabilities::DOCKER => DOCKER.get_or_init(|| made_for(capabilities)).into(),
+        other => made_for(other).into(),
+    }
+}
+
+fn made_for(capabilities: Capabilities) -> Vec<sock_filter> {
     let plans: Vec<Plan> = arches()
         .iter()
         .map(|arch| plan(*arch, capabilities))
