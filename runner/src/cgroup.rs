@@ -1,8 +1,8 @@
 //! The sandbox's control group: limits, and what its processes used. Version 2, and version 1 where
 //! that is what the host has.
 //!
-//! A group is made beneath the caller's own, `longshore-<helper's pid>` unless the spec names it, and
-//! removed when the sandbox has ended. Init is born in a version 2 group, which costs next to nothing.
+//! A group is made beneath the caller's own, `longshore-<helper's pid>-<number>` unless the spec names it, and
+//! removed when the sandbox has ended; by the next helper if its own was killed ([`stale`]). Init is born in a version 2 group, which costs next to nothing.
 //! Entering a version 1 group waits for the whole machine (milliseconds), so those are made only when a
 //! limit asks for them. Without a limit, what the host does not permit is done without.
 
@@ -18,6 +18,8 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use crate::error::StartError;
 use crate::spec::{Limits, MEMORY_MIN, Usage};
 
+mod stale;
+
 /// More than `/proc/self/mountinfo` of the busiest host.
 const TABLE_BYTES_MAX: u64 = 16 << 20;
 /// The period over which a processor quota is counted, in microseconds: the kernel's default.
@@ -29,6 +31,8 @@ pub(crate) struct Cgroups {
     unified: Option<(PathBuf, OwnedFd)>,
     /// Version 1: one directory for each controller in use.
     legacy: Vec<PathBuf>,
+    /// Those of version 1 are this helper's as long as they live; that of version 2 has its own.
+    claims: Vec<OwnedFd>,
     notes: Vec<String>,
 }
 
@@ -253,7 +257,7 @@ impl Cgroups {
     pub(crate) fn make(name: Option<&str>, limits: &Limits) -> Result<Self, StartError> {
         check(limits)?;
         let settings = settings(limits);
-        let default_name = format!("longshore-{}", std::process::id());
+        let default_name = stale::name();
         let mut groups = Self::default();
         let result = groups.fill(
             own_hierarchies(),
@@ -343,8 +347,9 @@ impl Cgroups {
                 })?;
             let dir = hierarchy.group(name);
             let fail = |error: io::Error| refused(format!("`{}`: {error}", dir.display()));
-            make_dir(&dir).map_err(fail)?;
             if !self.legacy.contains(&dir) {
+                let claim = stale::claim(&dir).map_err(fail)?;
+                self.claims.push(claim);
                 self.legacy.push(dir.clone());
             }
             if setting.controller == "cpuset" {
@@ -378,9 +383,8 @@ impl Cgroups {
                 }
             }
         }
-        make_dir(dir)?;
-        let handle = File::open(dir)?;
-        self.unified = Some((dir.to_owned(), handle.into()));
+        let handle = stale::claim(dir)?;
+        self.unified = Some((dir.to_owned(), handle));
         // Entering needs the right to move processes out of where we are.
         OpenOptions::new()
             .write(true)
@@ -600,6 +604,19 @@ fn own_hierarchies() -> &'static [Hierarchy] {
 /// Reads ahead of its use what [`Cgroups::make`] needs to know.
 pub(crate) fn prepare() {
     let _read = own_hierarchies();
+}
+
+/// Removes what helpers left behind that were killed.
+pub(crate) fn sweep() {
+    for hierarchy in own_hierarchies() {
+        stale::sweep(&hierarchy.own);
+        if hierarchy.controllers.is_empty() {
+            // Where `fill` goes for limits.
+            for above in hierarchy.above() {
+                stale::sweep(&above.join("longshore"));
+            }
+        }
+    }
 }
 
 fn hierarchies() -> io::Result<Vec<Hierarchy>> {

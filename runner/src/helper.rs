@@ -105,6 +105,7 @@ pub(crate) fn run() -> i32 {
         cgroup::prepare();
         let _made = seccomp::program(Capabilities::DOCKER);
     }
+    let mut has_swept = false;
     loop {
         let done = match usage {
             Some(Use::Join) => match receive_job(caller) {
@@ -123,7 +124,12 @@ pub(crate) fn run() -> i32 {
             Err(error) => Report::Failed(error),
         };
         match wire::send(caller, &report, &[]) {
-            Ok(()) if usage == Some(Use::Sandboxes) => {}
+            Ok(()) if usage == Some(Use::Sandboxes) => {
+                // Nobody waits for this one now.
+                if !std::mem::replace(&mut has_swept, true) {
+                    cgroup::sweep();
+                }
+            }
             Ok(()) => return 0,
             Err(_) => return 1,
         }

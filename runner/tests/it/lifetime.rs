@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ProcessStdio};
 
 use runner::{ExitStatus, Sandbox, Stdio, Stream};
@@ -17,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_caller_dies", the_caller_dies),
     ("helpers_are_kept", helpers_are_kept),
     ("usage_is_its_own", usage_is_its_own),
+    ("groups_of_killed_helpers", groups_of_killed_helpers),
     ("init_reaps", init_reaps),
     ("init_forwards", init_forwards),
     ("many_at_once", many_at_once),
@@ -171,6 +173,65 @@ fn helpers() -> Vec<(i32, usize)> {
     pids.into_iter().filter_map(of).collect()
 }
 
+/// Kills them, and waits until they have ended.
+fn end_helpers() {
+    for (pid, _) in helpers() {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        let process =
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
+        let mut ended = [rustix::event::PollFd::new(
+            &process,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut ended, None).unwrap();
+    }
+}
+
+/// The version 2 control groups of helper `pid`.
+fn groups_of(pid: i32, dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let name = entry.file_name().into_string().unwrap_or_default();
+        if name.starts_with(&format!("longshore-{pid}-")) && path.join("cgroup.events").exists() {
+            found.push(path.clone());
+        }
+        groups_of(pid, &path, found);
+    }
+}
+
+fn groups_of_killed_helpers(world: &World) -> Result<(), String> {
+    end_helpers();
+    let (mut sandbox, _out) = start(world, "echo ready; sleep 1000", false);
+    let helper = helpers().pop().unwrap();
+    let mut groups = Vec::new();
+    groups_of(helper.0, Path::new("/sys/fs/cgroup"), &mut groups);
+    let Some(group) = groups.pop() else {
+        return Err("version 2 control groups cannot be made here".to_owned());
+    };
+    end_helpers();
+    let error = sandbox.wait().unwrap_err();
+    assert!(
+        matches!(error, runner::SandboxError::Lost { .. }),
+        "{error}"
+    );
+    assert!(group.exists());
+    while fs::read_to_string(group.join("cgroup.events"))
+        .is_ok_and(|events| events.contains("populated 1"))
+    {
+        std::thread::yield_now();
+    }
+    // A new helper sweeps when it has its first sandbox behind it, before it takes the second one.
+    for _ in 0..2 {
+        assert!(run(&world.script("true")).unwrap().status.success());
+    }
+    assert!(!group.exists(), "{group:?}");
+    Ok(())
+}
+
 fn helpers_are_kept(world: &World) -> Result<(), String> {
     let run_one = |expect: &str| {
         let outcome = run(&world.script(&format!("echo {expect}"))).unwrap();
@@ -189,17 +250,7 @@ fn helpers_are_kept(world: &World) -> Result<(), String> {
     );
 
     // Whatever ends them while they wait ends no sandbox.
-    for (pid, _) in &before {
-        let pid = rustix::process::Pid::from_raw(*pid).unwrap();
-        let process =
-            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-        rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
-        let mut ended = [rustix::event::PollFd::new(
-            &process,
-            rustix::event::PollFlags::IN,
-        )];
-        rustix::event::poll(&mut ended, None).unwrap();
-    }
+    end_helpers();
     run_one("third");
     let now = helpers();
     assert_eq!(now.len(), 1, "{now:?}");
