@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use reqwest::{Method, StatusCode};
-use store::oci::{Descriptor, Digest, Reference};
+use store::oci::{Descriptor, Digest, MediaType, Reference};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::Client;
@@ -22,7 +22,7 @@ use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::transport::Call;
 
-mod span;
+pub(crate) mod span;
 
 use span::Span;
 
@@ -142,6 +142,18 @@ impl Client {
         Ok(())
     }
 
+    /// A blob whose size its first answer tells.
+    pub(crate) async fn span_of(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+    ) -> Result<Span, ClientError> {
+        let descriptor = Descriptor::new(MediaType::OCI_LAYER, digest, u64::MAX);
+        let mut span = self.span(reference, &descriptor).await?;
+        span.has_size = false;
+        Ok(span)
+    }
+
     async fn span(
         &self,
         reference: &Reference,
@@ -240,7 +252,7 @@ impl std::fmt::Debug for BlobStream {
 
 impl BlobStream {
     /// What a span reads, connected or not; more only where it is not the end of the blob.
-    fn one(span: Span, client: &Client) -> BlobStream {
+    pub(crate) fn one(span: Span, client: &Client) -> BlobStream {
         BlobStream {
             next: span.end,
             offset: span.offset,

@@ -14,6 +14,7 @@
 //! | [`edit`] | images changed without moving their layers |
 //! | [`search`] | repositories by a part of their name |
 //! | [`referrers`] | what is about a manifest, where the registry keeps no list of it |
+//! | [`through`] | what a cache in front of a registry asks |
 //! | [`fetch`] | plain files behind URLs |
 //! | [`bucket`] | objects in S3-compatible stores |
 //! | [`progress`] | who is told how far transfers are |
@@ -52,6 +53,7 @@ pub mod push;
 pub mod referrers;
 mod registry;
 pub mod search;
+pub mod through;
 mod transport;
 mod upload;
 

@@ -297,7 +297,7 @@ async fn call(
     Ok(Call::new(method, url).header(ACCEPT, &MANIFEST_TYPES.join(", ")))
 }
 
-fn path(reference: &Reference) -> String {
+pub(crate) fn path(reference: &Reference) -> String {
     let name = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => digest.to_string(),
         (None, tag) => tag.unwrap_or("latest").to_owned(),
@@ -305,12 +305,12 @@ fn path(reference: &Reference) -> String {
     format!("{}/manifests/{name}", reference.repository())
 }
 
-fn said_digest(answer: &Answer) -> Option<Digest> {
+pub(crate) fn said_digest(answer: &Answer) -> Option<Digest> {
     Digest::from_str(answer.header(DIGEST_HEADER)?).ok()
 }
 
 /// The Content-Type without parameters.
-fn media_type(answer: &Answer) -> Option<String> {
+pub(crate) fn media_type(answer: &Answer) -> Option<String> {
     let value = answer.header("content-type")?;
     let bare = value.split(';').next().unwrap_or(value).trim();
     Some(bare.to_ascii_lowercase())
@@ -323,7 +323,11 @@ fn digest_as(bytes: &[u8], like: Digest) -> Digest {
     hasher.finish()
 }
 
-fn verify(request: &RequestLine, bytes: &[u8], expected: Digest) -> Result<(), ClientError> {
+pub(crate) fn verify(
+    request: &RequestLine,
+    bytes: &[u8],
+    expected: Digest,
+) -> Result<(), ClientError> {
     let actual = digest_as(bytes, expected);
     if actual == expected {
         return Ok(());

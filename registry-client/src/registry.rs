@@ -1,7 +1,8 @@
 //! One registry: where it is reached, who we are there, and how often we try.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use reqwest::header::HeaderValue;
 use reqwest::{StatusCode, Url};
@@ -19,6 +20,9 @@ use crate::transport::{Answer, Call, Payload, Transport, retry};
 /// Where Docker Hub's registry answers.
 const HUB_HOST: &str = "registry-1.docker.io";
 
+/// How long a mirror that could not be reached is passed over; longer than a command takes, but servers run on.
+const DOWN_FOR: Duration = Duration::from_secs(60);
+
 /// Attempts at a mirror: there are others to ask.
 const MIRROR_ATTEMPTS: u32 = 2;
 
@@ -31,8 +35,8 @@ pub(crate) struct Registry {
     session: Session,
     /// `scheme://host[:port]/v2/`
     base: OnceCell<Url>,
-    /// Whether it could not be reached, which is not tried again where there are others.
-    is_down: AtomicBool,
+    /// When it could not be reached, which is not tried again for a while where there are others.
+    down_since: Mutex<Option<Instant>>,
     /// Whether the user knows that it fails.
     was_told: AtomicBool,
 }
@@ -46,7 +50,7 @@ impl Registry {
             session: Session::new(host, keychain),
             transport,
             base: OnceCell::new(),
-            is_down: AtomicBool::new(false),
+            down_since: Mutex::default(),
             was_told: AtomicBool::new(false),
         }
     }
@@ -65,9 +69,11 @@ impl Registry {
         attempts
     }
 
-    /// Whether there is no use in asking it again.
+    /// Whether there is no use in asking it again just now.
     pub(crate) fn is_down(&self) -> bool {
-        self.is_down.load(Ordering::Relaxed)
+        let since = self.down_since.lock();
+        let since = since.unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() < DOWN_FOR)
     }
 
     /// Takes note of why another is asked in its place.
@@ -77,7 +83,8 @@ impl Registry {
             ClientError::Unreachable { .. } | ClientError::Tls { .. } | ClientError::Stalled { .. }
         );
         if gone {
-            self.is_down.store(true, Ordering::Relaxed);
+            let since = self.down_since.lock();
+            *since.unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         // That a mirror does not have everything is in its nature.
         match error {

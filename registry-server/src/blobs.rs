@@ -38,6 +38,12 @@ impl Registry {
         let Some(blob) = found else {
             return Err(ApiError::with(ErrorCode::BlobUnknown, digest.to_string()));
         };
+        Registry::present(&blob, &digest, call)
+    }
+
+    /// The answer to a request for a blob that is there; its content is not looked at if that is not asked for.
+    pub(crate) fn present(blob: &Blob, digest: &Digest, call: &Call) -> Answer {
+        let head = call.method == Method::HEAD;
         let etag = format!("\"{digest}\"");
         let mut response = if call.has_already(&etag) {
             answer(StatusCode::NOT_MODIFIED)
@@ -50,7 +56,7 @@ impl Registry {
             );
             response
         } else {
-            content(&blob, wanted(call, &etag, blob.size), call)?
+            content(blob, wanted(call, &etag, blob.size), call)?
         };
         let headers = response.headers_mut();
         headers

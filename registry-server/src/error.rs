@@ -57,6 +57,10 @@ pub enum ErrorCode {
     Denied,
     /// More than is allowed in a time.
     TooManyRequests,
+    /// The registry that this one caches gives no answer that can be passed on.
+    Upstream,
+    /// The names are a cache of another registry's.
+    CacheOnly,
     /// The method or operation is not offered here.
     Unsupported,
     /// No such path.
@@ -152,6 +156,16 @@ impl ErrorCode {
                 S::TOO_MANY_REQUESTS,
                 "too many requests: try again later",
             ),
+            Self::Upstream => (
+                "UNKNOWN",
+                S::BAD_GATEWAY,
+                "the registry that this is a cache of gives no usable answer",
+            ),
+            Self::CacheOnly => (
+                "UNSUPPORTED",
+                S::METHOD_NOT_ALLOWED,
+                "these names are a cache of another registry: push there",
+            ),
             Self::Unsupported => (
                 "UNSUPPORTED",
                 S::METHOD_NOT_ALLOWED,
@@ -238,6 +252,13 @@ impl ApiError {
                 .map(|(name, value)| (Some(name), value)),
         );
         response
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (_, _, message) = self.code.row();
+        f.write_str(self.detail.as_deref().unwrap_or(message))
     }
 }
 

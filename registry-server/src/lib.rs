@@ -14,6 +14,7 @@
 //! | `rate` | how often; pure |
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
 //! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
+//! | [`upstream`] | other registries, read through this one and kept |
 //! | [`fixture`] | a registry for other crates' tests |
 //!
 //! Handlers see parsed names only, storage sees no URLs, and everything that blocks runs on blocking threads.
@@ -39,7 +40,9 @@ mod tags;
 #[cfg(test)]
 mod testing;
 mod uploads;
+pub mod upstream;
 
 pub use auth::AuthConfig;
 pub use fixture::RunningServer;
 pub use serve::{Config, Limits, Reloader, ServeError, Server, TlsFiles};
+pub use upstream::{PullThrough, Upstream};

@@ -93,10 +93,10 @@ impl Link {
 
 /// What a manifest refers to.
 #[derive(Debug, Default)]
-struct Needs {
+pub(crate) struct Needs {
     blobs: Vec<Digest>,
     manifests: Vec<Digest>,
-    subject: Option<Digest>,
+    pub(crate) subject: Option<Digest>,
 }
 
 impl Needs {
@@ -340,7 +340,7 @@ fn shown(reference: &ManifestReference) -> String {
 }
 
 /// The type and references of a manifest's bytes, or why it is none.
-fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, Needs), ApiError> {
+pub(crate) fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, Needs), ApiError> {
     let invalid = |detail: String| ApiError::with(ErrorCode::ManifestInvalid, detail);
     let sent_as = sent_as
         .map(|text| text.split(';').next().unwrap_or_default().trim())

@@ -21,6 +21,7 @@ use crate::routes::{Query, RepositoryName, Route};
 use crate::sendfile::SendQueue;
 use crate::storage::{RegistryStorage, StorageResult, TagCondition, TagMatch};
 use crate::uploads::Sessions;
+use crate::upstream::Upstreams;
 
 /// `Docker-Content-Digest`
 pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -52,6 +53,7 @@ pub(crate) struct Registry {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) rules: Rules,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) upstreams: Upstreams,
     /// A `Warning` for every answer.
     pub(crate) warning: Option<HeaderValue>,
 }
@@ -215,7 +217,7 @@ impl Registry {
         );
         if let Some(warning) = &self.warning {
             let headers = response.headers_mut();
-            headers.insert(header::WARNING, warning.clone());
+            headers.append(header::WARNING, warning.clone());
         }
         tracing::info!(target: "registry::access", %method, path, status = response.status().as_u16());
         response
@@ -250,15 +252,25 @@ impl Registry {
             "/.well-known/jwks.json" => return self.published_keys(),
             _ => {}
         }
-        let route = Route::parse(path);
+        let placed = Route::parse(path)
+            .and_then(|route| self.upstreams.place(route, call.query.first("ns")));
         // Strangers do not even learn which paths there are.
-        let need = route
+        let need = placed
             .as_ref()
-            .map_or(Need::Login, |route| need(route, call));
+            .map_or(Need::Login, |(route, _)| need(route, call));
         call.visitor = self.gate.visitor(&call.headers, &call.peer, &need).await?;
         self.gate
             .admit(&call.visitor, &call.headers, &call.peer, &need)?;
-        let route = route?;
+        let (route, namespace) = placed?;
+        let mut answered = self.answer_route(route, call).await;
+        if let (Ok(response), Some(namespace)) = (&mut answered, namespace) {
+            let name = HeaderName::from_static("oci-namespace");
+            response.headers_mut().insert(name, namespace);
+        }
+        answered
+    }
+
+    async fn answer_route(&self, route: Route, call: &mut Call) -> Answer {
         let method = call.method.clone();
         let allowed: &'static str = match &route {
             Route::Base
@@ -287,6 +299,11 @@ impl Registry {
                 ErrorCode::Unsupported,
                 "deleting is switched off in this registry",
             ));
+        }
+        if let Some(name) = route.repository().cloned()
+            && let Some((through, remote)) = self.upstreams.of(&name)
+        {
+            return self.pull_through(through, remote, route, call).await;
         }
         match (route, method.as_str()) {
             (Route::Base, _) => Ok(json_answer("{}".to_owned())),

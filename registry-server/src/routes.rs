@@ -130,6 +130,36 @@ pub enum Route {
 }
 
 impl Route {
+    /// The repository that it is about.
+    pub fn repository(&self) -> Option<&RepositoryName> {
+        match self {
+            Route::Base | Route::Catalog => None,
+            Route::Extensions(name) => name.as_ref(),
+            Route::Blob(name, _)
+            | Route::Uploads(name)
+            | Route::Upload(name, _)
+            | Route::Manifest(name, _)
+            | Route::Tags(name)
+            | Route::Referrers(name, _) => Some(name),
+        }
+    }
+
+    /// The same in another repository.
+    #[must_use]
+    pub fn with_repository(mut self, other: RepositoryName) -> Route {
+        match &mut self {
+            Route::Base | Route::Catalog => {}
+            Route::Extensions(name) => *name = Some(other),
+            Route::Blob(name, _)
+            | Route::Uploads(name)
+            | Route::Upload(name, _)
+            | Route::Manifest(name, _)
+            | Route::Tags(name)
+            | Route::Referrers(name, _) => *name = other,
+        }
+        self
+    }
+
     /// Parses the path of a URL, as it was sent (percent-encoded).
     pub fn parse(path: &str) -> Result<Route, ApiError> {
         let unknown = || ApiError::new(ErrorCode::NotFound);

@@ -29,6 +29,7 @@ use crate::sendfile::{Connection, SendQueue};
 use crate::storage::disk::DiskStorage;
 use crate::storage::{RegistryStorage, StorageError};
 use crate::uploads::Sessions;
+use crate::upstream::{PullThrough, Tasks, Upstreams};
 
 /// Most bytes of a request's line and headers; distribution-spec tokens fit many times.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -63,6 +64,8 @@ pub struct Config {
     pub warning: Option<String>,
     /// How often garbage is collected and by which rules, where the storage can; `None` for never.
     pub collect: Option<(Duration, CollectRules)>,
+    /// Other registries that are read through this one.
+    pub upstreams: Vec<PullThrough>,
     /// What is refused, and when the server gives up waiting.
     pub limits: Limits,
 }
@@ -80,6 +83,7 @@ impl Config {
             durable: true,
             warning: None,
             collect: None,
+            upstreams: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -143,6 +147,12 @@ pub enum ServeError {
         /// The refusal.
         source: std::io::Error,
     },
+    /// Registries cannot be read through this one as is said.
+    #[error("cannot read other registries through this one: {reason}")]
+    Upstreams {
+        /// Why not.
+        reason: String,
+    },
     /// The warning cannot be a header.
     #[error("the warning is no header text of at most {WARNING_BYTES_MAX} bytes")]
     Warning,
@@ -179,7 +189,9 @@ impl Live {
         config: &Config,
         storage: Arc<dyn RegistryStorage>,
         sessions: Arc<Sessions>,
+        fetches: Arc<Tasks>,
     ) -> Result<Live, ServeError> {
+        check_upstreams(config)?;
         let tls = config.tls.as_ref().map(acceptor).transpose()?;
         let warning = config.warning.as_deref().map(warning).transpose()?;
         let gate = Arc::new(Gate::open(&config.auth, &*storage)?);
@@ -191,6 +203,12 @@ impl Live {
             body_timeout: config.limits.body_timeout,
         };
         let registry = Registry {
+            upstreams: Upstreams::new(
+                config.upstreams.clone(),
+                &storage,
+                fetches,
+                rules.blob_bytes_max,
+            ),
             storage,
             sessions,
             rules,
@@ -238,7 +256,8 @@ impl Reloader {
             Arc::clone(&registry.storage),
             Arc::clone(&registry.sessions),
         );
-        let live = blocking(move || Live::make(&config, storage, sessions)).await?;
+        let fetches = registry.upstreams.tasks();
+        let live = blocking(move || Live::make(&config, storage, sessions, fetches)).await?;
         let mut current = self.0.0.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(live);
         Ok(())
@@ -276,7 +295,8 @@ impl Server {
         storage: Arc<dyn RegistryStorage>,
     ) -> Result<Server, ServeError> {
         let collect = config.collect.clone().filter(|_| !config.read_only);
-        let live = blocking(move || Live::make(&config, storage, Arc::default())).await?;
+        let live =
+            blocking(move || Live::make(&config, storage, Arc::default(), Arc::default())).await?;
         let failed = |source| ServeError::Listen { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
@@ -335,6 +355,7 @@ impl Server {
         {
             tracing::warn!("requests that were still running are cut");
         }
+        self.current.registry().upstreams.tasks().stop();
         tasks.shutdown().await;
         Ok(())
     }
@@ -502,6 +523,32 @@ fn warning(text: &str) -> Result<HeaderValue, ServeError> {
         return Err(ServeError::Warning);
     }
     HeaderValue::from_str(&format!("299 - \"{quoted}\"")).map_err(|_| ServeError::Warning)
+}
+
+/// Refuses what cannot be meant.
+fn check_upstreams(config: &Config) -> Result<(), ServeError> {
+    let wrong = |reason: String| Err(ServeError::Upstreams { reason });
+    let all = &config.upstreams;
+    if config.read_only && !all.is_empty() {
+        return wrong("one that is read-only keeps nothing of them".to_owned());
+    }
+    for (index, one) in all.iter().enumerate() {
+        let before = &all[..index];
+        if before.iter().any(|other| other.prefix == one.prefix) {
+            return match &one.prefix {
+                Some(prefix) => wrong(format!("`{prefix}` is the prefix of two")),
+                None => wrong("two have no prefix".to_owned()),
+            };
+        }
+        let twice = one.namespaces.iter().find(|name| {
+            let mut others = before.iter().flat_map(|other| &other.namespaces);
+            others.any(|other| other == *name)
+        });
+        if let Some(name) = twice {
+            return wrong(format!("`{name}` is the namespace of two"));
+        }
+    }
+    Ok(())
 }
 
 fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use http::Response;
 use http::header::{self, HeaderName, HeaderValue};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use store::oci::{Annotations, Digest, MediaType};
 
+use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
 use crate::manifests::Outline;
 use crate::registry::{Answer, Call, Registry, json_answer, set};
@@ -23,24 +25,13 @@ impl Registry {
     pub(crate) async fn list_tags(&self, name: RepositoryName, call: &Call) -> Answer {
         let wanted = page_size(&call.query)?;
         let repository = name.clone();
-        let Some(mut tags) = self
+        let Some(tags) = self
             .blocking(move |storage| storage.tags(&repository))
             .await?
         else {
             return Err(ApiError::with(ErrorCode::NameUnknown, name.to_string()));
         };
-        if let Some(last) = call.query.first("last") {
-            tags.retain(|tag| tag.as_str() > last);
-        }
-        let more = wanted.is_some_and(|wanted| tags.len() > wanted);
-        tags.truncate(wanted.unwrap_or(usize::MAX));
-        let mut response = json_answer(json!({"name": name.as_str(), "tags": tags}).to_string());
-        if let (true, Some(last), Some(wanted)) = (more, tags.last(), wanted) {
-            let last = percent_encode(last);
-            let next = format!("</v2/{name}/tags/list?last={last}&n={wanted}>; rel=\"next\"");
-            set(&mut response, header::LINK, &next);
-        }
-        Ok(response)
+        Ok(tags_answer(&name, tags, wanted, call.query.first("last")))
     }
 
     pub(crate) async fn extensions(&self, name: Option<RepositoryName>) -> Answer {
@@ -110,32 +101,19 @@ impl Registry {
                 )
             })
             .await?;
-        let last = manifests.last().map(|referrer| referrer.digest.to_string());
-        let index = json!({
-            "schemaVersion": 2,
-            "mediaType": MediaType::OCI_INDEX,
-            "manifests": manifests,
-        });
-        let mut response = json_answer(index.to_string());
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(MediaType::OCI_INDEX),
-        );
-        let mut filter = String::new();
-        if let Some(artifact_type) = artifact_type {
-            set(
-                &mut response,
-                HeaderName::from_static("oci-filters-applied"),
-                "artifactType",
-            );
-            filter = format!("&artifactType={}", percent_encode(&artifact_type));
-        }
-        if let (true, Some(last)) = (more, last) {
-            let next =
-                format!("</v2/{name}/referrers/{subject}?last={last}{filter}>; rel=\"next\"");
-            set(&mut response, header::LINK, &next);
-        }
-        Ok(response)
+        let artifact_type = artifact_type.as_deref();
+        let manifests: Vec<Value> = manifests
+            .iter()
+            .map(serde_json::to_value)
+            .filter_map(Result::ok)
+            .collect();
+        Ok(referrers_answer(
+            &name,
+            &subject,
+            &manifests,
+            more,
+            artifact_type,
+        ))
     }
 }
 
@@ -157,6 +135,80 @@ fn listed(
             return Ok(names);
         }
     }
+}
+
+/// A page of tags, which are given in ASCII order.
+pub(crate) fn tags_answer(
+    name: &RepositoryName,
+    mut tags: Vec<String>,
+    wanted: Option<usize>,
+    last: Option<&str>,
+) -> Response<Body> {
+    if let Some(last) = last {
+        tags.retain(|tag| tag.as_str() > last);
+    }
+    let more = wanted.is_some_and(|wanted| tags.len() > wanted);
+    tags.truncate(wanted.unwrap_or(usize::MAX));
+    let mut response = json_answer(json!({"name": name.as_str(), "tags": tags}).to_string());
+    if let (true, Some(last), Some(wanted)) = (more, tags.last(), wanted) {
+        let last = percent_encode(last);
+        let next = format!("</v2/{name}/tags/list?last={last}&n={wanted}>; rel=\"next\"");
+        set(&mut response, header::LINK, &next);
+    }
+    response
+}
+
+/// A page of referrers as an index.
+pub(crate) fn referrers_answer(
+    name: &RepositoryName,
+    subject: &Digest,
+    manifests: &[Value],
+    more: bool,
+    artifact_type: Option<&str>,
+) -> Response<Body> {
+    let last = manifests.last().and_then(|last| last["digest"].as_str());
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": MediaType::OCI_INDEX,
+        "manifests": manifests,
+    });
+    let mut response = json_answer(index.to_string());
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(MediaType::OCI_INDEX),
+    );
+    let mut filter = String::new();
+    if let Some(artifact_type) = artifact_type {
+        set(
+            &mut response,
+            HeaderName::from_static("oci-filters-applied"),
+            "artifactType",
+        );
+        filter = format!("&artifactType={}", percent_encode(artifact_type));
+    }
+    if let (true, Some(last)) = (more, last) {
+        let next = format!("</v2/{name}/referrers/{subject}?last={last}{filter}>; rel=\"next\"");
+        set(&mut response, header::LINK, &next);
+    }
+    response
+}
+
+/// Of descriptors in the order of their digests, those after `last` until the page is full; and whether there are more.
+pub(crate) fn referrers_page(all: Vec<Value>, last: Option<&str>) -> (Vec<Value>, bool) {
+    let last = last.and_then(|text| text.parse::<Digest>().ok());
+    let digest = |value: &Value| value["digest"].as_str()?.parse::<Digest>().ok();
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    for value in all {
+        if last.is_some() && digest(&value) <= last {
+            continue;
+        }
+        bytes += value.to_string().len();
+        if bytes > REFERRERS_BYTES && !page.is_empty() {
+            return (page, true);
+        }
+        page.push(value);
+    }
+    (page, false)
 }
 
 /// A descriptor in the list of referrers.
@@ -264,7 +316,7 @@ fn describe(
 }
 
 /// `n`: a number that is not negative, or nothing.
-fn page_size(query: &Query) -> Result<Option<usize>, ApiError> {
+pub(crate) fn page_size(query: &Query) -> Result<Option<usize>, ApiError> {
     let Some(text) = query.first("n") else {
         return Ok(None);
     };

@@ -6,13 +6,14 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use registry_server::collect::Retention;
 
+use crate::config::serve::upstream::UpstreamConfig;
 use crate::quantity;
 
 /// `longshore registry …`.
 #[derive(Debug, Subcommand)]
 pub enum RegistryCommand {
     /// Serve images from a folder, until interrupted
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Remove what nothing needs, also while the registry is served
     Gc(GcArgs),
     /// Hash everything again, and tell what is damaged
@@ -105,6 +106,7 @@ pub struct RegistryStatsArgs {
   longshore registry serve --addr 0.0.0.0:5000 --root /srv/registry
   longshore registry serve --s3 bucket=images,region=eu-central-1
   longshore registry serve --config /etc/longshore/registry.toml
+  longshore registry serve --upstream docker.io --upstream ghcr.io
 
 Flags go before the file, which docs/reference/registry-access.md describes. The folder is laid out as CNCF distribution (registry:2, docker-registry) does: either can be
 started on a folder of the other.")]
@@ -144,4 +146,9 @@ pub struct ServeArgs {
     /// Text that clients are to show their users, in every answer
     #[arg(long, value_name = "TEXT")]
     pub warning: Option<String>,
+    /// Registry that is read through this one: its images are found below PREFIX, its host's name if that is not said, or
+    /// with the prefix `/` below no other name, as docker's `registry-mirrors` needs it
+    #[arg(id = "upstream", long = "upstream", value_name = "[PREFIX=]URL")]
+    #[arg(value_parser = str::parse::<UpstreamConfig>)]
+    pub upstreams: Vec<UpstreamConfig>,
 }

@@ -3,6 +3,7 @@
 mod bucket;
 mod collection;
 mod serve;
+mod upstream;
 
 pub use collection::{gc, stats, verify};
 pub use serve::serve;

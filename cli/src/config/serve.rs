@@ -7,6 +7,10 @@
 //!
 //! Its names of files are relative to the folder that it is in. It is read again while the server runs, so nothing here has a
 //! side effect.
+//!
+//! `[[upstream]]` is in [`upstream`].
+
+pub mod upstream;
 
 mod access;
 
@@ -16,6 +20,7 @@ use std::time::Duration;
 use registry_server::collect::CollectRules;
 use registry_server::{Limits, TlsFiles};
 
+use self::upstream::UpstreamConfig;
 use super::table::{self, Table, TableError};
 use super::{ConfigError, read_text};
 
@@ -30,6 +35,8 @@ pub struct ServeConfig {
     pub s3: Option<String>,
     /// `[gc]`: how often, and what goes.
     pub collect: Option<(Duration, CollectRules)>,
+    /// `[[upstream]]`.
+    pub upstreams: Vec<UpstreamConfig>,
     /// Everything else; its `root` is not looked at.
     pub server: registry_server::Config,
 }
@@ -41,6 +48,7 @@ impl Default for ServeConfig {
             root: None,
             s3: None,
             collect: None,
+            upstreams: Vec::new(),
             server: registry_server::Config::new(""),
         }
     }
@@ -91,6 +99,11 @@ impl ServeConfig {
         if let Some(mut gc) = root.table("gc")? {
             config.collect = read_collect(&mut gc)?;
             gc.finish()?;
+        }
+        for mut upstream in root.tables("upstream")?.unwrap_or_default() {
+            let read = UpstreamConfig::read(&mut upstream, file)?;
+            upstream.finish()?;
+            config.upstreams.push(read);
         }
         root.finish()?;
         Ok(config)
@@ -199,10 +212,13 @@ retain = ["tag=pr-*,last=10"]
     /// The page's examples are configurations, and what its tables name is known.
     #[test]
     fn the_documented_examples_can_be_read() {
-        let page = include_str!("../../../docs/reference/registry-access.md");
-        let examples: Vec<&str> = page
-            .split("```toml\n")
-            .skip(1)
+        let pages = [
+            include_str!("../../../docs/reference/registry-access.md"),
+            include_str!("../../../docs/reference/pull-through.md"),
+        ];
+        let examples: Vec<&str> = pages
+            .iter()
+            .flat_map(|page| page.split("```toml\n").skip(1))
             .map(|rest| rest.split("```").next().unwrap())
             .collect();
         assert!(!examples.is_empty());

@@ -76,6 +76,7 @@ mod network;
 mod platforms;
 mod ports;
 mod progress;
+mod pull_through;
 mod reference;
 mod registry;
 mod remote;

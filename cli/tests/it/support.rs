@@ -304,11 +304,16 @@ impl Server {
 
     /// Debian's docker-registry on a folder.
     pub fn docker_registry(folder: &Path) -> Server {
+        Server::docker_registry_with(folder, "")
+    }
+
+    /// The same with further lines of its configuration.
+    pub fn docker_registry_with(folder: &Path, more: &str) -> Server {
         // It cannot say which port the kernel chose, so one is chosen for it.
         let host = format!("127.0.0.1:{}", free_port());
         let config = folder.with_extension("yml");
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: {host}}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: {host}}}\n{more}\n",
             folder.display()
         );
         std::fs::write(&config, text).unwrap();

@@ -19,10 +19,12 @@ use crate::transport::{Answer, Call};
 const PROGRESS_BYTES: u64 = 1024 * 1024;
 
 /// Bytes of a blob from one offset to another, whatever connections they take.
-pub(super) struct Span {
+pub(crate) struct Span {
     pub(super) digest: Digest,
     /// Of the whole blob.
-    pub(super) size: u64,
+    pub(crate) size: u64,
+    /// Whether that is known; else the first answer tells it, and where it ends.
+    pub(super) has_size: bool,
     registry: Arc<Registry>,
     repository: String,
     attempts: Attempts,
@@ -52,6 +54,7 @@ impl Span {
         Span {
             digest: descriptor.digest,
             size: descriptor.size,
+            has_size: true,
             attempts: registry.attempts(),
             registry,
             repository: there.repository().to_owned(),
@@ -70,6 +73,7 @@ impl Span {
         Span {
             digest: self.digest,
             size: self.size,
+            has_size: self.has_size,
             attempts: self.registry.attempts(),
             registry: Arc::clone(&self.registry),
             repository: self.repository.clone(),
@@ -153,7 +157,7 @@ impl Span {
     }
 
     /// Asks for what is left, as often as the policy allows.
-    pub(super) async fn connect(&mut self) -> Result<&mut Answer, ClientError> {
+    pub(crate) async fn connect(&mut self) -> Result<&mut Answer, ClientError> {
         loop {
             match self.connect_once().await {
                 Ok(answer) => return Ok(self.answer.insert(answer)),
@@ -179,6 +183,13 @@ impl Span {
                 &answer.line,
                 "the answer is not the range that was asked for",
             )),
+            StatusCode::OK if !self.has_size => {
+                let size = answer.content_length().ok_or_else(|| {
+                    ClientError::bad_answer(&answer.line, "the answer has no Content-Length")
+                })?;
+                (self.size, self.end, self.has_size) = (size, size, true);
+                Ok(answer)
+            }
             StatusCode::OK => {
                 self.skip = self.offset;
                 match answer.content_length() {

@@ -11,6 +11,7 @@
 //! | [`hostile_pull`], [`hostile_push`] | a server that breaks the protocol in every way we could think of |
 //! | [`mirrors`] | mirrors and other places, as the files of other tools say |
 //! | [`segments`] | large blobs, by several ranges at once |
+//! | [`through`] | what a cache asks |
 //! | [`tokens`] | a token server, and other hosts that must see no credential |
 
 #![allow(clippy::unwrap_used, reason = "a test that fails shall say where")]
@@ -26,5 +27,6 @@ mod hostile_push;
 mod mirrors;
 mod segments;
 mod support;
+mod through;
 mod tokens;
 mod wire;

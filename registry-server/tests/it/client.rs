@@ -201,8 +201,8 @@ impl Client {
         self.read(method)
     }
 
-    /// Reads one answer.
-    pub(crate) fn read(&mut self, method: &str) -> Reply {
+    /// Reads an answer up to its body.
+    pub(crate) fn read_head(&mut self) -> Reply {
         let mut line = String::new();
         self.stream.read_line(&mut line).unwrap();
         let status: u16 = line
@@ -225,9 +225,23 @@ impl Client {
                 .headers
                 .push((name.to_owned(), value.trim().to_owned()));
         }
-        if status == 100 {
-            return self.read(method);
+        match status {
+            100 => self.read_head(),
+            _ => reply,
         }
+    }
+
+    /// Reads so many bytes of a body.
+    pub(crate) fn read_bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Reads one answer.
+    pub(crate) fn read(&mut self, method: &str) -> Reply {
+        let mut reply = self.read_head();
+        let status = reply.status;
         let length = reply.header("content-length").map(|n| n.parse().unwrap());
         match length {
             _ if method == "HEAD" || matches!(status, 204 | 304) => {}

@@ -13,4 +13,5 @@ mod policy;
 mod protocol;
 mod replicas;
 mod storage;
+mod through;
 mod tools;

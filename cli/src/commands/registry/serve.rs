@@ -9,7 +9,7 @@ use registry_server::TlsFiles;
 use registry_server::{Config, ServeError, Server};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{bucket, collection};
+use super::{bucket, collection, upstream};
 use crate::args::ServeArgs;
 use crate::config::serve::ServeConfig;
 use crate::context::Context;
@@ -69,6 +69,10 @@ impl Settings {
         }
         if let (Some(cert), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) {
             config.tls = Some(TlsFiles { cert, key });
+        }
+        for said in file.upstreams.iter().chain(&args.upstreams) {
+            let through = upstream::pull_through(context, said)?;
+            config.upstreams.push(through);
         }
         let addr = args.addr.clone().or(file.addr);
         Ok(Settings {

@@ -160,17 +160,20 @@ impl UploadData for Parts {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.state();
         let stored = state.stored();
-        let (bytes, from) = if offset >= stored {
-            (state.tail.clone().freeze(), stored)
-        } else {
-            let index = state
-                .parts
-                .partition_point(|part| part.offset + part.size <= offset);
-            let part = state.parts[index].clone();
-            (self.read_part(&mut state, &part)?, part.offset)
-        };
-        let skip = usize::try_from(offset - from).map_err(io::Error::other)?;
-        let rest = bytes.get(skip..).unwrap_or_default();
+        let index = |at: u64, from: u64| usize::try_from(at - from).map_err(io::Error::other);
+        if offset >= stored {
+            // Not copied whole: a reader may be right behind the writer.
+            let rest = state.tail.get(index(offset, stored)?..).unwrap_or_default();
+            let count = rest.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&rest[..count]);
+            return Ok(count);
+        }
+        let part = state
+            .parts
+            .partition_point(|part| part.offset + part.size <= offset);
+        let part = state.parts[part].clone();
+        let bytes = self.read_part(&mut state, &part)?;
+        let rest = bytes.get(index(offset, part.offset)?..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
         Ok(count)
