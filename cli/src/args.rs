@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use store::layer::compress::Compression;
 use store::oci::Platform;
 
 mod cache;
@@ -596,14 +597,32 @@ pub struct LoadArgs {
 
 /// `longshore push`.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:
-  longshore push localhost:5000/web:1.2")]
+#[command(after_help = "Examples:
+  longshore push localhost:5000/web:1.2
+  longshore push localhost:5000/web:1.2 localhost:5000/web:latest
+  longshore push --all-tags --compression zstd localhost:5000/web
+  longshore push --digestfile digest.txt localhost:5000/web:1.2")]
 pub struct PushArgs {
-    /// Name of the image, which says where it goes
-    #[arg(value_name = "NAME[:TAG]")]
-    pub name: String,
-    /// Print nothing but the name
+    /// Names of images, which say where they go
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub names: Vec<String>,
+    /// All tags that the store has of the repositories
     #[arg(short, long)]
+    pub all_tags: bool,
+    /// Send all layers compressed so: gzip, zstd or none [default: as they are, new ones gzip]
+    #[arg(long, value_name = "KIND", visible_alias = "compression-format")]
+    pub compression: Option<Compression>,
+    /// How hard: 1 to 12 for gzip, 1 to 22 for zstd
+    #[arg(long, value_name = "LEVEL", requires = "compression")]
+    pub compression_level: Option<u8>,
+    /// Write the digests to this file, each on a line if there are several
+    #[arg(long, value_name = "FILE")]
+    pub digestfile: Option<PathBuf>,
+    /// Print JSON, an object for each name on a line of its own
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but the names
+    #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
 }
 
@@ -611,13 +630,23 @@ pub struct PushArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   longshore pull localhost:5000/web:1.2
+  longshore pull --platform linux/arm64 localhost:5000/web
   longshore pull localhost:5000/web@sha256:…")]
 pub struct PullArgs {
-    /// Name of the image, which says where it comes from
-    #[arg(value_name = "NAME[:TAG|@DIGEST]")]
-    pub name: String,
-    /// Print nothing but the image's ID
+    /// Names of images, which say where they come from
+    #[arg(value_name = "NAME[:TAG|@DIGEST]", required = true)]
+    pub names: Vec<String>,
+    /// All tags of the repositories
     #[arg(short, long)]
+    pub all_tags: bool,
+    /// Of images for several platforms, the one for this [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = platform)]
+    pub platform: Option<Platform>,
+    /// Print JSON, an object for each name on a line of its own
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but the images' IDs
+    #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
 }
 

@@ -70,6 +70,101 @@ fn build_pushes() {
 }
 
 #[test]
+fn several_tags_go_out_and_come_back() {
+    let place = Place::new();
+    let registry = Server::registry(&place.path("registry"));
+    let app = format!("{}/app", registry.host);
+    let (one, two) = (format!("{app}:1"), format!("{app}:2"));
+    small_image(&place, &one);
+    place.run(["tag", &one, &two]).ok();
+    let id = place.run(["images", "-q", "--no-trunc", &one]).ok();
+    let skopeo = |name: &str| {
+        let name = format!("docker://{name}");
+        let raw = tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &name]);
+        serde_json::from_str::<serde_json::Value>(&raw).unwrap()
+    };
+
+    let file = place.path("digests");
+    let digest_of = |line: &str| line.rsplit(' ').next().unwrap().to_owned();
+    let told = place.ok(["push", &one, &two, "--digestfile"], [&file]);
+    let digests: Vec<String> = told.lines().map(digest_of).collect();
+    assert_eq!((digests.len(), &digests[0]), (2, &digests[1]), "{told}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text.lines().collect::<Vec<_>>(), digests);
+    place.ok(["push", "-q", &one, "--digestfile"], [&file]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), digests[0]);
+
+    let line = place.run(["push", "--json", &one]).ok();
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(value["name"], one);
+    assert_eq!(
+        (&value["digest"], &value["uploaded"]),
+        (&digests[0].clone().into(), &0.into())
+    );
+
+    let kinds = |manifest: &serde_json::Value| -> Vec<String> {
+        let layers = manifest["layers"].as_array().unwrap().iter();
+        layers
+            .map(|layer| layer["mediaType"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    for (flags, ending) in [
+        (
+            &["--compression", "zstd", "--compression-level", "19"][..],
+            "+zstd",
+        ),
+        (&["--compression", "none"], ".tar"),
+        (&["--compression", "gzip"], "+gzip"),
+    ] {
+        let words = ["push", "--all-tags", &app];
+        let told = place.run(words.iter().chain(flags)).ok();
+        assert_eq!(told.lines().count(), 2, "{told}");
+        for name in [&one, &two] {
+            let kinds = kinds(&skopeo(name));
+            assert_eq!(kinds.len(), 2);
+            assert!(kinds.iter().all(|kind| kind.ends_with(ending)), "{kinds:?}");
+        }
+    }
+    place
+        .run(["push", "--compression", "xz", &one])
+        .fails(2, "gzip, zstd or none");
+    let level = [
+        "push",
+        "--compression",
+        "gzip",
+        "--compression-level",
+        "13",
+        &one,
+    ];
+    place.run(level).fails(2, "expected 1 to 12");
+    place
+        .run(["push", "-a", &one])
+        .fails(2, "name a repository");
+    place
+        .run(["push", "-a", "nobody/knows"])
+        .fails(1, "nobody/knows");
+
+    let other = Place::new();
+    assert_eq!(
+        other.run(["pull", "-a", "-q", &app]).ok(),
+        format!("{id}\n{id}")
+    );
+    let told = other.run(["images", &app]).ok();
+    assert_eq!(told.lines().count(), 3, "{told}");
+    let line = other.run(["pull", "--json", &two]).ok();
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&value["id"], &value["fetched"]),
+        (&id.clone().into(), &0.into())
+    );
+    let told = other.run(["pull", "--platform", "linux/s390x", &one]);
+    assert!(told.stderr.contains("not for linux/s390x"), "{told}");
+    other
+        .run(["pull", "--platform", "x/y/z/w", &one])
+        .fails(2, "x/y/z/w");
+}
+
+#[test]
 fn docker_registry_and_ours_share_a_folder() {
     let place = Place::new();
     let folder = place.path("registry");

@@ -12,7 +12,7 @@ use store::Store;
 use store::containers::{Container, ContainerId, NewContainer};
 use store::images::ImageId;
 use store::layer::LayerId;
-use store::oci::{ImageConfig, RunConfig};
+use store::oci::{ImageConfig, Platform, RunConfig};
 use store::volumes::{Filling, VolumeAbout};
 
 use super::given::Given;
@@ -109,15 +109,11 @@ fn image(
                 let note = format!("no image `{}` here: pulling it", args.image());
                 context.ui.note(&note);
             }
-            let id = match &args.platform {
-                None => transfer::fetch(context, store, args.image(), args.quiet)?,
-                Some(platform) => {
-                    transfer::fetch_for(context, store, args.image(), platform, args.quiet)?
-                }
-            };
+            let platform = args.platform.clone().unwrap_or_else(Platform::host);
+            let (_, pulled) = transfer::fetch(context, store, args.image(), &platform, args.quiet)?;
             // The pull's threads end with what they worked for.
             *store = Arc::new(context.store()?);
-            id
+            pulled.id
         }
     };
     if transfer::complete(context, store, &id)? {

@@ -1,6 +1,6 @@
 //! `copy`: an image from one place to another.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,10 +11,11 @@ use registry_client::copy::{
 use registry_client::{Client, ErrorKind};
 use serde_json::json;
 use store::Store;
-use store::oci::{Digest, Platform, Reference};
+use store::oci::{Platform, Reference};
 
 use super::{COPYING, Session, place};
 use crate::args::{CopyArgs, Progress};
+use crate::commands::transfer::write_digests;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::ui::progress::{Display, Work};
@@ -38,18 +39,10 @@ pub fn copy(context: &Context, args: &CopyArgs) -> Result<ExitCode, CliError> {
     display.finish(copied.is_ok());
     let report = copied?;
     if let Some(path) = &args.digestfile {
-        write_digest(path, &report.digest)?;
+        write_digests(path, &report.digest.to_string())?;
     }
     tell(context, args, &from, &to, &report)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// `--digestfile`
-pub(super) fn write_digest(path: &Path, digest: &Digest) -> Result<(), CliError> {
-    std::fs::write(path, digest.to_string()).map_err(|error| {
-        let message = format!("cannot write `{}`: {error}", path.display());
-        CliError::new(Kind::Environment, message)
-    })
 }
 
 fn run(

@@ -18,6 +18,7 @@ use crate::args::{
     AppendArgs, FlattenArgs, IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs,
     MutateArgs, ReachArgs, RebaseArgs, RemoteExportArgs, ResultArgs,
 };
+use crate::commands::transfer::write_digests;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 
@@ -89,7 +90,7 @@ impl<'a> Work<'a> {
         }
         let context = self.session.context;
         if let Some(path) = digestfile {
-            super::copy::write_digest(path, &report.digest)?;
+            write_digests(path, &report.digest.to_string())?;
         }
         if json {
             let value = json!({ "target": self.to.to_string(), "digest": report.digest });
