@@ -176,7 +176,7 @@ fn prepare(
         errno: errno.into(),
     })?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    sys::reset_signals();
+    sys::end_on_broken_pipes(true);
     Ok(())
 }
 

@@ -189,14 +189,20 @@ fn bound(keep: Capabilities) -> Result<(), StartError> {
             continue;
         }
         let capability = CapabilitySet::from_bits_retain(1 << number);
+        let errno = match rustix::thread::remove_capability_from_bounding_set(capability) {
+            Ok(()) => continue,
+            Err(errno) => errno,
+        };
         match rustix::thread::capability_is_in_bounding_set(capability) {
-            Ok(true) => {}
-            Ok(false) => continue,
+            Ok(false) => {}
+            Ok(true) => {
+                return Err(StartError::step("reduce the capability bounding set")(
+                    errno,
+                ));
+            }
             // Past the last one that this kernel knows.
             Err(_) => break,
         }
-        rustix::thread::remove_capability_from_bounding_set(capability)
-            .map_err(StartError::step("reduce the capability bounding set"))?;
     }
     Ok(())
 }

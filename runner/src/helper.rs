@@ -93,7 +93,9 @@ pub(crate) fn is_helper() -> bool {
 /// Does the helper's whole work; the process ends with what this returns.
 pub(crate) fn run() -> i32 {
     let caller = rustix::stdio::stdin();
-    sys::set_signal_mask(&sys::SignalSet::EMPTY);
+    // Once, for all processes that it is to start; they see to this one.
+    sys::reset_signals();
+    sys::end_on_broken_pipes(false);
     let _silenced = sys::redirect_to_null(rustix::stdio::stdout());
     // Out of the caller's session, so that its terminal's signals go to the caller alone; and out of its
     // directory, so that it can be unmounted.

@@ -1,7 +1,22 @@
 //! The sandbox's first process: from a fork of the helper, in new namespaces, to the command.
 //!
-//! It is single-threaded and process 1 of its pid namespace. Each step is numbered where it is taken;
+//! It is single-threaded and process 1 of its pid namespace. These are its steps, each numbered where it is taken;
 //! the first that fails is reported, and nothing of the sandbox remains.
+//!
+//! ```text
+//!  1. ids            root of its user namespace; undumpable
+//!  2. session        its own
+//!  3. control groups entered, and hidden
+//!  4. names          host name, network, kernel settings
+//!  5. root           built
+//!  6. streams        or a terminal
+//!  7. pivot          the host's files are out of reach
+//!  8. descriptors    closed
+//!  9. privileges     limits, capabilities, user
+//! 10. tie            dies with its helper
+//! 11. directory      the working directory
+//! 12. command        the filter, and exec
+//! ```
 
 use std::fs::File;
 use std::io::Write;
@@ -218,7 +233,7 @@ fn prepare(
     })?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
-    sys::reset_signals();
+    sys::end_on_broken_pipes(true);
     Ok(())
 }
 
@@ -347,5 +362,28 @@ fn serve(pid: i32, child: &OwnedFd, signals: &OwnedFd) -> ! {
                 sys::exit_now(status.exit_status().or(signal).unwrap_or(1));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// The numbers at the start of what follows `comment`, as in `// 3. Into its control groups`.
+    fn numbers(comments: &[&str]) -> Vec<u32> {
+        let number = |line: &str| {
+            let line = line.trim_start();
+            let text = comments.iter().find_map(|mark| line.strip_prefix(mark))?;
+            text.trim_start().split_once(". ")?.0.parse().ok()
+        };
+        include_str!("init.rs").lines().filter_map(number).collect()
+    }
+
+    #[test]
+    fn all_steps_are_told_and_taken() {
+        let told = numbers(&["//! "]);
+        assert_eq!(told, (1..=12).collect::<Vec<u32>>());
+        // The last one is a function of its own.
+        let mut taken = numbers(&["// ", "/// "]);
+        taken.rotate_left(1);
+        assert_eq!(taken, told);
     }
 }

@@ -322,6 +322,14 @@ pub(crate) fn reset_signals() {
     set_signal_mask(&SignalSet::EMPTY);
 }
 
+/// Whether a write to a pipe that nobody reads ends this process, as a fresh program expects, or is an error, as Rust's runtime wants
+/// it. For processes with a single thread.
+pub(crate) fn end_on_broken_pipes(ends: bool) {
+    let action = if ends { libc::SIG_DFL } else { libc::SIG_IGN };
+    // SAFETY: neither action runs code of this program.
+    unsafe { libc::signal(libc::SIGPIPE, action) };
+}
+
 /// Memory of this program that is read from a file, and that nobody can write to or has written to.
 #[derive(Debug)]
 pub(crate) struct FilePages {
