@@ -42,7 +42,7 @@ use crate::storage::RegistryStorage;
 
 /// Passwords that one address may have looked at; those that were right before do not count.
 const LOGINS: Rate = Rate {
-    per_second: 1.0,
+    interval: Duration::from_secs(1),
     burst: 30,
 };
 

@@ -11,6 +11,7 @@ use store::oci::Digest;
 
 use crate::body::{Body, Piece};
 use crate::error::{ApiError, ErrorCode};
+use crate::immutable;
 use crate::range::{ByteRange, Wanted, parse_range};
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, set};
 use crate::routes::{RepositoryName, UploadId};
@@ -73,6 +74,13 @@ impl Registry {
     }
 
     pub(crate) async fn delete_blob(&self, name: RepositoryName, digest: Digest) -> Answer {
+        if immutable::any(&self.rules.immutable, &name) {
+            return Err(ApiError::with(
+                ErrorCode::Denied,
+                format!("`{name}` may have immutable tags: its blobs go when nothing needs them"),
+            ));
+        }
+        self.quotas.removed(Some(&name));
         let removed = self
             .blocking(move |storage| storage.remove_blob(&name, &digest))
             .await?;

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::serve::{Config, ServeError, Server};
+use crate::serve::{Config, Reloader, ServeError, Server};
 use crate::storage::RegistryStorage;
 use crate::storage::memory::MemoryStorage;
 
@@ -18,6 +19,8 @@ pub struct RunningServer {
     pub addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    reloader: Reloader,
+    runtime: Handle,
 }
 
 impl RunningServer {
@@ -52,6 +55,11 @@ impl RunningServer {
         self.addr.to_string()
     }
 
+    /// Gives it another configuration, as [`Reloader::apply`] does.
+    pub fn reload(&self, config: Config) -> Result<(), ServeError> {
+        self.runtime.block_on(self.reloader.apply(config))
+    }
+
     fn launch(
         config: Config,
         storage: Option<Arc<dyn RegistryStorage>>,
@@ -73,7 +81,9 @@ impl RunningServer {
                 match server {
                     Ok(server) => {
                         // The caller waits for exactly this message.
-                        let _ = started.send(Ok(server.local_addr()));
+                        let runtime = Handle::current();
+                        let parts = (server.local_addr(), server.reloader(), runtime);
+                        let _ = started.send(Ok(parts));
                         let ended = server
                             .run(async {
                                 // An error means that the fixture is gone, which ends the server as well.
@@ -90,13 +100,15 @@ impl RunningServer {
                 }
             });
         });
-        let addr = has_started
+        let (addr, reloader, runtime) = has_started
             .recv()
             .expect("the thread answers before it ends")?;
         Ok(RunningServer {
             addr,
             stop: Some(stop),
             thread: Some(thread),
+            reloader,
+            runtime,
         })
     }
 }

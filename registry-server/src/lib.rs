@@ -11,7 +11,8 @@
 //! | [`error`] | error codes, statuses and the JSON envelope, in one table |
 //! | [`auth`] | who asks: users, tokens; and whether they may |
 //! | [`policy`] | rules of who may do what; pure |
-//! | `rate` | how often; pure |
+//! | [`rate`], [`quota`], [`immutable`] | how often, how much, and what stays as it is |
+//! | [`audit`] | a line for every change |
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
 //! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
 //! | [`upstream`] | other registries, read through this one and kept |
@@ -21,14 +22,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod auth;
 mod blobs;
 pub mod body;
 pub mod collect;
 pub mod error;
 pub mod fixture;
+pub mod immutable;
 mod manifests;
 pub mod policy;
+pub mod quota;
 pub mod range;
 pub mod rate;
 mod registry;

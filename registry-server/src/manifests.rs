@@ -1,6 +1,8 @@
 //! HEAD, GET, PUT and DELETE of manifests, by tag or digest. Bytes are kept and answered verbatim, whatever the
 //! client says it accepts.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
@@ -10,10 +12,12 @@ use store::oci::{Annotations, Digest, MediaType};
 
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
+use crate::immutable::{self, ImmutableRule};
+use crate::quota::OverQuota;
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, set};
 use crate::routes::{ManifestReference, RepositoryName, percent_encode};
 use crate::storage::{
-    RegistryStorage, StorageResult, TagCondition, TagRemoval, UNTOLD, VerifiedManifest,
+    RegistryStorage, StorageResult, TagCondition, TagMatch, TagRemoval, UNTOLD, VerifiedManifest,
     media_type_of,
 };
 
@@ -211,8 +215,20 @@ impl Registry {
         let condition = call.condition();
         let by_tag = expected.is_none();
         let place = reference.clone();
+        let (rules, quotas) = (Arc::clone(&self.rules.immutable), Arc::clone(&self.quotas));
         let outcome = self
             .blocking(move |storage| {
+                let is_immutable = |tag: &str| immutable::is_immutable(&rules, &target, tag);
+                let elsewhere = |tag: &String| {
+                    let on = storage.tag(&target, tag)?;
+                    let on = on.filter(|on| on != manifest.digest());
+                    StorageResult::Ok(on.map(|on| Outcome::Immutable(tag.clone(), on)))
+                };
+                for tag in set_tags.iter().filter(|tag| is_immutable(tag)) {
+                    if let Some(refused) = elsewhere(tag)? {
+                        return Ok(refused);
+                    }
+                }
                 // Again when the tag is set: this look only spares work and litter.
                 if !holds(storage, &target, &place, &condition)? {
                     return Ok(Outcome::Refused);
@@ -223,6 +239,10 @@ impl Registry {
                 if let Some(missing) = missing(storage, &target, &needs, sparse)? {
                     return Ok(Outcome::Missing(missing));
                 }
+                let bytes = manifest.bytes().len() as u64;
+                if let Err(over) = quotas.add(storage, &target, manifest.digest(), bytes)? {
+                    return Ok(Outcome::OverQuota(over));
+                }
                 storage.put_manifest(&target, &manifest, needs.subject.as_ref())?;
                 // Of one that is put by its digest the condition speaks, not of its tags.
                 let of_tag = if by_tag {
@@ -231,8 +251,22 @@ impl Registry {
                     TagCondition::default()
                 };
                 for tag in &set_tags {
-                    if !storage.set_tag(&target, tag, manifest.digest(), &of_tag)? {
-                        return Ok(Outcome::Refused);
+                    let mut condition = of_tag.clone();
+                    if is_immutable(tag) {
+                        if storage.tag(&target, tag)?.as_ref() == Some(manifest.digest()) {
+                            continue;
+                        }
+                        // Of two that set it at once, one does.
+                        condition.not_on = Some(TagMatch::Anything);
+                    }
+                    if !storage.set_tag(&target, tag, manifest.digest(), &condition)? {
+                        match storage.tag(&target, tag)? {
+                            Some(on) if is_immutable(tag) && on == *manifest.digest() => continue,
+                            Some(on) if is_immutable(tag) => {
+                                return Ok(Outcome::Immutable(tag.clone(), on));
+                            }
+                            _ => return Ok(Outcome::Refused),
+                        }
                     }
                 }
                 // A delete of the same manifest that came between would leave tags on nothing.
@@ -245,6 +279,8 @@ impl Registry {
         match outcome {
             Outcome::Put => {}
             Outcome::Refused => return Err(ApiError::new(ErrorCode::PreconditionFailed)),
+            Outcome::Immutable(tag, on) => return Err(immutable::refusal(&tag, &on)),
+            Outcome::OverQuota(over) => return Err(over.into()),
             Outcome::Missing(missing) => {
                 return Err(ApiError::with(
                     ErrorCode::ManifestBlobUnknown,
@@ -279,6 +315,13 @@ impl Registry {
     ) -> Answer {
         let shown = shown(&reference);
         let condition = call.condition();
+        let (rules, target) = (Arc::clone(&self.rules.immutable), reference.clone());
+        let repository = name.clone();
+        let kept = self.blocking(move |storage| kept_by(storage, &rules, &repository, &target));
+        if let Some((tag, on)) = kept.await? {
+            return Err(immutable::refusal(&tag, &on));
+        }
+        self.quotas.removed(Some(&name));
         let removed = self
             .blocking(move |storage| {
                 if let ManifestReference::Tag(tag) = &reference {
@@ -312,6 +355,39 @@ enum Outcome {
     Refused,
     /// The repository lacks this.
     Missing(Digest),
+    /// A tag stays on what it is on.
+    Immutable(String, Digest),
+    /// There is no room for it.
+    OverQuota(OverQuota),
+}
+
+/// A tag that may not be taken away by what is to be deleted, and what it is on.
+fn kept_by(
+    storage: &dyn RegistryStorage,
+    rules: &[ImmutableRule],
+    name: &RepositoryName,
+    reference: &ManifestReference,
+) -> StorageResult<Option<(String, Digest)>> {
+    if !immutable::any(rules, name) {
+        return Ok(None);
+    }
+    let tags = match reference {
+        ManifestReference::Tag(tag) => vec![tag.clone()],
+        _ => storage.tags(name)?.unwrap_or_default(),
+    };
+    for tag in tags {
+        let on = storage.tag(name, &tag)?;
+        let is_meant = |on: &Digest| match reference {
+            ManifestReference::Digest(digest) => digest == on,
+            _ => true,
+        };
+        if let Some(on) = on.filter(is_meant)
+            && immutable::is_immutable(rules, name, &tag)
+        {
+            return Ok(Some((tag, on)));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether the condition holds of what `reference` is on now.

@@ -7,21 +7,29 @@ use std::time::{Duration, Instant};
 /// Those that are remembered apart; beyond, newcomers share one bucket.
 const KEYS_MAX: usize = 100_000;
 
-/// So many at once, and so many in a second in the long run.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// So many at once, and one in a time in the long run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// In the long run.
-    pub per_second: f64,
-    /// At once, after a rest.
+    /// How long it is between two, in the long run.
+    pub interval: Duration,
+    /// How many may come at once after a rest.
     pub burst: u32,
+}
+
+impl Rate {
+    /// So many in a second, and as many at once.
+    pub fn per_second(count: u32) -> Rate {
+        Rate {
+            interval: Duration::from_secs(1) / count.max(1),
+            burst: count.max(1),
+        }
+    }
 }
 
 /// Buckets by key.
 #[derive(Debug)]
 pub(crate) struct RateLimit {
-    /// How long one takes to be refilled.
-    interval: Duration,
-    burst: u32,
+    rate: Rate,
     /// When each will be full again.
     full_at: Mutex<BTreeMap<String, Instant>>,
 }
@@ -29,10 +37,13 @@ pub(crate) struct RateLimit {
 impl RateLimit {
     pub(crate) fn new(rate: Rate) -> RateLimit {
         RateLimit {
-            interval: Duration::try_from_secs_f64(1.0 / rate.per_second).unwrap_or(Duration::MAX),
-            burst: rate.burst.max(1),
+            rate,
             full_at: Mutex::default(),
         }
+    }
+
+    pub(crate) fn rate(&self) -> Rate {
+        self.rate
     }
 
     /// Takes one out of the bucket; when there is none, how long until there is.
@@ -47,10 +58,11 @@ impl RateLimit {
             key
         };
         let full_at = buckets.get(key).copied().unwrap_or(now).max(now);
-        let depth = self.interval.saturating_mul(self.burst);
-        let after = full_at.checked_add(self.interval);
+        let Rate { interval, burst } = self.rate;
+        let depth = interval.saturating_mul(burst.max(1));
+        let after = full_at.checked_add(interval);
         let Some(after) = after.filter(|after| after.duration_since(now) <= depth) else {
-            let missing = full_at.duration_since(now).saturating_add(self.interval);
+            let missing = full_at.duration_since(now).saturating_add(interval);
             return Err(missing.saturating_sub(depth));
         };
         buckets.insert(key.to_owned(), after);
@@ -65,7 +77,7 @@ mod tests {
     #[test]
     fn a_burst_and_then_a_trickle() {
         let limit = RateLimit::new(Rate {
-            per_second: 2.0,
+            interval: Duration::from_millis(500),
             burst: 3,
         });
         let start = Instant::now();
@@ -88,7 +100,7 @@ mod tests {
     #[test]
     fn newcomers_beyond_the_bound_share_a_bucket() {
         let limit = RateLimit::new(Rate {
-            per_second: 0.001,
+            interval: Duration::from_secs(1000),
             burst: 1,
         });
         let now = Instant::now();

@@ -13,10 +13,14 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use crate::auth::{Gate, Need, Peer, Visitor};
+use crate::audit::{AuditLog, Event};
+use crate::auth::{Gate, Need, Peer, Visitor, too_many};
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
+use crate::immutable::ImmutableRule;
 use crate::policy::Action;
+use crate::quota::Quotas;
+use crate::rate::RateLimit;
 use crate::routes::{Query, RepositoryName, Route};
 use crate::sendfile::SendQueue;
 use crate::storage::{RegistryStorage, StorageResult, TagCondition, TagMatch};
@@ -43,6 +47,7 @@ pub(crate) struct Rules {
     pub(crate) sparse_indexes: bool,
     pub(crate) blob_bytes_max: Option<u64>,
     pub(crate) body_timeout: Duration,
+    pub(crate) immutable: Arc<[ImmutableRule]>,
 }
 
 /// A registry: storage, sessions, rules and who may do what. Another configuration makes another one, of the same storage and
@@ -54,6 +59,10 @@ pub(crate) struct Registry {
     pub(crate) rules: Rules,
     pub(crate) gate: Arc<Gate>,
     pub(crate) upstreams: Upstreams,
+    pub(crate) quotas: Arc<Quotas>,
+    /// Of requests, by user or address.
+    pub(crate) rates: Option<Arc<RateLimit>>,
+    pub(crate) audit: Option<Arc<AuditLog>>,
     /// A `Warning` for every answer.
     pub(crate) warning: Option<HeaderValue>,
 }
@@ -203,10 +212,10 @@ impl Registry {
             let task = tokio::spawn(async move { registry.answer(request, queue, peer).await });
             task.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a handler panicked");
-                Err(ApiError::new(ErrorCode::Unknown))
+                ApiError::new(ErrorCode::Unknown).into_response()
             })
         };
-        let mut response = answer.unwrap_or_else(ApiError::into_response);
+        let mut response = answer;
         response.headers_mut().insert(
             HeaderName::from_static("docker-distribution-api-version"),
             HeaderValue::from_static("registry/2.0"),
@@ -228,7 +237,7 @@ impl Registry {
         request: Request<Incoming>,
         queue: Option<SendQueue>,
         peer: Arc<Peer>,
-    ) -> Answer {
+    ) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut call = Call {
             method: head.method,
@@ -240,15 +249,37 @@ impl Registry {
             visitor: Visitor::default(),
         };
         let answer = self.dispatch(head.uri.path(), &mut call).await;
-        if answer.is_err() {
+        let failed = answer.is_err();
+        let answer = answer.unwrap_or_else(ApiError::into_response);
+        if let Some(audit) = &self.audit
+            && let Ok(route) = Route::parse(head.uri.path())
+            && let Some(event) = Event::of(&route, &call, &answer)
+        {
+            audit.write(&event).await;
+        }
+        if failed {
             call.drain().await;
         }
         answer
     }
 
+    /// Takes the request out of its sender's bucket.
+    fn count(&self, visitor: Option<&Visitor>, peer: &Peer) -> Result<(), ApiError> {
+        let Some(rates) = &self.rates else {
+            return Ok(());
+        };
+        let user = visitor.and_then(|visitor| visitor.person.user.as_deref());
+        let bucket = user.map_or_else(|| peer.bucket(), |user| format!("user {user}"));
+        let taken = rates.take(&bucket, std::time::Instant::now());
+        taken.map_err(|wait| too_many("more requests than are allowed in a time", wait))
+    }
+
     async fn dispatch(&self, path: &str, call: &mut Call) -> Answer {
         match path {
-            "/token" => return self.token(call).await,
+            "/token" => {
+                self.count(None, &call.peer)?;
+                return self.token(call).await;
+            }
             "/.well-known/jwks.json" => return self.published_keys(),
             _ => {}
         }
@@ -258,7 +289,9 @@ impl Registry {
         let need = placed
             .as_ref()
             .map_or(Need::Login, |(route, _)| need(route, call));
-        call.visitor = self.gate.visitor(&call.headers, &call.peer, &need).await?;
+        let visitor = self.gate.visitor(&call.headers, &call.peer, &need).await;
+        self.count(visitor.as_ref().ok(), &call.peer)?;
+        call.visitor = visitor?;
         self.gate
             .admit(&call.visitor, &call.headers, &call.peer, &need)?;
         let (route, namespace) = placed?;

@@ -1,10 +1,11 @@
 //! The listener: connections, TLS, limits, another configuration while it runs, and an end that lets running requests finish.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
@@ -20,16 +21,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
+use crate::audit::{AuditError, AuditLog};
 use crate::auth::{AuthConfig, AuthError, Gate, Peer};
 use crate::body::Body;
 use crate::collect::{CollectRules, collect};
 use crate::error::ErrorChain;
+use crate::immutable::ImmutableRule;
+use crate::quota::{QuotaRule, Quotas};
+use crate::rate::{Rate, RateLimit};
 use crate::registry::{Registry, Rules};
 use crate::sendfile::{Connection, SendQueue};
 use crate::storage::disk::DiskStorage;
 use crate::storage::{RegistryStorage, StorageError};
-use crate::uploads::Sessions;
-use crate::upstream::{PullThrough, Tasks, Upstreams};
+use crate::upstream::{PullThrough, Upstreams};
 
 /// Most bytes of a request's line and headers; distribution-spec tokens fit many times.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -66,6 +70,12 @@ pub struct Config {
     pub collect: Option<(Duration, CollectRules)>,
     /// Other registries that are read through this one.
     pub upstreams: Vec<PullThrough>,
+    /// Tags that stay on what they are on.
+    pub immutable: Vec<ImmutableRule>,
+    /// How much repositories may hold together.
+    pub quotas: Vec<QuotaRule>,
+    /// A file that gets a line for every change.
+    pub audit: Option<PathBuf>,
     /// What is refused, and when the server gives up waiting.
     pub limits: Limits,
 }
@@ -84,8 +94,19 @@ impl Config {
             warning: None,
             collect: None,
             upstreams: Vec::new(),
+            immutable: Vec::new(),
+            quotas: Vec::new(),
+            audit: None,
             limits: Limits::default(),
         }
+    }
+
+    /// The files that are read when a server is given this, and only then: who changes one has to give it again.
+    pub fn files(&self) -> Vec<&Path> {
+        let tls = self.tls.iter().flat_map(|tls| [&tls.cert, &tls.key]);
+        let tokens = self.auth.tokens.iter();
+        let tokens = tokens.flat_map(|tokens| tokens.key.iter().chain(&tokens.certificates));
+        tls.chain(tokens).map(PathBuf::as_path).collect()
     }
 }
 
@@ -103,6 +124,10 @@ pub struct TlsFiles {
 pub struct Limits {
     /// Connections at once; more wait in the kernel's queue.
     pub connections_max: usize,
+    /// Connections at once from one address; more are closed. A flood leaves the rest to others.
+    pub address_connections_max: usize,
+    /// Requests of one user, or of one address of those who are not known; `None` takes any number.
+    pub requests: Option<Rate>,
     /// Largest blob that is taken, in bytes; `None` takes any.
     pub blob_bytes_max: Option<u64>,
     /// How long a request's headers, a TLS handshake, or the next request on an open connection may take.
@@ -119,6 +144,8 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             connections_max: 4096,
+            address_connections_max: 1024,
+            requests: None,
             blob_bytes_max: None,
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
@@ -139,6 +166,9 @@ pub enum ServeError {
     /// Nobody can be let in.
     #[error("cannot tell who may do what")]
     Auth(#[from] AuthError),
+    /// Changes cannot be told.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The address cannot be listened on.
     #[error("cannot listen on `{addr}`")]
     Listen {
@@ -188,8 +218,7 @@ impl Live {
     fn make(
         config: &Config,
         storage: Arc<dyn RegistryStorage>,
-        sessions: Arc<Sessions>,
-        fetches: Arc<Tasks>,
+        before: Option<&Registry>,
     ) -> Result<Live, ServeError> {
         check_upstreams(config)?;
         let tls = config.tls.as_ref().map(acceptor).transpose()?;
@@ -201,18 +230,31 @@ impl Live {
             sparse_indexes: config.sparse_indexes,
             blob_bytes_max: config.limits.blob_bytes_max,
             body_timeout: config.limits.body_timeout,
+            immutable: config.immutable.clone().into(),
         };
+        let audit = config.audit.as_deref().map(AuditLog::open).transpose()?;
+        // What was counted so far counts on, where the rules are the same.
+        let quotas = before.map(|before| Arc::clone(&before.quotas));
+        let quotas = quotas.filter(|quotas| quotas.rules().eq(&config.quotas));
+        let rates = config.limits.requests.map(|rate| {
+            let rates = before.and_then(|before| before.rates.clone());
+            let rates = rates.filter(|rates| rates.rate() == rate);
+            rates.unwrap_or_else(|| Arc::new(RateLimit::new(rate)))
+        });
         let registry = Registry {
             upstreams: Upstreams::new(
                 config.upstreams.clone(),
                 &storage,
-                fetches,
+                before.map_or_else(Arc::default, |before| before.upstreams.tasks()),
                 rules.blob_bytes_max,
             ),
             storage,
-            sessions,
+            sessions: before.map_or_else(Arc::default, |before| Arc::clone(&before.sessions)),
             rules,
             gate,
+            quotas: quotas.unwrap_or_else(|| Arc::new(Quotas::new(&config.quotas))),
+            rates,
+            audit: audit.map(Arc::new),
             warning,
         };
         Ok(Live {
@@ -252,12 +294,11 @@ impl Reloader {
     /// connections and the age of uploads stay what they were.
     pub async fn apply(&self, config: Config) -> Result<(), ServeError> {
         let registry = self.0.registry();
-        let (storage, sessions) = (
-            Arc::clone(&registry.storage),
-            Arc::clone(&registry.sessions),
-        );
-        let fetches = registry.upstreams.tasks();
-        let live = blocking(move || Live::make(&config, storage, sessions, fetches)).await?;
+        let live = blocking(move || {
+            let storage = Arc::clone(&registry.storage);
+            Live::make(&config, storage, Some(&registry))
+        })
+        .await?;
         let mut current = self.0.0.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(live);
         Ok(())
@@ -295,8 +336,7 @@ impl Server {
         storage: Arc<dyn RegistryStorage>,
     ) -> Result<Server, ServeError> {
         let collect = config.collect.clone().filter(|_| !config.read_only);
-        let live =
-            blocking(move || Live::make(&config, storage, Arc::default(), Arc::default())).await?;
+        let live = blocking(move || Live::make(&config, storage, None)).await?;
         let failed = |source| ServeError::Listen { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
@@ -324,10 +364,11 @@ impl Server {
         let graceful = GracefulShutdown::new();
         let limits = self.current.get().limits.clone();
         let slots = Arc::new(Semaphore::new(limits.connections_max));
+        let addresses = Arc::new(Addresses::default());
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(purge(Arc::clone(&self.current), limits.upload_age_max));
         if let Some((every, rules)) = self.collect {
-            tasks.spawn(collect_often(self.current.registry(), every, rules));
+            tasks.spawn(collect_often(Arc::clone(&self.current), every, rules));
         }
         let mut shutdown = pin!(shutdown);
         loop {
@@ -335,15 +376,21 @@ impl Server {
                 () = &mut shutdown => break,
                 accepted = accept(&self.listener, &slots) => accepted,
             };
+            let live = self.current.get();
+            let most = live.limits.address_connections_max;
+            let Some(counted) = addresses.enter(addr.ip(), most) else {
+                tracing::debug!(%addr, "too many connections from one address");
+                continue;
+            };
             let connection = Client {
-                live: self.current.get(),
+                live,
                 current: Arc::clone(&self.current),
                 addr: addr.ip(),
                 watcher: graceful.watcher(),
             };
             tasks.spawn(async move {
                 connection.serve(stream).await;
-                drop(slot);
+                drop((slot, counted));
             });
             while tasks.try_join_next().is_some() {}
         }
@@ -389,6 +436,47 @@ async fn accept(
     }
 }
 
+/// How many connections each address has.
+#[derive(Default)]
+struct Addresses(Mutex<BTreeMap<IpAddr, usize>>);
+
+/// One of them, while it lasts.
+struct Counted {
+    addresses: Arc<Addresses>,
+    addr: IpAddr,
+}
+
+impl Addresses {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more, unless there are `most`.
+    fn enter(self: &Arc<Self>, addr: IpAddr, most: usize) -> Option<Counted> {
+        let mut counts = self.lock();
+        let count = counts.entry(addr).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Counted {
+            addresses: Arc::clone(self),
+            addr,
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.lock();
+        let left = counts.get(&self.addr).map_or(0, |count| count - 1);
+        match left {
+            0 => counts.remove(&self.addr),
+            _ => counts.insert(self.addr, left),
+        };
+    }
+}
+
 /// Drops abandoned uploads, at the start and then daily.
 async fn purge(current: Arc<Current>, age: Duration) {
     let mut daily = tokio::time::interval(Duration::from_secs(24 * 60 * 60));
@@ -409,9 +497,10 @@ async fn purge(current: Arc<Current>, age: Duration) {
 }
 
 /// Collects garbage, for the first time after `every`: a server that is restarted often has better things to do.
-async fn collect_often(registry: Arc<Registry>, every: Duration, rules: CollectRules) {
+async fn collect_often(current: Arc<Current>, every: Duration, rules: CollectRules) {
     loop {
         tokio::time::sleep(every).await;
+        let registry = current.registry();
         let (storage, rules) = (Arc::clone(&registry.storage), rules.clone());
         let collected = tokio::task::spawn_blocking(move || {
             storage
@@ -419,7 +508,10 @@ async fn collect_often(registry: Arc<Registry>, every: Duration, rules: CollectR
                 .map(|storage| collect(storage, &rules))
         });
         match collected.await {
-            Ok(Some(Ok(collected))) => tracing::info!(?collected, "collected garbage"),
+            Ok(Some(Ok(collected))) => {
+                registry.quotas.removed(None);
+                tracing::info!(?collected, "collected garbage");
+            }
             Ok(Some(Err(error))) => {
                 tracing::error!(error = %ErrorChain(&error), "cannot collect garbage");
             }

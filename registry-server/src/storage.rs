@@ -423,6 +423,12 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
         None
     }
 
+    /// The blobs and manifests of a repository, in no order.
+    fn contents(&self, repository: &RepositoryName) -> StorageResult<Vec<Digest>>;
+
+    /// Length of a blob or manifest that some repository has; `None` if none has.
+    fn data_size(&self, digest: &Digest) -> StorageResult<Option<u64>>;
+
     /// What all servers on this storage know and nobody else does, under a name that we chose; `fresh` if there was nothing.
     fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>>;
 

@@ -123,6 +123,7 @@ impl Registry {
                     })
                     .await?;
                 if mounted {
+                    self.count_mounted(&name, digest).await?;
                     return Ok(created(&name, &digest));
                 }
             }
@@ -191,7 +192,11 @@ impl Registry {
         let mut hold = self.hold(name, id).await?;
         let chunk = expected_chunk(&hold, call)?;
         if let Err(error) = self.receive(&mut hold, call, chunk).await {
-            self.flush(&hold).await?;
+            match error.code() {
+                // For lack of room: it is not kept for later, outside of what is counted.
+                ErrorCode::Denied => drop(self.drop_upload(hold.name, hold.id).await?),
+                _ => self.flush(&hold).await?,
+            }
             return Err(error);
         }
         self.finish(hold, digest).await
@@ -302,6 +307,13 @@ impl Registry {
         if length.is_some_and(|length| before.hashed.saturating_add(length) > size_max) {
             return Err(too_large(size_max));
         }
+        // Whether it fits is asked again at the end; this spares sending what will not.
+        let digest = call
+            .query
+            .first("digest")
+            .and_then(|text| text.parse().ok());
+        let bytes = before.hashed.saturating_add(length.unwrap_or(0));
+        self.check_quota(&hold.name, digest, bytes).await?;
         let mut writer = Writer::new(Arc::clone(&hold.data), before.clone());
         let mut received = before.hashed;
         let ended = loop {
@@ -337,6 +349,40 @@ impl Registry {
         }
     }
 
+    /// Refuses what is known not to fit.
+    async fn check_quota(
+        &self,
+        name: &RepositoryName,
+        digest: Option<Digest>,
+        bytes: u64,
+    ) -> Result<(), ApiError> {
+        if !self.quotas.are_about(name) {
+            return Ok(());
+        }
+        let (quotas, name) = (Arc::clone(&self.quotas), name.clone());
+        let fits = self.blocking(move |storage| quotas.check(storage, &name, digest, bytes));
+        Ok(fits.await??)
+    }
+
+    /// Counts a blob that was mounted; takes it away again if it does not fit.
+    async fn count_mounted(&self, name: &RepositoryName, digest: Digest) -> Result<(), ApiError> {
+        if !self.quotas.are_about(name) {
+            return Ok(());
+        }
+        let (quotas, name) = (Arc::clone(&self.quotas), name.clone());
+        let counted = self
+            .blocking(move |storage| {
+                let bytes = storage.blob_size(&name, &digest)?.unwrap_or(0);
+                let counted = quotas.add(storage, &name, &digest, bytes)?;
+                if counted.is_err() {
+                    storage.remove_blob(&name, &digest)?;
+                }
+                Ok(counted)
+            })
+            .await?;
+        Ok(counted?)
+    }
+
     async fn next_batch(
         &self,
         hold: &mut Hold,
@@ -366,8 +412,20 @@ impl Registry {
         match VerifiedUpload::check(id.clone(), hold.running.hashed, computed, digest) {
             Some(upload) => {
                 let upload = upload.with_tail(hold.data.take_tail());
-                self.blocking(move |storage| storage.commit_upload(&name, &upload))
+                let quotas = Arc::clone(&self.quotas);
+                let committed = self
+                    .blocking(move |storage| {
+                        let counted = quotas.add(storage, &name, upload.digest(), upload.size())?;
+                        if counted.is_ok() {
+                            storage.commit_upload(&name, &upload)?;
+                        }
+                        Ok(counted)
+                    })
                     .await?;
+                if let Err(over) = committed {
+                    self.drop_upload(hold.name, id).await?;
+                    return Err(over.into());
+                }
                 self.sessions.forget(&hold.name, &id);
                 Ok(created(&hold.name, &digest))
             }

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | this one | the server: where it listens and stores, TLS, limits, garbage |
-//! | [`access`] | `[auth]` and `[[policy]]`: who may do what |
+//! | [`access`] | `[auth]`, `[[policy]]`, `[[immutable]]`, `[[quota]]`: who may do what |
 //!
 //! Its names of files are relative to the folder that it is in. It is read again while the server runs, so nothing here has a
 //! side effect.
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use registry_server::collect::CollectRules;
+use registry_server::rate::Rate;
 use registry_server::{Limits, TlsFiles};
 
 use self::upstream::UpstreamConfig;
@@ -92,6 +93,15 @@ impl ServeConfig {
             tls.finish()?;
         }
         server.auth = access::read(&mut root, &file)?;
+        server.immutable = access::immutable(&mut root)?;
+        server.quotas = access::quotas(&mut root)?;
+        if let Some(mut audit) = root.table("audit")? {
+            server.audit = audit.text("file")?.map(file);
+            if server.audit.is_none() {
+                return Err(audit.error("it needs `file`, where the lines go"));
+            }
+            audit.finish()?;
+        }
         if let Some(mut limits) = root.table("limits")? {
             server.limits = read_limits(&mut limits)?;
             limits.finish()?;
@@ -119,6 +129,11 @@ fn read_limits(table: &mut Table<'_>) -> Result<Limits, TableError> {
     };
     Ok(Limits {
         connections_max: count(table.number_from(1, "connections")?, usual.connections_max),
+        address_connections_max: count(
+            table.number_from(1, "connections_per_address")?,
+            usual.address_connections_max,
+        ),
+        requests: read_rate(table)?,
         blob_bytes_max: table.size("blob_size", |bytes| bytes, |_| None, "")?,
         header_timeout: table
             .duration("header_timeout")?
@@ -133,6 +148,26 @@ fn read_limits(table: &mut Table<'_>) -> Result<Limits, TableError> {
             .duration("upload_keep_duration")?
             .unwrap_or(usual.upload_age_max),
     })
+}
+
+fn read_rate(table: &mut Table<'_>) -> Result<Option<Rate>, TableError> {
+    let number = |number: Option<u64>| number.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    let per_second = number(table.number_from(1, "requests_per_second")?);
+    let burst = number(table.number_from(1, "requests_burst")?);
+    match (per_second, burst) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => {
+            let message = "`limits.requests_burst` means nothing without `requests_per_second`";
+            Err(table.error_at("requests_burst", message))
+        }
+        (Some(count), burst) => {
+            let rate = Rate::per_second(count);
+            Ok(Some(Rate {
+                burst: burst.unwrap_or(rate.burst),
+                ..rate
+            }))
+        }
+    }
 }
 
 fn read_collect(table: &mut Table<'_>) -> Result<Option<(Duration, CollectRules)>, TableError> {
@@ -183,6 +218,18 @@ htpasswd = "users"
 connections = 10
 blob_size = "1GB"
 header_timeout = "5s"
+connections_per_address = 5
+requests_per_second = 50
+requests_burst = 200
+[audit]
+file = "/var/log/registry.jsonl"
+[[immutable]]
+repositories = ["release/*"]
+[[immutable]]
+tags = ["v*"]
+[[quota]]
+repositories = ["team/*"]
+size = "10GB"
 [gc]
 every = "6h"
 untagged = true
@@ -203,6 +250,22 @@ retain = ["tag=pr-*,last=10"]
         assert_eq!(server.limits.blob_bytes_max, Some(1_000_000_000));
         assert_eq!(server.limits.header_timeout, Duration::from_secs(5));
         assert_eq!(server.limits.body_timeout, Limits::default().body_timeout);
+        assert_eq!(server.limits.address_connections_max, 5);
+        let rate = Rate {
+            interval: Duration::from_millis(20),
+            burst: 200,
+        };
+        assert_eq!(server.limits.requests, Some(rate));
+        assert_eq!(server.audit, Some("/var/log/registry.jsonl".into()));
+        let [first, second] = server.immutable.as_slice() else {
+            panic!("{:?}", server.immutable);
+        };
+        assert_eq!(
+            (first.tags.as_slice(), second.tags.as_slice()),
+            (&["*".to_owned()][..], &["v*".to_owned()][..])
+        );
+        assert_eq!(second.repositories, ["*"]);
+        assert_eq!(server.quotas[0].bytes, 10_000_000_000);
         let (every, rules) = config.collect.unwrap();
         assert_eq!(every, Duration::from_secs(6 * 3600));
         assert!(rules.untagged);
@@ -249,6 +312,26 @@ retain = ["tag=pr-*,last=10"]
         check(
             "[limits]\nconnections = 0\n",
             "2:15: `limits.connections` is a number: expected a number that is at least 1",
+        );
+        check(
+            "[limits]\nrequests_burst = 3\n",
+            "2:1: `limits.requests_burst` means nothing without `requests_per_second`",
+        );
+        check(
+            "[[quota]]\nrepositories = [\"a\"]\n",
+            "2:1: `quota`: it needs `size`",
+        );
+        check(
+            "[[quota]]\nsize = 1\n",
+            "2:1: `quota`: it needs `repositories`, such as [\"team/*\"]",
+        );
+        check(
+            "[[immutable]]\n",
+            "1:1: `immutable`: it needs `repositories`, `tags` or both",
+        );
+        check(
+            "[audit]\n",
+            "1:1: `audit`: it needs `file`, where the lines go",
         );
         check(
             "[gc]\nuntagged = true\n",

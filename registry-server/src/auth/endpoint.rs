@@ -14,6 +14,7 @@ use store::oci::time::rfc3339;
 use super::scope::{Grant, parse_scopes};
 use super::tokens::{Issued, Tokens};
 use super::{Gate, Peer, Via, Visitor, basic, basic_challenge, now};
+use crate::audit::Event;
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
 use crate::policy::Action;
@@ -78,6 +79,17 @@ impl Registry {
             _ => None,
         };
         tracing::debug!(user = ?person.user, id = issued.id, "issued a token");
+        let changes = |grant: &Grant| grant.has(Action::Push) || grant.has(Action::Delete);
+        if let Some(audit) = &self.audit
+            && (refresh.is_some()
+                || grants
+                    .iter()
+                    .any(|grant| !grant.is_catalog() && changes(grant)))
+        {
+            let scopes: Vec<String> = grants.iter().map(Grant::to_string).collect();
+            let event = Event::new("issue-token", &caller.visitor, &call.peer);
+            audit.write(&event.with_scope(scopes.join(" "))).await;
+        }
         Ok(answer(tokens, &issued, refresh.as_ref(), &grants, now))
     }
 

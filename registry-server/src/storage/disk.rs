@@ -691,6 +691,16 @@ impl RegistryStorage for DiskStorage {
         Some(self)
     }
 
+    fn contents(&self, repository: &RepositoryName) -> StorageResult<Vec<Digest>> {
+        let mut links = self.blob_links(repository)?;
+        links.extend(self.manifest_links(repository)?);
+        Ok(links.into_iter().map(|link| link.stored).collect())
+    }
+
+    fn data_size(&self, digest: &Digest) -> StorageResult<Option<u64>> {
+        file_size(&self.blob_data(digest))
+    }
+
     fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>> {
         let path = self.base.join("_secrets").join(name);
         if let Some(kept) = read_if_there(&path)? {

@@ -336,6 +336,25 @@ impl RegistryStorage for MemoryStorage {
         Ok(Reliance::default())
     }
 
+    fn contents(&self, repository: &RepositoryName) -> StorageResult<Vec<Digest>> {
+        let state = self.state();
+        let contents = state.repository(repository).map(|repository| {
+            let manifests = repository.manifests.keys();
+            repository.blobs.iter().chain(manifests).copied().collect()
+        });
+        Ok(contents.unwrap_or_default())
+    }
+
+    fn data_size(&self, digest: &Digest) -> StorageResult<Option<u64>> {
+        let state = self.state();
+        let manifest = |repository: &Repository| {
+            let manifest = repository.manifests.get(digest)?;
+            Some(manifest.bytes().len() as u64)
+        };
+        let blob = state.blobs.get(digest).map(|bytes| bytes.len() as u64);
+        Ok(blob.or_else(|| state.repositories.values().find_map(manifest)))
+    }
+
     fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>> {
         let mut state = self.state();
         let kept = state

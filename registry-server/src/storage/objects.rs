@@ -724,6 +724,28 @@ impl RegistryStorage for ObjectStorage {
         Ok(Reliance::default())
     }
 
+    fn contents(&self, repository: &RepositoryName) -> StorageResult<Vec<Digest>> {
+        let mut contents = Vec::new();
+        for folder in ["_layers", "_manifests/revisions"] {
+            let folder = self.in_repository(repository, folder);
+            for object in self.list(&folder)? {
+                let rest = object.location.prefix_match(&folder);
+                let rest: Vec<_> = rest.into_iter().flatten().collect();
+                if let [algorithm, hex, link] = rest.as_slice()
+                    && link.as_ref() == "link"
+                    && let Ok(digest) = format!("{}:{}", algorithm.as_ref(), hex.as_ref()).parse()
+                {
+                    contents.push(digest);
+                }
+            }
+        }
+        Ok(contents)
+    }
+
+    fn data_size(&self, digest: &Digest) -> StorageResult<Option<u64>> {
+        self.size(&self.blob_data(digest))
+    }
+
     fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>> {
         let key = self.key(&format!("_secrets/{name}"));
         if let Some(kept) = self.read(&key, SECRET_BYTES_MAX)? {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use base64::Engine;
@@ -147,11 +148,12 @@ fn read_only_and_undeletable() {
         .refused(405, "UNSUPPORTED");
 }
 
-/// Over TLS, in both versions of HTTP, bytes are the same as without.
-#[test]
-fn serves_tls_and_http2() {
-    let root = tempfile::tempdir().unwrap();
-    let (cert, key) = (root.path().join("cert.pem"), root.path().join("key.pem"));
+/// A new certificate for this machine, and its key.
+pub(crate) fn certificate(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
+    let (cert, key) = (
+        folder.join(format!("{name}.pem")),
+        folder.join(format!("{name}.key")),
+    );
     let made = Command::new("openssl")
         .args([
             "req",
@@ -169,6 +171,14 @@ fn serves_tls_and_http2() {
         .output()
         .unwrap();
     assert!(made.status.success(), "{made:?}");
+    (cert, key)
+}
+
+/// Over TLS, in both versions of HTTP, bytes are the same as without.
+#[test]
+fn serves_tls_and_http2() {
+    let root = tempfile::tempdir().unwrap();
+    let (cert, key) = certificate(root.path(), "cert");
     let bytes = crate::client::noise(2_000_000, 21);
     let plain = RunningServer::start(&root.path().join("data")).unwrap();
     let digest = Client::new(plain.addr).push_blob("a", &bytes);

@@ -9,6 +9,7 @@ mod collect;
 mod distribution;
 mod faults;
 mod kill;
+mod limits;
 mod policy;
 mod protocol;
 mod replicas;

@@ -1,13 +1,15 @@
-//! `registry serve`: flags and the configuration file put together, and served.
+//! `registry serve`: flags and the configuration file put together, served, and read again when they change.
 
+use std::convert::Infallible;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use registry_server::TlsFiles;
-use registry_server::{Config, ServeError, Server};
-use tokio::signal::unix::{SignalKind, signal};
+use registry_server::{Config, Reloader, ServeError, Server, TlsFiles};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{bucket, collection, upstream};
 use crate::args::ServeArgs;
@@ -18,6 +20,9 @@ use crate::error::{Blame, CliError, Kind};
 /// Where the registry listens unless it is told.
 const USUAL_ADDR: &str = "127.0.0.1:5000";
 
+/// How often the files of a configuration are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// What flags and file say together.
 struct Settings {
     addr: String,
@@ -26,6 +31,7 @@ struct Settings {
 }
 
 /// Where a registry's data is.
+#[derive(PartialEq, Eq)]
 enum Place {
     Folder(PathBuf),
     /// As `--s3` has it.
@@ -87,12 +93,9 @@ impl Settings {
 pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> {
     // What `--config` names is the server's.
     let context = &context.with_usual_config();
-    let Settings {
-        addr,
-        place,
-        config,
-    } = Settings::read(context, args)?;
-    let addr = address(&addr)?;
+    let settings = Settings::read(context, args)?;
+    let config = settings.config.clone();
+    let addr = address(&settings.addr)?;
     let scheme = if config.tls.is_some() {
         "https"
     } else {
@@ -102,13 +105,14 @@ pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> 
         .enable_all()
         .build()
         .blame(Kind::Environment)?;
-    let bucket = match &place {
+    let bucket = match &settings.place {
         Place::Bucket(text) => Some(bucket::open(context, &runtime, text)?),
         Place::Folder(_) => None,
     };
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).blame(Kind::Environment)?;
         let mut terminate = signal(SignalKind::terminate()).blame(Kind::Environment)?;
+        let hangup = signal(SignalKind::hangup()).blame(Kind::Environment)?;
         let server = match bucket {
             Some(bucket) => Server::bind_with(addr, config, Arc::new(bucket)).await?,
             None => Server::bind(addr, config).await?,
@@ -124,9 +128,90 @@ pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> 
                 _ = terminate.recv() => {}
             }
         };
-        server.run(stop).await?;
+        let reloader = server.reloader();
+        tokio::select! {
+            ended = server.run(stop) => ended?,
+            never = reload_often(context, args, settings, &reloader, hangup) => match never {},
+        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Gives the server its configuration again on SIGHUP, and when one of the files that say it changed. One that cannot be
+/// used is told, and nothing else.
+async fn reload_often(
+    context: &Context,
+    args: &ServeArgs,
+    first: Settings,
+    reloader: &Reloader,
+    mut hangup: Signal,
+) -> Infallible {
+    let mut files = files(args, &first.config);
+    let mut seen = stamps(&files);
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {
+                if stamps(&files) == seen {
+                    continue;
+                }
+            }
+        }
+        // Taken before the files are read: a change meanwhile is another one.
+        seen = stamps(&files);
+        let applied = match Settings::read(context, args) {
+            Ok(settings) => {
+                if settings.addr != first.addr || settings.place != first.place {
+                    context.ui.warning(
+                        "the registry listens where it did and stores where it did until it is started again",
+                    );
+                }
+                files = self::files(args, &settings.config);
+                let read = seen.first().copied();
+                seen = stamps(&files);
+                if let (Some(read), Some(_)) = (read, &args.file) {
+                    seen[0] = read;
+                }
+                let applied = reloader.apply(settings.config).await;
+                applied.map_err(CliError::from)
+            }
+            Err(error) => Err(error),
+        };
+        match applied {
+            Ok(()) => tracing::info!("the configuration was read again"),
+            Err(error) => {
+                context
+                    .ui
+                    .warning("the configuration is not used, and the one before still is:");
+                context.ui.error(&error);
+            }
+        }
+    }
+}
+
+/// The files that say how to serve, the configuration itself first.
+fn files(args: &ServeArgs, config: &Config) -> Vec<PathBuf> {
+    let named = config.files().into_iter().map(Path::to_owned);
+    args.file.clone().into_iter().chain(named).collect()
+}
+
+/// What tells whether a file is still the same: its place, size and times.
+type Stamp = (u64, u64, u64, i64, i64, i64);
+
+fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
+    let stamp = |path: &PathBuf| {
+        let file = std::fs::metadata(path).ok()?;
+        let changed = (file.ctime(), file.ctime_nsec());
+        Some((
+            file.dev(),
+            file.ino(),
+            file.len(),
+            file.mtime_nsec(),
+            changed.0,
+            changed.1,
+        ))
+    };
+    files.iter().map(stamp).collect()
 }
 
 /// `host:port`, or docker's `:port` for every address of this machine.

@@ -1,10 +1,12 @@
-//! `[auth]` and `[[policy]]`: who somebody is, and what they may do.
+//! `[auth]`, `[[policy]]`, `[[immutable]]` and `[[quota]]`: who somebody is, and what they may do.
 
 use std::path::PathBuf;
 
 use registry_server::AuthConfig;
 use registry_server::auth::tokens::TokenConfig;
+use registry_server::immutable::ImmutableRule;
 use registry_server::policy::{Action, PolicyRule, Who};
+use registry_server::quota::QuotaRule;
 
 use crate::config::table::{Table, TableError};
 
@@ -37,6 +39,49 @@ pub(super) fn read(
         table.finish()?;
     }
     Ok(config)
+}
+
+/// Reads `[[immutable]]` from the whole file.
+pub(super) fn immutable(root: &mut Table<'_>) -> Result<Vec<ImmutableRule>, TableError> {
+    let any = |_: &str| Ok(());
+    let all = |texts: Vec<String>| match texts.is_empty() {
+        true => vec!["*".to_owned()],
+        false => texts,
+    };
+    let mut rules = Vec::new();
+    for mut table in root.tables("immutable")?.unwrap_or_default() {
+        let repositories = table.texts("repositories", any)?;
+        let tags = table.texts("tags", any)?;
+        if repositories.is_empty() && tags.is_empty() {
+            return Err(table.error("it needs `repositories`, `tags` or both"));
+        }
+        rules.push(ImmutableRule {
+            repositories: all(repositories),
+            tags: all(tags),
+        });
+        table.finish()?;
+    }
+    Ok(rules)
+}
+
+/// Reads `[[quota]]` from the whole file.
+pub(super) fn quotas(root: &mut Table<'_>) -> Result<Vec<QuotaRule>, TableError> {
+    let mut rules = Vec::new();
+    for mut table in root.tables("quota")?.unwrap_or_default() {
+        let repositories = table.texts("repositories", |_| Ok(()))?;
+        if repositories.is_empty() {
+            return Err(table.error("it needs `repositories`, such as [\"team/*\"]"));
+        }
+        let Some(bytes) = table.size("size", |bytes| bytes, |_| None, "")? else {
+            return Err(table.error("it needs `size`"));
+        };
+        rules.push(QuotaRule {
+            repositories,
+            bytes,
+        });
+        table.finish()?;
+    }
+    Ok(rules)
 }
 
 fn tokens(
