@@ -457,6 +457,16 @@ fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
                 mount.target
             ));
         }
+        let mut parts = mount
+            .target
+            .split('/')
+            .filter(|part| !matches!(*part, "" | "."));
+        if (parts.next(), parts.next()) == (Some("proc"), None) {
+            return invalid(format!(
+                "`{}`: `/proc` is the kernel's, and nothing is mounted on it",
+                mount.target
+            ));
+        }
         let sources: Vec<&Path> = match &mount.kind {
             MountKind::Bind { source, .. } | MountKind::Device { source } => vec![source],
             MountKind::Overlay { lower, upper, .. } => {

@@ -1,11 +1,12 @@
-//! The binary in an image that it built itself, in plain containers: podman's with its default profile, and our own, whose
-//! confinement is docker's.
+//! The binary in an image that it built itself, in plain containers: podman's and docker's with their default profiles, and our
+//! own, whose confinement is docker's.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::docker::Docker;
 use crate::examples;
 use crate::interop::Podman;
 use crate::support::{LONGSHORE, Place, Ran, busybox_rootfs, fetch, free_port, signal, workspace};
@@ -44,6 +45,8 @@ enum Where<'a> {
     Ours(&'a Place),
     /// podman's.
     Podman(&'a Podman),
+    /// Docker's own, by a daemon.
+    Docker(&'a Docker),
 }
 
 impl Where<'_> {
@@ -59,6 +62,10 @@ impl Where<'_> {
             Where::Podman(podman) => {
                 let flags: Vec<&str> = ["-v", &volume].iter().chain(flags).copied().collect();
                 podman.confined(&flags, IMAGE, &command)
+            }
+            Where::Docker(docker) => {
+                let words = ["run", "--rm", "--network=none", "-v", &volume];
+                docker.run(&[&words, flags, &[IMAGE], &command].concat())
             }
         }
     }
@@ -176,6 +183,67 @@ fn one_dockerfile_gives_one_image() {
     }
 }
 
+/// Docker's default profile by docker itself: what is true of ours is true of it.
+#[test]
+fn under_dockers_own_default_profile() {
+    let Some(docker) = Docker::start() else {
+        return;
+    };
+    let place = Place::new();
+    docker.load(&image(&place));
+    let docker = Where::Docker(&docker);
+    let files = [
+        ("Dockerfile", DOCKERFILE),
+        ("file", "1\n"),
+        ("secret", "hush\n"),
+    ];
+    let shared = place.context("shared", &files);
+    std::fs::copy(busybox_rootfs(), shared.join("rootfs.tar")).unwrap();
+    for (flags, mode, privilege) in [
+        (&[][..], "chroot", "root of a container"),
+        (&USER, "refused", "an ordinary user"),
+    ] {
+        let found = info(&docker, flags, &shared);
+        assert_eq!(found["mode"], mode, "{found}");
+        assert_eq!(found["privilege"], privilege, "{found}");
+    }
+    let secret = format!("id=s,src={}", shared.join("secret").display());
+    let mut command = place.command(["build", "-q", "--secret", &secret]);
+    command.arg(&shared).env("SOURCE_DATE_EPOCH", "1000000000");
+    let here = Ran::of(&mut command).ok();
+    let epoch = ["-e", "SOURCE_DATE_EPOCH=1000000000"];
+    let line = "longshore build -q --secret id=s,src=/shared/secret /shared";
+    assert_eq!(docker.sh(&epoch, &shared, line).ok(), here);
+    // What would have namespaces says what it lacks.
+    let ran = docker.sh(&USER, &shared, "longshore build -q /shared");
+    assert_ne!(ran.code, Some(0), "{ran}");
+    assert!(
+        ran.stderr
+            .contains("that needs namespaces, which are refused here"),
+        "{ran}"
+    );
+}
+
+/// Where nothing but another root directory is around a step, it still is not given what was not meant for it.
+#[test]
+fn steps_are_not_given_the_containers_environment() {
+    let place = Place::new();
+    image(&place);
+    let shared = place.context("shared", &[]);
+    std::fs::copy(busybox_rootfs(), shared.join("rootfs.tar")).unwrap();
+    let text = "FROM scratch\nADD rootfs.tar /\nRUN env; cat /proc/*/environ; ls /proc/self/fd /dev/fd/ | sort -u\n";
+    std::fs::write(
+        shared.join("Dockerfile"),
+        text.replace("cat /proc", "! cat /proc"),
+    )
+    .unwrap();
+    let flags = ["-e", "TOKEN=hush hush", "-e", "MORE=hush too"];
+    let line = "longshore build --progress plain /shared";
+    let ran = Where::Ours(&place).sh(&flags, &shared, line);
+    assert!(ran.stderr.contains("lacking here: isolation"), "{ran}");
+    assert!(!ran.stderr.contains("hush"), "{ran}");
+}
+
 #[test]
 fn what_cannot_be_had_is_an_error() {
     let place = Place::new();
@@ -246,6 +314,47 @@ fn packages_are_installed_in_a_plain_container() {
     assert!(page.contains("\"uid\": 33"), "{page}");
     signal(&container, "TERM");
     assert_eq!(container.wait().unwrap().code(), Some(143));
+}
+
+/// npm of Debian's packages, and a package that it installs, with a script of that one's, and runs.
+#[test]
+fn npm_installs_in_a_plain_container() {
+    let base = examples::base();
+    let place = Place::new();
+    image(&place);
+    let host = base.registry.host();
+    let dockerfile = format!(
+        r"FROM {host}/debian:bookworm
+RUN apt-get update && apt-get install -y --no-install-recommends nodejs npm
+COPY dep /src/dep
+RUN cd /src && npm pack ./dep
+COPY app /src/app
+WORKDIR /src/app
+RUN npm install --offline --no-audit --no-fund
+RUN npx dep > /found && cat node_modules/dep/made >> /found
+FROM scratch
+COPY --from=0 /found /
+"
+    );
+    let dep = r#"{ "name": "dep", "version": "1.2.3", "bin": { "dep": "cli.js" },
+  "scripts": { "postinstall": "node -e \"require('fs').writeFileSync('made', 'by its script')\"" } }"#;
+    let files = [
+        ("Dockerfile", dockerfile.as_str()),
+        ("dep/package.json", dep),
+        (
+            "dep/cli.js",
+            "#!/usr/bin/env node\nconsole.log('installed')\n",
+        ),
+        (
+            "app/package.json",
+            r#"{ "name": "app", "dependencies": { "dep": "file:../dep-1.2.3.tgz" } }"#,
+        ),
+    ];
+    let shared = place.context("shared", &files);
+    let line = "longshore build --progress plain -o type=local,dest=/shared/out /shared";
+    Where::Ours(&place).sh(&[], &shared, line).ok();
+    let found = std::fs::read_to_string(shared.join("out/found")).unwrap();
+    assert_eq!(found, "installed\nby its script");
 }
 
 /// A package with a group and a setgid program of its own, where there is one id.

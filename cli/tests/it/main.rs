@@ -12,6 +12,7 @@
 //! | [`containers`] | containers that outlive the command that made them |
 //! | [`container_limits`] | limits of containers and steps in the kernel's own files |
 //! | [`container_sharing`] | what containers share with each other and with the host |
+//! | [`docker`] | a docker daemon of a test's own |
 //! | [`docker_flags`] | every flag of docker's: ours, or refused by name |
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
 //! | [`remote`] | URLs and git repositories, as contexts and in ADD |
@@ -35,6 +36,7 @@
 //! | [`everywhere`] | plain containers, where namespaces or overlayfs are refused |
 //! | [`examples`] | real software on Debian |
 //! | [`full_disk`] | a full disk in every phase |
+//! | [`escapes`] | known ways out of other tools, by what containers are made and asked with |
 //! | [`help`] | the text of every `--help` |
 //! | [`tidy`] | the house rules: layering, unsafe code, printing, names of this machine |
 //!
@@ -60,8 +62,10 @@ mod contexts;
 mod copy;
 mod debug;
 mod disk;
+mod docker;
 mod docker_flags;
 mod errors;
+mod escapes;
 mod everywhere;
 mod examples;
 mod explain;
