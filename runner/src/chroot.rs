@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
 use crate::cgroup::Cgroups;
 use crate::error::StartError;
-use crate::init::{self, is_gone};
+use crate::init;
 use crate::spec::{ExitStatus, Root, SandboxSpec};
 use crate::stubs::{Stub, Tree};
 use crate::sys::{self, Fork};
@@ -166,18 +166,7 @@ fn prepare(
         wire::send(report, &Progress::Note(note), &[])
             .map_err(StartError::step("report to the helper"))?;
     }
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(StartError::step("tie the process to its helper"))?;
-    if is_gone(report) {
-        sys::exit_now(125);
-    }
-    init::enter_directory(&spec.process.cwd).map_err(|errno| StartError::WorkingDirectory {
-        path: spec.process.cwd.clone(),
-        errno: errno.into(),
-    })?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    sys::end_on_broken_pipes(true);
-    Ok(())
+    init::settle(&spec.process, report)
 }
 
 /// Ends every process that came of this one. Their own children become ours, so it goes on until there are none.

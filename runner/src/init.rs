@@ -217,18 +217,23 @@ fn prepare(
     for note in notes {
         tell(Progress::Note(note)).map_err(lost())?;
     }
+    settle(&spec.process, report)
+}
+
+/// The last steps before the command, with its own rights: it ends with its helper, and begins where and as it is to.
+pub(crate) fn settle(process: &ProcessSpec, report: &OwnedFd) -> Result<(), StartError> {
     // 10. Whatever happens to the helper happens to the sandbox. After the change of identity, which
     //     clears it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(StartError::step("tie the sandbox to its helper"))?;
+        .map_err(StartError::step("tie the process to its helper"))?;
     if is_gone(report) {
         // It died before that: nobody is left to be told.
         sys::exit_now(125);
     }
 
     // 11. The working directory, with the process's own rights.
-    enter_directory(&spec.process.cwd).map_err(|errno| StartError::WorkingDirectory {
-        path: spec.process.cwd.clone(),
+    enter_directory(&process.cwd).map_err(|errno| StartError::WorkingDirectory {
+        path: process.cwd.clone(),
         errno: errno.into(),
     })?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -238,7 +243,7 @@ fn prepare(
 }
 
 /// Changes the directory, through no link of `/proc` that leads past all paths.
-pub(crate) fn enter_directory(path: &str) -> Result<(), Errno> {
+fn enter_directory(path: &str) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_MAGICLINKS;
     let directory = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
@@ -283,7 +288,7 @@ pub(crate) fn set_streams(
 }
 
 /// Whether nobody has the other end of `socket` any more.
-pub(crate) fn is_gone(socket: &OwnedFd) -> bool {
+fn is_gone(socket: &OwnedFd) -> bool {
     let mut watched = [PollFd::new(socket, PollFlags::empty())];
     let now = rustix::event::Timespec {
         tv_sec: 0,

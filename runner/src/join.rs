@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Signal;
 use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
@@ -158,15 +157,7 @@ fn prepare(
     confine::confine(&spec.confinement, &spec.process.user, &mut |note| {
         notes.push(note);
     })?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(StartError::step("tie the process to its helper"))?;
-    init::enter_directory(&spec.process.cwd).map_err(|errno| StartError::WorkingDirectory {
-        path: spec.process.cwd.clone(),
-        errno: errno.into(),
-    })?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    sys::end_on_broken_pipes(true);
-    Ok(())
+    init::settle(&spec.process, report)
 }
 
 /// A terminal of the container's: its master goes to the helper, its slave becomes the controlling terminal.
