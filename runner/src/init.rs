@@ -176,6 +176,9 @@ fn prepare(
         }
     }
 
+    if spec.open_network && spec.network.is_own() {
+        sysctl::open_network();
+    }
     sysctl::apply(&spec.sysctls)?;
 
     // 5. The root.

@@ -51,6 +51,9 @@ pub struct SandboxSpec {
     pub shm_size: Option<u64>,
     /// Settings of the kernel in the sandbox's own namespaces: `net.ipv4.ip_forward` to its value.
     pub sysctls: BTreeMap<String, String>,
+    /// Whether in a network of its own everybody, not root alone, may listen on ports below 1024 and send ICMP echoes.
+    #[serde(default)]
+    pub open_network: bool,
     /// What else the process shares with the host.
     pub shared: Shared,
     /// What it shares with other sandboxes: of each whose process 1 is handed over with this, in their order.
@@ -93,6 +96,7 @@ impl SandboxSpec {
             oom_score: None,
             shm_size: None,
             sysctls: BTreeMap::new(),
+            open_network: false,
             shared: Shared::default(),
             joined: Vec::new(),
             user_namespace: UserNamespace::Own,

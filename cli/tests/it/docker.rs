@@ -100,5 +100,14 @@ impl Drop for Docker {
             signal(&self.daemon, "TERM");
         }
         let _status = self.daemon.wait();
+        // It leaves this mounted, in the way of removing the folder.
+        let namespaces = self.folder.path().join("exec/netns");
+        for entry in std::fs::read_dir(namespaces)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _unmounted = Command::new("umount").arg(entry.path()).output();
+        }
     }
 }

@@ -12,6 +12,7 @@
 //! | [`containers`] | containers that outlive the command that made them |
 //! | [`container_limits`] | limits of containers and steps in the kernel's own files |
 //! | [`container_sharing`] | what containers share with each other and with the host |
+//! | [`beside_docker`] | what a command sees in our containers and in docker's |
 //! | [`docker`] | a docker daemon of a test's own |
 //! | [`docker_flags`] | every flag of docker's: ours, or refused by name |
 //! | [`contexts`] | folders, standard input, images and layouts as contexts |
@@ -46,6 +47,7 @@
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]
 
 mod bad_input;
+mod beside_docker;
 mod build;
 mod cache;
 mod cache_mounts;

@@ -116,6 +116,7 @@ fn plan(
         ulimits: record.ulimits.clone(),
         shm_size: record.shm_size,
         sysctls: record.sysctls.clone(),
+        open_network: true,
         shared: record.shared,
         confinement: record.confinement.clone(),
         init: record.init,
