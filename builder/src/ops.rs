@@ -61,6 +61,7 @@ use crate::solve::scheduler::{Action, VertexShape};
 use crate::solve::{OfVertex, ProgressEvent, ProgressSink};
 use context::layer_hashes::LayerHashes;
 use exec::mounts::{ContextCopies, RenewedCaches};
+use exec::network::StepNetwork;
 use recall::Look;
 use results::{Outcome, StackLayer, VertexState};
 use source::Fetching;
@@ -99,6 +100,8 @@ pub(crate) struct Operations<'a> {
     looking: AtomicBool,
     /// Whether it was said what steps lack here.
     pub(crate) notice: Once,
+    /// How steps reach the world.
+    pub(crate) network: StepNetwork,
     turns: recall::Turns,
     ran: AtomicUsize,
     cached: AtomicUsize,
@@ -154,6 +157,7 @@ impl<'a> Operations<'a> {
             context_copies: Mutex::default(),
             renewed_caches: Mutex::default(),
             notice: Once::new(),
+            network: StepNetwork::default(),
             looking: AtomicBool::new(false),
             turns: Mutex::default(),
             ran,

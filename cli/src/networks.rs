@@ -5,14 +5,18 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 
 use runner::NetworkMode;
 use runner::etc::{nameservers, resolv_conf_text};
+use runner::network::line::Outlet;
 use runner::network::names::{self, NameSockets};
+use runner::network::relay::{self, Relay};
 use runner::network::{Attachment, BRIDGE_PREFIX, Bridge, Subnet, first_free};
 use store::Store;
 use store::networks::{NetworkError, NetworkInfo, NetworkMember, NetworkPlace, NetworkSubnet};
 
+use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 
 /// The network of containers that name none.
@@ -156,22 +160,6 @@ pub fn join(
     Ok((NetworkMode::Bridge(attachment), place))
 }
 
-/// `/etc/resolv.conf` of a container that asks `server`, or if `None` [`serve_names`]: what it says of the host's way to look up, but for
-/// the servers.
-pub fn resolv_conf(host: &str, server: Option<IpAddr>) -> String {
-    let others = host.lines().filter(|line| {
-        let word = line.split_whitespace().next();
-        matches!(word, Some("search" | "domain" | "options"))
-    });
-    let server = server.unwrap_or(names::ADDRESS.into());
-    let mut text = format!("nameserver {server}\n");
-    for line in others {
-        text.push_str(line);
-        text.push('\n');
-    }
-    text
-}
-
 /// Answers what a container asks about names, until `end` can be read; what it does not know itself is asked of the servers given, or of
 /// the host's.
 pub fn serve_names(
@@ -206,6 +194,25 @@ fn addresses_of(store: &Store, network: &str, name: &str) -> Option<Vec<IpAddr>>
         .flat_map(|member| member.addresses)
         .collect();
     (!found.is_empty()).then_some(found)
+}
+
+/// The program that leads out of a namespace for who may make no interfaces on the host, where it is installed.
+pub fn relay_program(context: &Context) -> Option<PathBuf> {
+    let path = context.text_variable("PATH")?;
+    let folders = path.split(':').filter(|folder| folder.starts_with('/'));
+    let mut programs = folders.map(|folder| Path::new(folder).join(relay::PROGRAM));
+    programs.find(|program| program.is_file())
+}
+
+/// How steps of builds have a network of their own here, by its name for programs; or why they are on the host's.
+pub fn of_steps(context: &Context) -> Result<&'static str, String> {
+    let Err(why) = Outlet::try_here(&[]) else {
+        return Ok("interfaces");
+    };
+    match Relay::found(relay_program(context).as_deref()) {
+        Ok(_) => Ok(relay::PROGRAM),
+        Err(relay) => Err(format!("{why}, and {relay}")),
+    }
 }
 
 /// Removes a network with its bridge.

@@ -118,7 +118,7 @@ fn run(
         }
         Fork::Parent { pidfd, .. } => {
             drop((theirs, streams, entries));
-            let (status, _) = helper::follow(caller, &ours, &pidfd, stubs, notes)?;
+            let (status, _) = helper::follow(caller, &ours, &pidfd, stubs, notes, Vec::new())?;
             Ok(status)
         }
     }

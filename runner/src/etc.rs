@@ -63,6 +63,17 @@ pub fn outside_resolv_conf_text() -> io::Result<String> {
     })
 }
 
+/// A `resolv.conf` that asks `server`, and otherwise looks up as `text` says.
+pub fn asking(text: &str, server: IpAddr) -> String {
+    let others = text.lines().filter(|line| {
+        let word = line.split_whitespace().next();
+        matches!(word, Some("search" | "domain" | "options"))
+    });
+    std::iter::once(format!("nameserver {server}\n"))
+        .chain(others.map(|line| format!("{line}\n")))
+        .collect()
+}
+
 fn without_local_servers(text: &str) -> String {
     let is_local = |line: &str| nameservers(line).any(|server| server.is_loopback());
     let lines = text.lines().filter(|line| !is_local(line));
@@ -98,6 +109,10 @@ mod tests {
         assert_eq!(
             without_local_servers(text),
             "# made up\nnameserver 192.0.2.53\nsearch example\n"
+        );
+        assert_eq!(
+            asking(text, "127.0.0.11".parse().unwrap()),
+            "nameserver 127.0.0.11\nsearch example\n"
         );
         assert_eq!(
             nameservers("nameserver\nnameserver x\nnameservers 1.2.3.4").count(),

@@ -10,6 +10,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
@@ -27,7 +28,8 @@ use crate::grants::{self, GrantError};
 use crate::init::{self, Handed};
 use crate::join;
 use crate::joined::Joined;
-use crate::network::{self, relay};
+use crate::network::names::{self, NameSockets};
+use crate::network::{self, line, relay};
 use crate::seccomp;
 use crate::spec::{
     Capabilities, ExitStatus, Namespace, NetworkMode, SPEC_BYTES_MAX, SandboxSpec, Shared, Usage,
@@ -52,11 +54,17 @@ pub(crate) enum Use {
 
 /// How a helper has to be taken for `spec`.
 pub(crate) fn use_of(spec: &SandboxSpec) -> Use {
-    // Without namespaces it adopts orphans, others' namespaces it has to enter, and the program at the end of a relay is its child.
+    // Without namespaces it adopts orphans, others' namespaces it has to enter, the program at the end of a relay is its child, and
+    // who answers questions about names is a thread of its.
+    let is_alone = match &spec.network {
+        NetworkMode::Relay(_) => true,
+        NetworkMode::Line(line) => !line.servers.is_empty(),
+        _ => false,
+    };
     let is_plain = userns::isolation() == Isolation::Namespaces
         && spec.shared == Shared::default()
         && spec.joined.is_empty()
-        && !matches!(spec.network, NetworkMode::Relay(_));
+        && !is_alone;
     match is_plain {
         true => Use::Sandboxes,
         false => Use::Sandbox,
@@ -264,6 +272,10 @@ fn supervise(
         namespaces |= libc::CLONE_NEWNET;
     }
     let entries = cgroups.entries()?;
+    let servers = match &spec.network {
+        NetworkMode::Line(line) => line.servers.clone(),
+        _ => Vec::new(),
+    };
     let mut notes = cgroups.notes().to_vec();
     let mut own_ids = match &joined {
         Some(joined) => joined.has_own_ids,
@@ -326,16 +338,18 @@ fn supervise(
     // From now on only the process holds its streams: who reads them sees their end when it ends.
     drop((streams, entries));
 
-    follow(caller, &ours, &pidfd, stubs, notes)
+    follow(caller, &ours, &pidfd, stubs, notes, servers)
 }
 
-/// Stays with a process from its fork to its end: hears of its preparation, tells the caller, waits.
+/// Stays with a process from its fork to its end: hears of its preparation, tells the caller, waits. If there are `servers` it
+/// asks them what the process asks its name server; otherwise that is the caller's.
 pub(crate) fn follow(
     caller: BorrowedFd<'_>,
     ours: &OwnedFd,
     pidfd: &OwnedFd,
     stubs: &mut Vec<Stub>,
     mut notes: Vec<String>,
+    servers: Vec<IpAddr>,
 ) -> Result<(ExitStatus, Usage), StartError> {
     let mut terminal = None;
     let mut names = Vec::new();
@@ -361,6 +375,9 @@ pub(crate) fn follow(
         return Err(error);
     }
 
+    if !servers.is_empty() {
+        serve_names(&mut names, servers, pidfd).map_err(StartError::step("serve names"))?;
+    }
     let mut fds = vec![pidfd.as_fd()];
     fds.extend(terminal.iter().chain(&names).map(AsFd::as_fd));
     let started = Report::Started {
@@ -375,6 +392,24 @@ pub(crate) fn follow(
     reap(pidfd).map_err(StartError::step("wait for the process"))
 }
 
+/// Answers on the sandbox's sockets until its process ends, in a thread: this helper forks no more, having one sandbox only.
+fn serve_names(
+    sockets: &mut Vec<OwnedFd>,
+    servers: Vec<IpAddr>,
+    pidfd: &OwnedFd,
+) -> io::Result<()> {
+    let Ok([datagrams, streams]) = <[OwnedFd; 2]>::try_from(std::mem::take(sockets)) else {
+        return Ok(());
+    };
+    let sockets = NameSockets {
+        datagrams: datagrams.into(),
+        streams: streams.into(),
+    };
+    let ended = pidfd.try_clone()?;
+    let serve = move || names::serve(&sockets, &servers, &|_| None, ended.as_fd());
+    std::thread::Builder::new().spawn(serve).map(drop)
+}
+
 /// Plugs init's namespace into a network, if it is to be in one, and lets init go on, which waits for that.
 fn plug(
     network: &NetworkMode,
@@ -382,17 +417,23 @@ fn plug(
     init: &OwnedFd,
     pidfd: &OwnedFd,
 ) -> Result<Option<relay::Running>, StartError> {
+    let step = || StartError::step("plug the sandbox into its network");
+    let mut addresses = Vec::new();
     let plugged = match network {
         NetworkMode::Host | NetworkMode::None | NetworkMode::Joined => return Ok(None),
         NetworkMode::Bridge(attachment) => network::plug(attachment, pid)
             .map(|()| None)
-            .map_err(StartError::step("plug the sandbox into its network")),
+            .map_err(step()),
+        NetworkMode::Line(line) => line::plug(line, pid)
+            .map(|given| addresses = given)
+            .map(|()| None)
+            .map_err(step()),
         NetworkMode::Relay(relay) => relay::start(relay, pid).map_err(|error| StartError::Relay {
             reason: error.to_string(),
         }),
     };
     let told = plugged.and_then(|running| {
-        wire::send(init, &(), &[]).map_err(StartError::step("tell init of its network"))?;
+        wire::send(init, &addresses, &[]).map_err(StartError::step("tell init of its network"))?;
         Ok(running)
     });
     if told.is_err() {

@@ -20,6 +20,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -153,27 +154,33 @@ fn prepare(
     if spec.network.is_own() {
         sys::loopback_up().map_err(StartError::step("bring up the loopback interface"))?;
     }
-    if matches!(spec.network, NetworkMode::Bridge(_) | NetworkMode::Relay(_)) {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    if spec.network.is_plugged() {
         // The helper has plugged it in when it says so.
-        let told = wire::receive::<()>(report).map_err(StartError::step("hear from the helper"))?;
-        told.ok_or_else(|| {
+        let told = wire::receive(report).map_err(StartError::step("hear from the helper"))?;
+        (addresses, _) = told.ok_or_else(|| {
             let gone = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
             StartError::step("hear from the helper")(gone)
         })?;
     }
+    let configured = || StartError::step("configure the network interface");
+    let mut has_names = false;
+    if let NetworkMode::Line(line) = &spec.network {
+        network::line::configure(line, &addresses).map_err(configured())?;
+        has_names = !line.servers.is_empty();
+    }
     if let NetworkMode::Relay(relay) = &spec.network {
-        network::relay::configure(relay)
-            .map_err(StartError::step("configure the network interface"))?;
+        network::relay::configure(relay).map_err(configured())?;
     }
     if let NetworkMode::Bridge(attachment) = &spec.network {
-        network::configure(attachment)
-            .map_err(StartError::step("configure the network interface"))?;
-        if attachment.names {
-            let names = network::open_names()
-                .map_err(StartError::step("open the sockets of the name server"))?;
-            let sockets = [names.datagrams.as_fd(), names.streams.as_fd()];
-            wire::send(report, &Progress::Names, &sockets).map_err(lost())?;
-        }
+        network::configure(attachment).map_err(configured())?;
+        has_names = attachment.names;
+    }
+    if has_names {
+        let names = network::open_names()
+            .map_err(StartError::step("open the sockets of the name server"))?;
+        let sockets = [names.datagrams.as_fd(), names.streams.as_fd()];
+        wire::send(report, &Progress::Names, &sockets).map_err(lost())?;
     }
 
     if spec.open_network && spec.network.is_own() {

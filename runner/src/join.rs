@@ -99,7 +99,14 @@ pub(crate) fn attempt(
         }
         Fork::Parent { pidfd, .. } => {
             drop((theirs, streams, cgroups, process_1));
-            helper::follow(caller, &ours, &pidfd, &mut Vec::new(), Vec::new())
+            helper::follow(
+                caller,
+                &ours,
+                &pidfd,
+                &mut Vec::new(),
+                Vec::new(),
+                Vec::new(),
+            )
         }
     }
 }

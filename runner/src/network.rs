@@ -6,7 +6,8 @@
 //! ```
 //!
 //! - `netlink`: requests to the kernel. `link`: bridges, pairs, addresses, routes. `filter`: nf_tables. [`names`]: a name server.
-//! - [`relay`]: a way out without a bridge, for those who may not make one.
+//! - [`line`]: a way out for sandboxes that are on no network.
+//! - [`relay`]: one without any interface of the host's, for those who may not make one.
 //! - [`ports`]: the host's ports that lead into a sandbox. `proxy`: what is carried through them.
 //!
 //! The helper plugs a sandbox in from outside, init configures its end inside. A bridge and its filter are made when they
@@ -15,6 +16,7 @@
 //! Needs `CAP_NET_ADMIN` in the host's network namespace: see [`can_bridge`].
 
 mod filter;
+pub mod line;
 mod link;
 pub mod names;
 mod netlink;
@@ -129,13 +131,15 @@ impl Attachment {
 
 /// Whether this process may make bridges where it is.
 pub fn can_bridge() -> bool {
+    Netlink::route().is_ok_and(|mut netlink| may_change(&mut netlink))
+}
+
+fn may_change(netlink: &mut Netlink) -> bool {
     use rustix::thread::CapabilitySet;
     // In a user namespace the capability is one over that namespace's own networks only: ask the kernel, changing nothing.
     let held = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
-    held && Netlink::route()
-        .and_then(|mut netlink| link::may_change(&mut netlink))
-        .unwrap_or(false)
+    held && link::may_change(netlink).unwrap_or(false)
 }
 
 /// The first of the subnets `from` that neither overlaps another one of them that is taken, nor any net that this machine knows.
@@ -172,7 +176,7 @@ pub(crate) fn plug(attachment: &Attachment, pid: i32) -> io::Result<()> {
     // Before anything is plugged in: what is not filtered yet may not pass.
     filter::ensure(&attachment.bridge)?;
     if !attachment.bridge.internal {
-        forward(&attachment.bridge)?;
+        forward(&mut netlink, &attachment.bridge.subnets)?;
     }
     link::plug(&mut netlink, attachment, mtu, pid)
 }
@@ -202,17 +206,35 @@ fn mtu(netlink: &mut Netlink) -> io::Result<u32> {
 }
 
 /// Lets this machine pass packets on between its interfaces, which is off by default.
-fn forward(bridge: &Bridge) -> io::Result<()> {
-    let mut switches = Vec::new();
-    for subnet in &bridge.subnets {
-        switches.push(match subnet.gateway {
+fn forward(netlink: &mut Netlink, subnets: &[Subnet]) -> io::Result<()> {
+    let is_off = |path: &str| Ok::<_, io::Error>(std::fs::read_to_string(path)?.trim() == "0");
+    for subnet in subnets {
+        let path = match subnet.gateway {
             IpAddr::V4(_) => "/proc/sys/net/ipv4/ip_forward",
             IpAddr::V6(_) => "/proc/sys/net/ipv6/conf/all/forwarding",
-        });
+        };
+        if !is_off(path)? {
+            continue;
+        }
+        if subnet.gateway.is_ipv6() {
+            keep_advertised_routes(netlink)?;
+        }
+        std::fs::write(path, "1")?;
     }
-    for path in switches {
-        if std::fs::read_to_string(path)?.trim() == "0" {
-            std::fs::write(path, "1")?;
+    Ok(())
+}
+
+/// A machine that passes packets on no longer listens to other routers, unless it is told to: it would lose its own way out.
+fn keep_advertised_routes(netlink: &mut Netlink) -> io::Result<()> {
+    let routes = link::routes(netlink)?;
+    let told = routes
+        .iter()
+        .filter(|route| route.is_v6 && route.is_advertised);
+    for index in told.filter_map(|route| route.interface) {
+        let name = rustix::net::netdevice::index_to_name(netlink.socket(), index)?;
+        let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+        if std::fs::read_to_string(&path)?.trim() == "1" {
+            std::fs::write(&path, "2")?;
         }
     }
     Ok(())

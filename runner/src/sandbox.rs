@@ -434,9 +434,12 @@ impl Stream {
 fn validate(spec: &SandboxSpec) -> Result<(), SandboxError> {
     validate_process(&spec.process)?;
     let invalid = |what: String| Err(SandboxError::Invalid { what });
-    if let NetworkMode::Bridge(attachment) = &spec.network
-        && let Err(what) = attachment.check()
-    {
+    let checked = match &spec.network {
+        NetworkMode::Bridge(attachment) => attachment.check(),
+        NetworkMode::Line(line) => line.check(),
+        _ => Ok(()),
+    };
+    if let Err(what) = checked {
         return invalid(what);
     }
     if let Err(what) = sysctl::check(spec) {

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::network::Attachment;
+use crate::network::line::Line;
 use crate::network::relay::{self, Relay};
 use crate::seccomp::Filter;
 
@@ -272,6 +273,8 @@ pub enum NetworkMode {
     None,
     /// Its own, plugged into a bridge of the host's.
     Bridge(Attachment),
+    /// Its own, with a line to the host and through it out.
+    Line(Line),
     /// That of a sandbox whose process is handed over: [`SandboxSpec::joined`] names it.
     Joined,
     /// Its own, with an address at [`crate::network::relay::ADDRESS`], and a way out by a program that needs no privileges.
@@ -284,10 +287,17 @@ impl NetworkMode {
         !matches!(self, NetworkMode::Host | NetworkMode::Joined)
     }
 
+    /// Whether the helper has something to do for it.
+    pub(crate) fn is_plugged(&self) -> bool {
+        matches!(self, Self::Bridge(_) | Self::Line(_) | Self::Relay(_))
+    }
+
     /// The addresses by which it is reached, and whether its namespace has to be entered for that; none if it cannot be.
     pub(crate) fn reached_at(&self) -> (&[std::net::IpAddr], bool) {
         match self {
-            NetworkMode::Host | NetworkMode::None | NetworkMode::Joined => (&[], false),
+            NetworkMode::Host | NetworkMode::None | NetworkMode::Joined | NetworkMode::Line(_) => {
+                (&[], false)
+            }
             NetworkMode::Bridge(attachment) => (&attachment.addresses, false),
             NetworkMode::Relay(_) => (&[relay::ADDRESS], true),
         }

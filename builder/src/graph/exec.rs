@@ -5,7 +5,7 @@
 //! secrets, caches and agents, the name and sharing of a cache, proxies, addresses of hosts, limits.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -169,6 +169,9 @@ pub struct SshMount {
     /// Its group.
     pub gid: u32,
 }
+
+/// Stands for the address of this machine as a process sees it, which depends on where that runs; nobody else writes it so.
+pub const HOST_GATEWAY: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0));
 
 /// `--network`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]

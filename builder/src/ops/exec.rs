@@ -1,13 +1,14 @@
 //! `RUN`: a process in a sandbox on a new snapshot. Here and below, and nowhere else, the runner is seen.
 //!
 //! `mounts` turns the graph's mounts into the sandbox's, with `secrets`, `ssh` and `devices` for what comes from outside;
-//! `degraded` says what steps lack where namespaces are refused;
+//! `network` is where they are on a network, `degraded` says what steps lack where namespaces are refused;
 //! `digest` is what mounts add to a step's key, `stopped` is for looking around where a step runs.
 
 mod degraded;
 mod devices;
 pub(crate) mod digest;
 pub(crate) mod mounts;
+pub(crate) mod network;
 mod secrets;
 mod ssh;
 pub(crate) mod stopped;
@@ -22,10 +23,10 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use runner::etc::{hosts_text, resolv_conf_text};
+use runner::etc::hosts_text;
 use runner::{
-    Confinement, EtcFiles, ExitStatus, Limits, NetworkMode, OutOfMemory, ProcessSpec, Root,
-    Sandbox, SandboxSpec, Seccomp, Stdio, Stream, Ulimit, UserNamespace,
+    Confinement, EtcFiles, ExitStatus, Limits, OutOfMemory, ProcessSpec, Root, Sandbox,
+    SandboxSpec, Seccomp, Stdio, Stream, Ulimit, UserNamespace,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use store::Store;
@@ -35,7 +36,7 @@ use store::snapshot::{ActiveSnapshot, StepRoot};
 use super::{Operations, base_of};
 use crate::error::StepError;
 use crate::graph::VertexIndex;
-use crate::graph::exec::{ExecOp, Network, Security};
+use crate::graph::exec::{ExecOp, Security};
 use crate::solve::{OutputStream, ProgressEvent, Used};
 
 /// Bytes read from a process at a time.
@@ -108,6 +109,9 @@ impl Prepared {
         if !env.iter().any(|variable| name(variable) == "HOME") {
             env.push(format!("HOME={}", user.home));
         }
+        let wired = operations.network.wire(operations, exec)?;
+        let network = &operations.network;
+        network.check_proxies(operations, vertex, &wired.mode, &env);
         let process = ProcessSpec {
             env,
             cwd: exec.cwd.clone(),
@@ -119,7 +123,7 @@ impl Prepared {
         let mut points = devices.points;
         points.append(&mut mounts.points);
         points.extend(apt_settings);
-        let mut spec = sandbox(exec, root, process)?;
+        let mut spec = sandbox(exec, root, process, wired);
         if exec.security == Security::Sandbox {
             let confined = operations.run.confined.clone();
             spec.confinement.seccomp = confined.seccomp;
@@ -191,7 +195,7 @@ pub(crate) fn bystander() -> ExecOp {
 }
 
 /// The sandbox of a step, but for its mounts.
-fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpec, StepError> {
+fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec, wired: network::Wired) -> SandboxSpec {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let setting = &exec.setting;
     let hostname = match setting.hostname.as_str() {
@@ -199,16 +203,12 @@ fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpe
         name => name,
     };
     let limits = &setting.limits;
-    Ok(SandboxSpec {
+    SandboxSpec {
         hostname: hostname.to_owned(),
-        // There is no network between a host's own and none: what is not said gets the host's.
-        network: match exec.network {
-            Network::None => NetworkMode::None,
-            Network::Default | Network::Host => NetworkMode::Host,
-        },
+        network: wired.mode,
         etc: EtcFiles {
-            hosts: Some(hosts_text(hostname, &setting.hosts)),
-            resolv_conf: Some(resolv_conf_text().map_err(StepError::ResolvConf)?),
+            hosts: Some(hosts_text(hostname, &wired.hosts)),
+            resolv_conf: Some(wired.resolv_conf),
             hostname: None,
         },
         cgroup: setting.cgroup_parent.as_ref().map(|parent| {
@@ -243,7 +243,7 @@ fn sandbox(exec: &ExecOp, root: Root, process: ProcessSpec) -> Result<SandboxSpe
             Security::Insecure => Confinement::none(),
         },
         ..SandboxSpec::new(root, process)
-    })
+    }
 }
 
 /// Runs the sandbox to its end, passing its output on; returns how it ended, the end of what it wrote, and whether that was for want

@@ -15,6 +15,8 @@ pub struct RunSettings {
     pub allow: BTreeSet<Entitlement>,
     /// `--network`: for steps that do not say.
     pub network: Network,
+    /// The program that leads out of steps' namespaces where interfaces may not be made, if it is installed.
+    pub relay: Option<PathBuf>,
     /// `--userns=host`: steps have the ids of this program. Part of no key: what a step makes does not show them.
     pub host_ids: bool,
     /// `--security-opt`: for steps that are not `--security=insecure`. Part of no key.

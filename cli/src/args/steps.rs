@@ -28,7 +28,7 @@ pub struct StepArgs {
     pub allow: Vec<String>,
     /// The network of steps that do not say: default, none or host
     ///
-    /// The default network is the host's.
+    /// `default` leads out, as the host's does, but the host's loopback is not its own.
     #[arg(
         long,
         value_name = "MODE",

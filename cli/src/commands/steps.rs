@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use builder::dockerfile::suggest::nearest;
-use builder::graph::exec::{Limits, Network, Setting};
+use builder::graph::exec::{HOST_GATEWAY, Limits, Network, Setting};
 use builder::ops::exec::{Confined, SECRET_BYTES_MAX};
 use builder::request::size::bytes;
 use builder::request::{Entitlement, RunSettings, SecretSource, SecretText};
@@ -16,6 +16,7 @@ use super::security;
 use crate::args::StepArgs;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
+use crate::networks;
 
 /// Where vendors install device specifications; the later one counts.
 const CDI_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
@@ -72,6 +73,7 @@ pub fn given(
     ssh: &[String],
 ) -> Result<RunSettings, CliError> {
     let mut given = RunSettings {
+        relay: networks::relay_program(context),
         cdi_dirs: CDI_DIRS.iter().map(PathBuf::from).collect(),
         ..RunSettings::default()
     };
@@ -238,7 +240,7 @@ fn agent(context: &Context, text: &str) -> Result<(String, Vec<PathBuf>), CliErr
     Ok((id.to_owned(), paths))
 }
 
-/// `NAME:ADDRESS` or `NAME=ADDRESS`, IPv6 addresses in brackets or not.
+/// `NAME:ADDRESS` or `NAME=ADDRESS`, IPv6 addresses in brackets or not; [`HOST_GATEWAY`] is found where the process runs.
 pub fn host(text: &str) -> Result<(String, IpAddr), CliError> {
     let bad = || {
         usage(format!("cannot read the host `{text}`"))
@@ -251,8 +253,7 @@ pub fn host(text: &str) -> Result<(String, IpAddr), CliError> {
     let is_name = !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c == '#');
     let bare = address.strip_prefix('[').and_then(|a| a.strip_suffix(']'));
     let address = match address {
-        // Steps are on the host's own network.
-        "host-gateway" => Some(IpAddr::from([127, 0, 0, 1])),
+        "host-gateway" => Some(HOST_GATEWAY),
         address => bare.unwrap_or(address).parse().ok(),
     };
     match address {
@@ -370,7 +371,7 @@ mod tests {
         check("db=10.0.0.2", Some(("db", "10.0.0.2")));
         check("db:::1", Some(("db", "::1")));
         check("db:[fe80::1]", Some(("db", "fe80::1")));
-        check("h:host-gateway", Some(("h", "127.0.0.1")));
+        check("h:host-gateway", Some(("h", "::ffff:0.0.0.0")));
         check("db", None);
         check(":1.2.3.4", None);
         check("a b:1.2.3.4", None);

@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use runner::mode::Lack;
+use runner::mode::{Lack, Mode};
 use serde_json::json;
 
 use crate::args::{InfoArgs, VersionArgs};
 use crate::context::Context;
 use crate::error::CliError;
+use crate::networks;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -29,7 +30,20 @@ pub fn info(context: &Context, args: &InfoArgs) -> Result<ExitCode, CliError> {
     let kernel = uname.release().to_string_lossy();
     let root = context.root()?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let survey = runner::mode::survey(&root);
+    let mut survey = runner::mode::survey(&root);
+    let network = match networks::of_steps(context) {
+        // Which the mode lacks, with all else.
+        _ if survey.mode >= Mode::Chroot => "host",
+        Ok(name) => name,
+        Err(why) => {
+            survey.lacks.push(Lack {
+                what: format!("a network of their own for steps, which are on the host's: {why}"),
+                better: "Debian's package `slirp4netns`, or its like; or longshore as root"
+                    .to_owned(),
+            });
+            "host"
+        }
+    };
     let privilege = survey.privilege.to_string();
     let layers = match survey.copies {
         true => "copied",
@@ -51,6 +65,7 @@ pub fn info(context: &Context, args: &InfoArgs) -> Result<ExitCode, CliError> {
             "lacks": lacks,
             "limits": survey.limits,
             "layers": layers,
+            "network": network,
             "cpus": cpus,
         }))?;
     } else {
@@ -64,7 +79,7 @@ pub fn info(context: &Context, args: &InfoArgs) -> Result<ExitCode, CliError> {
             names => names.join(", "),
         };
         text.push_str(&format!(
-            "Mode:       {mode}\nWhy:        {}\nLimits:     {limits}\nLayers:     {layers}\n",
+            "Mode:       {mode}\nWhy:        {}\nLimits:     {limits}\nLayers:     {layers}\nNetwork:    {network}\n",
             survey.why
         ));
         for Lack { what, better } in &survey.lacks {

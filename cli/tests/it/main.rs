@@ -93,6 +93,7 @@ mod security;
 mod shared_cache;
 mod sharing;
 mod ship;
+mod step_network;
 mod support;
 mod terminal;
 mod tidy;

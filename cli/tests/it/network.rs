@@ -28,6 +28,11 @@ impl<'p> Host<'p> {
         Host { place, process }
     }
 
+    /// The process whose namespace it is.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command

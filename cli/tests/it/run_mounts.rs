@@ -15,7 +15,7 @@ fn build(place: &Place, dockerfile: &str, flags: &[&str]) -> Ran {
 }
 
 /// Lines that steps wrote, without numbers and times.
-fn output(ran: &Ran) -> Vec<&str> {
+pub fn output(ran: &Ran) -> Vec<&str> {
     let lines = ran.stderr.lines().filter_map(|line| {
         let (_, rest) = line.strip_prefix('#')?.split_once(' ')?;
         let (time, text) = rest.split_once(' ')?;

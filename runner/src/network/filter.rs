@@ -9,11 +9,13 @@
 //!                                        out of it into another bridge of ours: drop
 //!                                        an internal network: nothing in or out
 //! ```
+//!
+//! Lines have one like it for each process that has an [`super::line::Outlet`], which the kernel removes when that ends.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::netlink::{CREATE, Message, Netlink};
+use super::netlink::{CREATE, Message, Netlink, attributes};
 use super::{BRIDGE_PREFIX, Bridge, Subnet};
 
 /// Types of messages: nf_tables' own have its number in their upper half.
@@ -24,16 +26,24 @@ const NEW_TABLE: u16 = NF_TABLES << 8;
 const GET_TABLE: u16 = NF_TABLES << 8 | 1;
 const DELETE_TABLE: u16 = NF_TABLES << 8 | 2;
 const NEW_CHAIN: u16 = NF_TABLES << 8 | 3;
+const GET_CHAIN: u16 = NF_TABLES << 8 | 4;
 const NEW_RULE: u16 = NF_TABLES << 8 | 6;
 /// Rules are added at the end.
 const APPEND: u16 = 0x800;
 
+/// Outlets of one process, at most: a build has one.
+const OWN_TABLES_MAX: u32 = 64;
+
 /// IPv4 and IPv6.
 const FAMILY_INET: u8 = 1;
 const TABLE_NAME: u16 = 1;
+const TABLE_FLAGS: u16 = 2;
+/// The table goes when the socket that made it is closed (Linux 5.12).
+const TABLE_OWNED: u32 = 2;
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
 const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
@@ -93,6 +103,98 @@ pub(super) fn redirect_names(server: Ipv4Addr, udp: u16, tcp: u16) -> io::Result
         messages.push(rule(name, "output", &expressions));
     }
     commit(&mut Netlink::netfilter()?, messages)
+}
+
+/// Puts the table of lines from these subnets in place: it is there as long as what is returned.
+///
+/// On kernels where no table has an owner it is there for good, one for all: that is a bridge's, without the bridge.
+pub(super) fn hold(subnets: &[Subnet]) -> io::Result<Netlink> {
+    let mut netlink = Netlink::netfilter()?;
+    let own = std::process::id();
+    for number in 0..OWN_TABLES_MAX {
+        let name = format!("longshore-lines-{own}-{number}");
+        match commit(&mut netlink, lines_table(&name, TABLE_OWNED, subnets)) {
+            Ok(()) => return Ok(netlink),
+            // That of another outlet of this process, or of one that has its number in another pid namespace.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::EPERM)) => {}
+            Err(error) if is_unknown(&error) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    let name = match subnets {
+        [] => "longshore-lines".to_owned(),
+        [first, ..] => format!("longshore-lines-{}-{}", first.gateway, subnets.len()),
+    };
+    match commit(&mut netlink, lines_table(&name, 0, subnets)) {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => Ok(netlink),
+    }
+}
+
+/// Whether the kernel does not know what it was asked for.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ERANGE)
+    )
+}
+
+fn lines_table(name: &str, flags: u32, subnets: &[Subnet]) -> Vec<Message> {
+    use Expression::{Drop, To, Unasked};
+    let mut table = Message::new(NEW_TABLE, CREATE, &fields());
+    table.text(TABLE_NAME, name);
+    table.attribute(TABLE_FLAGS, &flags.to_be_bytes());
+    let lines = || super::line::PREFIX.as_bytes().to_vec();
+    let mut messages = vec![
+        table,
+        chain(name, "forward", "filter", HOOK_FORWARD, PRIORITY_FILTER),
+        chain(
+            name,
+            "postrouting",
+            "nat",
+            HOOK_POSTROUTING,
+            PRIORITY_SOURCE_NAT,
+        ),
+        rule(name, "forward", &[To(EQUAL, lines()), Unasked, Drop]),
+    ];
+    let leaving = subnets
+        .iter()
+        .map(|subnet| leaving(subnet, To(DIFFERENT, lines())));
+    messages.extend(leaving.map(|expressions| rule(name, "postrouting", &expressions)));
+    messages
+}
+
+/// A chain that drops all packets of a family that are passed on unless a rule of its own accepts it, if there is one: what other tables accept does not
+/// count there.
+pub(super) fn dropping(family: i32) -> io::Result<Option<String>> {
+    let mut found = None;
+    let everything = Message::new(GET_CHAIN, 0, &[0; 4]);
+    let dumped = Netlink::netfilter()?.dump(everything, |kind, content| {
+        let Some((fields, rest)) = content.split_at_checked(4) else {
+            return;
+        };
+        let families = [libc::NFPROTO_INET, family];
+        if kind != NEW_CHAIN || !families.contains(&i32::from(fields[0])) {
+            return;
+        }
+        let (mut name, mut is_forward, mut drops) = (Vec::new(), false, false);
+        for (kind, value) in attributes(rest) {
+            match kind {
+                CHAIN_NAME => name = value.to_vec(),
+                CHAIN_HOOK => {
+                    let number = attributes(value).find(|(kind, _)| *kind == HOOK_NUMBER);
+                    is_forward = number.is_some_and(|(_, n)| n == HOOK_FORWARD.to_be_bytes());
+                }
+                CHAIN_POLICY => drops = value == DROP.to_be_bytes(),
+                _ => {}
+            }
+        }
+        if is_forward && drops {
+            let name = String::from_utf8_lossy(&name);
+            found = Some(name.trim_end_matches('\0').to_owned());
+        }
+    });
+    dumped.map(|()| found)
 }
 
 /// Puts the bridge's table in place, unless there is one.
@@ -203,7 +305,7 @@ enum Expression {
 
 /// The rules, each with its chain.
 fn rules(bridge: &Bridge) -> Vec<(&'static str, Vec<Expression>)> {
-    use Expression::{Drop, Family, From, Masquerade, Source, To, Unasked};
+    use Expression::{Drop, From, To, Unasked};
     let own = || whole_name(&bridge.name);
     let mut rules = Vec::new();
     if bridge.internal {
@@ -229,20 +331,25 @@ fn rules(bridge: &Bridge) -> Vec<(&'static str, Vec<Expression>)> {
     ];
     rules.push(("forward", other));
     for subnet in &bridge.subnets {
-        let family = match subnet.gateway {
-            IpAddr::V4(_) => libc::NFPROTO_IPV4,
-            IpAddr::V6(_) => libc::NFPROTO_IPV6,
-        };
-        let family = u8::try_from(family).expect("a small number");
-        let leaving = vec![
-            Family(family),
-            Source(*subnet),
-            To(DIFFERENT, own()),
-            Masquerade,
-        ];
-        rules.push(("postrouting", leaving));
+        let leaving = leaving(subnet, To(DIFFERENT, own()));
+        rules.push(("postrouting", leaving.into()));
     }
     rules
+}
+
+/// What comes from a subnet and leaves by such an interface has the host's address from there on.
+fn leaving(subnet: &Subnet, by: Expression) -> [Expression; 4] {
+    let family = match subnet.gateway {
+        IpAddr::V4(_) => libc::NFPROTO_IPV4,
+        IpAddr::V6(_) => libc::NFPROTO_IPV6,
+    };
+    let family = u8::try_from(family).expect("a small number");
+    [
+        Expression::Family(family),
+        Expression::Source(*subnet),
+        by,
+        Expression::Masquerade,
+    ]
 }
 
 fn whole_name(name: &str) -> Vec<u8> {

@@ -38,12 +38,14 @@ const ROUTE_GATEWAY: u16 = 5;
 const TABLE_MAIN: u8 = 254;
 const TABLE_LOCAL: u8 = 255;
 const PROTOCOL_BOOT: u8 = 3;
+const PROTOCOL_ADVERTISED: u8 = 9;
 const TYPE_UNICAST: u8 = 1;
+const ON_LINK: u32 = 4;
 
 const UP: u32 = 1;
 
 /// The name of a sandbox's own interface.
-const INSIDE: &str = "eth0";
+pub(super) const INSIDE: &str = "eth0";
 
 /// Makes the bridge if it is not there, with its addresses, and brings it up. Tells whether it was not.
 pub(super) fn ensure_bridge(netlink: &mut Netlink, bridge: &Bridge, mtu: u32) -> io::Result<bool> {
@@ -84,24 +86,54 @@ pub(super) fn plug(
     pid: i32,
 ) -> io::Result<()> {
     let bridge = name_to_index(netlink.socket(), &attachment.bridge.name)?;
-    let mut link = Message::new(NEW_LINK, CREATE, &link_fields(0, UP, UP));
-    // The kernel finds the number.
-    link.text(LINK_NAME, "lsp%d");
-    link.attribute(LINK_MTU, &mtu.to_ne_bytes());
-    link.attribute(LINK_MASTER, &bridge.to_ne_bytes());
-    link.nest(LINK_INFO, |info| {
-        info.text(INFO_KIND, "veth");
-        info.nest(INFO_DATA, |data| {
-            data.nest(VETH_PEER, |peer| {
-                peer.raw(&link_fields(0, 0, 0));
-                peer.text(LINK_NAME, INSIDE);
-                peer.attribute(LINK_MTU, &mtu.to_ne_bytes());
-                peer.attribute(LINK_ADDRESS, &mac(attachment.addresses.first().copied()));
-                peer.attribute(LINK_NAMESPACE_OF, &pid.to_ne_bytes());
+    let none = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let pair = Pair {
+        // The kernel finds the number.
+        outside: "lsp%d",
+        bridge: Some(bridge),
+        mtu,
+        address: attachment.addresses.first().copied().unwrap_or(none),
+        pid,
+    };
+    pair.make(netlink)
+}
+
+/// Two interfaces that are one line: one here, the other in a sandbox.
+pub(super) struct Pair<'p> {
+    /// The name of the end that is here.
+    pub(super) outside: &'p str,
+    /// What that is a port of.
+    pub(super) bridge: Option<u32>,
+    pub(super) mtu: u32,
+    /// That of the sandbox's end, which is not given to it here.
+    pub(super) address: IpAddr,
+    /// A process in the sandbox's namespace.
+    pub(super) pid: i32,
+}
+
+impl Pair<'_> {
+    /// Makes it; the end that is here is up.
+    pub(super) fn make(&self, netlink: &mut Netlink) -> io::Result<()> {
+        let mut link = Message::new(NEW_LINK, CREATE, &link_fields(0, UP, UP));
+        link.text(LINK_NAME, self.outside);
+        link.attribute(LINK_MTU, &self.mtu.to_ne_bytes());
+        if let Some(bridge) = self.bridge {
+            link.attribute(LINK_MASTER, &bridge.to_ne_bytes());
+        }
+        link.nest(LINK_INFO, |info| {
+            info.text(INFO_KIND, "veth");
+            info.nest(INFO_DATA, |data| {
+                data.nest(VETH_PEER, |peer| {
+                    peer.raw(&link_fields(0, 0, 0));
+                    peer.text(LINK_NAME, INSIDE);
+                    peer.attribute(LINK_MTU, &self.mtu.to_ne_bytes());
+                    peer.attribute(LINK_ADDRESS, &mac(Some(self.address)));
+                    peer.attribute(LINK_NAMESPACE_OF, &self.pid.to_ne_bytes());
+                });
             });
         });
-    });
-    netlink.request(link)
+        netlink.request(link)
+    }
 }
 
 /// Gives this namespace's end of the pair its addresses and the routes through the bridge.
@@ -116,26 +148,24 @@ pub(super) fn configure(netlink: &mut Netlink, attachment: &Attachment) -> io::R
         return Ok(());
     }
     for subnet in subnets {
-        let fields = [
-            family(subnet.gateway),
-            0,
-            0,
-            0,
-            TABLE_MAIN,
-            PROTOCOL_BOOT,
-            0,
-            TYPE_UNICAST,
-            0,
-            0,
-            0,
-            0,
-        ];
-        let mut route = Message::new(NEW_ROUTE, CREATE, &fields);
-        route.attribute(ROUTE_GATEWAY, &octets(subnet.gateway));
-        route.attribute(ROUTE_INTERFACE, &index.to_ne_bytes());
-        netlink.request(route)?;
+        lead_out(netlink, index, subnet.gateway)?;
     }
     Ok(())
+}
+
+/// Adds the route to everywhere. The gateway is taken to be there: until the line's other end is known to be up, which is found out in the
+/// background, IPv6 has no route to it.
+pub(super) fn lead_out(netlink: &mut Netlink, index: u32, gateway: IpAddr) -> io::Result<()> {
+    let mut fields = [0; 12];
+    fields[0] = family(gateway);
+    fields[4] = TABLE_MAIN;
+    fields[5] = PROTOCOL_BOOT;
+    fields[7] = TYPE_UNICAST;
+    fields[8..].copy_from_slice(&ON_LINK.to_ne_bytes());
+    let mut route = Message::new(NEW_ROUTE, CREATE, &fields);
+    route.attribute(ROUTE_GATEWAY, &octets(gateway));
+    route.attribute(ROUTE_INTERFACE, &index.to_ne_bytes());
+    netlink.request(route)
 }
 
 /// The largest packet that an interface takes, if there is such an interface.
@@ -172,6 +202,10 @@ pub(super) fn may_change(netlink: &mut Netlink) -> io::Result<bool> {
 pub(super) struct Route {
     pub(super) to: Option<Subnet>,
     pub(super) interface: Option<u32>,
+    /// Whether it is one of IPv6.
+    pub(super) is_v6: bool,
+    /// Whether a router has told it.
+    pub(super) is_advertised: bool,
 }
 
 /// The routes of the main and the local table: every address and every net that this machine knows.
@@ -199,6 +233,8 @@ fn route(content: &[u8]) -> Option<Route> {
     let mut found = Route {
         to: None,
         interface: None,
+        is_v6: i32::from(fields[0]) == libc::AF_INET6,
+        is_advertised: fields[5] == PROTOCOL_ADVERTISED,
     };
     for (kind, value) in attributes(rest) {
         match kind {
@@ -226,11 +262,31 @@ pub(super) fn add_address(
     address: IpAddr,
     prefix: u8,
 ) -> io::Result<()> {
+    give(netlink, index, (address, prefix), address)
+}
+
+/// Gives an interface an address, and the route to the one at its other end.
+pub(super) fn add_peer(
+    netlink: &mut Netlink,
+    index: u32,
+    address: IpAddr,
+    peer: IpAddr,
+) -> io::Result<()> {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    give(netlink, index, (address, bits), peer)
+}
+
+fn give(
+    netlink: &mut Netlink,
+    index: u32,
+    (address, prefix): (IpAddr, u8),
+    reaches: IpAddr,
+) -> io::Result<()> {
     let mut fields = vec![family(address), prefix, 0, 0];
     fields.extend(index.to_ne_bytes());
     let mut message = Message::new(NEW_ADDRESS, CREATE, &fields);
     message.attribute(ADDRESS_LOCAL, &octets(address));
-    message.attribute(ADDRESS, &octets(address));
+    message.attribute(ADDRESS, &octets(reaches));
     if address.is_ipv6() {
         message.attribute(ADDRESS_FLAGS, &NO_DETECTION.to_ne_bytes());
     }

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::MemfdFlags;
@@ -27,6 +27,9 @@ pub const NAME_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 3));
 /// The program's name.
 pub const PROGRAM: &str = "slirp4netns";
 
+/// What the program makes its interface with.
+const TUN: &str = "/dev/net/tun";
+
 /// How much of what the program says is told.
 const SAID_BYTES_MAX: u64 = 1024;
 
@@ -35,6 +38,23 @@ const SAID_BYTES_MAX: u64 = 1024;
 pub struct Relay {
     /// The program that leads out of it; nothing does if `None`, though ports of the host may lead in.
     pub program: Option<PathBuf>,
+}
+
+impl Relay {
+    /// One by `program`, if it can work here.
+    ///
+    /// # Errors
+    /// Why it cannot, as part of a sentence.
+    pub fn found(program: Option<&Path>) -> Result<Relay, String> {
+        let Some(program) = program else {
+            return Err(format!("`{PROGRAM}` is not installed"));
+        };
+        let opened = File::options().read(true).write(true).open(TUN);
+        opened.map_err(|error| format!("`{PROGRAM}` needs `{TUN}`: {error}"))?;
+        Ok(Relay {
+            program: Some(program.to_owned()),
+        })
+    }
 }
 
 /// Leads out as long as it lives.

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 
+use runner::network::line::{self, Outlet};
 use runner::network::{self, Attachment, Bridge, Subnet};
 use runner::{ExitStatus, NetworkMode, Root, Sandbox, SandboxError, SandboxSpec};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -28,6 +29,18 @@ pub(crate) const TESTS: &[Test] = &[
     }),
     ("names_are_resolved_by_the_caller", |world| {
         as_host(world, "names")
+    }),
+    ("lines_lead_out_and_nobody_in", |world| {
+        as_host(world, "lines")
+    }),
+    ("lines_lead_out_to_ipv6_where_the_host_does", |world| {
+        as_host(world, "lines_v6")
+    }),
+    ("a_line_asks_servers_on_the_hosts_loopback", |world| {
+        as_host(world, "line_names")
+    }),
+    ("no_line_leads_through_a_firewall_that_drops", |world| {
+        as_host(world, "dropped")
     }),
     ("bad_networks_are_refused", bad_networks),
 ];
@@ -61,6 +74,10 @@ pub(crate) fn host(args: &[String]) {
         "both_kinds" => both_kinds(&world),
         "free" => free(),
         "names" => names(&world),
+        "lines" => lines(&world),
+        "lines_v6" => lines_v6(&world),
+        "line_names" => line_names(&world),
+        "dropped" => dropped(),
         other => panic!("{other}"),
     }
 }
@@ -196,6 +213,122 @@ fn names(world: &World) {
     }
 }
 
+fn lines(world: &World) {
+    let outside = Outside::new();
+    let (outlet, other) = (Outlet::open(&[]).unwrap(), Outlet::open(&[]).unwrap());
+    let line = || NetworkMode::Line(outlet.line().clone());
+    assert_eq!(other.line(), outlet.line());
+
+    // Out, and to the host, but not to its loopback.
+    sh(
+        "busybox nc -ll -p 7000 -s 127.0.0.1 -e echo hidden & busybox nc -ll -p 7000 -s 192.0.2.1 -e echo seen &",
+    );
+    let script = format!(
+        "busybox nc {OUTSIDE} 8000; until busybox nc {HOST} 7000; do :; done; busybox nc -w 1 127.0.0.1 7000 || echo no"
+    );
+    assert_eq!(
+        on_line(world, line(), &script),
+        format!("{HOST}\nseen\nno\n")
+    );
+
+    // In: from the host, from nowhere else.
+    let server = greeter(world, line());
+    let address = sh("ip -o addr | sed -n \"s/.* lsl-.* peer \\([^/]*\\).*/\\1/p\"");
+    let address = address.trim();
+    assert!(address.starts_with("10.207."), "{address}");
+    assert_eq!(
+        sh(&format!("until busybox nc {address} 9000; do :; done")),
+        "hello\n"
+    );
+    let refused = format!("busybox nc -w 1 {address} 9000 || echo no");
+    assert_eq!(on_line(world, line(), &refused), "no\n");
+    let red = bridge("red", &["10.99.1.1"]);
+    assert_eq!(on(world, &red, &["10.99.1.2"], &refused).stdout, "no\n");
+    outside.run("ip route add 10.207.0.0/16 via 192.0.2.1");
+    assert_eq!(outside.run(&refused), "no\n");
+    outside.run("ip route del 10.207.0.0/16");
+    drop(server);
+
+    // One outlet is enough; without any, nothing comes back.
+    drop(other);
+    let ask = format!("busybox nc -w 1 {OUTSIDE} 8000 || echo no");
+    assert_eq!(on_line(world, line(), &ask), format!("{HOST}\n"));
+    let left = line();
+    drop(outlet);
+    assert_eq!(on_line(world, left, &ask), "no\n");
+    while sh("ip -o link").contains(line::PREFIX) {
+        std::thread::yield_now();
+    }
+
+    // Addresses that something on this machine has are not given.
+    ip("link add dummy0 type bridge");
+    ip("addr add 10.207.5.5/24 dev dummy0");
+    ip("link set dummy0 up");
+    let taken = Subnet {
+        gateway: "10.206.9.1".parse().unwrap(),
+        prefix: 24,
+    };
+    let outlet = Outlet::open(&[taken]).unwrap();
+    assert_eq!(outlet.line().subnets[0].gateway.to_string(), "10.205.0.1");
+}
+
+fn lines_v6(world: &World) {
+    let outside = Outside::new();
+    ip("addr add fd99::1/64 dev out0 nodad");
+    outside.run("ip addr add fd99::2/64 dev out1 nodad");
+    // As if a router had told it: such routes would go when this machine becomes one.
+    ip("-6 route add default via fd99::2 dev out0 proto ra");
+    outside.greet("fd99::2", 8000);
+    let outlet = Outlet::open(&[]).unwrap();
+    let kept = sh("cat /proc/sys/net/ipv6/conf/out0/accept_ra");
+    assert_eq!(kept, "2\n");
+    assert!(sh("ip -6 route").contains("default via fd99::2"));
+    let line = NetworkMode::Line(outlet.line().clone());
+    assert_eq!(on_line(world, line, "busybox nc fd99::2 8000"), "fd99::1\n");
+}
+
+/// The helper passes questions on, from the host's namespace.
+fn line_names(world: &World) {
+    let outlet = Outlet::open(&[]).unwrap();
+    let mut line = outlet.line().clone();
+    line.servers.push(IpAddr::from([127, 0, 0, 53]));
+    let server = UdpSocket::bind(("127.0.0.53", 53)).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = server.recv_from(&mut buffer) {
+            let message = &buffer[..length];
+            let question = network::names::Question::read(message).unwrap();
+            let answer = question.answer(message, &[IpAddr::from([192, 0, 2, 99])]);
+            server.send_to(&answer, from).unwrap();
+        }
+    });
+    let said = on_line(
+        world,
+        NetworkMode::Line(line),
+        "busybox nslookup till 127.0.0.11",
+    );
+    assert!(said.contains("192.0.2.99"), "{said}");
+}
+
+fn dropped() {
+    sh("iptables -P FORWARD DROP");
+    let refused = Outlet::open(&[]).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "the firewall drops what is passed on (chain `FORWARD`)"
+    );
+    sh("iptables -P FORWARD ACCEPT");
+    Outlet::open(&[]).unwrap();
+}
+
+fn on_line(world: &World, line: NetworkMode, script: &str) -> String {
+    let mut spec: SandboxSpec = world.script(script);
+    spec.network = line;
+    let outcome = run(&spec).unwrap();
+    assert_eq!(outcome.status, ExitStatus::Code(0), "{script}: {outcome:?}");
+    outcome.stdout
+}
+
 fn free() {
     ip("link add dummy0 type bridge");
     ip("addr add 10.99.0.5/16 dev dummy0");
@@ -317,18 +450,22 @@ impl Outside {
             "ip addr add {OUTSIDE}/24 dev out1; ip link set out1 up"
         ));
         ip(&format!("route add default via {OUTSIDE}"));
-        let space = File::open(format!("/proc/{pid}/ns/net")).unwrap();
+        outside.greet(OUTSIDE, 8000);
+        outside
+    }
+
+    fn greet(&self, address: &'static str, port: u16) {
+        let space = File::open(format!("/proc/{}/ns/net", self.process.id())).unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            let listener = TcpListener::bind((OUTSIDE, 8000)).unwrap();
+            let listener = TcpListener::bind((address, port)).unwrap();
             tell.send(()).unwrap();
             while let Ok((mut stream, peer)) = listener.accept() {
                 writeln!(stream, "{}", peer.ip()).unwrap();
             }
         });
         told.recv().unwrap();
-        outside
     }
 
     /// What a shell script says there.

@@ -64,7 +64,7 @@ impl Given {
         let ulimits =
             ulimits.map(|read| read.map(|(name, (soft, hard))| Ulimit { name, soft, hard }));
         let devices = args.devices.iter().map(|text| flags::device(text));
-        let hosts = args.hosts.iter().map(|text| wiring::host(text));
+        let hosts = args.hosts.iter().map(|text| steps::host(text));
         Ok(Given {
             shared,
             joined,

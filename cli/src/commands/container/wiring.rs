@@ -1,13 +1,13 @@
 //! What network a container is on, and how names are looked up there.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use builder::graph::exec::HOST_GATEWAY;
 use runner::NetworkMode;
-use runner::etc::{outside_resolv_conf_text, resolv_conf_text};
-use runner::network::names::NameSockets;
+use runner::etc::{asking, outside_resolv_conf_text, resolv_conf_text};
+use runner::network::names::{self, NameSockets};
 use runner::network::relay::{self, Relay};
 use store::Store;
 use store::networks::{NetworkMember, NetworkPlace};
@@ -16,13 +16,9 @@ use super::Known;
 use super::given::OF_CONTAINER;
 use super::record::Record;
 use crate::args::{ContainerNamesArgs, CreateArgs};
-use crate::commands::steps;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::networks;
-
-/// Stands in a record for the address of this machine as the container sees it, known when it is started.
-const HOST_GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// The variable that names the network of containers for which no `--network` is given.
 const VARIABLE: &str = "LONGSHORE_NETWORK";
@@ -45,15 +41,6 @@ pub fn wanted(context: &Context, args: &CreateArgs) -> Result<String, CliError> 
         return Err(CliError::new(Kind::Usage, message));
     }
     Ok(name)
-}
-
-/// `--add-host NAME:ADDRESS`.
-pub fn host(text: &str) -> Result<(String, IpAddr), CliError> {
-    let (name, address) = steps::host(text)?;
-    match text.ends_with("host-gateway") {
-        true => Ok((name, HOST_GATEWAY)),
-        false => Ok((name, address)),
-    }
 }
 
 /// A container's network, and the place in it that is the container's.
@@ -116,7 +103,7 @@ impl Wiring {
         let gateway = match &self.mode {
             NetworkMode::Bridge(attachment) => attachment.bridge.subnets[0].gateway,
             NetworkMode::Relay(_) => relay::GATEWAY,
-            _ => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            _ => IpAddr::from([127, 0, 0, 1]),
         };
         let hosts = record.hosts.iter().map(|(name, address)| match *address {
             HOST_GATEWAY => (name.clone(), gateway),
@@ -130,13 +117,14 @@ impl Wiring {
         let base = match &self.mode {
             NetworkMode::Host | NetworkMode::Joined => resolv_conf_text().blame(Kind::Run)?,
             NetworkMode::Bridge(_) => {
-                networks::resolv_conf(&resolv_conf_text().blame(Kind::Run)?, None)
+                let text = resolv_conf_text().blame(Kind::Run)?;
+                asking(&text, names::ADDRESS.into())
             }
             NetworkMode::Relay(Relay { program: Some(_) }) => {
                 let text = resolv_conf_text().blame(Kind::Run)?;
-                networks::resolv_conf(&text, Some(relay::NAME_SERVER))
+                asking(&text, relay::NAME_SERVER)
             }
-            NetworkMode::Relay(_) | NetworkMode::None => {
+            NetworkMode::Relay(_) | NetworkMode::Line(_) | NetworkMode::None => {
                 outside_resolv_conf_text().blame(Kind::Run)?
             }
         };
@@ -167,18 +155,11 @@ impl Wiring {
 
 /// The default network of who may make no bridge.
 fn without_bridge(context: &Context, record: &Record) -> NetworkMode {
-    let program = context.text_variable("PATH").and_then(|path| {
-        let folders = path.split(':').filter(|folder| folder.starts_with('/'));
-        let mut programs = folders.map(|folder| Path::new(folder).join(relay::PROGRAM));
-        programs.find(|program: &PathBuf| program.is_file())
-    });
-    if program.is_some() {
-        return NetworkMode::Relay(Relay { program });
-    }
-    let lacking = format!(
-        "this user may not make network interfaces, and `{}` is not installed",
-        relay::PROGRAM
-    );
+    let program = networks::relay_program(context);
+    let lacking = match Relay::found(program.as_deref()) {
+        Ok(relay) => return NetworkMode::Relay(relay),
+        Err(why) => format!("this user may not make network interfaces, and {why}"),
+    };
     if record.ports.is_empty() {
         context.ui.note(&format!(
             "the container is on the host's network: {lacking}"
