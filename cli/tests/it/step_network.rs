@@ -99,11 +99,11 @@ fn steps_reach_what_the_host_reaches_but_not_its_loopback() {
     yard.hang_up_at("127.0.0.1:7000");
     yard.hang_up_at("0.0.0.0:7001");
     let steps = "RUN nc 192.0.2.2 8000; nc fd99::2 8000
-RUN nc -w 1 127.0.0.1 7000 < /dev/null || echo its own loopback
-RUN nc -w 1 me 7001 < /dev/null && grep -w 'me\\|db' /etc/hosts
+RUN nc 127.0.0.1 7000 < /dev/null || echo its own loopback
+RUN nc me 7001 < /dev/null && grep -w 'me\\|db' /etc/hosts
 ";
     let dockerfile = format!(
-        "FROM busybox\n{steps}RUN --network=host nc -w 1 127.0.0.1 7000 < /dev/null && echo the host\n"
+        "FROM busybox\n{steps}RUN --network=host nc 127.0.0.1 7000 < /dev/null && echo the host\n"
     );
     let names = ["--add-host=me:host-gateway", "--add-host=db:192.0.2.77"];
     yard.build(&dockerfile, &names)
@@ -130,7 +130,7 @@ RUN nc -w 1 me 7001 < /dev/null && grep -w 'me\\|db' /etc/hosts
     assert!(!ran.stderr.contains("host's network"), "{ran}");
 
     // By the command line, for those that do not say.
-    let dockerfile = "FROM busybox\nRUN nc -w 1 127.0.0.1 7000 < /dev/null && ls /sys/class/net\n";
+    let dockerfile = "FROM busybox\nRUN nc 127.0.0.1 7000 < /dev/null && ls /sys/class/net\n";
     let ran = yard.build(dockerfile, &["--network=host"]);
     ran.ok();
     assert!(output(&ran).contains(&"out0"), "{ran}");
@@ -338,7 +338,7 @@ fn steps_of_ordinary_users_have_a_network_of_their_own_where_a_program_leads_out
     user.give("rootfs.tar", busybox_rootfs());
     let dockerfile = "FROM scratch\nADD rootfs.tar /
 RUN nc 192.0.2.2 8000; grep me /etc/hosts; grep nameserver /etc/resolv.conf
-RUN nc -w 1 127.0.0.1 7000 < /dev/null 2> /dev/null && echo the host || echo its own loopback
+RUN nc 127.0.0.1 7000 < /dev/null 2> /dev/null && echo the host || echo its own loopback
 ";
     std::fs::write(user.home.path().join("Dockerfile"), dockerfile).unwrap();
     user.own();
