@@ -35,6 +35,9 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 /// Most bytes of that list that are read.
 const MOUNTS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// Most bytes of the list of a container's layers that are read.
+const LAYERS_BYTES_MAX: u64 = 16 << 20;
+
 /// How much a check reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
@@ -134,6 +137,22 @@ pub enum Problem {
         /// What it lacks: `data` or `info`.
         missing: &'static str,
     },
+    /// A container that cannot be started.
+    #[error("container `{id}` {reason}")]
+    ContainerBroken {
+        /// Its id.
+        id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A volume that no container could use.
+    #[error("volume `{name}` has no {missing}")]
+    VolumeBroken {
+        /// Its name.
+        name: String,
+        /// What it lacks.
+        missing: &'static str,
+    },
     /// A git repository that is none.
     #[error("git repository `{name}` has no HEAD")]
     GitMirrorBroken {
@@ -225,6 +244,8 @@ impl Problem {
             Problem::LayerMissing { .. } => "layer-missing",
             Problem::TarMissing { .. } => "tar-missing",
             Problem::CacheMountBroken { .. } => "cache-mount-broken",
+            Problem::ContainerBroken { .. } => "container-broken",
+            Problem::VolumeBroken { .. } => "volume-broken",
             Problem::GitMirrorBroken { .. } => "git-mirror-broken",
             Problem::JournalMissing { .. } => "journal-missing",
             Problem::MountLeft { .. } => "mount-left",
@@ -260,6 +281,8 @@ impl Problem {
                 layer(&LayerId::Unpacked(*diff_id))
             }
             Problem::CacheMountBroken { name, .. } => Path::new("cache-mounts").join(name),
+            Problem::ContainerBroken { id, .. } => Path::new("containers").join(id),
+            Problem::VolumeBroken { name, .. } => Path::new("volumes").join(name),
             Problem::GitMirrorBroken { name } => Path::new("git").join(name),
             Problem::JournalMissing { id } => Path::new("builds").join(id.as_str()),
             Problem::TemporaryLeft { name } => Path::new("tmp").join(name),
@@ -578,6 +601,24 @@ impl Store {
                 problems.push(Problem::CacheMountBroken { name, missing });
             }
         }
+        for (id, folder) in self.container_folders()? {
+            if let Some(reason) = self.container_fault(&folder)?
+                && fs::is_dir(&folder)?
+            {
+                problems.push(Problem::ContainerBroken { id, reason });
+            }
+        }
+        for (name, folder) in self.volume_folders()? {
+            let parts = [
+                ("files", fs::is_dir(&folder.join("_data"))?),
+                ("record", fs::exists(&folder.join("about"))?),
+            ];
+            if let Some((missing, _)) = parts.into_iter().find(|(_, is_there)| !is_there)
+                && fs::is_dir(&folder)?
+            {
+                problems.push(Problem::VolumeBroken { name, missing });
+            }
+        }
         for row in self.mirrors()? {
             let path = self.mirrors_path().join(&row.name);
             if !fs::exists(&path.join("HEAD"))? && fs::is_dir(&path)? {
@@ -600,6 +641,29 @@ impl Store {
         let left = mounts_below(&String::from_utf8_lossy(&mounts), &root);
         problems.extend(left.into_iter().map(|path| Problem::MountLeft { path }));
         Ok(())
+    }
+
+    /// Why the container in a folder could not be started, as far as the store knows.
+    fn container_fault(&self, folder: &Path) -> Result<Option<String>, StoreError> {
+        for name in ["config", "name", "image"] {
+            if !fs::exists(&folder.join(name))? {
+                return Ok(Some(format!("has no {name}")));
+            }
+        }
+        if !fs::is_dir(&folder.join("fs"))? {
+            return Ok(Some("has no files".to_owned()));
+        }
+        let layers = fs::optional(fs::read(&folder.join("image"), LAYERS_BYTES_MAX))?;
+        let text = String::from_utf8(layers.unwrap_or_default()).unwrap_or_default();
+        for line in text.lines() {
+            let Ok(layer) = line.parse::<LayerId>() else {
+                return Ok(Some(format!("names `{line}`, which is no layer")));
+            };
+            if !fs::is_dir(&self.root.join("layers").join(layer.to_string()))? {
+                return Ok(Some(format!("needs the layer `{layer}`, which is missing")));
+            }
+        }
+        Ok(None)
     }
 
     fn check_leftovers(&self, problems: &mut Vec<Problem>) -> Result<(), StoreError> {

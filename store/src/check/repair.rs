@@ -126,6 +126,8 @@ impl Store {
             Problem::CacheMountBroken { name, .. } => {
                 self.discard_cache_mount(&self.cache_mounts_path().join(name))?;
             }
+            // What somebody keeps there is theirs to give up: `rm` and `volume rm` do.
+            Problem::ContainerBroken { .. } | Problem::VolumeBroken { .. } => return Ok(false),
             Problem::GitMirrorBroken { name } => self.discard_mirror(name)?,
             Problem::JournalMissing { id } => {
                 self.history().remove(std::slice::from_ref(id))?;

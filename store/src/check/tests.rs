@@ -482,3 +482,78 @@ fn mounts_are_found_by_place_and_by_what_they_stack() {
         ]
     );
 }
+
+/// What somebody keeps in a container or a volume is told of, and left for them to give up.
+#[test]
+fn containers_and_volumes_are_looked_at() {
+    use crate::containers::{ContainerId, NewContainer};
+    use crate::volumes::VolumeAbout;
+    let sample = Sample::new();
+    let store = &sample.store;
+    let id = ContainerId::random().unwrap();
+    let container = store
+        .create_container(&NewContainer {
+            id: id.clone(),
+            name: "box",
+            image: sample.image,
+            layers: &[sample.built],
+            config: b"{}",
+        })
+        .unwrap();
+    store
+        .ensure_volume("data", &VolumeAbout::default(), None)
+        .unwrap();
+    assert_eq!(store.check().unwrap(), []);
+    let kinds = || -> Vec<(&'static str, String)> {
+        let problems = store.check().unwrap();
+        let told = problems
+            .iter()
+            .map(|found| (found.kind(), found.to_string()));
+        let told = told.filter(|(kind, _)| matches!(*kind, "container-broken" | "volume-broken"));
+        told.collect()
+    };
+    let volume = sample.dir.path().join("volumes/data");
+    for (path, kind, reason) in [
+        (
+            container.path().join("config"),
+            "container-broken",
+            "has no config",
+        ),
+        (
+            container.path().join("image"),
+            "container-broken",
+            "has no image",
+        ),
+        (container.upper(), "container-broken", "has no files"),
+        (volume.join("_data"), "volume-broken", "has no files"),
+        (volume.join("about"), "volume-broken", "has no record"),
+    ] {
+        let aside = sample.dir.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        let [(found, text)] = &kinds()[..] else {
+            panic!("{kind}: {:?}", kinds());
+        };
+        assert_eq!(*found, kind);
+        assert!(text.ends_with(reason), "{text}");
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    let layer = sample
+        .dir
+        .path()
+        .join("layers")
+        .join(sample.built.to_string());
+    std::fs::remove_dir_all(layer).unwrap();
+    let [(_, text)] = &kinds()[..] else {
+        panic!("{:?}", kinds());
+    };
+    assert!(text.ends_with("which is missing"), "{text}");
+    let problems = store.check().unwrap();
+    let broken = problems
+        .iter()
+        .find(|found| found.kind() == "container-broken");
+    let broken = broken.unwrap().clone();
+    assert_eq!(broken.path(), Path::new("containers").join(id.to_string()));
+    drop(container);
+    let repaired = store.repair(&[broken]).unwrap();
+    assert!(!repaired[0].gone, "a user's files are not dropped");
+}
