@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 
+use crate::observe::Watched;
 use crate::sendfile::SendQueue;
 use crate::storage::{RemoteBlob, RemoteStream};
 
@@ -64,6 +65,22 @@ pub struct Body {
     block: Option<JoinHandle<io::Result<Bytes>>>,
     /// What comes from elsewhere, and how many bytes of it are still to come.
     stream: Option<(RemoteStream, u64)>,
+    watch: Option<Watch>,
+}
+
+/// Tells of a body's end when it is dropped.
+struct Watch {
+    watched: Option<Watched>,
+    size: u64,
+    sent: u64,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(watched) = self.watched.take() {
+            watched.ended(self.sent, self.sent == self.size);
+        }
+    }
 }
 
 impl fmt::Debug for Body {
@@ -95,7 +112,17 @@ impl Body {
             queue: None,
             block: None,
             stream: None,
+            watch: None,
         }
+    }
+
+    /// Has its end told.
+    pub(crate) fn watch(&mut self, watched: Watched) {
+        self.watch = Some(Watch {
+            watched: Some(watched),
+            size: self.remaining,
+            sent: 0,
+        });
     }
 
     /// Lets files go out by `sendfile` on the connection that `queue` belongs to.
@@ -191,6 +218,9 @@ impl http_body::Body for Body {
         let next = ready!(self.poll_next(cx));
         if let Some(Ok(bytes)) = &next {
             self.remaining -= bytes.len() as u64;
+            if let Some(watch) = &mut self.watch {
+                watch.sent += bytes.len() as u64;
+            }
         }
         Poll::Ready(next.map(|read| read.map(Frame::data)))
     }

@@ -16,6 +16,7 @@
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
 //! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
 //! | [`upstream`] | other registries, read through this one and kept |
+//! | [`observe`], `metrics` | what is told of requests, numbers for Prometheus, and whether the server is well |
 //! | [`fixture`] | a registry for other crates' tests |
 //!
 //! Handlers see parsed names only, storage sees no URLs, and everything that blocks runs on blocking threads.
@@ -31,6 +32,8 @@ pub mod error;
 pub mod fixture;
 pub mod immutable;
 mod manifests;
+mod metrics;
+pub mod observe;
 pub mod policy;
 pub mod quota;
 pub mod range;

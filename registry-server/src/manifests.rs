@@ -201,6 +201,7 @@ impl Registry {
         let bytes = call
             .collect(store::MANIFEST_BYTES_MAX, self.rules.body_timeout)
             .await?;
+        self.observer.metrics.received_bytes.add(bytes.len() as u64);
         let sent_as = call.header(header::CONTENT_TYPE).map(str::to_owned);
         let (media_type, needs) = examine(&bytes, sent_as.as_deref())?;
         let digest = expected.unwrap_or_else(|| Digest::of(&bytes));

@@ -18,6 +18,7 @@ use crate::auth::{Gate, Need, Peer, Visitor, too_many};
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
 use crate::immutable::ImmutableRule;
+use crate::observe::{AccessLog, Observer, Watched};
 use crate::policy::Action;
 use crate::quota::Quotas;
 use crate::rate::RateLimit;
@@ -48,6 +49,8 @@ pub(crate) struct Rules {
     pub(crate) blob_bytes_max: Option<u64>,
     pub(crate) body_timeout: Duration,
     pub(crate) immutable: Arc<[ImmutableRule]>,
+    /// Whether `/metrics` is served.
+    pub(crate) metrics: bool,
 }
 
 /// A registry: storage, sessions, rules and who may do what. Another configuration makes another one, of the same storage and
@@ -63,6 +66,8 @@ pub(crate) struct Registry {
     /// Of requests, by user or address.
     pub(crate) rates: Option<Arc<RateLimit>>,
     pub(crate) audit: Option<Arc<AuditLog>>,
+    pub(crate) observer: Arc<Observer>,
+    pub(crate) access_log: Option<Arc<dyn AccessLog>>,
     /// A `Warning` for every answer.
     pub(crate) warning: Option<HeaderValue>,
 }
@@ -205,17 +210,18 @@ impl Registry {
     ) -> Response<Body> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let answer = if reads {
+        let watched = Watched::begin(self, &method, &path, request.headers(), &peer);
+        let waiting = self.observer.metrics.in_flight.one();
+        let (mut response, user) = if reads {
             self.answer(request, queue, peer).await
         } else {
             let registry = Arc::clone(self);
             let task = tokio::spawn(async move { registry.answer(request, queue, peer).await });
             task.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a handler panicked");
-                ApiError::new(ErrorCode::Unknown).into_response()
+                (ApiError::new(ErrorCode::Unknown).into_response(), None)
             })
         };
-        let mut response = answer;
         response.headers_mut().insert(
             HeaderName::from_static("docker-distribution-api-version"),
             HeaderValue::from_static("registry/2.0"),
@@ -229,15 +235,18 @@ impl Registry {
             headers.append(header::WARNING, warning.clone());
         }
         tracing::info!(target: "registry::access", %method, path, status = response.status().as_u16());
+        drop(waiting);
+        watched.answered(&mut response, user);
         response
     }
 
+    /// The answer, and the name of who asked.
     async fn answer(
         &self,
         request: Request<Incoming>,
         queue: Option<SendQueue>,
         peer: Arc<Peer>,
-    ) -> Response<Body> {
+    ) -> (Response<Body>, Option<String>) {
         let (head, body) = request.into_parts();
         let mut call = Call {
             method: head.method,
@@ -260,7 +269,7 @@ impl Registry {
         if failed {
             call.drain().await;
         }
-        answer
+        (answer, call.visitor.person.user.clone())
     }
 
     /// Takes the request out of its sender's bucket.
@@ -275,6 +284,9 @@ impl Registry {
     }
 
     async fn dispatch(&self, path: &str, call: &mut Call) -> Answer {
+        if let Some(answer) = self.observing(path, call).await {
+            return answer;
+        }
         match path {
             "/token" => {
                 self.count(None, &call.peer)?;

@@ -27,6 +27,7 @@ use crate::body::Body;
 use crate::collect::{CollectRules, collect};
 use crate::error::ErrorChain;
 use crate::immutable::ImmutableRule;
+use crate::observe::AccessLog;
 use crate::quota::{QuotaRule, Quotas};
 use crate::rate::{Rate, RateLimit};
 use crate::registry::{Registry, Rules};
@@ -76,6 +77,10 @@ pub struct Config {
     pub quotas: Vec<QuotaRule>,
     /// A file that gets a line for every change.
     pub audit: Option<PathBuf>,
+    /// Whether `/metrics` is served, to all who may log in.
+    pub metrics: bool,
+    /// Where each request is told when it is over.
+    pub access_log: Option<Arc<dyn AccessLog>>,
     /// What is refused, and when the server gives up waiting.
     pub limits: Limits,
 }
@@ -97,6 +102,8 @@ impl Config {
             immutable: Vec::new(),
             quotas: Vec::new(),
             audit: None,
+            metrics: false,
+            access_log: None,
             limits: Limits::default(),
         }
     }
@@ -136,6 +143,9 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// How long running requests may go on once the server is to stop.
     pub drain_timeout: Duration,
+    /// How long connections are still taken once the server is to stop, while `/readyz` says so: as long as a load balancer
+    /// needs to look elsewhere.
+    pub drain_delay: Duration,
     /// Upload sessions that got no byte for this long are dropped.
     pub upload_age_max: Duration,
 }
@@ -150,6 +160,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
+            drain_delay: Duration::ZERO,
             // As long as distribution keeps them.
             upload_age_max: Duration::from_secs(7 * 24 * 60 * 60),
         }
@@ -231,6 +242,7 @@ impl Live {
             blob_bytes_max: config.limits.blob_bytes_max,
             body_timeout: config.limits.body_timeout,
             immutable: config.immutable.clone().into(),
+            metrics: config.metrics,
         };
         let audit = config.audit.as_deref().map(AuditLog::open).transpose()?;
         // What was counted so far counts on, where the rules are the same.
@@ -255,6 +267,8 @@ impl Live {
             quotas: quotas.unwrap_or_else(|| Arc::new(Quotas::new(&config.quotas))),
             rates,
             audit: audit.map(Arc::new),
+            observer: before.map_or_else(Arc::default, |before| Arc::clone(&before.observer)),
+            access_log: config.access_log.clone(),
             warning,
         };
         Ok(Live {
@@ -370,7 +384,13 @@ impl Server {
         if let Some((every, rules)) = self.collect {
             tasks.spawn(collect_often(Arc::clone(&self.current), every, rules));
         }
-        let mut shutdown = pin!(shutdown);
+        let observer = Arc::clone(&self.current.registry().observer);
+        let mut shutdown = pin!(async {
+            shutdown.await;
+            observer.drain();
+            let delay = self.current.get().limits.drain_delay;
+            tokio::time::sleep(delay).await;
+        });
         loop {
             let (stream, addr, slot) = tokio::select! {
                 () = &mut shutdown => break,
@@ -502,12 +522,19 @@ async fn collect_often(current: Arc<Current>, every: Duration, rules: CollectRul
         tokio::time::sleep(every).await;
         let registry = current.registry();
         let (storage, rules) = (Arc::clone(&registry.storage), rules.clone());
+        let began = std::time::Instant::now();
         let collected = tokio::task::spawn_blocking(move || {
             storage
                 .collectable()
                 .map(|storage| collect(storage, &rules))
         });
-        match collected.await {
+        let collected = collected.await;
+        let done = match &collected {
+            Ok(Some(Ok(collected))) => Some(collected),
+            _ => None,
+        };
+        registry.observer.metrics.collected(done, began.elapsed());
+        match collected {
             Ok(Some(Ok(collected))) => {
                 registry.quotas.removed(None);
                 tracing::info!(?collected, "collected garbage");
@@ -532,6 +559,8 @@ struct Client {
 
 impl Client {
     async fn serve(self, stream: TcpStream) {
+        let observer = Arc::clone(&self.live.registry.observer);
+        let _open = observer.metrics.connections.one();
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }

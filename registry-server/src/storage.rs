@@ -418,6 +418,14 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     /// for before looking whether they are there.
     fn rely_on(&self, digests: &[Digest]) -> StorageResult<Reliance>;
 
+    /// Whether it works: that it can be read, and with `writes` also written.
+    fn probe(&self, writes: bool) -> StorageResult<()>;
+
+    /// Bytes of the disk that it is on, and how many of them are free, where it is on one.
+    fn disk(&self) -> StorageResult<Option<(u64, u64)>> {
+        Ok(None)
+    }
+
     /// The storage as one whose garbage can be collected, if it is one.
     fn collectable(&self) -> Option<&dyn collectable::Collectable> {
         None

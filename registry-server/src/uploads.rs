@@ -66,6 +66,13 @@ impl Running {
 }
 
 impl Sessions {
+    /// Those that a request holds.
+    pub(crate) fn in_progress(&self) -> usize {
+        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = |session: &&Arc<Session>| Arc::strong_count(&session.running) > 1;
+        sessions.values().filter(held).count()
+    }
+
     fn session(&self, name: &RepositoryName, id: &UploadId) -> Arc<Session> {
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if sessions.len() >= REMEMBERED_MAX {
@@ -335,6 +342,8 @@ impl Registry {
             }
         };
         *hold.running = writer.finish().await?;
+        let added = hold.running.hashed - before.hashed;
+        self.observer.metrics.received_bytes.add(added);
         if ended.is_ok() && refusal.is_none() && chunk.is_some_and(|chunk| received < chunk.end) {
             refusal = Some(wrong_size("fewer"));
         }

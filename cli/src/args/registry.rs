@@ -137,6 +137,12 @@ pub struct ServeArgs {
     /// Refuse every change
     #[arg(long)]
     pub read_only: bool,
+    /// Serve numbers for Prometheus at `/metrics`, to all who may log in
+    #[arg(long)]
+    pub metrics: bool,
+    /// Append a line of JSON to FILE for each request, or print it with `-`
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
     /// Collect garbage this often, as `registry gc` does once
     #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
     pub gc_every: Option<Duration>,

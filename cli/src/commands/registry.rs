@@ -1,5 +1,6 @@
 //! `registry serve`, and what else is done to registries.
 
+mod access_log;
 mod bucket;
 mod collection;
 mod serve;

@@ -36,6 +36,8 @@ pub struct ServeConfig {
     pub s3: Option<String>,
     /// `[gc]`: how often, and what goes.
     pub collect: Option<(Duration, CollectRules)>,
+    /// `access_log`: a file, or `-`.
+    pub access_log: Option<PathBuf>,
     /// `[[upstream]]`.
     pub upstreams: Vec<UpstreamConfig>,
     /// Everything else; its `root` is not looked at.
@@ -49,6 +51,7 @@ impl Default for ServeConfig {
             root: None,
             s3: None,
             collect: None,
+            access_log: None,
             upstreams: Vec::new(),
             server: registry_server::Config::new(""),
         }
@@ -81,6 +84,11 @@ impl ServeConfig {
         server.read_only = root.boolean("read_only")?.unwrap_or(server.read_only);
         server.delete = root.boolean("delete")?.unwrap_or(server.delete);
         server.warning = root.text("warning")?;
+        server.metrics = root.boolean("metrics")?.unwrap_or(server.metrics);
+        config.access_log = root.text("access_log")?.map(|text| match text.as_str() {
+            "-" => PathBuf::from("-"),
+            _ => file(text),
+        });
         if let Some(mut tls) = root.table("tls")? {
             let files = (tls.text("cert")?, tls.text("key")?);
             let (Some(cert), Some(key)) = files else {
@@ -144,6 +152,7 @@ fn read_limits(table: &mut Table<'_>) -> Result<Limits, TableError> {
         drain_timeout: table
             .duration("drain_timeout")?
             .unwrap_or(usual.drain_timeout),
+        drain_delay: table.duration("drain_delay")?.unwrap_or(usual.drain_delay),
         upload_age_max: table
             .duration("upload_keep_duration")?
             .unwrap_or(usual.upload_age_max),

@@ -76,3 +76,42 @@ fn garbage_is_collected_beside_the_server() {
         .run(["registry", "gc", "--root", root, "--retain", "tag=x"])
         .fails(2, "the rule keeps nothing");
 }
+
+#[test]
+fn requests_are_logged_as_lines_of_json() {
+    use std::io::{Read as _, Write as _};
+
+    let place = Place::new();
+    let file = place.path("access.log");
+    let flags = ["--metrics", "--access-log", file.to_str().unwrap()];
+    let registry = Server::registry_with(&place.path("registry"), &flags);
+    let mut stream = std::net::TcpStream::connect(&registry.host).unwrap();
+    let request =
+        "GET /metrics?secret HTTP/1.1\r\nHost: x\r\nConnection: close\r\nUser-Agent: me\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.contains("longshore_registry_disk_free_bytes "),
+        "{answer}"
+    );
+    // Another thread writes it.
+    let line = loop {
+        let text = std::fs::read_to_string(&file).unwrap();
+        match text.split_once('\n') {
+            Some((line, _)) => break line.to_owned(),
+            None => std::thread::yield_now(),
+        }
+    };
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["path"], "/metrics");
+    assert_eq!(
+        (&line["route"], &line["status"]),
+        (&"observing".into(), &200.into())
+    );
+    assert_eq!(
+        (&line["agent"], &line["complete"]),
+        (&"me".into(), &true.into())
+    );
+    assert_eq!(line["peer"], "127.0.0.1");
+}

@@ -361,6 +361,30 @@ impl RegistryStorage for DiskStorage {
         }
     }
 
+    fn probe(&self, writes: bool) -> StorageResult<()> {
+        // The folder may be of a file system that is not mounted any more.
+        let folder = self.base.join("repositories");
+        if !exists(&folder)? {
+            return Err(StorageError::Damaged {
+                path: folder,
+                reason: "it is not there".to_owned(),
+            });
+        }
+        if writes {
+            let temporary = self.temporary();
+            self.write_file(&temporary, b"probe")?;
+            fs::remove_file(&temporary).map_err(failed("remove", &temporary))?;
+        }
+        Ok(())
+    }
+
+    fn disk(&self) -> StorageResult<Option<(u64, u64)>> {
+        let found = rustix::fs::statvfs(&self.base);
+        let found = found.map_err(|error| failed("examine", &self.base)(error.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(Some((bytes(found.f_blocks), bytes(found.f_bavail))))
+    }
+
     fn mount_blob(
         &self,
         repository: &RepositoryName,

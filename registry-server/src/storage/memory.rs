@@ -129,6 +129,10 @@ impl RegistryStorage for MemoryStorage {
         Ok(self.blob(repository, digest)?.map(|blob| blob.size))
     }
 
+    fn probe(&self, _: bool) -> StorageResult<()> {
+        Ok(())
+    }
+
     fn mount_blob(
         &self,
         repository: &RepositoryName,

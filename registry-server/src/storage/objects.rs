@@ -440,6 +440,15 @@ impl RegistryStorage for ObjectStorage {
         }
     }
 
+    fn probe(&self, writes: bool) -> StorageResult<()> {
+        let key = self.key(&format!("_probe/{}", UploadId::random()));
+        if writes {
+            self.put(&key, Bytes::from_static(b"probe"))?;
+            return self.delete(&key);
+        }
+        self.exists(&key).map(drop)
+    }
+
     fn mount_blob(
         &self,
         repository: &RepositoryName,

@@ -8,7 +8,7 @@ use store::oci::Digest;
 
 use super::UpstreamError;
 use super::flight::{Arriving, Failure};
-use super::tags::{Through, of_type};
+use super::tags::{How, Through, of_type};
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
 use crate::registry::{Answer, Call, Registry};
@@ -60,8 +60,9 @@ impl Registry {
         reference: ManifestReference,
         call: &Call,
     ) -> Answer {
+        let counts = &self.observer.metrics.cache;
         let brought = match &reference {
-            ManifestReference::Impossible(_) => Ok(None),
+            ManifestReference::Impossible(_) => Ok(How::Here),
             ManifestReference::Tag(tag) => through.bring_tag(&name, remote, tag).await,
             ManifestReference::Digest(digest) => {
                 let here = self.manifest(name.clone(), reference.clone(), call).await;
@@ -69,7 +70,10 @@ impl Registry {
                     Err(error) if error.code() == ErrorCode::ManifestUnknown => {
                         through.bring_manifest(&name, remote, *digest).await
                     }
-                    answered => return answered,
+                    answered => {
+                        counts.hits.add(u64::from(answered.is_ok()));
+                        return answered;
+                    }
                 }
             }
         };
@@ -77,10 +81,19 @@ impl Registry {
             ManifestReference::Tag(text) | ManifestReference::Impossible(text) => text.clone(),
             ManifestReference::Digest(digest) => digest.to_string(),
         };
-        let old =
-            brought.map_err(|failure| refusal(failure, ErrorCode::ManifestUnknown, &shown))?;
+        let how = brought.map_err(|failure| {
+            counts.failures.add(u64::from(is_failure(&failure)));
+            refusal(failure, ErrorCode::ManifestUnknown, &shown)
+        })?;
         let mut response = self.manifest(name, reference, call).await?;
-        warn(&mut response, old.as_ref());
+        match &how {
+            How::Here => counts.hits.add(1),
+            How::Fetched => counts.misses.add(1),
+            How::Old(why) => {
+                counts.stale.add(1);
+                warn(&mut response, Some(why));
+            }
+        }
         Ok(response)
     }
 
@@ -94,9 +107,17 @@ impl Registry {
     ) -> Answer {
         match self.blob(name.clone(), digest, call).await {
             Err(error) if error.code() == ErrorCode::BlobUnknown => {}
-            answered => return answered,
+            answered => {
+                let hits = &self.observer.metrics.cache.hits;
+                hits.add(u64::from(answered.is_ok()));
+                return answered;
+            }
         }
-        let unknown = |failure| refusal(failure, ErrorCode::BlobUnknown, &digest.to_string());
+        let counts = &self.observer.metrics.cache;
+        let unknown = |failure| {
+            counts.failures.add(u64::from(is_failure(&failure)));
+            refusal(failure, ErrorCode::BlobUnknown, &digest.to_string())
+        };
         let under_way = through.flight(&name, digest);
         let flight = match under_way {
             Some(flight) => flight,
@@ -119,6 +140,7 @@ impl Registry {
             through.fetch_failed(&name, digest, &failure);
             unknown(failure)
         })?;
+        counts.misses.add(1);
         let blob = Blob {
             size,
             source: BlobSource::Remote(Arc::new(Arriving(flight))),
@@ -176,6 +198,11 @@ impl Registry {
         warn(&mut response, old.as_ref());
         Ok(response)
     }
+}
+
+/// Whether the upstream should have had an answer.
+fn is_failure(failure: &Failure) -> bool {
+    *failure != Failure::Upstream(UpstreamError::NotFound)
 }
 
 /// Tells that an answer may be old, and why.

@@ -34,8 +34,19 @@ const BUSY_FOR_MAX: Duration = Duration::from_secs(10 * 60);
 /// A repository, and what is asked for in it, as a path.
 type Key = (RepositoryName, String);
 
-/// What was asked for is here; why it may be old, if it may.
-pub(super) type Brought = Result<Option<UpstreamError>, Failure>;
+/// What was asked for is here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// It was already.
+    Here,
+    /// It had to be fetched.
+    Fetched,
+    /// It was already, and may be old, for this reason.
+    Old(UpstreamError),
+}
+
+/// How it came here, or why it did not.
+pub(super) type Brought = Result<How, Failure>;
 
 /// A registry that is read through this one.
 #[derive(Debug)]
@@ -115,7 +126,7 @@ impl Through {
             let here = name.clone();
             let has = on_storage(&through.storage, move |s| s.has_manifest(&here, &digest));
             if has.await? {
-                return Ok(None);
+                return Ok(How::Here);
             }
             through.is_not_absent(&asked)?;
             through.may_ask(false)?;
@@ -123,7 +134,7 @@ impl Through {
             let found = through.rules.upstream.manifest(&remote, &reference).await;
             let found = through.noted(&asked, found)?;
             through.keep(&name, found, Some(digest)).await?;
-            Ok(None)
+            Ok(How::Fetched)
         };
         self.once(key, ask).await
     }
@@ -155,7 +166,7 @@ impl Through {
         if let Some((_, made)) = &held
             && self.is_fresh(&key, *made)
         {
-            return Ok(None);
+            return Ok(How::Here);
         }
         let held = held.map(|(digest, _)| digest);
         let asked = match self.is_not_absent(&key) {
@@ -163,9 +174,9 @@ impl Through {
             Err(absent) => Err(absent.into()),
         };
         match (asked, held) {
-            (Ok(()), _) => {
+            (Ok(how), _) => {
                 self.checked.put(key, ());
-                Ok(None)
+                Ok(how)
             }
             (Err(Failure::Upstream(UpstreamError::NotFound)), held) => {
                 if let Some(digest) = held {
@@ -179,7 +190,7 @@ impl Through {
             }
             (Err(Failure::Upstream(error)), Some(_)) if error.says_nothing() => {
                 tracing::warn!(repository = %key.0, tag, %error, "a tag may be old");
-                Ok(Some(error))
+                Ok(How::Old(error))
             }
             (Err(failure), _) => Err(failure),
         }
@@ -199,7 +210,7 @@ impl Through {
         remote: &str,
         tag: &str,
         held: Option<Digest>,
-    ) -> Result<(), Failure> {
+    ) -> Brought {
         let name = &key.0;
         self.may_ask(held.is_some())?;
         if let Some(known) = held {
@@ -214,7 +225,7 @@ impl Through {
                     Ok(here)
                 });
                 if put.await? {
-                    return Ok(());
+                    return Ok(How::Here);
                 }
             }
         }
@@ -225,8 +236,8 @@ impl Through {
         on_storage(&self.storage, move |storage| {
             storage.set_tag(&name, &tag, &digest, &TagCondition::default())
         })
-        .await
-        .map(drop)
+        .await?;
+        Ok(How::Fetched)
     }
 
     /// Verifies a manifest and keeps it.

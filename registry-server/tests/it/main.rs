@@ -10,6 +10,7 @@ mod distribution;
 mod faults;
 mod kill;
 mod limits;
+mod observe;
 mod policy;
 mod protocol;
 mod replicas;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use registry_server::{Config, Reloader, ServeError, Server, TlsFiles};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{bucket, collection, upstream};
+use super::{access_log, bucket, collection, upstream};
 use crate::args::ServeArgs;
 use crate::config::serve::ServeConfig;
 use crate::context::Context;
@@ -75,6 +75,11 @@ impl Settings {
         }
         if let (Some(cert), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) {
             config.tls = Some(TlsFiles { cert, key });
+        }
+        config.metrics |= args.metrics;
+        if let Some(path) = args.access_log.as_ref().or(file.access_log.as_ref()) {
+            let log = access_log::JsonLog::open(&context.ui, path)?;
+            config.access_log = Some(Arc::new(log));
         }
         for said in file.upstreams.iter().chain(&args.upstreams) {
             let through = upstream::pull_through(context, said)?;

@@ -1,0 +1,303 @@
+//! What is told of each request once it is over, and whether the server is well: `/livez`, `/readyz`, `/metrics`.
+//!
+//! ```text
+//! answer ─► body, watched ─► its end ─► metrics, access log
+//! ```
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Response, StatusCode};
+
+use crate::auth::{Need, Peer};
+use crate::body::Body;
+use crate::metrics::{Looked, Metrics};
+use crate::registry::{Answer, Call, Registry, answer};
+use crate::routes::Route;
+
+/// How long an answer about readiness is good for: whoever asks needs no login, and looking costs something.
+const READY_FOR: Duration = Duration::from_secs(2);
+
+/// Longest text of a client that is logged.
+const AGENT_CHARS_MAX: usize = 200;
+
+/// One request that is over. It names no query, header or body: secrets are there.
+#[derive(Clone, Debug)]
+pub struct AccessRecord {
+    /// When it began.
+    pub time: SystemTime,
+    /// Who sent it, by address.
+    pub peer: IpAddr,
+    /// Who that is, where it was asked; of nobody known it is `None`.
+    pub user: Option<String>,
+    /// Its method.
+    pub method: Method,
+    /// Its path.
+    pub path: String,
+    /// What it was about, as metrics have it.
+    pub route: &'static str,
+    /// The answer's status.
+    pub status: StatusCode,
+    /// Bytes of the answer's body that were sent.
+    pub sent_bytes: u64,
+    /// Whether that is all of it.
+    pub complete: bool,
+    /// Until the answer began.
+    pub answered_after: Duration,
+    /// Until it ended.
+    pub ended_after: Duration,
+    /// What the client calls itself.
+    pub agent: Option<String>,
+    /// The trace that it is part of, as `traceparent` has it: 32 hexadecimal digits.
+    pub trace: Option<String>,
+}
+
+/// Where requests are told. It is called where nothing may wait.
+pub trait AccessLog: Send + Sync + fmt::Debug {
+    /// One is over.
+    fn log(&self, record: AccessRecord);
+}
+
+/// What outlives configurations: numbers, and how the server is.
+#[derive(Debug, Default)]
+pub(crate) struct Observer {
+    pub(crate) metrics: Metrics,
+    draining: AtomicBool,
+    /// When it was last looked whether the storage works, and whether it did.
+    ready: tokio::sync::Mutex<Option<(Instant, bool)>>,
+}
+
+impl Observer {
+    /// The server is about to stop.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A request while it is answered.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    record: AccessRecord,
+    began: Instant,
+    observer: Arc<Observer>,
+    log: Option<Arc<dyn AccessLog>>,
+}
+
+impl Watched {
+    pub(crate) fn begin(
+        registry: &Registry,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        peer: &Peer,
+    ) -> Watched {
+        let text = |name| {
+            headers
+                .get(name)
+                .and_then(|value: &HeaderValue| value.to_str().ok())
+        };
+        let agent =
+            text(header::USER_AGENT).map(|text| text.chars().take(AGENT_CHARS_MAX).collect());
+        let trace = headers
+            .get("traceparent")
+            .and_then(|value| value.to_str().ok());
+        Watched {
+            record: AccessRecord {
+                time: SystemTime::now(),
+                peer: peer.addr,
+                user: None,
+                method: method.clone(),
+                path: path.to_owned(),
+                route: route_name(path),
+                status: StatusCode::OK,
+                sent_bytes: 0,
+                complete: false,
+                answered_after: Duration::ZERO,
+                ended_after: Duration::ZERO,
+                agent,
+                trace: trace.and_then(trace_id).map(str::to_owned),
+            },
+            began: Instant::now(),
+            observer: Arc::clone(&registry.observer),
+            log: registry.access_log.clone(),
+        }
+    }
+
+    /// The answer begins; the rest is told when its body ends.
+    pub(crate) fn answered(mut self, response: &mut Response<Body>, user: Option<String>) {
+        let status = response.status();
+        self.record.user = user;
+        self.record.status = status;
+        self.record.answered_after = self.began.elapsed();
+        self.observer.metrics.answered(
+            self.record.route,
+            self.record.method.as_str(),
+            status.as_u16(),
+            self.record.answered_after,
+        );
+        response.body_mut().watch(self);
+    }
+
+    /// The body is over.
+    pub(crate) fn ended(mut self, sent_bytes: u64, complete: bool) {
+        self.observer.metrics.sent_bytes.add(sent_bytes);
+        if let Some(log) = self.log.take() {
+            self.record.sent_bytes = sent_bytes;
+            // Of HEAD nothing is to be sent.
+            self.record.complete = complete || self.record.method == Method::HEAD;
+            self.record.ended_after = self.began.elapsed();
+            log.log(self.record);
+        }
+    }
+}
+
+/// The trace of a `traceparent` of version 0 (W3C Trace Context): `00-<32 hex>-<16 hex>-<2 hex>`.
+fn trace_id(text: &str) -> Option<&str> {
+    let parts: Vec<&str> = text.trim().split('-').collect();
+    let &["00", trace, span, flags] = parts.as_slice() else {
+        return None;
+    };
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let named = |text: &str| text.bytes().any(|b| b != b'0');
+    let right = hex(trace, 32) && hex(span, 16) && hex(flags, 2) && named(trace) && named(span);
+    right.then_some(trace)
+}
+
+/// What a path is about, as [`crate::metrics::ROUTES`] has it.
+fn route_name(path: &str) -> &'static str {
+    match path {
+        "/livez" | "/readyz" | "/metrics" => return "observing",
+        "/token" | "/.well-known/jwks.json" => return "token",
+        _ => {}
+    }
+    match Route::parse(path) {
+        Ok(Route::Base) => "base",
+        Ok(Route::Catalog) => "catalog",
+        Ok(Route::Extensions(_)) => "extensions",
+        Ok(Route::Blob(..)) => "blob",
+        Ok(Route::Uploads(_)) => "uploads",
+        Ok(Route::Upload(..)) => "upload",
+        Ok(Route::Manifest(..)) => "manifest",
+        Ok(Route::Tags(_)) => "tags",
+        Ok(Route::Referrers(..)) => "referrers",
+        Err(_) => "other",
+    }
+}
+
+impl Registry {
+    /// `/livez`, `/readyz` and `/metrics`; `None` for other paths. The first two need no login: they tell nothing but yes or
+    /// no.
+    pub(crate) async fn observing(&self, path: &str, call: &mut Call) -> Option<Answer> {
+        let reads = matches!(call.method, Method::GET | Method::HEAD);
+        match path {
+            "/livez" if reads => Some(Ok(plain(StatusCode::OK, "ok\n"))),
+            "/readyz" if reads => Some(Ok(match self.is_ready().await {
+                Ok(()) => plain(StatusCode::OK, "ok\n"),
+                Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
+            })),
+            "/metrics" if reads && self.rules.metrics => Some(self.metrics(call).await),
+            _ => None,
+        }
+    }
+
+    async fn is_ready(&self) -> Result<(), &'static str> {
+        if self.observer.draining.load(Ordering::Relaxed) {
+            return Err("the server is about to stop\n");
+        }
+        // Whoever asks meanwhile waits for the same answer.
+        let mut last = self.observer.ready.lock().await;
+        let works = match *last {
+            Some((at, works)) if at.elapsed() < READY_FOR => works,
+            _ => {
+                let writes = !self.rules.read_only;
+                let works = self.blocking(move |storage| storage.probe(writes)).await;
+                *last = Some((Instant::now(), works.is_ok()));
+                works.is_ok()
+            }
+        };
+        match works {
+            true => Ok(()),
+            false => Err("the storage does not work\n"),
+        }
+    }
+
+    async fn metrics(&self, call: &mut Call) -> Answer {
+        call.visitor = self
+            .gate
+            .visitor(&call.headers, &call.peer, &Need::Login)
+            .await?;
+        self.gate
+            .admit(&call.visitor, &call.headers, &call.peer, &Need::Login)?;
+        let disk = self.blocking(|storage| storage.disk()).await?;
+        let text = self.observer.metrics.text(Looked {
+            uploads: self.sessions.in_progress(),
+            disk,
+        });
+        let mut response = Response::new(Body::full(Bytes::from(text)));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+        );
+        Ok(response)
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = answer(status);
+    *response.body_mut() = Body::full(Bytes::from_static(text.as_bytes()));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traces_are_taken_as_the_specification_writes_them() {
+        let check = |text: &str, expect: Option<&str>| assert_eq!(trace_id(text), expect, "{text}");
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        check(
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            Some(trace),
+        );
+        check(
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            None,
+        );
+        check(
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            None,
+        );
+        check("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7", None);
+        check("01-x", None);
+        check("", None);
+    }
+
+    #[test]
+    fn every_path_has_a_route_that_is_known() {
+        for path in [
+            "/v2/",
+            "/v2/_catalog",
+            "/v2/a/tags/list",
+            "/livez",
+            "/token",
+            "/x",
+            "/v2/A/b",
+        ] {
+            assert!(crate::metrics::ROUTES.contains(&route_name(path)), "{path}");
+        }
+    }
+}
