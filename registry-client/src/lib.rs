@@ -15,7 +15,7 @@
 //! | [`search`] | repositories by a part of their name |
 //! | [`referrers`] | what is about a manifest, where the registry keeps no list of it |
 //! | [`through`] | what a cache in front of a registry asks |
-//! | [`fetch`] | plain files behind URLs |
+//! | [`fetch`], `document` | plain files behind URLs |
 //! | [`bucket`] | objects in S3-compatible stores |
 //! | [`progress`] | who is told how far transfers are |
 //! | [`error`] | what can go wrong |
@@ -36,6 +36,7 @@ mod blobs;
 mod blocking;
 pub mod bucket;
 pub mod copy;
+mod document;
 mod download;
 pub mod edit;
 pub mod error;

@@ -10,13 +10,17 @@
 //! | [`scope`] | what tokens give, as clients write it; pure |
 //! | [`jwt`] | signed tokens; pure |
 //! | [`tokens`] | those that this registry issues |
+//! | [`issuers`] | those that others do |
+//! | [`certificate`] | names in certificates of clients; pure |
 //! | `endpoint` | `/token`, where they are had |
 //!
 //! What a token gives and what the policy gives have both to be there: a token never gives more than its bearer may, also
 //! after the policy changed. Nothing here logs a password, a token or a header.
 
+pub mod certificate;
 mod endpoint;
 pub mod htpasswd;
+pub mod issuers;
 pub mod jwt;
 pub mod password;
 pub mod scope;
@@ -25,12 +29,15 @@ pub mod tokens;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use http::header::{self, HeaderMap, HeaderValue};
 
+use self::certificate::ClientCertificates;
 use self::htpasswd::{Htpasswd, HtpasswdError, Verdict};
+use self::issuers::{FetchDocument, Issuer, IssuerConfig};
 use self::jwt::{Token, TokenError};
 use self::scope::Grant;
 use self::tokens::{TokenConfig, TokenKeyError, Tokens};
@@ -55,6 +62,10 @@ pub struct AuthConfig {
     pub groups: BTreeMap<String, BTreeSet<String>>,
     /// How tokens are issued; they are where there are users and rules about everybody, even if this is `None`.
     pub tokens: Option<TokenConfig>,
+    /// Whose tokens are taken, beside our own.
+    pub issuers: Vec<IssuerConfig>,
+    /// Clients that show a certificate; only over TLS.
+    pub certificates: Option<ClientCertificates>,
     /// What is allowed; empty allows everything to every user, or to everybody where there are no users.
     pub policy: Vec<PolicyRule>,
 }
@@ -62,7 +73,7 @@ pub struct AuthConfig {
 impl AuthConfig {
     /// Whether somebody can prove who they are.
     fn has_users(&self) -> bool {
-        self.htpasswd.is_some()
+        self.htpasswd.is_some() || !self.issuers.is_empty() || self.certificates.is_some()
     }
 
     fn policy(&self) -> Policy {
@@ -101,6 +112,10 @@ pub enum Via {
     Password,
     /// By a token of ours.
     Token,
+    /// By a token of somebody who is trusted.
+    Issuer,
+    /// By the certificate of the connection.
+    Certificate,
 }
 
 impl Via {
@@ -110,6 +125,8 @@ impl Via {
             Via::Nothing => "nothing",
             Via::Password => "password",
             Via::Token => "token",
+            Via::Issuer => "issuer",
+            Via::Certificate => "certificate",
         }
     }
 }
@@ -128,6 +145,8 @@ pub(crate) struct Visitor {
 pub(crate) struct Peer {
     pub(crate) addr: IpAddr,
     pub(crate) tls: bool,
+    /// Whose certificate it showed.
+    pub(crate) user: Option<String>,
 }
 
 impl Peer {
@@ -175,6 +194,9 @@ impl Need {
 #[derive(Debug)]
 pub(crate) struct Gate {
     users: Option<Htpasswd>,
+    issuers: Vec<Issuer>,
+    /// Whether some show certificates.
+    certificates: bool,
     groups: BTreeMap<String, BTreeSet<String>>,
     tokens: Option<Tokens>,
     policy: Policy,
@@ -186,6 +208,7 @@ impl Gate {
     pub(crate) fn open(
         config: &AuthConfig,
         storage: &dyn RegistryStorage,
+        fetch: Option<&Arc<dyn FetchDocument>>,
     ) -> Result<Gate, AuthError> {
         let policy = config.policy();
         // Without, clients that saw no challenge would never log in, and those that saw one would never come without.
@@ -194,6 +217,12 @@ impl Gate {
         let tokens = tokens.or_else(|| needed.then(TokenConfig::default));
         Ok(Gate {
             users: config.htpasswd.as_deref().map(Htpasswd::open).transpose()?,
+            issuers: config
+                .issuers
+                .iter()
+                .map(|issuer| Issuer::new(issuer.clone(), fetch.cloned()))
+                .collect(),
+            certificates: config.certificates.is_some(),
             groups: config.groups.clone(),
             tokens: tokens
                 .map(|tokens| Tokens::open(tokens, storage))
@@ -205,7 +234,8 @@ impl Gate {
 
     /// Whether anybody can prove who they are.
     fn asks(&self) -> bool {
-        self.users.is_some() || self.tokens.is_some()
+        let known = self.users.is_some() || !self.issuers.is_empty() || self.certificates;
+        known || self.tokens.is_some()
     }
 
     /// Who sent these headers. Credentials that are wrong are a refusal, even where none are needed.
@@ -216,7 +246,7 @@ impl Gate {
         need: &Need,
     ) -> Result<Visitor, ApiError> {
         let Some(value) = headers.get(header::AUTHORIZATION).filter(|_| self.asks()) else {
-            return Ok(Visitor::default());
+            return Ok(self.by_certificate(peer));
         };
         let refuse = |error| self.challenge(headers, peer, need, error);
         if let Some((user, password)) = basic(value) {
@@ -228,10 +258,22 @@ impl Gate {
         let Some(token) = bearer(value) else {
             return Err(refuse(None));
         };
-        self.bearer(token, now()).map_err(|error| {
+        self.bearer(token, now()).await.map_err(|error| {
             tracing::debug!(%error, "a token is not taken");
             refuse(Some("invalid_token"))
         })
+    }
+
+    /// Whoever showed a certificate, or nobody.
+    fn by_certificate(&self, peer: &Peer) -> Visitor {
+        match &peer.user {
+            Some(user) if self.certificates => Visitor {
+                person: self.person(user),
+                via: Via::Certificate,
+                grants: None,
+            },
+            _ => Visitor::default(),
+        }
     }
 
     /// The visitor with this name and password; `None` if they are wrong.
@@ -241,6 +283,10 @@ impl Gate {
         password: &str,
         peer: &Peer,
     ) -> Result<Option<Visitor>, ApiError> {
+        // A job's token where its tools know nothing but passwords.
+        if !self.issuers.is_empty() && Token::is_like(password) {
+            return Ok(self.issued(password).await);
+        }
         let Some(users) = &self.users else {
             return Ok(None);
         };
@@ -276,7 +322,29 @@ impl Gate {
         }
     }
 
-    fn bearer(&self, text: &str, now: i64) -> Result<Visitor, TokenError> {
+    /// The visitor with a token that somebody else issued to say who they are; `None` if it is not taken.
+    async fn issued(&self, text: &str) -> Option<Visitor> {
+        let visitor = match Token::read(text) {
+            Ok(token) => self.of_issuer(&token, now()).await,
+            Err(error) => Err(error),
+        };
+        // One that already says what it gives is for requests, not for more tokens.
+        let visitor = visitor.and_then(|visitor| match visitor.grants {
+            None => Ok(visitor),
+            Some(_) => Err(TokenError::NoRule),
+        });
+        visitor
+            .inspect_err(|error| tracing::info!(target: "registry::access", %error, "a job's token is not taken"))
+            .ok()
+    }
+
+    async fn of_issuer(&self, token: &Token<'_>, now: i64) -> Result<Visitor, TokenError> {
+        let mut issuers = self.issuers.iter();
+        let issuer = issuers.find(|issuer| issuer.claims_to_have_issued(token));
+        issuer.ok_or(TokenError::Issuer)?.visitor(token, now).await
+    }
+
+    async fn bearer(&self, text: &str, now: i64) -> Result<Visitor, TokenError> {
         let token = Token::read(text)?;
         match &self.tokens {
             Some(tokens) if tokens.claims_to_be(&token) => {
@@ -287,7 +355,7 @@ impl Gate {
                     grants: Some(grants),
                 })
             }
-            _ => Err(TokenError::Issuer),
+            _ => self.of_issuer(&token, now).await,
         }
     }
 

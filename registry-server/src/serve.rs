@@ -14,14 +14,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::audit::{AuditError, AuditLog};
+use crate::auth::certificate::{CertificateName, ClientCertificates, name_of};
+use crate::auth::issuers::{FetchDocument, KeySource};
 use crate::auth::{AuthConfig, AuthError, Gate, Peer};
 use crate::body::Body;
 use crate::collect::{CollectRules, collect};
@@ -81,6 +87,8 @@ pub struct Config {
     pub metrics: bool,
     /// Where each request is told when it is over.
     pub access_log: Option<Arc<dyn AccessLog>>,
+    /// What fetches the keys of issuers; without, they can be in files only.
+    pub fetch: Option<Arc<dyn FetchDocument>>,
     /// What is refused, and when the server gives up waiting.
     pub limits: Limits,
 }
@@ -104,6 +112,7 @@ impl Config {
             audit: None,
             metrics: false,
             access_log: None,
+            fetch: None,
             limits: Limits::default(),
         }
     }
@@ -113,7 +122,14 @@ impl Config {
         let tls = self.tls.iter().flat_map(|tls| [&tls.cert, &tls.key]);
         let tokens = self.auth.tokens.iter();
         let tokens = tokens.flat_map(|tokens| tokens.key.iter().chain(&tokens.certificates));
-        tls.chain(tokens).map(PathBuf::as_path).collect()
+        let issuers = self.auth.issuers.iter();
+        let issuers = issuers.filter_map(|issuer| match &issuer.keys {
+            KeySource::File(path) => Some(path),
+            _ => None,
+        });
+        let clients = self.auth.certificates.iter().map(|clients| &clients.ca);
+        let all = tls.chain(tokens).chain(issuers).chain(clients);
+        all.map(PathBuf::as_path).collect()
     }
 }
 
@@ -205,6 +221,17 @@ pub enum ServeError {
         /// Why.
         source: rustls::pki_types::pem::Error,
     },
+    /// Nobody can show a certificate.
+    #[error("certificates of clients need TLS: give a certificate and a key of the server, too")]
+    CertificatesWithoutTls,
+    /// What clients' certificates are checked against cannot be used.
+    #[error("the certificates in `{}` cannot be used to check those of clients", path.display())]
+    ClientRoots {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Certificate and key do not work together.
     #[error("certificate `{}` and key `{}` cannot be used", cert.display(), key.display())]
     Tls {
@@ -221,6 +248,8 @@ pub enum ServeError {
 struct Live {
     registry: Arc<Registry>,
     tls: Option<TlsAcceptor>,
+    /// Which name of a client's certificate is the user's.
+    client_name: Option<CertificateName>,
     limits: Limits,
 }
 
@@ -232,9 +261,14 @@ impl Live {
         before: Option<&Registry>,
     ) -> Result<Live, ServeError> {
         check_upstreams(config)?;
-        let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let clients = config.auth.certificates.as_ref();
+        let tls = config.tls.as_ref();
+        let tls = tls.map(|files| acceptor(files, clients)).transpose()?;
+        if clients.is_some() && tls.is_none() {
+            return Err(ServeError::CertificatesWithoutTls);
+        }
         let warning = config.warning.as_deref().map(warning).transpose()?;
-        let gate = Arc::new(Gate::open(&config.auth, &*storage)?);
+        let gate = Arc::new(Gate::open(&config.auth, &*storage, config.fetch.as_ref())?);
         let rules = Rules {
             delete: config.delete,
             read_only: config.read_only,
@@ -274,6 +308,7 @@ impl Live {
         Ok(Live {
             registry: Arc::new(registry),
             tls,
+            client_name: clients.map(|clients| clients.user),
             limits: config.limits.clone(),
         })
     }
@@ -571,7 +606,7 @@ impl Client {
             None => {
                 let queue = connection.queue();
                 let builder = auto::Builder::new(TokioExecutor::new());
-                self.talk(connection, builder, Some(queue)).await;
+                self.talk(connection, builder, Some(queue), None).await;
             }
             Some(tls) => {
                 let handshake = tls.accept(connection);
@@ -583,7 +618,11 @@ impl Client {
                             Some(b"h2") => builder.http2_only(),
                             _ => builder.http1_only(),
                         };
-                        self.talk(stream, builder, None).await;
+                        let shown = stream.get_ref().1.peer_certificates();
+                        let shown = shown.and_then(|chain| chain.first());
+                        let user = self.live.client_name.zip(shown);
+                        let user = user.and_then(|(wanted, shown)| name_of(shown, wanted));
+                        self.talk(stream, builder, None, user).await;
                     }
                     Ok(Err(error)) => tracing::debug!(%error, "the TLS handshake failed"),
                     Err(_) => tracing::debug!("the TLS handshake took too long"),
@@ -597,6 +636,7 @@ impl Client {
         stream: S,
         mut builder: auto::Builder<TokioExecutor>,
         queue: Option<SendQueue>,
+        user: Option<String>,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -605,6 +645,7 @@ impl Client {
         let peer = Arc::new(Peer {
             addr: self.addr,
             tls: live.tls.is_some(),
+            user,
         });
         let service = service_fn(move |request: Request<Incoming>| {
             let (registry, peer) = (current.registry(), Arc::clone(&peer));
@@ -672,7 +713,37 @@ fn check_upstreams(config: &Config) -> Result<(), ServeError> {
     Ok(())
 }
 
-fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
+/// What checks certificates of clients.
+fn client_verifier(
+    clients: &ClientCertificates,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, ServeError> {
+    let failed = |source| ServeError::ClientRoots {
+        path: clients.ca.clone(),
+        source,
+    };
+    let mut roots = RootCertStore::empty();
+    let found = CertificateDer::pem_file_iter(&clients.ca)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|source| failed(source.into()))?;
+    for certificate in found {
+        roots
+            .add(certificate)
+            .map_err(|source| failed(source.into()))?;
+    }
+    let builder =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let builder = match clients.required {
+        true => builder,
+        false => builder.allow_unauthenticated(),
+    };
+    builder.build().map_err(|source| failed(source.into()))
+}
+
+fn acceptor(
+    files: &TlsFiles,
+    clients: Option<&ClientCertificates>,
+) -> Result<TlsAcceptor, ServeError> {
     let pem = |path: &Path| {
         let path = path.to_owned();
         move |source| ServeError::Pem { path, source }
@@ -683,12 +754,16 @@ fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(pem(&files.key))?;
     // Explicit: with a second provider anywhere in the program rustls would refuse to choose, by a panic.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = clients.map(|clients| client_verifier(clients, &provider));
+    let verifier = verifier.transpose()?;
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| {
-            builder
-                .with_no_client_auth()
-                .with_single_cert(certificates, key)
+            let builder = match verifier {
+                Some(verifier) => builder.with_client_cert_verifier(verifier),
+                None => builder.with_no_client_auth(),
+            };
+            builder.with_single_cert(certificates, key)
         });
     let mut config = config.map_err(|source| ServeError::Tls {
         cert: files.cert.clone(),

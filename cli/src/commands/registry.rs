@@ -3,6 +3,7 @@
 mod access_log;
 mod bucket;
 mod collection;
+mod keys;
 mod serve;
 mod upstream;
 

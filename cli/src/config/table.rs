@@ -283,6 +283,35 @@ impl<'t> Table<'t> {
             .transpose()
     }
 
+    /// A word out of a set, each with what it stands for.
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        key: &'static str,
+        known: &[(&str, T)],
+    ) -> Result<Option<T>, TableError> {
+        self.find(key)
+            .map(|value| match value.get_ref() {
+                DeValue::String(text) => self.meaning(key, value, text, known),
+                _ => Err(self.wrong(key, value, "a word")),
+            })
+            .transpose()
+    }
+
+    fn meaning<T: Copy>(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+        text: &str,
+        known: &[(&str, T)],
+    ) -> Result<T, TableError> {
+        let found = known.iter().find(|(word, _)| *word == text);
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let names: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+            let message = format!("`{}{key}` has `{text}`: {}", self.path, meant(text, &names));
+            error_at(self.text, value.span(), message)
+        })
+    }
+
     /// A list of words out of a set, each with what it stands for.
     pub(super) fn words<T: Copy>(
         &mut self,
@@ -300,13 +329,7 @@ impl<'t> Table<'t> {
             let DeValue::String(text) = value.get_ref() else {
                 return Err(self.wrong(key, value, "words"));
             };
-            let found = known.iter().find(|(word, _)| word == text);
-            let Some((_, word)) = found else {
-                let names: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
-                let message = format!("`{}{key}` has `{text}`: {}", self.path, meant(text, &names));
-                return Err(error_at(self.text, value.span(), message));
-            };
-            words.push(*word);
+            words.push(self.meaning(key, value, text, known)?);
         }
         Ok(Some(words))
     }

@@ -6,6 +6,7 @@
 //! | GET, without | nothing: a token for what everybody may do |
 //! | POST `grant_type=password` | name and password |
 //! | POST `grant_type=refresh_token` | a token for tokens |
+//! | POST `grant_type=urn:ietf:params:oauth:grant-type:token-exchange` | somebody else's token (RFC 8693), as a CI job has it |
 
 use http::{Method, Response, header};
 use serde_json::json;
@@ -24,6 +25,9 @@ use crate::routes::Query;
 /// Largest form that is read, in bytes.
 const FORM_BYTES_MAX: usize = 64 * 1024;
 
+/// RFC 8693.
+const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+
 /// A visitor who may have a token, and whether they may have it again later.
 struct Caller {
     visitor: Visitor,
@@ -41,7 +45,7 @@ impl Registry {
             Method::GET => {
                 let lasting = call.query.first("offline_token") == Some("true");
                 let visitor = match call.headers.get(header::AUTHORIZATION) {
-                    None => Visitor::default(),
+                    None => gate.by_certificate(&call.peer),
                     Some(value) => {
                         let (user, password) = basic(value).ok_or_else(basic_challenge)?;
                         let visitor = gate.login(&user, &password, &call.peer).await?;
@@ -137,9 +141,15 @@ impl Gate {
                     grants: None,
                 })
             }
+            TOKEN_EXCHANGE => {
+                let visitor = self.issued(field("subject_token")).await;
+                visitor.ok_or_else(basic_challenge)
+            }
             other => Err(ApiError::with(
                 ErrorCode::Unsupported,
-                format!("grant_type is `{other}`: expected password or refresh_token"),
+                format!(
+                    "grant_type is `{other}`: expected password, refresh_token or {TOKEN_EXCHANGE}"
+                ),
             )),
         }
     }

@@ -14,14 +14,19 @@ use crate::client::{Client, noise};
 use crate::protocol::manifest_of;
 
 /// docker-registry on a folder; killed when dropped.
-struct Distribution {
+pub(crate) struct Distribution {
     child: Child,
-    addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     _config: tempfile::TempDir,
 }
 
 impl Distribution {
     fn start(root: &Path) -> Distribution {
+        Distribution::start_with(root, &json!({}))
+    }
+
+    /// One with this configuration of `auth`.
+    pub(crate) fn start_with(root: &Path, auth: &serde_json::Value) -> Distribution {
         // It cannot be told to choose a port and say which; one that was free a moment ago does.
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = free.local_addr().unwrap();
@@ -33,6 +38,7 @@ impl Distribution {
             "log": {"level": "error", "accesslog": {"disabled": true}},
             "storage": {"filesystem": {"rootdirectory": root}, "delete": {"enabled": true}},
             "http": {"addr": addr.to_string(), "secret": "only of this test"},
+            "auth": auth,
         });
         fs::write(&path, text.to_string()).unwrap();
         let child = Command::new("docker-registry")

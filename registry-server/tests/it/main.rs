@@ -8,6 +8,7 @@ mod client;
 mod collect;
 mod distribution;
 mod faults;
+mod identity;
 mod kill;
 mod limits;
 mod observe;

@@ -11,7 +11,7 @@ use crate::client::noise;
 
 /// Runs a tool; it must succeed.
 #[track_caller]
-fn run(program: &str, args: &[&str]) -> String {
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let out = Command::new(program)
         .args(args)
         .output()
@@ -22,7 +22,7 @@ fn run(program: &str, args: &[&str]) -> String {
 }
 
 /// An OCI layout with one image of one layer: a tar with one file of noise.
-fn write_layout(root: &Path) -> Digest {
+pub(crate) fn write_layout(root: &Path) -> Digest {
     let blobs = root.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
     let write = |bytes: &[u8]| {

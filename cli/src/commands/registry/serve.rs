@@ -11,6 +11,7 @@ use std::time::Duration;
 use registry_server::{Config, Reloader, ServeError, Server, TlsFiles};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::keys::KeyFetcher;
 use super::{access_log, bucket, collection, upstream};
 use crate::args::ServeArgs;
 use crate::config::serve::ServeConfig;
@@ -80,6 +81,9 @@ impl Settings {
         if let Some(path) = args.access_log.as_ref().or(file.access_log.as_ref()) {
             let log = access_log::JsonLog::open(&context.ui, path)?;
             config.access_log = Some(Arc::new(log));
+        }
+        if !config.auth.issuers.is_empty() {
+            config.fetch = Some(Arc::new(KeyFetcher::new(context)?));
         }
         for said in file.upstreams.iter().chain(&args.upstreams) {
             let through = upstream::pull_through(context, said)?;

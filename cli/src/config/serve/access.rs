@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use registry_server::AuthConfig;
+use registry_server::auth::certificate::{CertificateName, ClientCertificates};
+use registry_server::auth::issuers::{ClaimRule, IssuerConfig, KeySource};
 use registry_server::auth::tokens::TokenConfig;
 use registry_server::immutable::ImmutableRule;
 use registry_server::policy::{Action, PolicyRule, Who};
@@ -15,6 +17,14 @@ const ACTIONS: [(&str, Action); 3] = [
     ("pull", Action::Pull),
     ("push", Action::Push),
     ("delete", Action::Delete),
+];
+
+/// The names that a certificate may have its user in.
+const CERTIFICATE_NAMES: [(&str, CertificateName); 4] = [
+    ("common-name", CertificateName::CommonName),
+    ("email", CertificateName::Email),
+    ("dns", CertificateName::Dns),
+    ("uri", CertificateName::Uri),
 ];
 
 /// Reads both from the whole file. `file` makes a path of a name.
@@ -31,6 +41,14 @@ pub(super) fn read(
         if let Some(mut token) = auth.table("token")? {
             config.tokens = Some(tokens(&mut token, file)?);
             token.finish()?;
+        }
+        for mut table in auth.tables("issuer")?.unwrap_or_default() {
+            config.issuers.push(issuer(&mut table, file)?);
+            table.finish()?;
+        }
+        if let Some(mut table) = auth.table("certificates")? {
+            config.certificates = Some(certificates(&mut table, file)?);
+            table.finish()?;
         }
         auth.finish()?;
     }
@@ -101,6 +119,62 @@ fn tokens(
     })
 }
 
+fn issuer(
+    table: &mut Table<'_>,
+    file: &impl Fn(String) -> PathBuf,
+) -> Result<IssuerConfig, TableError> {
+    let (Some(issuer), Some(audience)) = (table.text("issuer")?, table.text("audience")?) else {
+        return Err(table.error("it needs both `issuer` and `audience`"));
+    };
+    let keys = match (table.text("keys")?, table.text("keys_file")?) {
+        (Some(_), Some(_)) => return Err(table.error("there are `keys` and `keys_file`: give one")),
+        (Some(url), None) => KeySource::Url(url),
+        (None, Some(path)) => KeySource::File(file(path)),
+        (None, None) => KeySource::Discovery,
+    };
+    let mut rules = Vec::new();
+    for mut rule in table.tables("rule")?.unwrap_or_default() {
+        let claims = rule.named_texts("claims")?;
+        let groups = rule.texts("groups", |_| Ok(()))?;
+        let Some(user) = rule.text("user")? else {
+            return Err(rule.error("it needs `user`, such as \"ci:{sub}\""));
+        };
+        rules.push(ClaimRule {
+            claims: claims.into_iter().collect(),
+            user,
+            groups: groups.into_iter().collect(),
+        });
+        rule.finish()?;
+    }
+    let access = table.boolean("access")?.unwrap_or(false);
+    if rules.is_empty() && !access {
+        return Err(table.error("nobody would come of it: give rules, or `access`"));
+    }
+    Ok(IssuerConfig {
+        issuer,
+        audience,
+        keys,
+        access,
+        rules,
+    })
+}
+
+fn certificates(
+    table: &mut Table<'_>,
+    file: &impl Fn(String) -> PathBuf,
+) -> Result<ClientCertificates, TableError> {
+    let Some(ca) = table.text("ca")?.map(file) else {
+        return Err(table.error("it needs `ca`, whose certificates are believed"));
+    };
+    Ok(ClientCertificates {
+        ca,
+        required: table.boolean("required")?.unwrap_or(false),
+        user: table
+            .word("user", &CERTIFICATE_NAMES)?
+            .unwrap_or(CertificateName::CommonName),
+    })
+}
+
 fn rule(table: &mut Table<'_>) -> Result<PolicyRule, TableError> {
     let any = |_: &str| Ok(());
     let repositories = table.texts("repositories", any)?;
@@ -152,6 +226,22 @@ lifetime = "1m"
 refresh_lifetime = "1d"
 key = "key.pem"
 certificates = "key.crt"
+[[auth.issuer]]
+issuer = "https://gitlab.example"
+audience = "r.example"
+[[auth.issuer.rule]]
+claims = { project_path = ["org/*"], ref_protected = ["true"] }
+user = "ci:{project_path}"
+groups = ["ci"]
+[[auth.issuer]]
+issuer = "tokens"
+audience = "r.example"
+keys_file = "jwks.json"
+access = true
+[auth.certificates]
+ca = "ca.pem"
+required = true
+user = "uri"
 [[policy]]
 repositories = ["public/*"]
 anonymous = true
@@ -170,6 +260,16 @@ actions = ["pull", "push", "delete"]
         assert_eq!(tokens.service, "r.example");
         assert_eq!(tokens.lifetime.as_secs(), 60);
         assert_eq!(tokens.key.as_deref(), Some(Path::new("/etc/key.pem")));
+        let [gitlab, server] = config.issuers.as_slice() else {
+            panic!("{:?}", config.issuers);
+        };
+        assert_eq!(gitlab.keys, KeySource::Discovery);
+        assert_eq!(gitlab.rules[0].claims["project_path"], ["org/*"]);
+        assert_eq!(server.keys, KeySource::File("/etc/jwks.json".into()));
+        assert!(server.access && server.rules.is_empty());
+        let certificates = config.certificates.unwrap();
+        assert!(certificates.required);
+        assert_eq!(certificates.user, CertificateName::Uri);
         let [public, team] = config.policy.as_slice() else {
             panic!("{:?}", config.policy);
         };
@@ -194,6 +294,18 @@ actions = ["pull", "push", "delete"]
         check(
             "[auth.groups]\nteam = \"ann\"\n",
             "2:8: `auth.groups.team` is no list of texts",
+        );
+        check(
+            "[[auth.issuer]]\nissuer = \"x\"\n",
+            "2:1: `auth.issuer`: it needs both `issuer` and `audience`",
+        );
+        check(
+            "[[auth.issuer]]\nissuer = \"x\"\naudience = \"y\"\n",
+            "2:1: `auth.issuer`: nobody would come of it: give rules, or `access`",
+        );
+        check(
+            "[auth.certificates]\nca = \"x\"\nuser = \"mail\"\n",
+            "3:8: `auth.certificates.user` has `mail`: did you mean `email`?",
         );
         check(
             "[[policy]]\nanonymous = true\nactions = [\"pull\"]\n",
