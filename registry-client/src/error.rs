@@ -12,6 +12,7 @@ use serde::Deserialize;
 use store::oci::{Digest, ManifestError, Reference};
 
 use crate::auth::CredentialError;
+use crate::headers::RateLimit;
 use crate::hosts::HostsError;
 use crate::transport::retry;
 
@@ -71,6 +72,8 @@ pub struct Refusal {
     pub errors: Vec<SpecError>,
     /// What the server asks to wait.
     pub retry_after: Option<Duration>,
+    /// What is left of the requests that it allows.
+    pub rate_limit: Option<RateLimit>,
 }
 
 impl Refusal {
@@ -108,6 +111,7 @@ impl Refusal {
             status,
             errors,
             retry_after,
+            rate_limit: None,
         }
     }
 
@@ -129,6 +133,9 @@ impl fmt::Display for Refusal {
         }
         if let Some(wait) = self.retry_after {
             write!(f, " (asks to wait {} s)", wait.as_secs())?;
+        }
+        if let Some(limit) = self.rate_limit {
+            write!(f, " ({} of {} left)", limit.remaining, limit.allowance())?;
         }
         Ok(())
     }

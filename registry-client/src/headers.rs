@@ -95,6 +95,48 @@ pub(crate) fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     Some(date.duration_since(now).unwrap_or_default())
 }
 
+/// How many requests a registry allows, as Docker Hub and others tell: `RateLimit-Limit` and `RateLimit-Remaining`, each a number
+/// and perhaps the seconds that it is for, `100;w=21600`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests in all.
+    pub limit: u64,
+    /// Requests that are left.
+    pub remaining: u64,
+    /// The time that they are for, where it is told.
+    pub window: Option<Duration>,
+}
+
+impl RateLimit {
+    /// Whether less than a tenth is left.
+    pub fn is_low(&self) -> bool {
+        self.remaining < self.limit.div_ceil(10)
+    }
+
+    /// What is allowed, in words: `100 requests per 6 h`.
+    pub fn allowance(&self) -> String {
+        let per = self.window.map(|window| match window.as_secs() {
+            seconds if seconds % 3600 == 0 => format!(" per {} h", seconds / 3600),
+            seconds if seconds % 60 == 0 => format!(" per {} min", seconds / 60),
+            seconds => format!(" per {seconds} s"),
+        });
+        format!("{} requests{}", self.limit, per.unwrap_or_default())
+    }
+}
+
+/// The two headers together.
+pub(crate) fn rate_limit(limit: &str, remaining: &str) -> Option<RateLimit> {
+    let first = |text: &str| number(text.split([';', ',']).next()?.trim());
+    let limit_is = first(limit).filter(|limit| *limit > 0)?;
+    let mut parameters = limit.split(';').skip(1).map(str::trim);
+    let window = parameters.find_map(|parameter| number(parameter.strip_prefix("w=")?));
+    Some(RateLimit {
+        limit: limit_is,
+        remaining: first(remaining)?,
+        window: window.filter(|w| *w > 0).map(Duration::from_secs),
+    })
+}
+
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, the one form that may still be sent.
 pub(crate) fn http_date(text: &str) -> Option<SystemTime> {
     const MONTHS: [&str; 12] = [
@@ -209,6 +251,36 @@ mod tests {
     }
 
     #[test]
+    fn rate_limits() {
+        let check = |limit: &str, remaining: &str, expect: Option<(&str, u64, bool)>| {
+            let found = rate_limit(limit, remaining);
+            let found = found.map(|found| (found.allowance(), found.remaining, found.is_low()));
+            let expect = expect.map(|(text, left, low)| (text.to_owned(), left, low));
+            assert_eq!(found, expect, "{limit} {remaining}");
+        };
+        check(
+            "100;w=21600",
+            "76;w=21600",
+            Some(("100 requests per 6 h", 76, false)),
+        );
+        check(
+            "100;w=21600",
+            "9;w=21600",
+            Some(("100 requests per 6 h", 9, true)),
+        );
+        check("5;w=90", "0", Some(("5 requests per 90 s", 0, true)));
+        check("5;w=120;x=1", "1", Some(("5 requests per 2 min", 1, false)));
+        check(
+            "1000, 1000;window=60",
+            "10",
+            Some(("1000 requests", 10, true)),
+        );
+        check("0", "0", None);
+        check("many", "1", None);
+        check("1", "", None);
+    }
+
+    #[test]
     fn waits() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         let check = |text: &str, expect: Option<u64>| {
@@ -239,6 +311,7 @@ mod tests {
             "0-41",
             "</v2/_catalog?last=b&n=2>; rel=\"next\", <x>; a=\"\\\"\"",
             "299 - \"this \\\"tag\\\" is old\"",
+            "100;w=21600",
             "Sun, 06 Nov 1994 08:49:37 GMT",
         ];
         let mut mutations = crate::mutate::Mutations::new(0x5eed_0001);
@@ -249,6 +322,7 @@ mod tests {
                 let _ = upload_offset(&text);
                 let _ = next_link(&text);
                 let _ = warning(&text);
+                let _ = rate_limit(&text, &text);
                 let _ = retry_after(&text, SystemTime::UNIX_EPOCH);
             }
         }

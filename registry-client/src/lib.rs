@@ -63,6 +63,7 @@ pub use bucket::{Bucket, BucketError, BucketOptions};
 pub use download::{BlobReader, BlobStream};
 pub use error::{ClientError, ErrorKind};
 pub use fetch::{Downloaded, RemoteFile, Validators};
+pub use headers::RateLimit;
 pub use hosts::{Hosts, HostsError, HostsFiles};
 pub use manifest::RemoteImage;
 pub use options::{Options, Proxies, Timeouts};

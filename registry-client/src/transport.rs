@@ -27,7 +27,7 @@ use rustls::RootCertStore;
 
 use crate::blocking::blocking;
 use crate::error::{ClientError, Refusal, RequestLine, causes, printable, redacted};
-use crate::headers;
+use crate::headers::{self, RateLimit};
 use crate::hosts::Host;
 use crate::options::Options;
 
@@ -275,6 +275,13 @@ impl Transport {
     }
 
     fn keep_warnings(&self, url: &Url, answer: &Answer) {
+        if let Some(limit) = answer.rate_limit()
+            && limit.is_low()
+        {
+            // Without the number itself, which each answer has another of: it is told once.
+            let text = format!("less than a tenth of {} is left", limit.allowance());
+            self.warn(&target::authority(url), &text);
+        }
         let values = answer.headers().get_all(reqwest::header::WARNING);
         let texts = values.iter().filter_map(|value| value.to_str().ok());
         let mut bytes = 0;
@@ -416,6 +423,14 @@ impl Answer {
         self.response.headers()
     }
 
+    /// What is left of the requests that the registry allows, where it tells.
+    fn rate_limit(&self) -> Option<RateLimit> {
+        headers::rate_limit(
+            self.header("ratelimit-limit")?,
+            self.header("ratelimit-remaining")?,
+        )
+    }
+
     /// The URL that answered, after redirects.
     pub(crate) fn url(&self) -> &Url {
         self.response.url()
@@ -468,6 +483,7 @@ impl Answer {
     /// Makes the answer an error, reading what it says.
     pub(crate) async fn refused(mut self) -> ClientError {
         let (status, request, wait) = (self.status(), self.line.clone(), self.retry_after);
+        let rate_limit = self.rate_limit();
         let mut body = Vec::new();
         while let Ok(Some(chunk)) = self.chunk().await {
             body.extend_from_slice(&chunk);
@@ -477,7 +493,10 @@ impl Answer {
         }
         ClientError::Refused {
             request,
-            refusal: Refusal::parse(status, &body, wait),
+            refusal: Refusal {
+                rate_limit,
+                ..Refusal::parse(status, &body, wait)
+            },
         }
     }
 

@@ -153,10 +153,7 @@ fn several_tags_go_out_and_come_back() {
     assert_eq!(told.lines().count(), 3, "{told}");
     let line = other.run(["pull", "--json", &two]).ok();
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(
-        (&value["id"], &value["fetched"]),
-        (&id.into(), &0.into())
-    );
+    assert_eq!((&value["id"], &value["fetched"]), (&id.into(), &0.into()));
     let told = other.run(["pull", "--platform", "linux/s390x", &one]);
     assert!(told.stderr.contains("not for linux/s390x"), "{told}");
     other

@@ -235,6 +235,46 @@ async fn bursts_of_faults_are_waited_out() {
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_rate_limit_is_told() {
+    let limited = |status: u16, remaining: &'static str| {
+        Wire::start(move |_, line| {
+            let limit = ("ratelimit-limit", "100;w=21600");
+            line.answer(
+                status,
+                &[limit, ("ratelimit-remaining", remaining)],
+                &blob(),
+            )
+        })
+    };
+    let mut once = options();
+    once.retry.attempts = 1;
+    let error = read(&limited(429, "0;w=21600"), once).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("(0 of 100 requests per 6 h left)"),
+        "{error}"
+    );
+    for (remaining, told) in [("50;w=21600", 0), ("3;w=21600", 1)] {
+        let wire = limited(200, remaining);
+        let client = Client::new(options()).unwrap();
+        let descriptor = Descriptor::of(MediaType::OCI_LAYER, &blob());
+        for _ in 0..2 {
+            let reference = wire.reference("x");
+            let read = client.read_small(&reference, &descriptor, 1_000_000).await;
+            assert_eq!(read.unwrap(), blob());
+        }
+        let warnings = client.warnings();
+        let texts: Vec<&str> = warnings
+            .iter()
+            .map(|warning| warning.text.as_str())
+            .collect();
+        let wanted = ["less than a tenth of 100 requests per 6 h is left"];
+        assert_eq!(texts, wanted[..told]);
+    }
+}
+
+#[tokio::test]
 async fn wishes_to_wait_are_granted_within_reason() {
     let limited = |wait: &'static str| {
         let count = AtomicUsize::new(0);
