@@ -22,6 +22,9 @@ use crate::error::{Blame, CliError, Kind};
 /// The network of containers that name none.
 pub const DEFAULT: &str = "bridge";
 
+/// The variable that names the network where no `--network` is given.
+const VARIABLE: &str = "LONGSHORE_NETWORK";
+
 /// How much of a container's id is its host name.
 const ID_CHARS: usize = 12;
 
@@ -48,6 +51,12 @@ impl From<NetworkError> for CliError {
             None => error,
         }
     }
+}
+
+/// The network that the user wants where none is given, if they said.
+pub fn by_default(context: &Context) -> Option<String> {
+    let name = context.text_variable(VARIABLE);
+    name.filter(|name| !name.is_empty())
 }
 
 /// Makes a network with the subnets given, or with one of `chosen` in each family that is wanted.

@@ -15,6 +15,8 @@ pub struct RunSettings {
     pub allow: BTreeSet<Entitlement>,
     /// `--network`: for steps that do not say.
     pub network: Network,
+    /// Whether steps that do not say are on the host's network whatever is possible here. Part of no key, unlike `network`.
+    pub on_host_network: bool,
     /// The program that leads out of steps' namespaces where interfaces may not be made, if it is installed.
     pub relay: Option<PathBuf>,
     /// `--userns=host`: steps have the ids of this program. Part of no key: what a step makes does not show them.

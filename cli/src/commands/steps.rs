@@ -73,6 +73,7 @@ pub fn given(
     ssh: &[String],
 ) -> Result<RunSettings, CliError> {
     let mut given = RunSettings {
+        on_host_network: networks::by_default(context).as_deref() == Some("host"),
         relay: networks::relay_program(context),
         cdi_dirs: CDI_DIRS.iter().map(PathBuf::from).collect(),
         ..RunSettings::default()

@@ -105,7 +105,8 @@ impl Place {
             .env("LONGSHORE_ROOT", self.store())
             .env("DOCKER_CONFIG", self.path("docker"))
             .env("XDG_CONFIG_HOME", self.path("config"))
-            // Tests leave no bridges behind: those of networks have a host of their own.
+            // Tests leave no bridges behind: those of networks have a host of their own. Steps that fetch something may reach
+            // it by the host's network alone.
             .env("LONGSHORE_NETWORK", "host")
             .env_remove("LONGSHORE_CONFIG")
             .env_remove("SOURCE_DATE_EPOCH")

@@ -56,6 +56,7 @@ impl StepNetwork {
         exec: &ExecOp,
     ) -> Result<Wired, StepError> {
         let way = match exec.network {
+            Network::Default if operations.run.on_host_network => &Way::Host,
             Network::Default => self.way.get_or_init(|| Way::find(operations)),
             Network::None | Network::Host => &Way::Host,
         };

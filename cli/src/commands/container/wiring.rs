@@ -20,16 +20,9 @@ use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::networks;
 
-/// The variable that names the network of containers for which no `--network` is given.
-const VARIABLE: &str = "LONGSHORE_NETWORK";
-
 /// The network that was asked for, or is used where none was.
 pub fn wanted(context: &Context, args: &CreateArgs) -> Result<String, CliError> {
-    let default = || {
-        context
-            .text_variable(VARIABLE)
-            .filter(|name| !name.is_empty())
-    };
+    let default = || networks::by_default(context);
     let name = match args.network.as_deref() {
         Some("default") | None => default().unwrap_or_else(|| networks::DEFAULT.to_owned()),
         Some(name) => name.to_owned(),
