@@ -210,23 +210,31 @@ async fn read(registry: &Registry, reference: &Reference) -> Result<RawManifest,
     }
 }
 
-async fn read_once(registry: &Registry, reference: &Reference) -> Result<RawManifest, ClientError> {
-    let answer = registry
-        .send(
-            &[Scope::pull(reference.repository())],
-            &call(registry, Method::GET, reference).await?,
-        )
-        .await?
-        .expect(&[StatusCode::OK])
-        .await?;
+/// What `asking` for a manifest gives: its bytes, what the registry calls them, and the digest that they were found to have: the one asked for, or else
+/// the one that the registry told.
+pub(crate) async fn verified(
+    registry: &Registry,
+    reference: &Reference,
+    asking: &Call,
+) -> Result<(Vec<u8>, Option<String>, Option<Digest>), ClientError> {
+    let scopes = [Scope::pull(reference.repository())];
+    let answer = registry.send(&scopes, asking).await?;
+    let answer = answer.expect(&[StatusCode::OK]).await?;
     let line = answer.line.clone();
     let said = said_digest(&answer);
     let media_type = media_type(&answer);
     let bytes = answer.bytes(MANIFEST_BYTES_MAX as u64).await?;
     // A tag's answer may name its digest in any algorithm; what cannot be verified proves nothing.
-    if let Some(expected) = reference.digest().or(said) {
+    let expected = reference.digest().or(said);
+    if let Some(expected) = expected {
         verify(&line, &bytes, expected)?;
     }
+    Ok((bytes, media_type, expected))
+}
+
+async fn read_once(registry: &Registry, reference: &Reference) -> Result<RawManifest, ClientError> {
+    let asking = call(registry, Method::GET, reference).await?;
+    let (bytes, media_type, _) = verified(registry, reference, &asking).await?;
     RawManifest::parse(bytes, media_type.as_deref()).map_err(|source| ClientError::Manifest {
         reference: reference.familiar(),
         source,
@@ -310,7 +318,7 @@ pub(crate) fn said_digest(answer: &Answer) -> Option<Digest> {
 }
 
 /// The Content-Type without parameters.
-pub(crate) fn media_type(answer: &Answer) -> Option<String> {
+fn media_type(answer: &Answer) -> Option<String> {
     let value = answer.header("content-type")?;
     let bare = value.split(';').next().unwrap_or(value).trim();
     Some(bare.to_ascii_lowercase())
@@ -323,11 +331,7 @@ fn digest_as(bytes: &[u8], like: Digest) -> Digest {
     hasher.finish()
 }
 
-pub(crate) fn verify(
-    request: &RequestLine,
-    bytes: &[u8],
-    expected: Digest,
-) -> Result<(), ClientError> {
+fn verify(request: &RequestLine, bytes: &[u8], expected: Digest) -> Result<(), ClientError> {
     let actual = digest_as(bytes, expected);
     if actual == expected {
         return Ok(());

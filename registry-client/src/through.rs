@@ -4,14 +4,13 @@
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, IF_NONE_MATCH};
 use reqwest::{Method, StatusCode};
-use store::MANIFEST_BYTES_MAX;
 use store::oci::{Digest, Reference};
 
 use crate::Client;
 use crate::auth::bearer::Scope;
 use crate::download::BlobStream;
 use crate::error::ClientError;
-use crate::manifest::{MANIFEST_TYPES, media_type, path, said_digest, verify};
+use crate::manifest::{MANIFEST_TYPES, path, said_digest, verified};
 use crate::registry::Registry;
 use crate::transport::Call;
 
@@ -99,23 +98,10 @@ impl Client {
 }
 
 async fn raw_once(registry: &Registry, there: &Reference) -> Result<RawAnswer, ClientError> {
-    let answer = registry
-        .send(
-            &[Scope::pull(there.repository())],
-            &call(registry, Method::GET, there).await?,
-        )
-        .await?
-        .expect(&[StatusCode::OK])
-        .await?;
-    let line = answer.line.clone();
-    let (said, media_type) = (said_digest(&answer), media_type(&answer));
-    let bytes = answer.bytes(MANIFEST_BYTES_MAX as u64).await?;
-    let expected = there.digest().or(said);
-    if let Some(expected) = expected {
-        verify(&line, &bytes, expected)?;
-    }
+    let asking = call(registry, Method::GET, there).await?;
+    let (bytes, media_type, digest) = verified(registry, there, &asking).await?;
     Ok(RawAnswer {
-        digest: expected.unwrap_or_else(|| Digest::of(&bytes)),
+        digest: digest.unwrap_or_else(|| Digest::of(&bytes)),
         bytes: bytes.into(),
         media_type,
     })

@@ -219,13 +219,7 @@ impl Sandbox {
                     stderr: our_stderr.map(File::from),
                 })
             }
-            Ok(Some((Report::Failed(error), _))) => {
-                helper.put_back();
-                Err(error.into())
-            }
-            Ok(None) => Err(lost(helper.end().map_err(lost_before)?)),
-            Ok(Some((report, _))) => Err(unexpected(helper, &format!("{report:?}"))),
-            Err(error) => Err(unexpected(helper, &error.to_string())),
+            told => Err(failed(helper, told)),
         }
     }
 
@@ -251,13 +245,7 @@ impl Sandbox {
                 self.ended = Some((exit, usage));
                 Ok(exit)
             }
-            Ok(Some((Report::Failed(error), _))) => {
-                helper.put_back();
-                Err(error.into())
-            }
-            Ok(None) => Err(lost(helper.end().map_err(lost_before)?)),
-            Ok(Some((report, _))) => Err(unexpected(helper, &format!("{report:?}"))),
-            Err(error) => Err(unexpected(helper, &error.to_string())),
+            told => Err(failed(helper, told)),
         }
     }
 
@@ -375,6 +363,22 @@ fn lost_before(source: io::Error) -> SandboxError {
     SandboxError::Io {
         what: "start the sandbox's helper",
         source,
+    }
+}
+
+/// What an answer means that is not the one hoped for; a helper that makes no sense is ended.
+fn failed(helper: Helper, told: io::Result<Option<(Report, Vec<OwnedFd>)>>) -> SandboxError {
+    match told {
+        Ok(Some((Report::Failed(error), _))) => {
+            helper.put_back();
+            error.into()
+        }
+        Ok(None) => match helper.end() {
+            Ok(status) => lost(status),
+            Err(error) => lost_before(error),
+        },
+        Ok(Some((report, _))) => unexpected(helper, &format!("{report:?}")),
+        Err(error) => unexpected(helper, &error.to_string()),
     }
 }
 

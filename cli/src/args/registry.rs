@@ -146,9 +146,6 @@ pub struct ServeArgs {
     /// Collect garbage this often, as `registry gc` does once
     #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
     pub gc_every: Option<Duration>,
-    /// What a collection removes.
-    #[command(flatten, next_help_heading = "Collections")]
-    pub collect: CollectArgs,
     /// Text that clients are to show their users, in every answer
     #[arg(long, value_name = "TEXT")]
     pub warning: Option<String>,
@@ -157,4 +154,7 @@ pub struct ServeArgs {
     #[arg(id = "upstream", long = "upstream", value_name = "[PREFIX=]URL")]
     #[arg(value_parser = str::parse::<UpstreamConfig>)]
     pub upstreams: Vec<UpstreamConfig>,
+    /// What a collection removes.
+    #[command(flatten, next_help_heading = "Collections")]
+    pub collect: CollectArgs,
 }

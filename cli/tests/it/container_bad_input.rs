@@ -137,12 +137,7 @@ fn flags_that_cannot_be_carried_out() {
 fn stale_states_name_nobody() {
     let ship = Ship::new();
     let id = ship.ok(&["create", "--name", "box", "busybox", "true"]);
-    let state = ship
-        .0
-        .store()
-        .join("containers")
-        .join(&id)
-        .join("state.json");
+    let state = ship.state_file(&id);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let own = std::process::id();
     let check = |boot: &str, code: i32| {

@@ -286,12 +286,7 @@ fn control_groups(pid: u32) -> Vec<std::path::PathBuf> {
 fn what_ran_when_the_machine_went_down_is_seen_to_have_ended() {
     let ship = Ship::new();
     let id = ship.ok(&["create", "--name", "box", "busybox", "true"]);
-    let state = ship
-        .0
-        .store()
-        .join("containers")
-        .join(&id)
-        .join("state.json");
+    let state = ship.state_file(&id);
     // As a supervisor wrote it under another boot, when nobody could say that it has ended.
     let stale = r#"{"status":"running","pid":1,"boot_id":"of the past","started_at":"2024-01-01T00:00:00Z"}"#;
     std::fs::write(&state, stale).unwrap();

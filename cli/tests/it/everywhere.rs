@@ -153,11 +153,8 @@ END
 RUN --mount=type=cache,target=/cache cat /cache/kept && rm /a/two && touch -d @8 /a
 ";
 
-#[test]
-fn one_dockerfile_gives_one_image() {
-    let place = Place::new();
-    let podman = podman_with(&place, &image(&place));
-    let (ours, podman) = (Where::Ours(&place), Where::Podman(&podman));
+/// The context of that Dockerfile, with what its builds are given besides.
+fn shared(place: &Place) -> std::path::PathBuf {
     let files = [
         ("Dockerfile", DOCKERFILE),
         ("file", "1\n"),
@@ -165,6 +162,15 @@ fn one_dockerfile_gives_one_image() {
     ];
     let shared = place.context("shared", &files);
     std::fs::copy(busybox_rootfs(), shared.join("rootfs.tar")).unwrap();
+    shared
+}
+
+#[test]
+fn one_dockerfile_gives_one_image() {
+    let place = Place::new();
+    let podman = podman_with(&place, &image(&place));
+    let (ours, podman) = (Where::Ours(&place), Where::Podman(&podman));
+    let shared = shared(&place);
     let secret = format!("id=s,src={}", shared.join("secret").display());
     let mut command = place.command(["build", "-q", "--secret", &secret]);
     command.arg(&shared).env("SOURCE_DATE_EPOCH", "1000000000");
@@ -192,13 +198,7 @@ fn under_dockers_own_default_profile() {
     let place = Place::new();
     docker.load(&image(&place));
     let docker = Where::Docker(&docker);
-    let files = [
-        ("Dockerfile", DOCKERFILE),
-        ("file", "1\n"),
-        ("secret", "hush\n"),
-    ];
-    let shared = place.context("shared", &files);
-    std::fs::copy(busybox_rootfs(), shared.join("rootfs.tar")).unwrap();
+    let shared = shared(&place);
     for (flags, mode, privilege) in [
         (&[][..], "chroot", "root of a container"),
         (&USER, "refused", "an ordinary user"),

@@ -16,6 +16,12 @@ impl Ship {
         Ship(Place::with_busybox())
     }
 
+    /// What a container's supervisor writes of it.
+    pub fn state_file(&self, id: &str) -> std::path::PathBuf {
+        let folder = self.0.store().join("containers").join(id);
+        folder.join("state.json")
+    }
+
     pub fn run(&self, arguments: &[&str]) -> Ran {
         self.0.run(arguments)
     }
