@@ -194,7 +194,7 @@ mod tests {
         check(
             "harbor.lan:8080",
             Err(
-                "`harbor.lan:8080` is no beginning of names: a repository is lower-case letters, digits and . _ - between them, in parts separated by /",
+                "`harbor.lan:8080` is no beginning of names: `harbor.lan:8080` in the repository has characters other than a-z, 0-9 and the separators `.`, `_`, `__` and `-`",
             ),
         );
         check("ftp://x.y", Err("`ftp` is neither http nor https"));
