@@ -296,7 +296,8 @@ async fn write_once(
     }
 }
 
-async fn call(
+/// The request for a manifest, which takes any type that we know.
+pub(crate) async fn call(
     registry: &Registry,
     method: Method,
     reference: &Reference,
@@ -305,7 +306,7 @@ async fn call(
     Ok(Call::new(method, url).header(ACCEPT, &MANIFEST_TYPES.join(", ")))
 }
 
-pub(crate) fn path(reference: &Reference) -> String {
+fn path(reference: &Reference) -> String {
     let name = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => digest.to_string(),
         (None, tag) => tag.unwrap_or("latest").to_owned(),

@@ -10,7 +10,7 @@ use crate::Client;
 use crate::auth::bearer::Scope;
 use crate::download::BlobStream;
 use crate::error::ClientError;
-use crate::manifest::{MANIFEST_TYPES, path, said_digest, verified};
+use crate::manifest::{self, MANIFEST_TYPES, said_digest, verified};
 use crate::registry::Registry;
 use crate::transport::Call;
 
@@ -133,8 +133,8 @@ async fn call(
     method: Method,
     reference: &Reference,
 ) -> Result<Call, ClientError> {
-    let url = registry.url(&path(reference)).await?;
+    let call = manifest::call(registry, method, reference).await?;
     // Whatever there is, but of what is known the newest form.
     let accept = format!("{}, */*;q=0.1", MANIFEST_TYPES.join(", "));
-    Ok(Call::new(method, url).header(ACCEPT, &accept))
+    Ok(call.header(ACCEPT, &accept))
 }

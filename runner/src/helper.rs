@@ -118,20 +118,13 @@ pub(crate) fn run() -> i32 {
     let mut has_swept = false;
     loop {
         let done = match usage {
-            Some(Use::Join) => match receive_job(caller) {
-                Ok(Some(job)) => join::attempt(caller, job),
-                Ok(None) => return 0,
-                Err(error) => Err(error),
-            },
-            _ => match receive_job(caller) {
-                Ok(Some(job)) => attempt(caller, job),
-                Ok(None) => return 0,
-                Err(error) => Err(error),
-            },
+            Some(Use::Join) => next_job(caller, join::attempt),
+            _ => next_job(caller, attempt),
         };
         let report = match done {
-            Ok((status, usage)) => Report::Exited(status, usage),
-            Err(error) => Report::Failed(error),
+            None => return 0,
+            Some(Ok((status, usage))) => Report::Exited(status, usage),
+            Some(Err(error)) => Report::Failed(error),
         };
         match wire::send(caller, &report, &[]) {
             Ok(()) if usage == Some(Use::Sandboxes) => {
@@ -144,6 +137,15 @@ pub(crate) fn run() -> i32 {
             Err(_) => return 1,
         }
     }
+}
+
+/// What comes of the caller's next job; `None` if there is none.
+fn next_job<T: DeserializeOwned>(
+    caller: BorrowedFd<'_>,
+    attempt: impl FnOnce(BorrowedFd<'_>, Job<T>) -> Result<(ExitStatus, Usage), StartError>,
+) -> Option<Result<(ExitStatus, Usage), StartError>> {
+    let job = receive_job(caller).transpose()?;
+    Some(job.and_then(|job| attempt(caller, job)))
 }
 
 fn attempt(
