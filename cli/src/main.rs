@@ -127,6 +127,8 @@ fn start_logging(level: LogLevel) {
     let ours = [
         "builder",
         "longshore",
+        // Requests and logins, in the words of the server.
+        "registry::access",
         "registry_client",
         "registry_server",
         "runner",

@@ -144,7 +144,10 @@ pub(crate) struct Visitor {
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) addr: IpAddr,
+    /// Whether its client speaks https, with us or with a proxy.
     pub(crate) tls: bool,
+    /// The host that its client asked for, where a proxy that is trusted says so.
+    pub(crate) host: Option<String>,
     /// Whose certificate it showed.
     pub(crate) user: Option<String>,
 }
@@ -209,18 +212,20 @@ impl Gate {
         config: &AuthConfig,
         storage: &dyn RegistryStorage,
         fetch: Option<&Arc<dyn FetchDocument>>,
+        before: Option<&Gate>,
     ) -> Result<Gate, AuthError> {
         let policy = config.policy();
         // Without, clients that saw no challenge would never log in, and those that saw one would never come without.
         let needed = config.has_users() && policy.knows(&Person::default());
         let tokens = config.tokens.clone();
         let tokens = tokens.or_else(|| needed.then(TokenConfig::default));
+        let before = before.map_or(&[][..], |before| &before.issuers);
         Ok(Gate {
             users: config.htpasswd.as_deref().map(Htpasswd::open).transpose()?,
             issuers: config
                 .issuers
                 .iter()
-                .map(|issuer| Issuer::new(issuer.clone(), fetch.cloned()))
+                .map(|issuer| Issuer::new(issuer.clone(), fetch.cloned(), before))
                 .collect(),
             certificates: config.certificates.is_some(),
             groups: config.groups.clone(),
@@ -433,15 +438,10 @@ impl Gate {
         let realm = match &tokens.config.realm {
             Some(realm) => realm.clone(),
             None => {
-                let text = |name| {
-                    headers
-                        .get(name)
-                        .and_then(|value: &HeaderValue| value.to_str().ok())
-                };
-                // What a proxy says is believed: it misleads nobody but who sent it.
-                let secure = peer.tls || text("x-forwarded-proto") == Some("https");
-                let scheme = if secure { "https" } else { "http" };
-                let host = text("host").unwrap_or("localhost");
+                let scheme = if peer.tls { "https" } else { "http" };
+                let asked = || headers.get(header::HOST)?.to_str().ok();
+                let host = peer.host.as_deref().or_else(asked);
+                let host = host.unwrap_or("localhost");
                 format!("{scheme}://{host}/token")
             }
         };

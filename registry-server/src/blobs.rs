@@ -80,9 +80,13 @@ impl Registry {
                 format!("`{name}` may have immutable tags: its blobs go when nothing needs them"),
             ));
         }
-        self.quotas.removed(Some(&name));
+        let quotas = Arc::clone(&self.quotas);
         let removed = self
-            .blocking(move |storage| storage.remove_blob(&name, &digest))
+            .blocking(move |storage| {
+                let removed = storage.remove_blob(&name, &digest)?;
+                quotas.removed(storage, &name, Some(&digest))?;
+                Ok(removed)
+            })
             .await?;
         if !removed {
             return Err(ApiError::with(ErrorCode::BlobUnknown, digest.to_string()));

@@ -237,6 +237,10 @@ impl ApiError {
         let mut error = json!({"code": name, "message": message});
         if let Some(detail) = &self.detail {
             error["detail"] = json!(detail);
+            // Most clients show nothing but the message, and what a user may do about these is in the detail.
+            if matches!(self.code, ErrorCode::Denied | ErrorCode::Unsupported) {
+                error["message"] = json!(detail);
+            }
         }
         let text = json!({"errors": [error]}).to_string();
         let mut response = Response::new(Body::full(Bytes::from(text)));

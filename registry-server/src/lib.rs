@@ -13,6 +13,7 @@
 //! | [`policy`] | rules of who may do what; pure |
 //! | [`rate`], [`quota`], [`immutable`] | how often, how much, and what stays as it is |
 //! | [`audit`] | a line for every change |
+//! | [`proxy`] | who is behind proxies that are trusted; pure |
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
 //! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
 //! | [`upstream`] | other registries, read through this one and kept |
@@ -35,6 +36,7 @@ mod manifests;
 mod metrics;
 pub mod observe;
 pub mod policy;
+pub mod proxy;
 pub mod quota;
 pub mod range;
 pub mod rate;

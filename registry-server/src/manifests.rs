@@ -322,7 +322,7 @@ impl Registry {
         if let Some((tag, on)) = kept.await? {
             return Err(immutable::refusal(&tag, &on));
         }
-        self.quotas.removed(Some(&name));
+        let quotas = Arc::clone(&self.quotas);
         let removed = self
             .blocking(move |storage| {
                 if let ManifestReference::Tag(tag) = &reference {
@@ -332,7 +332,11 @@ impl Registry {
                     return Ok(TagRemoval::Refused);
                 }
                 let removed = match &reference {
-                    ManifestReference::Digest(digest) => storage.remove_manifest(&name, digest)?,
+                    ManifestReference::Digest(digest) => {
+                        let removed = storage.remove_manifest(&name, digest)?;
+                        quotas.removed(storage, &name, Some(digest))?;
+                        removed
+                    }
                     _ => false,
                 };
                 Ok(match removed {

@@ -2,8 +2,16 @@
 //!
 //! A quota is of all repositories that its patterns describe; content that several of them have counts once, and so does what
 //! another repository has, too. It is counted when it is first asked for and from then on kept by what goes through this
-//! process. What others do (a collection, another server on the same storage) is seen when it is counted again: after ten
-//! minutes, or before something is refused.
+//! process and by what other servers on the same storage say: whoever adds something leaves a note first ([`note`]), then reads
+//! those of others, and goes on only if all fits. So of two who take the last room at once at most one gets it.
+//!
+//! ```text
+//! fits what is known? ─► leave a note ─► read the notes ─► fits still? ─► goes on | takes the note back, refused
+//! ```
+//!
+//! What others remove is seen when it is counted again: after ten minutes, or before something is refused.
+
+mod note;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +21,7 @@ use std::time::{Duration, Instant};
 use store::oci::Digest;
 use store::oci::pattern::matches;
 
+use self::note::Note;
 use crate::error::{ApiError, ErrorCode};
 use crate::routes::RepositoryName;
 use crate::storage::{RegistryStorage, StorageResult};
@@ -22,6 +31,15 @@ const COUNT_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// How long it is believed when it would refuse something.
 const REFUSAL_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// How long after its note something may still be on its way into the storage.
+const UNDER_WAY_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// How far the clocks of servers may be apart.
+const SKEW_MAX: Duration = Duration::from_secs(2 * 60);
+
+/// How long notes are kept: whoever counted before one was left reads it before counting again.
+const NOTE_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// Repositories that are asked for at once.
 const PAGE: usize = 1000;
@@ -49,6 +67,8 @@ pub(crate) struct Quotas(Vec<Quota>);
 #[derive(Debug)]
 struct Quota {
     rule: QuotaRule,
+    /// Where its notes are.
+    topic: String,
     /// `None` until it was counted.
     used: Mutex<Option<Used>>,
     /// Whether something was removed since.
@@ -60,12 +80,15 @@ struct Used {
     content: BTreeMap<Digest, u64>,
     bytes: u64,
     counted: Instant,
+    /// Notes from before this were read, in milliseconds since 1970.
+    read_until: u64,
 }
 
 impl Quotas {
     pub(crate) fn new(rules: &[QuotaRule]) -> Quotas {
         let quota = |rule: &QuotaRule| Quota {
             rule: rule.clone(),
+            topic: note::topic(rule),
             used: Mutex::default(),
             stale: AtomicBool::new(false),
         };
@@ -102,7 +125,7 @@ impl Quotas {
         Ok(Ok(()))
     }
 
-    /// Counts content that the repository is about to have, if it fits. Blocks.
+    /// Counts content that the repository is about to have, if it fits, here and for other servers. Blocks.
     pub(crate) fn add(
         &self,
         storage: &dyn RegistryStorage,
@@ -110,29 +133,48 @@ impl Quotas {
         digest: &Digest,
         bytes: u64,
     ) -> StorageResult<Result<(), OverQuota>> {
+        let mut taken = Vec::new();
         for quota in self.about(name) {
-            let mut used = quota.used(storage, bytes)?;
-            let Some(used) = used
-                .as_mut()
-                .filter(|used| !used.content.contains_key(digest))
-            else {
-                continue;
-            };
-            if let Err(over) = used.fits(bytes, &quota.rule) {
-                return Ok(Err(over));
+            match quota.add(storage, digest, bytes)? {
+                Ok(note) => taken.extend(note.map(|note| (quota, note))),
+                Err(over) => {
+                    // What it took of others is given back.
+                    for (quota, note) in taken {
+                        quota.stale.store(true, Ordering::Relaxed);
+                        storage.drop_note(&quota.topic, &note.to_string())?;
+                    }
+                    return Ok(Err(over));
+                }
             }
-            used.content.insert(*digest, bytes);
-            used.bytes += bytes;
         }
         Ok(Ok(()))
     }
 
-    /// Something was removed from a repository, or everywhere.
-    pub(crate) fn removed(&self, name: Option<&RepositoryName>) {
-        for quota in &self.0 {
-            if name.is_none_or(|name| quota.rule.is_about(name)) {
-                quota.stale.store(true, Ordering::Relaxed);
+    /// Something was removed from a repository, or could not be added to it; where it is known, what. Blocks.
+    pub(crate) fn removed(
+        &self,
+        storage: &dyn RegistryStorage,
+        name: &RepositoryName,
+        digest: Option<&Digest>,
+    ) -> StorageResult<()> {
+        for quota in self.about(name) {
+            quota.stale.store(true, Ordering::Relaxed);
+            let notes = match digest {
+                Some(_) => storage.notes(&quota.topic, "")?,
+                None => Vec::new(),
+            };
+            let notes = notes.iter().filter_map(|text| Note::parse(text));
+            for note in notes.filter(|note| Some(&note.digest) == digest) {
+                storage.drop_note(&quota.topic, &note.to_string())?;
             }
+        }
+        Ok(())
+    }
+
+    /// Things may have been removed everywhere.
+    pub(crate) fn collected(&self) {
+        for quota in &self.0 {
+            quota.stale.store(true, Ordering::Relaxed);
         }
     }
 
@@ -169,20 +211,76 @@ impl From<OverQuota> for ApiError {
 }
 
 impl Used {
+    fn insert(&mut self, digest: Digest, bytes: u64) {
+        if self.content.insert(digest, bytes).is_none() {
+            self.bytes = self.bytes.saturating_add(bytes);
+        }
+    }
+
     fn fits(&self, bytes: u64, rule: &QuotaRule) -> Result<(), OverQuota> {
         if self.bytes.saturating_add(bytes) <= rule.bytes {
             return Ok(());
         }
-        Err(OverQuota {
+        Err(self.over(bytes, rule))
+    }
+
+    fn over(&self, bytes: u64, rule: &QuotaRule) -> OverQuota {
+        OverQuota {
             patterns: rule.repositories.clone(),
             quota: rule.bytes,
             used: self.bytes,
             more: bytes,
-        })
+        }
     }
 }
 
 impl Quota {
+    /// Takes room for content, with a note unless it counts already.
+    fn add(
+        &self,
+        storage: &dyn RegistryStorage,
+        digest: &Digest,
+        bytes: u64,
+    ) -> StorageResult<Result<Option<Note>, OverQuota>> {
+        let read_until = match &*self.used(storage, bytes)? {
+            Some(used) if used.content.contains_key(digest) => return Ok(Ok(None)),
+            Some(used) => match used.fits(bytes, &self.rule) {
+                Ok(()) => used.read_until,
+                Err(over) => return Ok(Err(over)),
+            },
+            None => return Ok(Ok(None)),
+        };
+        // Without the lock: others of this process go on meanwhile.
+        let note = Note::new(*digest, bytes);
+        storage.leave_note(&self.topic, &note.to_string())?;
+        let notes = storage.notes(&self.topic, &note::from(read_until))?;
+        let mut used = self.used(storage, 0)?;
+        let Some(used) = used.as_mut() else {
+            return Ok(Ok(Some(note)));
+        };
+        let known = used.content.len();
+        let others = notes.iter().filter_map(|text| Note::parse(text));
+        for other in others.filter(|other| *other != note) {
+            used.insert(other.digest, other.bytes);
+        }
+        if used.content.len() > known {
+            // Others may be refused: before this count refuses anything itself it is made again.
+            self.stale.store(true, Ordering::Relaxed);
+        }
+        used.read_until = used
+            .read_until
+            .max(note.time.saturating_sub(millis(SKEW_MAX)));
+        used.insert(*digest, bytes);
+        if used.bytes <= self.rule.bytes {
+            return Ok(Ok(Some(note)));
+        }
+        used.content.remove(digest);
+        used.bytes = used.bytes.saturating_sub(bytes);
+        let over = used.over(bytes, &self.rule);
+        storage.drop_note(&self.topic, &note.to_string())?;
+        Ok(Err(over))
+    }
+
     /// The count, made anew if it is too old, or would refuse `bytes` and may be wrong.
     fn used(
         &self,
@@ -209,11 +307,15 @@ impl Quota {
         storage: &dyn RegistryStorage,
         known: &BTreeMap<Digest, u64>,
     ) -> StorageResult<Used> {
+        let now = note::now();
         let mut used = Used {
             content: BTreeMap::new(),
             bytes: 0,
             counted: Instant::now(),
+            read_until: now.saturating_sub(millis(SKEW_MAX)),
         };
+        // Read before anything is counted: what is noted afterwards is read by whoever adds next.
+        let under_way = self.under_way(storage, now)?;
         let mut last: Option<RepositoryName> = None;
         loop {
             let names = storage.repositories(last.as_ref().map(RepositoryName::as_str), PAGE)?;
@@ -227,14 +329,40 @@ impl Quota {
                         None => storage.data_size(&digest)?,
                     };
                     let size = size.unwrap_or(0);
-                    used.content.insert(digest, size);
-                    used.bytes += size;
+                    used.insert(digest, size);
                 }
             }
             match names.last() {
                 Some(name) if names.len() == PAGE => last = Some(name.clone()),
-                _ => return Ok(used),
+                _ => break,
             }
         }
+        for note in under_way {
+            if !used.content.contains_key(&note.digest) {
+                used.insert(note.digest, note.bytes);
+            }
+        }
+        Ok(used)
     }
+
+    /// What was noted lately and may not be in the storage yet. Old notes go.
+    fn under_way(&self, storage: &dyn RegistryStorage, now: u64) -> StorageResult<Vec<Note>> {
+        let notes = storage.notes(&self.topic, "")?;
+        let mut under_way = Vec::new();
+        for text in notes {
+            let note = Note::parse(&text);
+            let age = note.as_ref().map(|note| now.saturating_sub(note.time));
+            match note {
+                Some(note) if age < Some(millis(UNDER_WAY_MAX)) => under_way.push(note),
+                _ if age < Some(millis(NOTE_AGE_MAX)) && age.is_some() => {}
+                _ => storage.drop_note(&self.topic, &text)?,
+            }
+        }
+        Ok(under_way)
+    }
+}
+
+/// In milliseconds.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -20,6 +20,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::immutable::ImmutableRule;
 use crate::observe::{AccessLog, Observer, Watched};
 use crate::policy::Action;
+use crate::proxy::Proxies;
 use crate::quota::Quotas;
 use crate::rate::RateLimit;
 use crate::routes::{Query, RepositoryName, Route};
@@ -68,6 +69,7 @@ pub(crate) struct Registry {
     pub(crate) audit: Option<Arc<AuditLog>>,
     pub(crate) observer: Arc<Observer>,
     pub(crate) access_log: Option<Arc<dyn AccessLog>>,
+    pub(crate) proxies: Proxies,
     /// A `Warning` for every answer.
     pub(crate) warning: Option<HeaderValue>,
 }
@@ -204,10 +206,17 @@ impl Registry {
     /// Answers one request. Work that changes the registry goes on to its end even if the connection dies.
     pub(crate) async fn handle(
         self: &Arc<Self>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         queue: Option<SendQueue>,
         peer: Arc<Peer>,
     ) -> Response<Body> {
+        // HTTP/2 has it in the URL.
+        if let Some(host) = request.uri().authority()
+            && let Ok(host) = HeaderValue::from_str(host.as_str())
+        {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let peer = self.proxies.client(peer, request.headers());
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let watched = Watched::begin(self, &method, &path, request.headers(), &peer);

@@ -34,6 +34,7 @@ use crate::collect::{CollectRules, collect};
 use crate::error::ErrorChain;
 use crate::immutable::ImmutableRule;
 use crate::observe::AccessLog;
+use crate::proxy::Proxies;
 use crate::quota::{QuotaRule, Quotas};
 use crate::rate::{Rate, RateLimit};
 use crate::registry::{Registry, Rules};
@@ -89,6 +90,8 @@ pub struct Config {
     pub access_log: Option<Arc<dyn AccessLog>>,
     /// What fetches the keys of issuers; without, they can be in files only.
     pub fetch: Option<Arc<dyn FetchDocument>>,
+    /// What is in front of the server, and believed.
+    pub proxies: Proxies,
     /// What is refused, and when the server gives up waiting.
     pub limits: Limits,
 }
@@ -113,6 +116,7 @@ impl Config {
             metrics: false,
             access_log: None,
             fetch: None,
+            proxies: Proxies::default(),
             limits: Limits::default(),
         }
     }
@@ -268,7 +272,12 @@ impl Live {
             return Err(ServeError::CertificatesWithoutTls);
         }
         let warning = config.warning.as_deref().map(warning).transpose()?;
-        let gate = Arc::new(Gate::open(&config.auth, &*storage, config.fetch.as_ref())?);
+        let gate = Gate::open(
+            &config.auth,
+            &*storage,
+            config.fetch.as_ref(),
+            before.map(|before| &*before.gate),
+        )?;
         let rules = Rules {
             delete: config.delete,
             read_only: config.read_only,
@@ -297,12 +306,13 @@ impl Live {
             storage,
             sessions: before.map_or_else(Arc::default, |before| Arc::clone(&before.sessions)),
             rules,
-            gate,
+            gate: Arc::new(gate),
             quotas: quotas.unwrap_or_else(|| Arc::new(Quotas::new(&config.quotas))),
             rates,
             audit: audit.map(Arc::new),
             observer: before.map_or_else(Arc::default, |before| Arc::clone(&before.observer)),
             access_log: config.access_log.clone(),
+            proxies: config.proxies.clone(),
             warning,
         };
         Ok(Live {
@@ -433,10 +443,13 @@ impl Server {
             };
             let live = self.current.get();
             let most = live.limits.address_connections_max;
-            let Some(counted) = addresses.enter(addr.ip(), most) else {
+            // One of a proxy's is anybody's.
+            let counts = !live.registry.proxies.trusts(addr.ip());
+            let counted = counts.then(|| addresses.enter(addr.ip(), most));
+            if counted.as_ref().is_some_and(Option::is_none) {
                 tracing::debug!(%addr, "too many connections from one address");
                 continue;
-            };
+            }
             let connection = Client {
                 live,
                 current: Arc::clone(&self.current),
@@ -571,7 +584,7 @@ async fn collect_often(current: Arc<Current>, every: Duration, rules: CollectRul
         registry.observer.metrics.collected(done, began.elapsed());
         match collected {
             Ok(Some(Ok(collected))) => {
-                registry.quotas.removed(None);
+                registry.quotas.collected();
                 tracing::info!(?collected, "collected garbage");
             }
             Ok(Some(Err(error))) => {
@@ -645,6 +658,7 @@ impl Client {
         let peer = Arc::new(Peer {
             addr: self.addr,
             tls: live.tls.is_some(),
+            host: None,
             user,
         });
         let service = service_fn(move |request: Request<Incoming>| {

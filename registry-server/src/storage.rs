@@ -440,6 +440,15 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     /// What all servers on this storage know and nobody else does, under a name that we chose; `fresh` if there was nothing.
     fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>>;
 
+    /// Leaves a note for all servers on this storage; who looks afterwards finds it. Topic and note are names that we chose.
+    fn leave_note(&self, topic: &str, note: &str) -> StorageResult<()>;
+
+    /// The notes of a topic that come after this text, in order.
+    fn notes(&self, topic: &str, after: &str) -> StorageResult<Vec<String>>;
+
+    /// Takes a note away; one that is not there is no error.
+    fn drop_note(&self, topic: &str, note: &str) -> StorageResult<()>;
+
     /// Digests of manifests put with `subject`, in order; some may have been removed since.
     fn referrers(
         &self,

@@ -18,12 +18,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use registry_server::collect::CollectRules;
+use registry_server::proxy::{Network, Proxies, ProxyHeader};
 use registry_server::rate::Rate;
 use registry_server::{Limits, TlsFiles};
 
 use self::upstream::UpstreamConfig;
 use super::table::{self, Table, TableError};
 use super::{ConfigError, read_text};
+
+/// The headers in which proxies say whom they speak for.
+const PROXY_HEADERS: [(&str, ProxyHeader); 2] = [
+    ("x-forwarded-for", ProxyHeader::XForwardedFor),
+    ("forwarded", ProxyHeader::Forwarded),
+];
 
 /// What the file says; defaults where it says nothing.
 #[derive(Clone, Debug)]
@@ -100,6 +107,7 @@ impl ServeConfig {
             });
             tls.finish()?;
         }
+        server.proxies = read_proxies(&mut root)?;
         server.auth = access::read(&mut root, &file)?;
         server.immutable = access::immutable(&mut root)?;
         server.quotas = access::quotas(&mut root)?;
@@ -156,6 +164,25 @@ fn read_limits(table: &mut Table<'_>) -> Result<Limits, TableError> {
         upload_age_max: table
             .duration("upload_keep_duration")?
             .unwrap_or(usual.upload_age_max),
+    })
+}
+
+fn read_proxies(table: &mut Table<'_>) -> Result<Proxies, TableError> {
+    let trusted = table.texts("trusted_proxies", |text| {
+        let parsed = text.parse::<Network>();
+        parsed.map(drop).map_err(|error| error.to_string())
+    })?;
+    let header = table.word("proxy_header", &PROXY_HEADERS)?;
+    if header.is_some() && trusted.is_empty() {
+        let message = "`proxy_header` means nothing without `trusted_proxies`";
+        return Err(table.error_at("proxy_header", message));
+    }
+    Ok(Proxies {
+        trusted: trusted
+            .iter()
+            .map(|text| text.parse().expect("it was parsed a moment ago"))
+            .collect(),
+        header: header.unwrap_or_default(),
     })
 }
 
@@ -218,6 +245,8 @@ root = "data"
 read_only = true
 delete = false
 warning = "moves on Friday"
+trusted_proxies = ["10.0.0.0/8", "::1"]
+proxy_header = "forwarded"
 [tls]
 cert = "cert.pem"
 key = "/keys/key.pem"
@@ -251,6 +280,8 @@ retain = ["tag=pr-*,last=10"]
         let server = &config.server;
         assert!(server.read_only && !server.delete);
         assert_eq!(server.warning.as_deref(), Some("moves on Friday"));
+        assert_eq!(server.proxies.trusted.len(), 2);
+        assert_eq!(server.proxies.header, ProxyHeader::Forwarded);
         assert_eq!(server.auth.htpasswd, Some("/etc/longshore/users".into()));
         let tls = server.tls.as_ref().unwrap();
         assert_eq!(tls.cert, Path::new("/etc/longshore/cert.pem"));
@@ -325,6 +356,14 @@ retain = ["tag=pr-*,last=10"]
         check(
             "[limits]\nrequests_burst = 3\n",
             "2:1: `limits.requests_burst` means nothing without `requests_per_second`",
+        );
+        check(
+            "trusted_proxies = [\"10.0.0.1/8\"]\n",
+            "1:20: `trusted_proxies`: `10.0.0.1/8` names one address and a network: expected 10.0.0.0/8 or 10.0.0.1",
+        );
+        check(
+            "proxy_header = \"forwarded\"\n",
+            "1:1: `proxy_header` means nothing without `trusted_proxies`",
         );
         check(
             "[[quota]]\nrepositories = [\"a\"]\n",

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -46,7 +46,7 @@ pub enum HtpasswdError {
     },
     /// A line is not `user:hash` with a bcrypt or Argon2 hash.
     #[error(
-        "line {line} of the users file `{}` is not `user:hash` with a bcrypt or Argon2 hash (`htpasswd -B` makes them)",
+        "line {line} of the users file `{}` is not `user:hash` with a bcrypt or Argon2 hash (`longshore registry htpasswd` makes them)",
         path.display()
     )]
     Line {
@@ -68,10 +68,13 @@ pub struct Htpasswd {
 
 #[derive(Debug, Default)]
 struct State {
-    modified: Option<SystemTime>,
+    stamp: Option<Stamp>,
     users: Arc<Users>,
     verdicts: BTreeSet<Vec<u8>>,
 }
+
+/// What tells whether a file is still the same: its number, size and times. Clocks of files are too coarse to do it alone.
+type Stamp = (u64, u64, i64, i64, i64, i64);
 
 type Users = BTreeMap<String, PasswordHash>;
 
@@ -91,11 +94,11 @@ impl Htpasswd {
     pub fn open(path: &Path) -> Result<Htpasswd, HtpasswdError> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &ring::rand::SystemRandom::new())
             .expect("the kernel gives random bytes");
-        let (users, modified) = read(path)?;
+        let (users, stamp) = read(path)?;
         Ok(Htpasswd {
             path: path.to_owned(),
             state: Mutex::new(State {
-                modified,
+                stamp: Some(stamp),
                 users: Arc::new(users),
                 verdicts: BTreeSet::new(),
             }),
@@ -170,17 +173,17 @@ impl Htpasswd {
         let path = self.path.clone();
         let known = {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.modified
+            state.stamp
         };
         let read = tokio::task::spawn_blocking(move || {
-            let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
-            (modified.ok() != known).then(|| read(&path))
+            let stamp = fs::metadata(&path).map(|metadata| stamp_of(&metadata));
+            (stamp.ok() != known).then(|| read(&path))
         });
         match read.await {
-            Ok(Some(Ok((users, modified)))) => {
+            Ok(Some(Ok((users, stamp)))) => {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.users = Arc::new(users);
-                state.modified = modified;
+                state.stamp = Some(stamp);
                 state.verdicts.clear();
             }
             Ok(Some(Err(error))) => {
@@ -191,7 +194,18 @@ impl Htpasswd {
     }
 }
 
-fn read(path: &Path) -> Result<(Users, Option<SystemTime>), HtpasswdError> {
+fn stamp_of(metadata: &fs::Metadata) -> Stamp {
+    (
+        metadata.ino(),
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec(),
+    )
+}
+
+fn read(path: &Path) -> Result<(Users, Stamp), HtpasswdError> {
     let failed = |source| HtpasswdError::Read {
         path: path.to_owned(),
         source,
@@ -221,5 +235,5 @@ fn read(path: &Path) -> Result<(Users, Option<SystemTime>), HtpasswdError> {
         };
         users.insert(user.to_owned(), hash);
     }
-    Ok((users, metadata.modified().ok()))
+    Ok((users, stamp_of(&metadata)))
 }

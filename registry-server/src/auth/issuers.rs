@@ -3,13 +3,13 @@
 //!
 //! Keys come from where the configuration says, never from where a token says. They are asked for again when a token names a key
 //! that is not among them, but not more often than once in [`ASK_AGAIN`]: tokens that anybody makes up cost one request each
-//! time. Who asks is not this crate: it has no HTTP client ([`FetchDocument`]).
+//! time. While an issuer is down its old keys count, for [`KEYS_USED_MAX`]. Who asks is not this crate: it has no HTTP client ([`FetchDocument`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -26,6 +26,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long keys are used before they are asked for again, so that one that was withdrawn is not for ever.
 const KEYS_AGE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// How long keys are used while nothing newer can be had.
+const KEYS_USED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Where an issuer says where its keys are (OpenID Connect Discovery).
 const DISCOVERY: &str = ".well-known/openid-configuration";
@@ -122,24 +125,45 @@ fn texts(claim: Option<&Value>) -> Vec<String> {
 #[derive(Debug)]
 pub(crate) struct Issuer {
     config: IssuerConfig,
-    keys: tokio::sync::Mutex<Keys>,
+    keys: Mutex<Keys>,
+    /// Held while keys are asked for: who comes meanwhile and needs them waits for the same answer, and nobody else.
+    asking: tokio::sync::Mutex<()>,
     fetch: Option<Arc<dyn FetchDocument>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Keys {
-    keys: Vec<(Option<String>, PublicKey)>,
+    keys: Arc<Vec<(Option<String>, PublicKey)>>,
+    /// When they were had.
+    had: Option<Instant>,
     /// When they were asked for, whatever came of it.
     asked: Option<Instant>,
 }
 
 impl Issuer {
-    pub(crate) fn new(config: IssuerConfig, fetch: Option<Arc<dyn FetchDocument>>) -> Issuer {
+    /// One whose keys are asked for when they are needed; meanwhile, and if they cannot be had, those count that the same one
+    /// among `before` had.
+    pub(crate) fn new(
+        config: IssuerConfig,
+        fetch: Option<Arc<dyn FetchDocument>>,
+        before: &[Issuer],
+    ) -> Issuer {
+        let same = before.iter().find(|other| other.config == config);
+        let keys = same.map(|other| Keys {
+            asked: None,
+            ..other.known()
+        });
         Issuer {
             config,
-            keys: tokio::sync::Mutex::default(),
+            keys: Mutex::new(keys.unwrap_or_default()),
+            asking: tokio::sync::Mutex::default(),
             fetch,
         }
+    }
+
+    fn known(&self) -> Keys {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.clone()
     }
 
     /// Whether a token says that it is this one's.
@@ -175,23 +199,16 @@ impl Issuer {
     }
 
     async fn verified(&self, token: &Token<'_>) -> Result<Claims, TokenError> {
-        // Held while they are asked for: who comes meanwhile waits for the same answer.
-        let mut keys = self.keys.lock().await;
-        let old = keys
-            .asked
-            .is_none_or(|asked| asked.elapsed() > KEYS_AGE_MAX);
-        let may_ask = keys.asked.is_none_or(|asked| asked.elapsed() > ASK_AGAIN);
-        if old || (!keys.has(token) && may_ask) {
-            keys.asked = Some(Instant::now());
-            match self.ask().await {
-                Ok(found) => keys.keys = found,
-                Err(reason) => {
-                    let issuer = &self.config.issuer;
-                    tracing::warn!(issuer, reason, "the keys of an issuer cannot be had");
-                }
+        let mut keys = self.known();
+        if keys.must_be_asked_for(token) {
+            let _asking = self.asking.lock().await;
+            keys = self.known();
+            if keys.must_be_asked_for(token) {
+                keys = self.asked(keys).await;
             }
         }
-        if keys.keys.is_empty() {
+        let usable = keys.had.is_some_and(|had| had.elapsed() < KEYS_USED_MAX);
+        if !usable || keys.keys.is_empty() {
             return Err(TokenError::NoKeys);
         }
         let mut result = Err(TokenError::UnknownKey);
@@ -202,6 +219,27 @@ impl Issuer {
             }
         }
         result
+    }
+
+    /// Asks for keys; the old ones stay where there are none.
+    async fn asked(&self, old: Keys) -> Keys {
+        let found = self.ask().await;
+        let now = Some(Instant::now());
+        let keys = match found {
+            Ok(found) => Keys {
+                keys: Arc::new(found),
+                had: now,
+                asked: now,
+            },
+            Err(reason) => {
+                let issuer = &self.config.issuer;
+                tracing::warn!(issuer, reason, "the keys of an issuer cannot be had");
+                Keys { asked: now, ..old }
+            }
+        };
+        let mut known = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone_from(&keys);
+        keys
     }
 
     async fn ask(&self) -> Result<Vec<(Option<String>, PublicKey)>, String> {
@@ -239,6 +277,13 @@ impl Issuer {
 }
 
 impl Keys {
+    /// Whether they are too old, or lack the token's; and it is long enough ago that they were asked for.
+    fn must_be_asked_for(&self, token: &Token<'_>) -> bool {
+        let ago = |at: Option<Instant>, than| at.is_none_or(|at| at.elapsed() > than);
+        let wanted = ago(self.had, KEYS_AGE_MAX) || !self.has(token) || self.asked.is_none();
+        wanted && ago(self.asked, ASK_AGAIN)
+    }
+
     /// The keys that may have signed a token.
     fn of(&self, token: &Token<'_>) -> impl Iterator<Item = &PublicKey> {
         let wanted = token.key.clone();

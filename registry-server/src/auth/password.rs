@@ -18,6 +18,9 @@ const NEW_MEMORY_KIB: u32 = 64 * 1024;
 const NEW_PASSES: u32 = 3;
 const NEW_LANES: u32 = 4;
 
+/// Longest password that bcrypt looks at, in bytes; it would take any that begins alike.
+pub const BCRYPT_BYTES_MAX: usize = 72;
+
 /// A password's hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PasswordHash {
@@ -86,6 +89,16 @@ impl PasswordHash {
             STANDARD_NO_PAD.encode(hash)
         );
         PasswordHash::parse(&text).expect("it was just written")
+    }
+
+    /// The hash of a new password: bcrypt, as `htpasswd -B` writes it. `cost` is the binary logarithm of its rounds, 4 to 31;
+    /// `None` if it is another, or the password has more than [`BCRYPT_BYTES_MAX`] bytes.
+    pub fn new_bcrypt(password: &[u8], cost: u32) -> Option<PasswordHash> {
+        if password.len() > BCRYPT_BYTES_MAX {
+            return None;
+        }
+        let parts = bcrypt::hash_with_result(password, cost).ok()?;
+        PasswordHash::parse(&parts.format_for_version(bcrypt::Version::TwoY))
     }
 }
 
@@ -162,6 +175,17 @@ mod tests {
         let (a, b) = (PasswordHash::new(b"secret"), PasswordHash::new(b"secret"));
         assert_ne!(a, b);
         assert!(a.verify(b"secret") && !a.verify(b"secre"));
+    }
+
+    #[test]
+    fn bcrypt_takes_no_password_in_part() {
+        let hash = PasswordHash::new_bcrypt(b"secret", 4).unwrap();
+        assert!(hash.as_str().starts_with("$2y$04$"), "{}", hash.as_str());
+        assert!(hash.verify(b"secret") && !hash.verify(b"secre"));
+        let long = [b'x'; BCRYPT_BYTES_MAX + 1];
+        assert_eq!(PasswordHash::new_bcrypt(&long, 4), None);
+        assert!(PasswordHash::new_bcrypt(&long[1..], 4).is_some());
+        assert_eq!(PasswordHash::new_bcrypt(b"x", 3), None);
     }
 
     #[test]

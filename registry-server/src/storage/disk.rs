@@ -14,6 +14,7 @@
 //!   _tmp/                                                 (ours) files before they are published
 //!   _locks/<00..3f>                                       (ours) held by `flock` while a tag changes
 //!   _gc/, _quarantine/                                    (ours) see `collection`
+//!   _notes/<topic>/<note>                                 (ours) what servers on this folder tell each other; empty files
 //!   _secrets/<name>                                       (ours) what servers on this folder share; only their user may read it
 //! ```
 //!
@@ -752,6 +753,35 @@ impl RegistryStorage for DiskStorage {
             Err(source) => return Err(failed("write", &path)(source)),
         }
         fs::read(&path).map_err(failed("read", &path))
+    }
+
+    fn leave_note(&self, topic: &str, note: &str) -> StorageResult<()> {
+        let path = self.base.join("_notes").join(topic).join(note);
+        let create = || File::create(&path).map(drop);
+        let created = match create() {
+            Err(error) if is_absent(&error) => {
+                make_folder(parent(&path))?;
+                create()
+            }
+            created => created,
+        };
+        created.map_err(failed("write", &path))
+    }
+
+    fn notes(&self, topic: &str, after: &str) -> StorageResult<Vec<String>> {
+        let entries = entries(&self.base.join("_notes").join(topic))?.into_iter();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut notes: Vec<String> = names.filter(|name| name.as_str() > after).collect();
+        notes.sort_unstable();
+        Ok(notes)
+    }
+
+    fn drop_note(&self, topic: &str, note: &str) -> StorageResult<()> {
+        let path = self.base.join("_notes").join(topic).join(note);
+        match fs::remove_file(&path) {
+            Err(error) if is_absent(&error) => Ok(()),
+            removed => removed.map_err(failed("remove", &path)),
+        }
     }
 
     fn referrers(

@@ -24,6 +24,7 @@ struct State {
     /// By components, which is the order of the catalog.
     repositories: BTreeMap<Vec<String>, Repository>,
     secrets: BTreeMap<&'static str, Vec<u8>>,
+    notes: BTreeMap<String, BTreeSet<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -366,6 +367,27 @@ impl RegistryStorage for MemoryStorage {
             .entry(name)
             .or_insert_with(|| fresh.to_owned());
         Ok(kept.clone())
+    }
+
+    fn leave_note(&self, topic: &str, note: &str) -> StorageResult<()> {
+        let mut state = self.state();
+        let notes = state.notes.entry(topic.to_owned()).or_default();
+        notes.insert(note.to_owned());
+        Ok(())
+    }
+
+    fn notes(&self, topic: &str, after: &str) -> StorageResult<Vec<String>> {
+        let state = self.state();
+        let notes = state.notes.get(topic).into_iter().flatten();
+        let notes = notes.filter(|note| note.as_str() > after);
+        Ok(notes.cloned().collect())
+    }
+
+    fn drop_note(&self, topic: &str, note: &str) -> StorageResult<()> {
+        if let Some(notes) = self.state().notes.get_mut(topic) {
+            notes.remove(note);
+        }
+        Ok(())
     }
 
     fn referrers(

@@ -147,6 +147,10 @@ impl ObjectStorage {
         self.in_repository(name, &format!("_uploads/{id}/{file}"))
     }
 
+    fn note(&self, topic: &str, note: &str) -> Key {
+        self.key(&format!("_notes/{topic}/{note}"))
+    }
+
     /// Waits for one request with its repetitions.
     fn wait<T>(
         &self,
@@ -769,6 +773,27 @@ impl RegistryStorage for ObjectStorage {
         // Another server's, if it came first.
         let kept = self.read(&key, SECRET_BYTES_MAX)?;
         Ok(kept.unwrap_or(fresh).to_vec())
+    }
+
+    fn leave_note(&self, topic: &str, note: &str) -> StorageResult<()> {
+        self.put(&self.note(topic, note), Bytes::new())
+    }
+
+    fn notes(&self, topic: &str, after: &str) -> StorageResult<Vec<String>> {
+        let folder = self.key(&format!("_notes/{topic}"));
+        let offset = self.note(topic, after);
+        let list = self.store.list_with_offset(Some(&folder), &offset);
+        let list = list.try_collect::<Vec<_>>();
+        let found = self.wait("list", &folder, list)?.into_iter();
+        let names = found.filter_map(|object| Some(object.location.filename()?.to_owned()));
+        // Not every store begins where it is asked to.
+        let mut notes: Vec<String> = names.filter(|name| name.as_str() > after).collect();
+        notes.sort_unstable();
+        Ok(notes)
+    }
+
+    fn drop_note(&self, topic: &str, note: &str) -> StorageResult<()> {
+        self.delete(&self.note(topic, note))
     }
 
     fn referrers(

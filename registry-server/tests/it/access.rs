@@ -218,6 +218,27 @@ fn serves_tls_and_http2() {
     assert_eq!(fetch(https.clone(), &["--http2"]), "2");
     assert_eq!(fetch(http.clone(), &["--http2-prior-knowledge"]), "2");
     assert_eq!(fetch(http, &["--http1.1"]), "1.1");
+    // Where tokens are had is told in either.
+    let mut config = Config::new(root.path().join("data"));
+    config.auth.tokens = Some(registry_server::auth::tokens::TokenConfig::default());
+    config.tls = Some(TlsFiles {
+        cert: cert.clone(),
+        key: root.path().join("cert.key"),
+    });
+    tls.reload(config.clone()).unwrap();
+    for version in ["--http1.1", "--http2"] {
+        let out = Command::new("curl")
+            .args(["-sSi", version, "--cacert"])
+            .arg(&cert)
+            .arg(format!("{https}/v2/"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        let realm = format!("Bearer realm=\"{https}/token\"");
+        assert!(text.contains(&realm), "{version}: {text}");
+    }
+    config.auth.tokens = None;
+    tls.reload(config).unwrap();
     // And up again, over HTTP/2.
     let mut curl = Command::new("curl")
         .args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"])

@@ -183,7 +183,13 @@ fn keys_are_found_and_remembered() {
     config.auth.issuers[0].keys = KeySource::Url(place.to_owned());
     server.reload(config.clone()).unwrap();
     send(&mut client, &bearer(&second), "POST", UPLOAD, b"").expect(202);
+    // While there are none to be had, those from before count; not for another configuration.
     put(place, "{".to_owned());
+    server.reload(config.clone()).unwrap();
+    send(&mut client, &bearer(&second), "POST", UPLOAD, b"").expect(202);
+    config.auth.issuers[0].rules[0]
+        .groups
+        .insert("x".to_owned());
     server.reload(config).unwrap();
     send(&mut client, &bearer(&second), "POST", UPLOAD, b"").refused(401, "UNAUTHORIZED");
 }

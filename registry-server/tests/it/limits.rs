@@ -467,3 +467,130 @@ fn uploads_outlive_a_change() {
         .put(&format!("{session}?digest={}", Digest::of(&bytes)), b"")
         .refused(405, "UNSUPPORTED");
 }
+
+/// Several servers on one storage keep a quota together: what one took the others know at once, and of those who take
+/// the last room at the same time nobody exceeds it.
+#[test]
+fn quotas_hold_across_servers() {
+    for on_disk in [true, false] {
+        let root = tempfile::tempdir().unwrap();
+        let memory =
+            std::sync::Arc::new(registry_server::storage::memory::MemoryStorage::default());
+        let mut config = Config::new(root.path());
+        config.durable = false;
+        config.quotas = vec![QuotaRule {
+            repositories: words("team/*"),
+            bytes: 10_000,
+        }];
+        let start = || match on_disk {
+            true => RunningServer::start_with(config.clone()).unwrap(),
+            false => {
+                let memory: std::sync::Arc<registry_server::storage::memory::MemoryStorage> =
+                    std::sync::Arc::clone(&memory);
+                RunningServer::start_on(config.clone(), memory).unwrap()
+            }
+        };
+        keep_a_quota_together(&[start(), start(), start()]);
+    }
+}
+
+/// Three servers with a quota of 10,000 bytes of `team/*`.
+pub(crate) fn keep_a_quota_together(servers: &[RunningServer; 3]) {
+    let upload = |server: &RunningServer, name: &str, bytes: &[u8]| {
+        let path = format!("/v2/{name}/blobs/uploads/?digest={}", Digest::of(bytes));
+        Client::new(server.addr).send("POST", &path, &[], bytes)
+    };
+    let [first, second, third] = servers;
+    // Each has counted when there is nothing.
+    for (seed, server) in (1..).zip(servers) {
+        upload(server, "team/a", &noise(1_000, seed)).expect(201);
+    }
+    upload(second, "team/b", &noise(5_000, 4)).expect(201);
+    let refused = upload(first, "team/c", &noise(3_000, 5)).refused(403, "DENIED");
+    assert!(
+        refused.text().contains("10000 bytes: 8000 are used"),
+        "{}",
+        refused.text()
+    );
+    // The same content costs nothing, whoever has it.
+    upload(third, "team/d", &noise(5_000, 4)).expect(201);
+    // All at once, of which one more than one can fit is too much.
+    let fitted = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..6)
+            .map(|number: u64| {
+                let server = &servers[usize::try_from(number).unwrap() % servers.len()];
+                let bytes = noise(1_500, 10 + number);
+                scope.spawn(move || upload(server, "team/e", &bytes).status)
+            })
+            .collect();
+        let all = threads.into_iter().map(|thread| thread.join().unwrap());
+        all.filter(|status| *status == 201).count()
+    });
+    assert!(fitted <= 1, "{fitted}");
+    // What is deleted makes room at the server that did it, also if another had it pushed.
+    let path = format!("/v2/team/a/blobs/{}", Digest::of(&noise(1_000, 2)));
+    Client::new(first.addr).delete(&path).expect(202);
+    let path = format!("/v2/team/a/blobs/{}", Digest::of(&noise(1_000, 3)));
+    Client::new(first.addr).delete(&path).expect(202);
+    upload(first, "team/f", &noise(2_000, 20)).expect(201);
+}
+
+/// Of whom a trusted proxy speaks for counts; what others say does not.
+#[test]
+fn clients_behind_a_trusted_proxy_are_told_apart() {
+    let root = tempfile::tempdir().unwrap();
+    let audit = root.path().join("audit");
+    let mut config = config(&root);
+    config.limits.requests = Some(Rate {
+        interval: Duration::from_secs(3600),
+        burst: 2,
+    });
+    config.audit = Some(audit.clone());
+    config.auth.policy.extend(rules(&[("open/*", "*", "push")]));
+    let server = RunningServer::start_with(config.clone()).unwrap();
+    let ask = |from: &str| {
+        let headers = [
+            ("X-Forwarded-For", from),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "r.example"),
+        ];
+        Client::new(server.addr).send("GET", "/v2/", &headers, b"")
+    };
+    let realm = |reply: &crate::client::Reply| crate::policy::challenge(reply, "realm").unwrap();
+    // Nobody is trusted: it is one client, whatever it says.
+    assert_eq!(
+        realm(&ask("192.0.2.1")),
+        format!("https://{}/token", server.addr)
+    );
+    ask("192.0.2.2").expect(401);
+    ask("192.0.2.3").refused(429, "TOOMANYREQUESTS");
+    config.proxies.trusted = vec!["127.0.0.0/8".parse().unwrap()];
+    config.limits.requests = Some(Rate {
+        interval: Duration::from_secs(7200),
+        burst: 2,
+    });
+    config.limits.address_connections_max = 1;
+    server.reload(config).unwrap();
+    // One proxy may have any number of connections.
+    let _open = Client::new(server.addr);
+    for _ in 0..2 {
+        let reply = ask("192.0.2.1");
+        assert_eq!(realm(&reply), "https://r.example/token");
+    }
+    ask("1.1.1.1, 192.0.2.1").refused(429, "TOOMANYREQUESTS");
+    ask("192.0.2.2").expect(401);
+    let digest = Digest::of(b"{}");
+    let path = format!("/v2/open/a/blobs/uploads/?digest={digest}");
+    let headers = [
+        ("X-Forwarded-For", "192.0.2.9"),
+        ("X-Forwarded-Host", "r.example"),
+    ];
+    let put = Client::new(server.addr).send("POST", &path, &headers, b"{}");
+    // Without a host it is right behind any proxy.
+    assert_eq!(
+        put.expect(201).location(),
+        format!("/v2/open/a/blobs/{digest}")
+    );
+    let written = fs::read_to_string(audit).unwrap();
+    assert!(written.contains("\"addr\":\"192.0.2.9\""), "{written}");
+}

@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use registry_client::BucketOptions;
+use registry_server::quota::QuotaRule;
 use registry_server::storage::objects::ObjectStorage;
 use registry_server::storage::{RegistryStorage, StorageError};
 use registry_server::{Config, RunningServer};
@@ -365,4 +366,20 @@ fn a_bucket_that_is_gone_is_a_503() {
     let refused = client.post("/v2/a/blobs/uploads/");
     assert_eq!(refused.header("retry-after"), Some("2"));
     refused.refused(503, "UNKNOWN");
+}
+
+/// A quota is kept by all replicas together.
+#[test]
+fn replicas_keep_a_quota_together() {
+    let bucket = Bucket::start(Conditions::Kept);
+    let start = || {
+        let mut config = Config::new("");
+        config.quotas = vec![QuotaRule {
+            repositories: vec!["team/*".to_owned()],
+            bytes: 10_000,
+        }];
+        let storage = Arc::new(bucket.storage().unwrap());
+        RunningServer::start_on(config, storage).unwrap()
+    };
+    crate::limits::keep_a_quota_together(&[start(), start(), start()]);
 }
