@@ -47,7 +47,8 @@ pub use network::{
 };
 pub use output::{Output, OutputKind};
 pub use registry::{
-    CollectArgs, GcArgs, RegistryCommand, RegistryFolder, RegistryStatsArgs, ServeArgs, VerifyArgs,
+    CollectArgs, GcArgs, HtpasswdArgs, RegistryCommand, RegistryFolder, RegistryStatsArgs,
+    ServeArgs, VerifyArgs,
 };
 pub use remote::{
     AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, FlattenArgs,

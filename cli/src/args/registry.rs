@@ -20,6 +20,8 @@ pub enum RegistryCommand {
     Verify(VerifyArgs),
     /// Count repositories, tags, manifests, blobs and their bytes
     Stats(RegistryStatsArgs),
+    /// Write users and hashes of their passwords, for `serve --htpasswd`
+    Htpasswd(HtpasswdArgs),
 }
 
 /// The folder of `longshore registry` commands.
@@ -99,6 +101,59 @@ pub struct RegistryStatsArgs {
     pub json: bool,
 }
 
+/// `longshore registry htpasswd`.
+#[derive(Args, Debug)]
+#[command(override_usage = "longshore registry htpasswd [OPTIONS] FILE USER
+       longshore registry htpasswd -n [OPTIONS] USER")]
+#[command(after_help = "Examples:
+  longshore registry htpasswd users ann
+  pwgen -s 20 1 | longshore registry htpasswd -i users ci
+  longshore registry htpasswd -nbB ann secret
+  longshore registry htpasswd -D users ann
+
+Asks for the password, twice, unless it is given. FILE is made if it is not there, and replaced
+whole; a registry that uses it sees the change at once. Passwords become Argon2id hashes, or
+with -B bcrypt's, which CNCF distribution takes, too.")]
+pub struct HtpasswdArgs {
+    /// The users file, unless the line is printed; the user; and with -b the password
+    #[arg(value_name = "FILE USER", required = true, num_args = 1..=3)]
+    pub words: Vec<String>,
+    /// Print the line, and write no file
+    #[arg(short = 'n', long)]
+    pub print: bool,
+    /// Read the password from stdin
+    #[arg(short = 'i', long)]
+    pub password_stdin: bool,
+    /// Take the password as the last argument, where others on this machine can see it
+    #[arg(short = 'b', long, conflicts_with = "password_stdin")]
+    pub batch: bool,
+    /// Make FILE, and fail if it is there
+    #[arg(short = 'c', long, conflicts_with_all = ["print", "delete", "verify"])]
+    pub create: bool,
+    /// Hash with bcrypt
+    #[arg(short = 'B', long)]
+    pub bcrypt: bool,
+    /// Rounds of bcrypt, as their binary logarithm
+    #[arg(
+        short = 'C',
+        long,
+        value_name = "N",
+        requires = "bcrypt",
+        default_value_t = 10
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(4..=17))]
+    pub cost: u32,
+    /// Hash with Argon2id, as without this
+    #[arg(long, conflicts_with = "bcrypt")]
+    pub argon2: bool,
+    /// Remove the user
+    #[arg(short = 'D', long, conflicts_with_all = ["print", "password_stdin", "batch", "verify"])]
+    pub delete: bool,
+    /// Tell whether the password is right: exits with 1 if it is not
+    #[arg(short = 'v', long, conflicts_with_all = ["print", "bcrypt", "argon2"])]
+    pub verify: bool,
+}
+
 /// `longshore registry serve`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -125,7 +180,7 @@ pub struct ServeArgs {
     /// Bucket of an S3-compatible store instead of a folder; any number of servers may share one
     #[arg(long, value_name = "KEY=VALUE,…", conflicts_with = "root")]
     pub s3: Option<String>,
-    /// Users who may use the registry, as `htpasswd -B` writes them [default: everybody may]
+    /// Users who may use the registry, as `registry htpasswd` writes them [default: everybody may]
     #[arg(long, value_name = "FILE")]
     pub htpasswd: Option<PathBuf>,
     /// Certificate, then its issuers, in PEM: serve https

@@ -84,7 +84,7 @@ fn registry(server: Option<&str>) -> String {
     }
 }
 
-fn only_from_a_terminal(what: &str, flag: &str) -> Result<(), CliError> {
+pub(super) fn only_from_a_terminal(what: &str, flag: &str) -> Result<(), CliError> {
     if std::io::stdin().is_terminal() {
         return Ok(());
     }
@@ -92,7 +92,8 @@ fn only_from_a_terminal(what: &str, flag: &str) -> Result<(), CliError> {
     Err(CliError::new(Kind::Usage, message).hint(format!("give it with {flag}")))
 }
 
-fn read_password() -> Result<String, CliError> {
+/// The password on stdin, without the end of its line.
+pub(super) fn read_password() -> Result<String, CliError> {
     let mut text = String::new();
     std::io::stdin()
         .take(PASSWORD_BYTES_MAX)
