@@ -19,9 +19,14 @@ pub struct Docker {
 impl Docker {
     /// Starts one; where the machine does not let it, the reason is written where a test's capture does not hide it.
     pub fn start() -> Option<Docker> {
+        Docker::start_with("{}")
+    }
+
+    /// The same with these settings, as `daemon.json` has them.
+    pub fn start_with(settings: &str) -> Option<Docker> {
         let mut reason = String::new();
         for _ in 0..ATTEMPTS {
-            match Docker::attempt() {
+            match Docker::attempt(settings) {
                 Ok(docker) => return Some(docker),
                 Err(why) => reason = why,
             }
@@ -31,7 +36,7 @@ impl Docker {
         None
     }
 
-    fn attempt() -> Result<Docker, String> {
+    fn attempt(text: &str) -> Result<Docker, String> {
         // Not with the others: a socket's path is short.
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
@@ -40,7 +45,7 @@ impl Docker {
         let in_folder = |name: &str| folder.path().join(name);
         // Not the host's.
         let settings = in_folder("settings.json");
-        std::fs::write(&settings, "{}").unwrap();
+        std::fs::write(&settings, text).unwrap();
         let daemon = Command::new("dockerd")
             .arg("--data-root")
             .arg(in_folder("data"))
@@ -79,12 +84,35 @@ impl Docker {
 
     /// Runs a command of docker's.
     pub fn run(&self, arguments: &[&str]) -> Ran {
-        let mut command = Command::new("docker");
+        Ran::of(&mut self.command(arguments))
+    }
+
+    /// A command of docker's on this daemon.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        self.by("docker", arguments)
+    }
+
+    /// A build by the BuildKit in this daemon. Debian's client speaks to it; newer ones need a plugin, so they are not asked.
+    pub fn buildkit(&self, arguments: &[&str]) -> Command {
+        let debians = "/usr/bin/docker";
+        let exists = Path::new(debians).exists();
+        let mut command = self.by(if exists { debians } else { "docker" }, arguments);
+        command.env("DOCKER_BUILDKIT", "1");
+        command
+    }
+
+    fn by(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .env("DOCKER_HOST", format!("unix://{}", self.socket.display()))
             .env("DOCKER_CONFIG", self.folder.path())
             .args(arguments);
-        Ran::of(&mut command)
+        command
+    }
+
+    /// Where the containerd that it started listens.
+    pub fn containerd(&self) -> PathBuf {
+        self.folder.path().join("exec/containerd/containerd.sock")
     }
 
     /// Loads an archive of images.

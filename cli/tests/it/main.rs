@@ -23,6 +23,9 @@
 //! | [`explain`] | why steps ran, and what is remembered of builds |
 //! | [`reference`] | the examples in the reference of the language |
 //! | [`transfer`] | registries, archives, credentials, listings |
+//! | [`registry_access`] | users, policies and logs of the registry, with everybody's tools |
+//! | [`registry_identity`] | jobs with tokens of their CI, other token servers, certificates |
+//! | [`registry_reload`] | another configuration while transfers run |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`platforms`] | images for other machines, and for several |
 //! | [`progress`] | what a build says while it runs |
@@ -85,6 +88,9 @@ mod progress;
 mod pull_through;
 mod reference;
 mod registry;
+mod registry_access;
+mod registry_identity;
+mod registry_reload;
 mod remote;
 mod rootless;
 mod run;

@@ -1,8 +1,10 @@
 //! Registries read through `registry serve`, by the tools that people pull with.
 
 use std::path::Path;
+use std::process::Command;
 
-use crate::support::{Place, Server, tool};
+use crate::docker::Docker;
+use crate::support::{Place, Ran, Server, tool};
 
 /// bcrypt of `secret`, as `htpasswd -nbB me secret` prints it.
 const USERS: &str = "me:$2y$05$c4WoMPo3SXsafkva.HHa6u7b1XOWKqA7XZANDrnv4IVny/8ABNR66\n";
@@ -104,4 +106,70 @@ fn a_cache_of_everything() {
     Place::new()
         .run(["pull", &through])
         .fails(4, "gives no usable answer");
+}
+
+/// What docker's daemon asks, by its `registry-mirrors` and for a build of BuildKit's in it, and containerd by its `hosts.toml`;
+/// also when the upstream is gone.
+#[test]
+fn dockers_daemon_and_containerd_pull_through_a_cache() {
+    let place = Place::with_busybox();
+    let upstream = Server::registry(&place.path("there"));
+    let name = format!("{}/library/app:v1", upstream.host);
+    let context = place.context(
+        "c",
+        &[("Dockerfile", "FROM busybox\nCOPY f /f\n"), ("f", "z\n")],
+    );
+    place.build(&name, &context);
+    place.run(["push", &name]).ok();
+    let config = place.path("cache.toml");
+    let text = format!(
+        "root = \"here\"\naccess_log = \"access\"\n[[upstream]]\nprefix = \"/\"\nurl = \"http://{}\"\nnamespaces = [\"docker.io\"]\ntag_age = \"0s\"\n",
+        upstream.host
+    );
+    std::fs::write(&config, text).unwrap();
+    let cache = Server::registry_told(&config);
+    let settings = format!("{{\"registry-mirrors\": [\"http://{}\"]}}", cache.host);
+    let Some(docker) = Docker::start_with(&settings) else {
+        return;
+    };
+    let base = place.context(
+        "d",
+        &[("Dockerfile", "FROM app:v1\nCOPY g /g\n"), ("g", "y\n")],
+    );
+    let hosts = place.path("hosts");
+    std::fs::create_dir_all(hosts.join("docker.io")).unwrap();
+    let text = format!(
+        "server = \"https://registry-1.docker.io\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+        cache.host
+    );
+    std::fs::write(hosts.join("docker.io/hosts.toml"), text).unwrap();
+    let pull_all = || {
+        // As if for the first time.
+        docker.run(&["rmi", "-f", "app:v1", "built"]);
+        docker.run(&["pull", "-q", "app:v1"]).ok();
+        docker.run(&["rmi", "-f", "app:v1"]).ok();
+        let words = ["build", "--no-cache", "--pull", "--network", "host", "-t"];
+        let mut build = docker.buildkit(&words);
+        Ran::of(build.arg("built").arg(&base)).ok();
+        let listed = docker.run(&["images", "-q", "built"]).ok();
+        assert!(!listed.is_empty(), "nothing was built");
+        let socket = docker.containerd();
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address")
+            .arg(&socket)
+            .args(["--namespace", "test", "content", "fetch", "--hosts-dir"])
+            .arg(&hosts)
+            .arg("docker.io/library/app:v1");
+        Ran::of(&mut ctr).ok();
+    };
+    pull_all();
+    let asked = std::fs::read_to_string(place.path("access")).unwrap();
+    for agent in ["docker/", "containerd/"] {
+        assert!(
+            asked.contains(&format!("\"agent\":\"{agent}")),
+            "{agent}: {asked}"
+        );
+    }
+    drop(upstream);
+    pull_all();
 }

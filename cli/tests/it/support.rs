@@ -291,9 +291,25 @@ impl Server {
         command
             .args(["registry", "serve", "--addr", "127.0.0.1:0", "--root"])
             .arg(folder)
-            .args(flags)
-            .stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+            .args(flags);
+        Server::listening(&mut command)
+    }
+
+    /// The bundled registry by its configuration file, telling all that it can in `<file>.log`.
+    pub fn registry_told(config: &Path) -> Server {
+        let log = std::fs::File::create(config.with_extension("log")).unwrap();
+        let mut command = Command::new(LONGSHORE);
+        command
+            .args(["registry", "serve", "--addr", "127.0.0.1:0", "--log-level"])
+            .args(["trace", "--config"])
+            .arg(config)
+            .stderr(log);
+        Server::listening(&mut command)
+    }
+
+    /// A server that prints where it listens.
+    fn listening(command: &mut Command) -> Server {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
@@ -348,6 +364,11 @@ impl Server {
         server
     }
 
+    /// Sends it a signal, by its name without `SIG`.
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
+    }
+
     fn wait_until_it_answers(&self) {
         for _ in 0..200 {
             if std::net::TcpStream::connect(&self.host).is_ok() {
@@ -370,6 +391,20 @@ impl Drop for Server {
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
+}
+
+/// Runs a command that is given a text on stdin.
+pub fn given(command: &mut Command, text: &str) -> Ran {
+    let shown = format!("{command:?}");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // One that does not want it has closed its end.
+    let _ = child.stdin.take().unwrap().write_all(text.as_bytes());
+    Ran::from_output(shown, &child.wait_with_output().unwrap())
 }
 
 /// Runs another tool; expects success and returns its stdout.
