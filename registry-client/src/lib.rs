@@ -15,7 +15,7 @@
 //! | [`search`] | repositories by a part of their name |
 //! | [`referrers`] | what is about a manifest, where the registry keeps no list of it |
 //! | [`through`] | what a cache in front of a registry asks |
-//! | [`fetch`], `document` | plain files behind URLs |
+//! | [`fetch`], `document`, [`post`] | plain files behind URLs; documents sent to one |
 //! | [`bucket`] | objects in S3-compatible stores |
 //! | [`progress`] | who is told how far transfers are |
 //! | [`error`] | what can go wrong |
@@ -48,6 +48,7 @@ mod manifest;
 #[cfg(test)]
 mod mutate;
 pub mod options;
+pub mod post;
 pub mod progress;
 pub mod pull;
 pub mod push;

@@ -17,6 +17,7 @@
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
 //! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
 //! | [`upstream`] | other registries, read through this one and kept |
+//! | [`events`] | endpoints that are told of pushes, pulls and deletes |
 //! | [`observe`], `metrics` | what is told of requests, numbers for Prometheus, and whether the server is well |
 //! | [`fixture`] | a registry for other crates' tests |
 //!
@@ -30,6 +31,7 @@ mod blobs;
 pub mod body;
 pub mod collect;
 pub mod error;
+pub mod events;
 pub mod fixture;
 pub mod immutable;
 mod manifests;

@@ -12,6 +12,7 @@ use store::oci::{Annotations, Digest, MediaType};
 
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
+use crate::events::event::Content;
 use crate::immutable::{self, ImmutableRule};
 use crate::quota::OverQuota;
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, set};
@@ -205,6 +206,10 @@ impl Registry {
         let sent_as = call.header(header::CONTENT_TYPE).map(str::to_owned);
         let (media_type, needs) = examine(&bytes, sent_as.as_deref())?;
         let digest = expected.unwrap_or_else(|| Digest::of(&bytes));
+        let content = Content {
+            media_type: Some(media_type.clone()),
+            size: bytes.len() as u64,
+        };
         let Some(manifest) = VerifiedManifest::check(bytes, media_type, digest) else {
             return Err(ApiError::with(
                 ErrorCode::DigestInvalid,
@@ -290,6 +295,7 @@ impl Registry {
             }
         }
         let mut response = answer(StatusCode::CREATED);
+        response.extensions_mut().insert(content);
         let location = format!(
             "/v2/{name}/manifests/{}",
             percent_encode(&shown(&reference))

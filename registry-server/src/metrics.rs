@@ -314,16 +314,21 @@ impl Metrics {
 }
 
 /// The text while it is written; names get the registry's prefix.
-struct Text(String);
+#[derive(Default)]
+pub(crate) struct Text(String);
 
 impl Text {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(crate) fn into_string(self) -> String {
+        self.0
+    }
+
+    pub(crate) fn head(&mut self, name: &str, kind: &str, help: &str) {
         self.0.push_str(&format!(
             "# HELP longshore_registry_{name} {help}\n# TYPE longshore_registry_{name} {kind}\n"
         ));
     }
 
-    fn line(&mut self, name: &str, labels: &str, value: &dyn std::fmt::Display) {
+    pub(crate) fn line(&mut self, name: &str, labels: &str, value: &dyn std::fmt::Display) {
         // Writing to a text cannot fail.
         let _ = writeln!(self.0, "longshore_registry_{name}{labels} {value}");
     }

@@ -16,7 +16,7 @@ use http::{Method, Response, StatusCode};
 
 use crate::auth::{Need, Peer};
 use crate::body::Body;
-use crate::metrics::{Looked, Metrics};
+use crate::metrics::{Looked, Metrics, Text};
 use crate::registry::{Answer, Call, Registry, answer};
 use crate::routes::Route;
 
@@ -236,10 +236,13 @@ impl Registry {
         self.gate
             .admit(&call.visitor, &call.headers, &call.peer, &Need::Login)?;
         let disk = self.blocking(|storage| storage.disk()).await?;
-        let text = self.observer.metrics.text(Looked {
+        let mut text = self.observer.metrics.text(Looked {
             uploads: self.sessions.in_progress(),
             disk,
         });
+        let mut features = Text::default();
+        self.events.write_metrics(&mut features);
+        text.push_str(&features.into_string());
         let mut response = Response::new(Body::full(Bytes::from(text)));
         response.headers_mut().insert(
             header::CONTENT_TYPE,

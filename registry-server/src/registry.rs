@@ -17,6 +17,8 @@ use crate::audit::{AuditLog, Event};
 use crate::auth::{Gate, Need, Peer, Visitor, too_many};
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
+use crate::events::Events;
+use crate::events::event::RegistryEvent;
 use crate::immutable::ImmutableRule;
 use crate::observe::{AccessLog, Observer, Watched};
 use crate::policy::Action;
@@ -67,6 +69,7 @@ pub(crate) struct Registry {
     /// Of requests, by user or address.
     pub(crate) rates: Option<Arc<RateLimit>>,
     pub(crate) audit: Option<Arc<AuditLog>>,
+    pub(crate) events: Events,
     pub(crate) observer: Arc<Observer>,
     pub(crate) access_log: Option<Arc<dyn AccessLog>>,
     pub(crate) proxies: Proxies,
@@ -80,6 +83,8 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
+    /// Of HTTP/2, whose requests have no `Host`.
+    pub(crate) authority: Option<String>,
     pub(crate) body: Incoming,
     /// Where blobs may go by `sendfile`; `None` on TLS and HTTP/2.
     pub(crate) queue: Option<SendQueue>,
@@ -261,6 +266,7 @@ impl Registry {
             method: head.method,
             query: Query::parse(head.uri.query()),
             headers: head.headers,
+            authority: head.uri.authority().map(ToString::to_string),
             body,
             queue,
             peer,
@@ -274,6 +280,12 @@ impl Registry {
             && let Some(event) = Event::of(&route, &call, &answer)
         {
             audit.write(&event).await;
+        }
+        if self.events.are_wanted()
+            && let Ok(route) = Route::parse(head.uri.path())
+            && let Some(event) = RegistryEvent::of(&route, &call, &answer)
+        {
+            self.events.tell(&event).await;
         }
         if failed {
             call.drain().await;

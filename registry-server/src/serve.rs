@@ -32,6 +32,7 @@ use crate::auth::{AuthConfig, AuthError, Gate, Peer};
 use crate::body::Body;
 use crate::collect::{CollectRules, collect};
 use crate::error::ErrorChain;
+use crate::events::{Events, EventsError, Webhook};
 use crate::immutable::ImmutableRule;
 use crate::observe::AccessLog;
 use crate::proxy::Proxies;
@@ -84,6 +85,8 @@ pub struct Config {
     pub quotas: Vec<QuotaRule>,
     /// A file that gets a line for every change.
     pub audit: Option<PathBuf>,
+    /// Endpoints that are told what happens.
+    pub webhooks: Vec<Webhook>,
     /// Whether `/metrics` is served, to all who may log in.
     pub metrics: bool,
     /// Where each request is told when it is over.
@@ -113,6 +116,7 @@ impl Config {
             immutable: Vec::new(),
             quotas: Vec::new(),
             audit: None,
+            webhooks: Vec::new(),
             metrics: false,
             access_log: None,
             fetch: None,
@@ -132,7 +136,9 @@ impl Config {
             _ => None,
         });
         let clients = self.auth.certificates.iter().map(|clients| &clients.ca);
+        let webhooks = self.webhooks.iter().flat_map(|webhook| &webhook.files);
         let all = tls.chain(tokens).chain(issuers).chain(clients);
+        let all = all.chain(webhooks);
         all.map(PathBuf::as_path).collect()
     }
 }
@@ -200,6 +206,9 @@ pub enum ServeError {
     /// Changes cannot be told.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// Endpoints cannot be told.
+    #[error(transparent)]
+    Events(#[from] EventsError),
     /// The address cannot be listened on.
     #[error("cannot listen on `{addr}`")]
     Listen {
@@ -296,6 +305,8 @@ impl Live {
             let rates = rates.filter(|rates| rates.rate() == rate);
             rates.unwrap_or_else(|| Arc::new(RateLimit::new(rate)))
         });
+        let told = before.map(|before| &before.events);
+        let events = Events::open(&config.webhooks, &*storage, told)?;
         let registry = Registry {
             upstreams: Upstreams::new(
                 config.upstreams.clone(),
@@ -310,6 +321,7 @@ impl Live {
             quotas: quotas.unwrap_or_else(|| Arc::new(Quotas::new(&config.quotas))),
             rates,
             audit: audit.map(Arc::new),
+            events,
             observer: before.map_or_else(Arc::default, |before| Arc::clone(&before.observer)),
             access_log: config.access_log.clone(),
             proxies: config.proxies.clone(),
@@ -358,6 +370,7 @@ impl Reloader {
             Live::make(&config, storage, Some(&registry))
         })
         .await?;
+        live.registry.events.start();
         let mut current = self.0.0.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(live);
         Ok(())
@@ -421,6 +434,7 @@ impl Server {
     /// [`Limits::drain_timeout`], and cuts those that have not.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let graceful = GracefulShutdown::new();
+        self.current.registry().events.start();
         let limits = self.current.get().limits.clone();
         let slots = Arc::new(Semaphore::new(limits.connections_max));
         let addresses = Arc::new(Addresses::default());
@@ -472,6 +486,7 @@ impl Server {
         }
         self.current.registry().upstreams.tasks().stop();
         tasks.shutdown().await;
+        self.current.registry().events.finish(patience).await;
         Ok(())
     }
 }

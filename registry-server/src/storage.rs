@@ -426,6 +426,11 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
         Ok(None)
     }
 
+    /// A folder for what servers on this storage keep for themselves, below a name that we chose; `None` where it is in no folder.
+    fn local_folder(&self, _name: &'static str) -> Option<PathBuf> {
+        None
+    }
+
     /// The storage as one whose garbage can be collected, if it is one.
     fn collectable(&self) -> Option<&dyn collectable::Collectable> {
         None

@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
+use crate::events::event::Content;
 use crate::range::{ByteRange, parse_content_range};
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, next_data, set};
 use crate::routes::{RepositoryName, UploadId};
@@ -436,7 +437,12 @@ impl Registry {
                     return Err(over.into());
                 }
                 self.sessions.forget(&hold.name, &id);
-                Ok(created(&hold.name, &digest))
+                let mut response = created(&hold.name, &digest);
+                response.extensions_mut().insert(Content {
+                    media_type: None,
+                    size: hold.running.hashed,
+                });
+                Ok(response)
             }
             None => {
                 self.drop_upload(name, id).await?;

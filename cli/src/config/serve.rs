@@ -8,9 +8,10 @@
 //! Its names of files are relative to the folder that it is in. It is read again while the server runs, so nothing here has a
 //! side effect.
 //!
-//! `[[upstream]]` is in [`upstream`].
+//! `[[upstream]]` is in [`upstream`], `[[webhook]]` in [`webhook`].
 
 pub mod upstream;
+pub mod webhook;
 
 mod access;
 
@@ -23,6 +24,7 @@ use registry_server::rate::Rate;
 use registry_server::{Limits, TlsFiles};
 
 use self::upstream::UpstreamConfig;
+use self::webhook::WebhookConfig;
 use super::table::{self, Table, TableError};
 use super::{ConfigError, read_text};
 
@@ -47,6 +49,8 @@ pub struct ServeConfig {
     pub access_log: Option<PathBuf>,
     /// `[[upstream]]`.
     pub upstreams: Vec<UpstreamConfig>,
+    /// `[[webhook]]`.
+    pub webhooks: Vec<WebhookConfig>,
     /// Everything else; its `root` is not looked at.
     pub server: registry_server::Config,
 }
@@ -60,6 +64,7 @@ impl Default for ServeConfig {
             collect: None,
             access_log: None,
             upstreams: Vec::new(),
+            webhooks: Vec::new(),
             server: registry_server::Config::new(""),
         }
     }
@@ -130,6 +135,11 @@ impl ServeConfig {
             let read = UpstreamConfig::read(&mut upstream, file)?;
             upstream.finish()?;
             config.upstreams.push(read);
+        }
+        for mut webhook in root.tables("webhook")?.unwrap_or_default() {
+            let read = WebhookConfig::read(&mut webhook, file)?;
+            webhook.finish()?;
+            config.webhooks.push(read);
         }
         root.finish()?;
         Ok(config)
@@ -318,6 +328,7 @@ retain = ["tag=pr-*,last=10"]
         let pages = [
             include_str!("../../../docs/reference/registry-access.md"),
             include_str!("../../../docs/reference/pull-through.md"),
+            include_str!("../../../docs/reference/webhooks.md"),
         ];
         let examples: Vec<&str> = pages
             .iter()

@@ -160,6 +160,24 @@ impl<'t> Table<'t> {
         lists.collect()
     }
 
+    /// The texts in `key = { NAME = TEXT }`, by name.
+    pub(super) fn pairs(&mut self, key: &'static str) -> Result<Vec<(String, String)>, TableError> {
+        let Some(Table { table, path, .. }) = self.table(key)? else {
+            return Ok(Vec::new());
+        };
+        let texts = table.iter().map(|(name, value)| {
+            let name = name.get_ref().as_ref();
+            match value.get_ref() {
+                DeValue::String(text) => Ok((name.to_owned(), text.as_ref().to_owned())),
+                _ => {
+                    let message = format!("`{path}{name}` is no text");
+                    Err(error_at(self.text, value.span(), message))
+                }
+            }
+        });
+        texts.collect()
+    }
+
     /// A text.
     pub(super) fn text(&mut self, key: &'static str) -> Result<Option<String>, TableError> {
         self.find(key)

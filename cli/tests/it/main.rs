@@ -86,6 +86,12 @@ mod platforms;
 mod ports;
 mod progress;
 mod pull_through;
+#[path = "../../../registry-server/tests/it/receiver.rs"]
+#[expect(
+    dead_code,
+    reason = "it belongs to the tests of the registry, which use all of it"
+)]
+mod receiver;
 mod reference;
 mod registry;
 mod registry_access;
@@ -104,3 +110,4 @@ mod support;
 mod terminal;
 mod tidy;
 mod transfer;
+mod webhooks;

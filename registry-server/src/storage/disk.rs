@@ -15,6 +15,7 @@
 //!   _locks/<00..3f>                                       (ours) held by `flock` while a tag changes
 //!   _gc/, _quarantine/                                    (ours) see `collection`
 //!   _notes/<topic>/<note>                                 (ours) what servers on this folder tell each other; empty files
+//!   _webhooks/<name>/                                     (ours) events that wait, see `events::queue`
 //!   _secrets/<name>                                       (ours) what servers on this folder share; only their user may read it
 //! ```
 //!
@@ -724,6 +725,10 @@ impl RegistryStorage for DiskStorage {
 
     fn data_size(&self, digest: &Digest) -> StorageResult<Option<u64>> {
         file_size(&self.blob_data(digest))
+    }
+
+    fn local_folder(&self, name: &'static str) -> Option<PathBuf> {
+        Some(self.base.join(name))
     }
 
     fn secret(&self, name: &'static str, fresh: &[u8]) -> StorageResult<Vec<u8>> {

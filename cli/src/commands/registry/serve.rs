@@ -12,7 +12,7 @@ use registry_server::{Config, Reloader, ServeError, Server, TlsFiles};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::keys::KeyFetcher;
-use super::{access_log, bucket, collection, upstream};
+use super::{access_log, bucket, collection, upstream, webhook};
 use crate::args::ServeArgs;
 use crate::config::serve::ServeConfig;
 use crate::context::Context;
@@ -85,6 +85,7 @@ impl Settings {
         if !config.auth.issuers.is_empty() {
             config.fetch = Some(Arc::new(KeyFetcher::new(context)?));
         }
+        config.webhooks = webhook::webhooks(context, &file.webhooks)?;
         for said in file.upstreams.iter().chain(&args.upstreams) {
             let through = upstream::pull_through(context, said)?;
             config.upstreams.push(through);

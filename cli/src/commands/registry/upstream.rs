@@ -21,10 +21,9 @@ use store::oci::{Descriptor, Digest, Reference};
 
 use crate::config::serve::upstream::UpstreamConfig;
 use crate::context::Context;
-use crate::error::{CliError, Kind};
+use crate::error::CliError;
 
-/// Largest file with a password that is read, in bytes.
-const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
+use super::secret_in;
 
 /// One upstream, ready to be served.
 pub(super) fn pull_through(
@@ -91,7 +90,7 @@ impl Remote {
         options.hosts = Hosts::new(vec![rule], HostsFiles::default());
         options.keychain = Keychain::files(config.credentials.clone());
         if let Some((username, file)) = &config.login {
-            let password = password(file)?;
+            let password = secret_in(file)?;
             let credential = Credential::Basic {
                 username: username.clone(),
                 password,
@@ -238,18 +237,4 @@ fn told(error: ClientError) -> UpstreamError {
         }
         _ => UpstreamError::Wrong { reason },
     }
-}
-
-/// The first line of a file.
-fn password(path: &std::path::Path) -> Result<String, CliError> {
-    use std::io::Read as _;
-
-    let mut text = String::new();
-    let read = std::fs::File::open(path)
-        .and_then(|file| file.take(PASSWORD_BYTES_MAX).read_to_string(&mut text));
-    read.map_err(|source| {
-        let message = format!("cannot read the password in `{}`: {source}", path.display());
-        CliError::new(Kind::Usage, message)
-    })?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
