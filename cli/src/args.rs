@@ -47,7 +47,7 @@ pub use network::{
 };
 pub use output::{Output, OutputKind};
 pub use registry::{
-    CollectArgs, GcArgs, HtpasswdArgs, RegistryCommand, RegistryFolder, RegistryStatsArgs,
+    CollectArgs, GcArgs, HtpasswdArgs, RegistryCommand, RegistryPlace, RegistryStatsArgs,
     ServeArgs, VerifyArgs,
 };
 pub use remote::{

@@ -9,6 +9,7 @@
 //! what somebody relies on since the announcement is kept, too (`docs/design/0006-registry-storage.md`).
 //! When in doubt something is kept: every string of a manifest that is a digest counts as a reference.
 
+mod memory;
 mod retention;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -18,14 +19,15 @@ use serde::Serialize;
 use serde_json::Value;
 use store::oci::Digest;
 
+use self::memory::{Memory, Named};
 use crate::routes::RepositoryName;
-use crate::storage::collectable::{Collectable, FoundLink, Garbage};
-use crate::storage::{StorageError, StorageResult, TagCondition, TagRemoval};
+use crate::storage::collectable::{Announcement, Collectable, FoundLink, FoundTag, Garbage};
+use crate::storage::{StorageError, StorageResult};
 
 pub use retention::{Keep, Retention, RetentionError};
 
-/// Things that are removed under one lock: short enough that no push waits noticeably.
-const BATCH: usize = 64;
+/// Data that is found to be garbage is removed when there is so much of it.
+const DATA_BATCH: usize = 1024;
 
 /// Repositories that are listed at once.
 const PAGE: usize = 1000;
@@ -91,11 +93,14 @@ pub enum CollectError {
 
 /// Collects garbage.
 pub fn collect(storage: &dyn Collectable, rules: &CollectRules) -> Result<Collected, CollectError> {
-    let Some(announcement) = storage.announce()? else {
-        return Err(CollectError::Running);
+    // Who only looks need not keep anybody from anything.
+    let announcement = match rules.dry_run {
+        true => None,
+        false => Some(storage.announce()?.ok_or(CollectError::Running)?),
     };
     let mut collection = Collection {
         storage,
+        announcement: announcement.as_deref(),
         rules,
         now: SystemTime::now(),
         linked: HashSet::new(),
@@ -116,12 +121,13 @@ pub fn collect(storage: &dyn Collectable, rules: &CollectRules) -> Result<Collec
     if !rules.dry_run {
         collection.done.uploads = storage.purge_uploads(rules.upload_age_max)?;
     }
-    drop(announcement);
     Ok(collection.done)
 }
 
 struct Collection<'a> {
     storage: &'a dyn Collectable,
+    /// `None` of one that only tells.
+    announcement: Option<&'a (dyn Announcement + 'a)>,
     rules: &'a CollectRules,
     now: SystemTime,
     /// Data that a link stands for, by the first bytes of its digest: two that share them are both kept.
@@ -132,9 +138,7 @@ struct Collection<'a> {
 /// A manifest, as far as a collection looks into it.
 struct Node {
     link: FoundLink,
-    /// Every digest in it.
-    names: BTreeSet<Digest>,
-    subject: Option<Digest>,
+    named: Named,
 }
 
 impl Collection<'_> {
@@ -145,25 +149,48 @@ impl Collection<'_> {
     }
 
     fn repository(&mut self, name: &RepositoryName) -> StorageResult<()> {
-        let mut roots = self.tags(name)?;
+        let recalled = self.storage.recall(name)?;
+        let known = recalled.as_deref().and_then(Memory::read);
+        let known = known.unwrap_or_else(Memory::new);
+        let mut seen = Memory::new();
+        let links = self.storage.manifest_links(name)?;
+        let tags = self.storage.tag_links(name, &known.tags)?;
+        for tag in &tags {
+            if let (Some(digest), Some(mark)) = (tag.digest, &tag.mark) {
+                seen.tags.insert(tag.tag.clone(), (mark.clone(), digest));
+            }
+        }
+        let mut roots = self.tags(name, &tags, &links)?;
         let damaged_before = self.done.damaged.len();
         let mut nodes = BTreeMap::new();
-        for link in self.storage.manifest_links(name)? {
-            let node = self.node(name, link)?;
+        for link in links {
+            let named = match known.manifests.get(&link.digest) {
+                Some(named) => Some(named.clone()),
+                None => self.named(name, &link.digest)?,
+            };
+            if let Some(named) = &named
+                && self.storage.remembers()
+            {
+                seen.manifests.insert(link.digest, named.clone());
+            }
             if !self.rules.untagged || self.is_young(link.made) {
                 roots.insert(link.digest);
             }
-            nodes.insert(link.digest, node);
+            let named = named.unwrap_or_default();
+            nodes.insert(link.digest, Node { link, named });
+        }
+        if self.storage.remembers() && !self.rules.dry_run && seen != known {
+            self.storage.remember(name, seen.write())?;
         }
         let reached = reach(&nodes, roots);
         let mut named: BTreeSet<Digest> = BTreeSet::new();
         let mut garbage = Vec::new();
         for (digest, node) in &nodes {
             if reached.contains(digest) {
-                named.extend(&node.names);
+                named.extend(&node.named.names);
                 self.keep(&node.link.stored);
             } else {
-                let manifest = Garbage::Manifest(name.clone(), *digest, node.subject);
+                let manifest = Garbage::Manifest(name.clone(), *digest, node.named.subject);
                 garbage.push((manifest, node.link.stored));
             }
         }
@@ -176,89 +203,95 @@ impl Collection<'_> {
                 garbage.push((Garbage::Link(name.clone(), link.digest), link.stored));
             }
         }
-        for batch in garbage.chunks(BATCH) {
-            self.remove(batch)?;
+        for ((garbage, stored), removed) in garbage.iter().zip(self.remove(&garbage)?) {
+            match (removed, garbage) {
+                // What stays keeps its data.
+                (false, _) => self.keep(stored),
+                (true, Garbage::Manifest(..)) => self.done.manifests += 1,
+                (true, _) => self.done.links += 1,
+            }
         }
         Ok(())
     }
 
     /// Removes the tags that rules say so of, and returns what the others are on.
-    fn tags(&mut self, name: &RepositoryName) -> StorageResult<BTreeSet<Digest>> {
-        let mut tags = Vec::new();
-        for tag in self.storage.tags(name)?.unwrap_or_default() {
-            let made = self.storage.tag_made(name, &tag)?;
-            if let (Some(made), Some(digest)) = (made, self.storage.tag(name, &tag)?) {
-                tags.push((tag, made, digest));
+    fn tags(
+        &mut self,
+        name: &RepositoryName,
+        tags: &[FoundTag],
+        links: &[FoundLink],
+    ) -> StorageResult<BTreeSet<Digest>> {
+        let pulled: BTreeMap<Digest, SystemTime> = links
+            .iter()
+            .filter_map(|link| Some((link.digest, link.pulled?)))
+            .collect();
+        let gone = retention::not_kept(&self.rules.retention, name, tags, &pulled, self.now);
+        let mut garbage = Vec::new();
+        let mut roots = BTreeSet::new();
+        for FoundTag {
+            tag, digest, made, ..
+        } in tags
+        {
+            let goes = match digest {
+                Some(_) => gone.contains(tag),
+                None => !self.is_young(*made),
+            };
+            if goes {
+                garbage.push((Garbage::Tag(name.clone(), tag.clone(), *digest), *digest));
+            } else {
+                roots.extend(digest);
             }
         }
-        let gone = retention::not_kept(&self.rules.retention, name, &tags, self.now);
-        let mut roots = BTreeSet::new();
-        for (tag, _, digest) in &tags {
-            if gone.contains(tag) {
-                // One that was moved meanwhile stays.
-                let removed = self.rules.dry_run
-                    || self
-                        .storage
-                        .remove_tag(name, tag, &TagCondition::on(*digest))?
-                        == TagRemoval::Removed;
-                if removed {
-                    self.done.tags += 1;
-                    continue;
-                }
+        for ((_, digest), removed) in garbage.iter().zip(self.remove(&garbage)?) {
+            match removed {
+                // It was moved meanwhile, or is about to be.
+                false => roots.extend(digest),
+                true => self.done.tags += u64::from(digest.is_some()),
             }
-            roots.insert(*digest);
         }
         Ok(roots)
     }
 
-    fn node(&mut self, name: &RepositoryName, link: FoundLink) -> StorageResult<Node> {
-        let mut node = Node {
-            link,
-            names: BTreeSet::new(),
-            subject: None,
-        };
-        let manifest = match self.storage.manifest(name, &link.digest) {
+    /// What a manifest names; `None` of one that cannot be read.
+    fn named(&mut self, name: &RepositoryName, digest: &Digest) -> StorageResult<Option<Named>> {
+        let manifest = match self.storage.manifest(name, digest) {
             Ok(Some(manifest)) => manifest,
             // A link to nothing.
-            Ok(None) => return Ok(node),
+            Ok(None) => return Ok(None),
             Err(StorageError::Damaged { .. }) => {
-                self.done.damaged.push(format!("{name}@{}", link.digest));
-                return Ok(node);
+                self.done.damaged.push(format!("{name}@{digest}"));
+                return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        match serde_json::from_slice::<Value>(manifest.bytes()) {
-            Ok(value) => {
-                let subject = value["subject"]["digest"].as_str();
-                node.subject = subject.and_then(|text| text.parse().ok());
-                digests_in(&value, &mut node.names);
-            }
-            Err(_) => self.done.damaged.push(format!("{name}@{}", link.digest)),
-        }
-        Ok(node)
+        let Ok(value) = serde_json::from_slice::<Value>(manifest.bytes()) else {
+            self.done.damaged.push(format!("{name}@{digest}"));
+            return Ok(None);
+        };
+        let subject = value["subject"]["digest"].as_str();
+        let mut named = Named {
+            subject: subject.and_then(|text| text.parse().ok()),
+            names: BTreeSet::new(),
+        };
+        digests_in(&value, &mut named.names);
+        Ok(Some(named))
     }
 
     fn keep(&mut self, stored: &Digest) {
         self.linked.insert(short(stored));
     }
 
-    /// Removes a batch; what stays keeps its data.
-    fn remove(&mut self, batch: &[(Garbage, Digest)]) -> StorageResult<()> {
-        let removed = if self.rules.dry_run {
-            vec![true; batch.len()]
-        } else {
-            let garbage: Vec<Garbage> = batch.iter().map(|(garbage, _)| garbage.clone()).collect();
-            self.storage.remove_garbage(&garbage)?
+    /// Removes garbage, unless this one only tells; says of each whether it went.
+    fn remove<T>(&self, garbage: &[(Garbage, T)]) -> StorageResult<Vec<bool>> {
+        let Some(announcement) = self.announcement else {
+            return Ok(vec![true; garbage.len()]);
         };
-        for ((garbage, stored), removed) in batch.iter().zip(removed) {
-            match (removed, garbage) {
-                (false, _) => self.keep(stored),
-                (true, Garbage::Manifest(..)) => self.done.manifests += 1,
-                (true, Garbage::Link(..)) => self.done.links += 1,
-                (true, Garbage::Data(_)) => self.done.blobs += 1,
-            }
+        let mut removed = Vec::with_capacity(garbage.len());
+        for batch in garbage.chunks(announcement.batch()) {
+            let batch: Vec<Garbage> = batch.iter().map(|(garbage, _)| garbage.clone()).collect();
+            removed.extend(announcement.remove(&batch)?);
         }
-        Ok(())
+        Ok(removed)
     }
 
     fn data(&mut self) -> StorageResult<()> {
@@ -269,7 +302,7 @@ impl Collection<'_> {
                 return Ok(());
             }
             garbage.push((Garbage::Data(data.digest), data.size));
-            if garbage.len() == BATCH {
+            if garbage.len() == DATA_BATCH {
                 self.remove_data(&std::mem::take(&mut garbage))?;
             }
             Ok(())
@@ -277,15 +310,12 @@ impl Collection<'_> {
         self.remove_data(&garbage)
     }
 
-    fn remove_data(&mut self, batch: &[(Garbage, u64)]) -> StorageResult<()> {
-        let garbage: Vec<Garbage> = batch.iter().map(|(garbage, _)| garbage.clone()).collect();
-        let removed = match self.rules.dry_run {
-            true => vec![true; batch.len()],
-            false => self.storage.remove_garbage(&garbage)?,
-        };
-        for ((_, size), _) in batch.iter().zip(removed).filter(|(_, removed)| *removed) {
-            self.done.blobs += 1;
-            self.done.bytes += size;
+    fn remove_data(&mut self, garbage: &[(Garbage, u64)]) -> StorageResult<()> {
+        for ((_, size), removed) in garbage.iter().zip(self.remove(garbage)?) {
+            if removed {
+                self.done.blobs += 1;
+                self.done.bytes += size;
+            }
         }
         Ok(())
     }
@@ -301,7 +331,7 @@ fn short(digest: &Digest) -> [u8; 16] {
 fn reach(nodes: &BTreeMap<Digest, Node>, roots: BTreeSet<Digest>) -> BTreeSet<Digest> {
     let mut referrers: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
     for (digest, node) in nodes {
-        if let Some(subject) = node.subject {
+        if let Some(subject) = node.named.subject {
             referrers.entry(subject).or_default().push(*digest);
         }
     }
@@ -312,7 +342,7 @@ fn reach(nodes: &BTreeMap<Digest, Node>, roots: BTreeSet<Digest>) -> BTreeSet<Di
             continue;
         }
         if let Some(node) = nodes.get(&digest) {
-            waiting.extend(&node.names);
+            waiting.extend(&node.named.names);
         }
         waiting.extend(referrers.get(&digest).into_iter().flatten());
     }

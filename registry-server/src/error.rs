@@ -272,7 +272,9 @@ impl From<StorageError> for ApiError {
         match &error {
             StorageError::Io { source, .. } => ApiError::new(fault(source)),
             StorageError::Damaged { .. } => ApiError::new(ErrorCode::Unknown),
-            StorageError::Object { .. } | StorageError::Stalled { .. } => {
+            StorageError::Object { .. }
+            | StorageError::Stalled { .. }
+            | StorageError::TooSlow { .. } => {
                 // The client's patience is what bridges it.
                 ApiError::new(ErrorCode::Unavailable)
                     .header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER))

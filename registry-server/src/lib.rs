@@ -12,6 +12,7 @@
 //! | [`auth`] | who asks: users, tokens; and whether they may |
 //! | [`policy`] | rules of who may do what; pure |
 //! | [`rate`], [`quota`], [`immutable`] | how often, how much, and what stays as it is |
+//! | `pulls` | when manifests were pulled, for rules that keep what is |
 //! | [`audit`] | a line for every change |
 //! | [`proxy`] | who is behind proxies that are trusted; pure |
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
@@ -39,6 +40,7 @@ mod metrics;
 pub mod observe;
 pub mod policy;
 pub mod proxy;
+mod pulls;
 pub mod quota;
 pub mod range;
 pub mod rate;

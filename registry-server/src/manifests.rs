@@ -2,6 +2,7 @@
 //! client says it accepts.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -17,6 +18,7 @@ use crate::immutable::{self, ImmutableRule};
 use crate::quota::OverQuota;
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, set};
 use crate::routes::{ManifestReference, RepositoryName, percent_encode};
+use crate::storage::collectable::tag_note;
 use crate::storage::{
     RegistryStorage, StorageResult, TagCondition, TagMatch, TagRemoval, UNTOLD, VerifiedManifest,
     media_type_of,
@@ -123,6 +125,11 @@ impl Registry {
         call: &Call,
     ) -> Answer {
         let shown = shown(&reference);
+        let pulls = match call.method {
+            Method::GET if !self.rules.read_only => Some(Arc::clone(&self.pulls)),
+            // Who only looks pulls nothing.
+            _ => None,
+        };
         let found = self
             .blocking(move |storage| {
                 let digest = match reference {
@@ -130,10 +137,17 @@ impl Registry {
                     ManifestReference::Tag(tag) => storage.tag(&name, &tag)?,
                     ManifestReference::Impossible(_) => None,
                 };
-                match digest {
-                    Some(digest) => storage.manifest(&name, &digest),
-                    None => Ok(None),
+                let Some(digest) = digest else {
+                    return Ok(None);
+                };
+                let found = storage.manifest(&name, &digest)?;
+                if found.is_some()
+                    && pulls.is_some_and(|pulls| pulls.note(&name, &digest, Instant::now()))
+                    && let Err(error) = storage.mark_pulled(&name, &digest)
+                {
+                    tracing::warn!(%error, "a pull is not noted");
                 }
+                Ok(found)
             })
             .await?;
         let manifest =
@@ -241,7 +255,9 @@ impl Registry {
                 }
                 storage.settle_blobs(&target, &needs.blobs)?;
                 // From here on nothing of it is collected.
-                let _kept = storage.rely_on(&needs.all(manifest.digest()))?;
+                let mut relied = needs.all(manifest.digest());
+                relied.extend(set_tags.iter().map(|tag| tag_note(&target, tag)));
+                let kept = storage.rely_on(&relied)?;
                 if let Some(missing) = missing(storage, &target, &needs, sparse)? {
                     return Ok(Outcome::Missing(missing));
                 }
@@ -279,6 +295,7 @@ impl Registry {
                 if !storage.has_manifest(&target, manifest.digest())? {
                     storage.put_manifest(&target, &manifest, needs.subject.as_ref())?;
                 }
+                kept.confirm()?;
                 Ok(Outcome::Put)
             })
             .await?;

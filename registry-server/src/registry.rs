@@ -23,6 +23,7 @@ use crate::immutable::ImmutableRule;
 use crate::observe::{AccessLog, Observer, Watched};
 use crate::policy::Action;
 use crate::proxy::Proxies;
+use crate::pulls::Pulls;
 use crate::quota::Quotas;
 use crate::rate::RateLimit;
 use crate::routes::{Query, RepositoryName, Route};
@@ -66,6 +67,7 @@ pub(crate) struct Registry {
     pub(crate) gate: Arc<Gate>,
     pub(crate) upstreams: Upstreams,
     pub(crate) quotas: Arc<Quotas>,
+    pub(crate) pulls: Arc<Pulls>,
     /// Of requests, by user or address.
     pub(crate) rates: Option<Arc<RateLimit>>,
     pub(crate) audit: Option<Arc<AuditLog>>,

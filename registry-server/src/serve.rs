@@ -319,6 +319,7 @@ impl Live {
             rules,
             gate: Arc::new(gate),
             quotas: quotas.unwrap_or_else(|| Arc::new(Quotas::new(&config.quotas))),
+            pulls: before.map_or_else(Arc::default, |before| Arc::clone(&before.pulls)),
             rates,
             audit: audit.map(Arc::new),
             events,

@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -73,6 +73,12 @@ pub enum StorageError {
         key: String,
         /// How long it was waited.
         patience: Duration,
+    },
+    /// Something took longer than what it relied on was sure to stay.
+    #[error("the storage took longer than {} s: what was relied on may be gone", limit.as_secs())]
+    TooSlow {
+        /// The longest that is taken.
+        limit: Duration,
     },
     /// The storage cannot do what was asked.
     #[error("{reason}")]
@@ -234,12 +240,35 @@ impl VerifiedManifest {
 pub struct Reliance {
     /// Locked.
     _lock: Option<File>,
+    /// When it was asked for, and how long it can be counted on.
+    until: Option<(Instant, Duration)>,
 }
 
 impl Reliance {
     /// Lasts as long as a lock on this file.
     fn holding(lock: File) -> Reliance {
-        Reliance { _lock: Some(lock) }
+        Reliance {
+            _lock: Some(lock),
+            until: None,
+        }
+    }
+
+    /// Can be counted on for so long.
+    fn lasting(time: Duration) -> Reliance {
+        Reliance {
+            _lock: None,
+            until: Some((Instant::now(), time)),
+        }
+    }
+
+    /// Whether it lasted until now; to be asked before anybody is told that something was done in its shelter.
+    pub fn confirm(&self) -> StorageResult<()> {
+        match self.until {
+            Some((began, time)) if began.elapsed() >= time => {
+                Err(StorageError::TooSlow { limit: time })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -415,8 +444,14 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>>;
 
     /// Keeps a collection from removing these, and what is linked and put meanwhile, until the result is dropped. Asked
-    /// for before looking whether they are there.
+    /// for before looking whether they are there, and confirmed before saying that it was done. A tag is relied on as
+    /// [`collectable::tag_note`].
     fn rely_on(&self, digests: &[Digest]) -> StorageResult<Reliance>;
+
+    /// Notes that a manifest was pulled just now, for rules that keep what is pulled.
+    fn mark_pulled(&self, _repository: &RepositoryName, _digest: &Digest) -> StorageResult<()> {
+        Ok(())
+    }
 
     /// Whether it works: that it can be read, and with `writes` also written.
     fn probe(&self, writes: bool) -> StorageResult<()>;

@@ -24,13 +24,16 @@ pub enum RegistryCommand {
     Htpasswd(HtpasswdArgs),
 }
 
-/// The folder of `longshore registry` commands.
+/// Where the registry of `longshore registry` commands is.
 #[derive(Args, Debug)]
-pub struct RegistryFolder {
+pub struct RegistryPlace {
     /// Folder of the registry [default: `registry` in longshore's own folder]
     // The name and identifier of the global option, which this one takes the place of.
     #[arg(id = "root", long = "root", value_name = "DIR")]
     pub folder: Option<PathBuf>,
+    /// Bucket of an S3-compatible store instead of a folder, as `registry serve --s3` has it
+    #[arg(long, value_name = "KEY=VALUE,…", conflicts_with = "root")]
+    pub s3: Option<String>,
 }
 
 /// What a collection of garbage removes.
@@ -39,7 +42,7 @@ pub struct CollectArgs {
     /// Remove manifests that no tag leads to, too
     #[arg(long)]
     pub untagged: bool,
-    /// Remove tags but those that a rule keeps, as repository=PATTERN,tag=PATTERN,last=N,within=DURATION
+    /// Remove tags but those that a rule keeps, as repository=PATTERN,tag=PATTERN,last=N,within=DURATION,pulled=DURATION
     #[arg(long, value_name = "RULE", value_parser = str::parse::<Retention>)]
     pub retain: Vec<Retention>,
     /// Keep what is younger; longer than any push takes
@@ -52,13 +55,15 @@ pub struct CollectArgs {
 #[command(after_help = "Examples:
   longshore registry gc --dry-run --untagged
   longshore registry gc --untagged --retain 'repository=team/*,tag=pr-*,last=10,within=30d'
+  longshore registry gc --s3 bucket=images,region=eu-central-1 --retain pulled=90d
 
-Of the tags that a rule is about, those stay that are among its last or within its time; tags
-that no rule is about stay. `*` stands for any characters, `?` for one. Pushes and pulls go on meanwhile.")]
+Of the tags that a rule is about, those stay that are among its last, were put within its time, or
+were pulled or put within the other; tags that no rule is about stay. `*` stands for any characters, `?` for one. Pushes and
+pulls go on meanwhile.")]
 pub struct GcArgs {
     /// Where it is.
     #[command(flatten)]
-    pub registry: RegistryFolder,
+    pub registry: RegistryPlace,
     /// What goes.
     #[command(flatten)]
     pub collect: CollectArgs,
@@ -79,7 +84,7 @@ Exits with 1 where something is damaged. What is set aside can be pushed again."
 pub struct VerifyArgs {
     /// Where it is.
     #[command(flatten)]
-    pub registry: RegistryFolder,
+    pub registry: RegistryPlace,
     /// Set damaged data aside, so that it is served to nobody
     #[arg(long)]
     pub quarantine: bool,
@@ -95,7 +100,7 @@ pub struct VerifyArgs {
 pub struct RegistryStatsArgs {
     /// Where it is.
     #[command(flatten)]
-    pub registry: RegistryFolder,
+    pub registry: RegistryPlace,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

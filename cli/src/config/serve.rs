@@ -398,7 +398,7 @@ retain = ["tag=pr-*,last=10"]
         );
         check(
             "[gc]\nevery = \"1h\"\nretain = [\"tag=x\"]\n",
-            "3:11: `gc.retain`: the rule keeps nothing: give last=, within= or both",
+            "3:11: `gc.retain`: the rule keeps nothing: give last=, within= or pulled=",
         );
     }
 }

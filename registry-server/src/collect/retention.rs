@@ -1,6 +1,6 @@
 //! Which tags go: rules by repository and tag, each saying what of its tags to keep.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -8,6 +8,7 @@ use store::oci::Digest;
 use store::oci::pattern::matches;
 
 use crate::routes::RepositoryName;
+use crate::storage::collectable::FoundTag;
 
 /// A rule: of the tags it is about, those stay that one of its `keep`s keeps. Tags that no rule is about stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub enum Keep {
     Last(usize),
     /// What was put so recently.
     Within(Duration),
+    /// What was pulled, or put, so recently.
+    Pulled(Duration),
 }
 
 /// Why a text is no rule.
@@ -35,7 +38,7 @@ pub enum Keep {
 pub enum RetentionError {
     /// It has a part that means nothing.
     #[error(
-        "`{part}` is not part of a retention rule: expected repository=, tag=, last= or within="
+        "`{part}` is not part of a retention rule: expected repository=, tag=, last=, within= or pulled="
     )]
     Unknown {
         /// The part.
@@ -50,14 +53,14 @@ pub enum RetentionError {
         expected: &'static str,
     },
     /// It would remove every tag it is about.
-    #[error("the rule keeps nothing: give last=, within= or both")]
+    #[error("the rule keeps nothing: give last=, within= or pulled=")]
     KeepsNothing,
 }
 
 impl FromStr for Retention {
     type Err = RetentionError;
 
-    /// `repository=team/*,tag=pr-*,last=10,within=30d`; repository and tag are `*` if not given, and times are
+    /// `repository=team/*,tag=pr-*,last=10,within=30d,pulled=14d`; repository and tag are `*` if not given, and times are
     /// in `s`, `m`, `h`, `d` or `w`.
     fn from_str(text: &str) -> Result<Retention, RetentionError> {
         let mut rule = Retention {
@@ -71,6 +74,7 @@ impl FromStr for Retention {
                 Some(("tag", pattern)) => pattern.clone_into(&mut rule.tags),
                 Some(("last", count)) => rule.keep.push(Keep::Last(number(count)?)),
                 Some(("within", time)) => rule.keep.push(Keep::Within(duration(time)?)),
+                Some(("pulled", time)) => rule.keep.push(Keep::Pulled(duration(time)?)),
                 _ => {
                     return Err(RetentionError::Unknown {
                         part: part.to_owned(),
@@ -113,11 +117,12 @@ fn duration(text: &str) -> Result<Duration, RetentionError> {
     ))
 }
 
-/// The tags of a repository that go, of these with their times.
+/// The tags of a repository that go, of these with their times and when what they are on was pulled.
 pub(super) fn not_kept(
     rules: &[Retention],
     repository: &RepositoryName,
-    tags: &[(String, SystemTime, Digest)],
+    tags: &[FoundTag],
+    pulled: &BTreeMap<Digest, SystemTime>,
     now: SystemTime,
 ) -> BTreeSet<String> {
     let (mut about, mut kept) = (BTreeSet::new(), BTreeSet::new());
@@ -125,21 +130,27 @@ pub(super) fn not_kept(
         if !matches(&rule.repositories, repository.as_str()) {
             continue;
         }
-        let mut mine: Vec<_> = tags
+        let mut mine: Vec<(&FoundTag, Digest)> = tags
             .iter()
-            .filter(|(tag, ..)| matches(&rule.tags, tag))
+            .filter_map(|tag| Some((tag, tag.digest?)))
+            .filter(|(tag, _)| matches(&rule.tags, &tag.tag))
             .collect();
         // Newest first; of equal ones the name decides, so that it is always the same ones.
-        mine.sort_by(|(a, made_a, _), (b, made_b, _)| made_b.cmp(made_a).then_with(|| b.cmp(a)));
-        for (index, (tag, made, _)) in mine.into_iter().enumerate() {
-            about.insert(tag.clone());
-            let age = now.duration_since(*made).unwrap_or_default();
+        mine.sort_by(|(a, _), (b, _)| b.made.cmp(&a.made).then_with(|| b.tag.cmp(&a.tag)));
+        for (index, (tag, digest)) in mine.into_iter().enumerate() {
+            about.insert(tag.tag.clone());
+            let since = |time: SystemTime| now.duration_since(time).unwrap_or_default();
+            let age = since(tag.made);
+            let idle = pulled
+                .get(&digest)
+                .map_or(age, |time| age.min(since(*time)));
             let stays = rule.keep.iter().any(|keep| match keep {
                 Keep::Last(count) => index < *count,
                 Keep::Within(time) => age <= *time,
+                Keep::Pulled(time) => idle <= *time,
             });
             if stays {
-                kept.insert(tag.clone());
+                kept.insert(tag.tag.clone());
             }
         }
     }
@@ -178,9 +189,11 @@ mod tests {
         );
         check(
             "tag=x",
-            Err("the rule keeps nothing: give last=, within= or both"),
+            Err("the rule keeps nothing: give last=, within= or pulled="),
         );
         check("last=-1", Err("`-1` is not a number of tags"));
+        let day = Duration::from_secs(86_400);
+        check("pulled=1d", Ok(("*", "*", vec![Keep::Pulled(day)])));
         for time in ["", "3", "d", "3x", "99999999999999999999w", "-1d"] {
             check(
                 &format!("within={time}"),
@@ -189,7 +202,7 @@ mod tests {
         }
         for part in ["", "x=1", "last"] {
             let expected = format!(
-                "`{part}` is not part of a retention rule: expected repository=, tag=, last= or within="
+                "`{part}` is not part of a retention rule: expected repository=, tag=, last=, within= or pulled="
             );
             check(part, Err(&expected));
         }
@@ -209,13 +222,22 @@ mod tests {
         .into_iter()
         .map(|(tag, hours)| {
             let made = now - Duration::from_secs(hours * 3600);
-            (tag.to_owned(), made, Digest::of(tag.as_bytes()))
+            FoundTag {
+                tag: tag.to_owned(),
+                digest: Some(Digest::of(tag.as_bytes())),
+                made,
+                mark: None,
+            }
         })
         .collect();
+        // Twelve hours ago.
+        let pulled = BTreeMap::from([(Digest::of(b"v1"), now - Duration::from_secs(12 * 3600))]);
         let name = RepositoryName::parse("team/app").unwrap();
         let check = |rules: &[&str], expected: &[&str]| {
             let rules: Vec<Retention> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
-            let gone: Vec<String> = not_kept(&rules, &name, &tags, now).into_iter().collect();
+            let gone: Vec<String> = not_kept(&rules, &name, &tags, &pulled, now)
+                .into_iter()
+                .collect();
             assert_eq!(gone, expected, "{rules:?}");
         };
         check(&[], &[]);
@@ -226,5 +248,7 @@ mod tests {
         check(&["tag=pr-*,last=0", "tag=*-3,last=5"], &["pr-1", "pr-2"]);
         check(&["repository=other/*,last=0"], &[]);
         check(&["last=1,within=60h"], &["v1"]);
+        check(&["pulled=13h"], &["pr-1", "pr-2", "v2"]);
+        check(&["pulled=11h"], &["pr-1", "pr-2", "v1", "v2"]);
     }
 }

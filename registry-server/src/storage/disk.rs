@@ -58,6 +58,9 @@ const TEMPORARY_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Tries of a rename whose folder vanishes.
 const RENAME_TRIES: usize = 8;
 
+/// In a manifest's folder: empty, and as old as the last pull.
+const PULLED: &str = "pulled";
+
 /// A link that is younger than this is not made young again.
 const FRESH: Duration = Duration::from_secs(60 * 60);
 
@@ -269,9 +272,11 @@ impl DiskStorage {
             removed => removed.map_err(failed("remove", link))?,
         }
         let folder = parent(link);
-        match fs::remove_file(folder.join("mediatype")) {
-            Err(error) if !is_absent(&error) => return Err(failed("remove", folder)(error)),
-            _ => {}
+        for beside in ["mediatype", PULLED] {
+            match fs::remove_file(folder.join(beside)) {
+                Err(error) if !is_absent(&error) => return Err(failed("remove", folder)(error)),
+                _ => {}
+            }
         }
         // Best effort: a concurrent put may just have filled it again.
         let _ = fs::remove_dir(folder);
@@ -711,6 +716,24 @@ impl RegistryStorage for DiskStorage {
 
     fn rely_on(&self, digests: &[Digest]) -> StorageResult<Reliance> {
         self.rely(digests)
+    }
+
+    fn mark_pulled(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<()> {
+        let path = self.revision(repository, digest).join(PULLED);
+        let mark = || {
+            let mut options = OpenOptions::new();
+            let file = options
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)?;
+            file.set_modified(SystemTime::now())
+        };
+        match mark() {
+            // The manifest is gone.
+            Err(error) if is_absent(&error) => Ok(()),
+            marked => marked.map_err(failed("write", &path)),
+        }
     }
 
     fn collectable(&self) -> Option<&dyn Collectable> {

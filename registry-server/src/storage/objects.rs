@@ -14,18 +14,21 @@
 //!
 //! Calls block on the runtime they were given, on the blocking threads that storage is called on.
 
+mod collection;
 mod link;
 mod parts;
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path as Key;
-use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+use object_store::{
+    GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion,
+};
 use store::oci::{Digest, time};
 use tokio::runtime::Handle;
 
@@ -38,6 +41,15 @@ use super::{
     VerifiedUpload, media_type_of, now_seconds,
 };
 use crate::routes::{RepositoryName, UploadId};
+use crate::storage::collectable::Collectable;
+
+pub use self::collection::Pace;
+
+/// A link that is younger than this is not made young again.
+const FRESH: Duration = Duration::from_secs(60 * 60);
+
+/// How often a blob that a collection removes meanwhile is stored again.
+const STORE_TRIES: usize = 4;
 
 /// How long one small request may take with its repetitions.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,6 +68,8 @@ pub struct ObjectStorage {
     runtime: Handle,
     /// Whether the store keeps to `If-Match` and `If-None-Match` on PUT.
     conditional: bool,
+    pace: Pace,
+    view: Mutex<collection::View>,
 }
 
 /// Longest secret.
@@ -84,6 +98,8 @@ impl ObjectStorage {
             base,
             runtime,
             conditional: true,
+            pace: Pace::default(),
+            view: Mutex::default(),
         };
         storage.conditional = storage.keeps_to_conditions()?;
         if !storage.conditional {
@@ -308,6 +324,27 @@ impl ObjectStorage {
         self.put(key, digest.to_string().into())
     }
 
+    /// Makes a link young again: who asks for a blob is about to need it, and a collection keeps what is young.
+    fn freshen(&self, key: &Key, found: &ObjectMeta, stored: &Digest) {
+        let made = SystemTime::from(found.last_modified);
+        if made.elapsed().unwrap_or_default() <= FRESH {
+            return;
+        }
+        let text = Bytes::from(stored.to_string());
+        let unchanged = PutMode::Update(UpdateVersion {
+            e_tag: found.e_tag.clone(),
+            version: found.version.clone(),
+        });
+        // One that was removed meanwhile stays so, where that can be told.
+        let freshened = match self.conditional {
+            true => self.put_if(key, text, unchanged).map(drop),
+            false => self.put(key, text),
+        };
+        if let Err(error) = freshened {
+            tracing::debug!(%error, "a link stays as old as it is");
+        }
+    }
+
     /// Puts a tag on what `change` makes of its current state, unless the condition does not hold.
     fn change_tag(
         &self,
@@ -340,6 +377,13 @@ impl ObjectStorage {
             // Somebody was faster: look again.
         }
     }
+}
+
+/// The tag whose `current/link` this is.
+fn tag_of<'a>(object: &'a ObjectMeta, folder: &Key) -> Option<&'a str> {
+    let rest = object.location.as_ref().strip_prefix(folder.as_ref())?;
+    let tag = rest.strip_prefix('/')?.strip_suffix("/current/link")?;
+    (!tag.contains('/')).then_some(tag)
 }
 
 /// `<alg>/<hex>`
@@ -438,10 +482,20 @@ impl RegistryStorage for ObjectStorage {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> StorageResult<Option<u64>> {
-        match self.resolve(&self.layer_link(repository, digest), digest)? {
-            Some(digest) => self.size(&self.blob_data(&digest)),
-            None => Ok(None),
-        }
+        let link = self.layer_link(repository, digest);
+        let Some(found) = absent_is_none(self.wait("look for", &link, self.store.head(&link)))?
+        else {
+            return Ok(None);
+        };
+        let stored = match digest.algorithm() {
+            store::oci::DigestAlgorithm::Sha256 => *digest,
+            _ => match self.read_link(&link)? {
+                Some(stored) => stored,
+                None => return Ok(None),
+            },
+        };
+        self.freshen(&link, &found, &stored);
+        self.size(&self.blob_data(&stored))
     }
 
     fn probe(&self, writes: bool) -> StorageResult<()> {
@@ -468,10 +522,12 @@ impl RegistryStorage for ObjectStorage {
         let Some(found) = found else {
             return Ok(false);
         };
+        let kept = self.rely(&[*digest, found])?;
         if !self.exists(&self.blob_data(&found))? {
             return Ok(false);
         }
         self.put_link(&self.layer_link(repository, digest), &found)?;
+        kept.confirm()?;
         Ok(true)
     }
 
@@ -517,20 +573,30 @@ impl RegistryStorage for ObjectStorage {
         upload: &VerifiedUpload,
     ) -> StorageResult<()> {
         let data = self.blob_data(upload.digest());
+        let link = self.layer_link(repository, upload.digest());
         // A blob of the right length is the same one: only whole, hashed objects are put there.
-        if self.size(&data)? != Some(upload.size()) {
-            let folder = self.upload_file(repository, upload.id(), parts::FOLDER);
-            let parts = parts::list(&self.store, &folder);
-            let parts = self.wait("list", &folder, parts)?;
-            self.runtime
-                .block_on(parts::join(&self.store, &parts, upload, &data))?;
+        let is_there = || Ok::<_, StorageError>(self.size(&data)? == Some(upload.size()));
+        for _ in 0..STORE_TRIES {
+            if !is_there()? {
+                let folder = self.upload_file(repository, upload.id(), parts::FOLDER);
+                let parts = parts::list(&self.store, &folder);
+                let parts = self.wait("list", &folder, parts)?;
+                self.runtime
+                    .block_on(parts::join(&self.store, &parts, upload, &data))?;
+            }
+            // Not before: that may take as long as it takes.
+            let kept = self.rely(&[*upload.digest()])?;
+            if is_there()? {
+                self.put_link(&link, upload.digest())?;
+                if kept.confirm().is_ok() {
+                    self.cancel_upload(repository, upload.id())?;
+                    return Ok(());
+                }
+            }
         }
-        self.put_link(
-            &self.layer_link(repository, upload.digest()),
-            upload.digest(),
-        )?;
-        self.cancel_upload(repository, upload.id())?;
-        Ok(())
+        Err(StorageError::TooSlow {
+            limit: self.pace.request,
+        })
     }
 
     fn cancel_upload(&self, repository: &RepositoryName, id: &UploadId) -> StorageResult<bool> {
@@ -655,8 +721,9 @@ impl RegistryStorage for ObjectStorage {
                 }
             }
         }
-        self.delete(&self.revision(repository, digest, "link"))?;
-        self.delete(&self.revision(repository, digest, "mediatype"))?;
+        for file in ["link", "mediatype", collection::PULLED] {
+            self.delete(&self.revision(repository, digest, file))?;
+        }
         Ok(true)
     }
 
@@ -704,18 +771,11 @@ impl RegistryStorage for ObjectStorage {
         let folder = self.tags_folder(repository);
         let mut tags = Vec::new();
         for object in self.list(&folder)? {
-            let rest: Vec<_> = object
-                .location
-                .prefix_match(&folder)
-                .into_iter()
-                .flatten()
-                .collect();
-            if let [tag, current, link] = rest.as_slice()
-                && (current.as_ref(), link.as_ref()) == ("current", "link")
+            if let Some(tag) = tag_of(&object, &folder)
                 // Empty is what a removed one leaves.
                 && object.size > 0
             {
-                tags.push(tag.as_ref().to_owned());
+                tags.push(tag.to_owned());
             }
         }
         tags.sort_unstable();
@@ -732,9 +792,19 @@ impl RegistryStorage for ObjectStorage {
         super::walk::repositories(self, last, limit)
     }
 
-    fn rely_on(&self, _: &[Digest]) -> StorageResult<Reliance> {
-        // Nothing is collected here.
-        Ok(Reliance::default())
+    fn rely_on(&self, digests: &[Digest]) -> StorageResult<Reliance> {
+        self.rely(digests)
+    }
+
+    fn collectable(&self) -> Option<&dyn Collectable> {
+        Some(self)
+    }
+
+    fn mark_pulled(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<()> {
+        self.put(
+            &self.revision(repository, digest, collection::PULLED),
+            Bytes::new(),
+        )
     }
 
     fn contents(&self, repository: &RepositoryName) -> StorageResult<Vec<Digest>> {

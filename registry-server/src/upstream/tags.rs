@@ -262,8 +262,9 @@ impl Through {
             .ok_or_else(|| wrong(format!("the content is not that of {digest}")))?;
         let (name, subject) = (name.clone(), needs.subject);
         on_storage(&self.storage, move |storage| {
-            let _kept = storage.rely_on(&[digest])?;
-            storage.put_manifest(&name, &manifest, subject.as_ref())
+            let kept = storage.rely_on(&[digest])?;
+            storage.put_manifest(&name, &manifest, subject.as_ref())?;
+            kept.confirm()
         })
         .await?;
         Ok(digest)

@@ -4,6 +4,7 @@
 
 mod access;
 mod beyond;
+mod bucket;
 mod client;
 mod collect;
 mod distribution;

@@ -1,134 +1,23 @@
-//! Several replicas on one bucket, over a small S3 server in this process.
-//!
-//! `s3s-fs` looks at conditions and writes one after the other, but not as one: its front door here lets requests that
-//! change something in alone. It keeps a file for each object whose name is the object's in base64, so names are short.
+//! Several replicas on one bucket.
 
-use std::convert::Infallible;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::{HeaderMap, Method, header};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use registry_client::BucketOptions;
 use registry_server::quota::QuotaRule;
-use registry_server::storage::objects::ObjectStorage;
-use registry_server::storage::{RegistryStorage, StorageError};
+use registry_server::storage::RegistryStorage;
 use registry_server::{Config, RunningServer};
-use s3s::service::{S3Service, S3ServiceBuilder};
 use serde_json::json;
 use store::oci::{Digest, MediaType};
-use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
-use tokio::sync::RwLock;
 
+use crate::bucket::{Bucket, Door, Fate};
 use crate::client::{Client, noise};
 use crate::protocol::{manifest_of, numbered};
 
 const OCI: &str = MediaType::OCI_MANIFEST;
 
-/// What the front door does with conditions.
-#[derive(Clone, Copy)]
-enum Conditions {
-    Kept,
-    /// As stores that do not know them.
-    Ignored,
-}
-
-/// An S3 server on a folder, on loopback; ends with its runtime.
-struct Bucket {
-    runtime: Runtime,
-    endpoint: String,
-    folder: tempfile::TempDir,
-}
-
-impl Bucket {
-    fn start(conditions: Conditions) -> Bucket {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("images")).unwrap();
-        let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
-        let service = S3ServiceBuilder::new(files).build();
-        let runtime = Runtime::new().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        runtime.spawn(serve(listener, service, conditions));
-        Bucket {
-            runtime,
-            endpoint,
-            folder,
-        }
-    }
-
-    fn storage(&self) -> Result<ObjectStorage, StorageError> {
-        let client = registry_client::Client::new(registry_client::Options::default()).unwrap();
-        let options = BucketOptions {
-            bucket: "images".to_owned(),
-            region: None,
-            endpoint: Some(self.endpoint.clone()),
-            credentials: None,
-            path_style: true,
-        };
-        let bucket = self.runtime.block_on(client.bucket(&options)).unwrap();
-        ObjectStorage::open(bucket.store(), "", self.runtime.handle().clone())
-    }
-
-    /// A registry of its own on the bucket.
-    fn replica(&self) -> RunningServer {
-        let storage = Arc::new(self.storage().unwrap());
-        RunningServer::start_on(Config::new(""), storage).unwrap()
-    }
-
-    fn file(&self, key: &str) -> std::path::PathBuf {
-        let base = self.folder.path().join("images/docker/registry/v2");
-        base.join(Path::new(key))
-    }
-}
-
-async fn serve(listener: TcpListener, service: S3Service, conditions: Conditions) {
-    let door = Arc::new(RwLock::new(()));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            return;
-        };
-        let (service, door) = (service.clone(), Arc::clone(&door));
-        let handle = service_fn(move |mut request: http::Request<Incoming>| {
-            let (service, door) = (service.clone(), Arc::clone(&door));
-            async move {
-                if matches!(conditions, Conditions::Ignored) {
-                    forget_conditions(request.headers_mut());
-                }
-                let request = request.map(s3s::Body::from);
-                let answer = if matches!(*request.method(), Method::GET | Method::HEAD) {
-                    let _shared = door.read().await;
-                    service.call(request).await
-                } else {
-                    let _alone = door.write().await;
-                    service.call(request).await
-                };
-                Ok::<_, Infallible>(answer.expect("s3s answers whatever it is asked"))
-            }
-        });
-        tokio::spawn(async move {
-            let connections = auto::Builder::new(TokioExecutor::new());
-            // A client that hangs up is no concern of a server.
-            let _ = connections
-                .serve_connection(TokioIo::new(stream), handle)
-                .await;
-        });
-    }
-}
-
-fn forget_conditions(headers: &mut HeaderMap) {
-    headers.remove(header::IF_MATCH);
-    headers.remove(header::IF_NONE_MATCH);
-}
-
 #[test]
 fn three_replicas_are_one_registry() {
-    let bucket = Bucket::start(Conditions::Kept);
+    let bucket = Bucket::start();
     let replicas: Vec<RunningServer> = (0..3).map(|_| bucket.replica()).collect();
     let mut clients: Vec<Client> = replicas.iter().map(|r| Client::new(r.addr)).collect();
 
@@ -210,7 +99,7 @@ fn three_replicas_are_one_registry() {
 /// Each replica's clients read a counter, and write the next number if no other has: none is lost.
 #[test]
 fn tags_are_swapped_across_replicas() {
-    let bucket = Bucket::start(Conditions::Kept);
+    let bucket = Bucket::start();
     let replicas: Vec<RunningServer> = (0..3).map(|_| bucket.replica()).collect();
     let mut client = Client::new(replicas[0].addr);
     let config = client.push_blob("a", b"{}");
@@ -262,7 +151,7 @@ fn tags_are_swapped_across_replicas() {
 #[test]
 fn deletes_never_take_what_another_replica_just_pushed() {
     const ROUNDS: usize = 12;
-    let bucket = Bucket::start(Conditions::Kept);
+    let bucket = Bucket::start();
     let replicas: Vec<RunningServer> = (0..3).map(|_| bucket.replica()).collect();
     let mut client = Client::new(replicas[0].addr);
     let config = client.push_blob("a", b"{}");
@@ -287,7 +176,7 @@ fn deletes_never_take_what_another_replica_just_pushed() {
 /// Two replicas that were given the same upload at once: what one wrote, the other does not write over.
 #[test]
 fn uploads_do_not_mix() {
-    let bucket = Bucket::start(Conditions::Kept);
+    let bucket = Bucket::start();
     let (one, two) = (bucket.storage().unwrap(), bucket.storage().unwrap());
     let name = registry_server::routes::RepositoryName::parse("a").unwrap();
     let id = one.create_upload(&name).unwrap();
@@ -311,7 +200,7 @@ fn uploads_do_not_mix() {
 
 #[test]
 fn buckets_that_ignore_conditions_are_found_out() {
-    let bucket = Bucket::start(Conditions::Ignored);
+    let bucket = Bucket::behind(Door::ignoring_conditions());
     let server = bucket.replica();
     let mut client = Client::new(server.addr);
     let config = client.push_blob("a", b"{}");
@@ -331,7 +220,7 @@ fn buckets_that_ignore_conditions_are_found_out() {
 
 #[test]
 fn damage_in_the_bucket_is_told_and_never_served() {
-    let bucket = Bucket::start(Conditions::Kept);
+    let bucket = Bucket::start();
     let server = bucket.replica();
     let mut client = Client::new(server.addr);
     let config = client.push_blob("a", b"{}");
@@ -356,22 +245,128 @@ fn damage_in_the_bucket_is_told_and_never_served() {
 
 #[test]
 fn a_bucket_that_is_gone_is_a_503() {
-    let bucket = Bucket::start(Conditions::Kept);
+    let bucket = Bucket::start();
     let server = bucket.replica();
     let mut client = Client::new(server.addr);
     client.push_blob("a", b"{}");
     // The folder stays; what is asked of it fails.
-    std::fs::remove_dir_all(bucket.folder.path().join("images")).unwrap();
-    std::fs::write(bucket.folder.path().join("images"), "no folder").unwrap();
+    std::fs::remove_dir_all(bucket.root()).unwrap();
+    std::fs::write(bucket.root(), "no folder").unwrap();
     let refused = client.post("/v2/a/blobs/uploads/");
     assert_eq!(refused.header("retry-after"), Some("2"));
     refused.refused(503, "UNKNOWN");
 }
 
+/// A bucket that says nothing keeps the request that needs it, and no other.
+#[test]
+fn a_bucket_that_is_silent_hurts_only_who_needs_it() {
+    let bucket = Bucket::start();
+    let server = bucket.replica();
+    let mut client = Client::new(server.addr);
+    let config = client.push_blob("a", b"{}");
+    client
+        .put_manifest("a", "t", OCI, &numbered(&config, 1))
+        .expect(201);
+    let slow = format!("{}/data", config.hex());
+    bucket.decide(move |_, path| match path.contains(&slow) {
+        true => Fate::Silence,
+        false => Fate::Pass,
+    });
+    let waiting = client.head("GET", &format!("/v2/a/blobs/{config}"), &[]);
+    client.raw(waiting.as_bytes());
+    let mut other = Client::new(server.addr);
+    other.get("/v2/a/manifests/t").expect(200);
+    other.push_blob("a", b"another");
+    bucket.decide(|_, _| Fate::Pass);
+    drop(client);
+}
+
+/// A refusal now and then is asked again; one that stays is a 503 and changes nothing that anybody sees.
+#[test]
+fn errors_of_the_bucket_are_outlasted_or_told() {
+    let bucket = Bucket::start();
+    let server = bucket.replica();
+    let mut client = Client::new(server.addr);
+    let config = client.push_blob("a", b"{}");
+    let first = numbered(&config, 1);
+    client.put_manifest("a", "t", OCI, &first).expect(201);
+    // Every third request fails once: servers of buckets say so when they are busy.
+    let count = AtomicUsize::new(0);
+    bucket.decide(move |_, _| match count.fetch_add(1, Ordering::SeqCst) % 3 {
+        2 => Fate::Refused(500),
+        _ => Fate::Pass,
+    });
+    let second = numbered(&config, 2);
+    client.put_manifest("a", "t", OCI, &second).expect(201);
+    assert_eq!(client.get("/v2/a/manifests/t").expect(200).body, second);
+    client.get("/v2/a/tags/list").expect(200);
+    // What is not asked again, at each request of a push in turn, until none fails.
+    for wrong in 0.. {
+        let seen = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&seen);
+        bucket.decide(
+            move |_, _| match counted.fetch_add(1, Ordering::SeqCst) == wrong {
+                true => Fate::Refused(403),
+                false => Fate::Pass,
+            },
+        );
+        let put = client.put_manifest("a", "t", OCI, &first);
+        let failed = seen.load(Ordering::SeqCst) > wrong;
+        bucket.decide(|_, _| Fate::Pass);
+        assert_eq!(
+            put.status,
+            if failed { 503 } else { 201 },
+            "request {wrong}"
+        );
+        let on = client.get("/v2/a/manifests/t").expect(200).body;
+        assert!(on == first || on == second);
+        if !failed {
+            assert!(wrong > 5, "only {wrong} requests");
+            return;
+        }
+        client.put_manifest("a", "t", OCI, &second).expect(201);
+    }
+}
+
+/// One replica pushes a tag again and again, another deletes it: it is on the last push, or not there, on all of them.
+#[test]
+fn two_replicas_push_and_delete_the_same_tag() {
+    let bucket = Bucket::start();
+    let replicas = [bucket.replica(), bucket.replica(), bucket.replica()];
+    let mut third = Client::new(replicas[2].addr);
+    let config = third.push_blob("a", b"{}");
+    let target = "/v2/a/manifests/t";
+    for round in 0..8 {
+        let next = numbered(&config, round);
+        let deleted = std::thread::scope(|scope| {
+            let delete = scope.spawn(|| Client::new(replicas[1].addr).delete(target).status);
+            let mut client = Client::new(replicas[0].addr);
+            client.put_manifest("a", "t", OCI, &next).expect(201);
+            delete.join().unwrap()
+        });
+        assert!(matches!(deleted, 202 | 404), "{deleted}");
+        let found: Vec<_> = replicas
+            .iter()
+            .map(|replica| Client::new(replica.addr).get(target))
+            .map(|reply| (reply.status == 200).then_some(reply.body))
+            .collect();
+        assert!(found.iter().all(|one| *one == found[0]), "all see the same");
+        match &found[0] {
+            Some(body) => assert_eq!(*body, next),
+            // A delete that found it may have come last.
+            None => assert_eq!(deleted, 202),
+        }
+        // By its digest it is there in any case.
+        third
+            .get(&format!("/v2/a/manifests/{}", Digest::of(&next)))
+            .expect(200);
+    }
+}
+
 /// A quota is kept by all replicas together.
 #[test]
 fn replicas_keep_a_quota_together() {
-    let bucket = Bucket::start(Conditions::Kept);
+    let bucket = Bucket::start();
     let start = || {
         let mut config = Config::new("");
         config.quotas = vec![QuotaRule {

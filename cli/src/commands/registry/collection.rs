@@ -1,11 +1,15 @@
-//! `registry gc`, `verify` and `stats`: on the registry's folder, whether it is served or not.
+//! `registry gc`, `verify` and `stats`: on the registry's folder or bucket, whether it is served or not.
 
 use std::process::ExitCode;
 
 use registry_server::collect::{CollectRules, collect, totals, verify as verify_all};
+use registry_server::storage::collectable::Collectable;
 use registry_server::storage::disk::DiskStorage;
+use registry_server::storage::objects::ObjectStorage;
+use tokio::runtime::Runtime;
 
-use crate::args::{CollectArgs, GcArgs, RegistryFolder, RegistryStatsArgs, VerifyArgs};
+use super::bucket;
+use crate::args::{CollectArgs, GcArgs, RegistryPlace, RegistryStatsArgs, VerifyArgs};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::ui::human;
@@ -24,7 +28,8 @@ pub fn rules(args: &CollectArgs, dry_run: bool) -> CollectRules {
 /// `longshore registry gc`.
 pub fn gc(context: &Context, args: &GcArgs) -> Result<ExitCode, CliError> {
     let storage = open(context, &args.registry)?;
-    let done = collect(&storage, &rules(&args.collect, args.dry_run)).blame(Kind::Environment)?;
+    let done = collect(storage.collectable(), &rules(&args.collect, args.dry_run))
+        .blame(Kind::Environment)?;
     for manifest in &done.damaged {
         context.ui.warning(&format!(
             "{manifest} is damaged: the blobs of its repository stay"
@@ -54,7 +59,7 @@ pub fn gc(context: &Context, args: &GcArgs) -> Result<ExitCode, CliError> {
 /// `longshore registry verify`.
 pub fn verify(context: &Context, args: &VerifyArgs) -> Result<ExitCode, CliError> {
     let storage = open(context, &args.registry)?;
-    let found = verify_all(&storage, args.quarantine).blame(Kind::Environment)?;
+    let found = verify_all(storage.collectable(), args.quarantine).blame(Kind::Environment)?;
     if args.json {
         context.ui.json_document(&found)?;
     } else {
@@ -77,7 +82,7 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> Result<ExitCode, CliError
 /// `longshore registry stats`.
 pub fn stats(context: &Context, args: &RegistryStatsArgs) -> Result<ExitCode, CliError> {
     let storage = open(context, &args.registry)?;
-    let found = totals(&storage).blame(Kind::Environment)?;
+    let found = totals(storage.collectable()).blame(Kind::Environment)?;
     if args.json {
         context.ui.json_document(&found)?;
         return Ok(ExitCode::SUCCESS);
@@ -94,8 +99,35 @@ pub fn stats(context: &Context, args: &RegistryStatsArgs) -> Result<ExitCode, Cl
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(context: &Context, registry: &RegistryFolder) -> Result<DiskStorage, CliError> {
-    let folder = match &registry.folder {
+/// A registry that a command works on.
+enum Opened {
+    Folder(DiskStorage),
+    /// With what its requests run on.
+    Bucket(
+        ObjectStorage,
+        #[expect(dead_code, reason = "it has to live as long")] Runtime,
+    ),
+}
+
+impl Opened {
+    fn collectable(&self) -> &dyn Collectable {
+        match self {
+            Opened::Folder(storage) => storage,
+            Opened::Bucket(storage, _) => storage,
+        }
+    }
+}
+
+fn open(context: &Context, place: &RegistryPlace) -> Result<Opened, CliError> {
+    if let Some(text) = &place.s3 {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .blame(Kind::Environment)?;
+        let storage = bucket::open(context, &runtime, text)?;
+        return Ok(Opened::Bucket(storage, runtime));
+    }
+    let folder = match &place.folder {
         Some(folder) => folder.clone(),
         None => context.root()?.join("registry"),
     };
@@ -105,5 +137,6 @@ fn open(context: &Context, registry: &RegistryFolder) -> Result<DiskStorage, Cli
         return Err(CliError::new(Kind::Input, message)
             .hint("give the folder that `registry serve` was given with --root"));
     }
-    DiskStorage::open(&folder).blame(Kind::Environment)
+    let storage = DiskStorage::open(&folder).blame(Kind::Environment)?;
+    Ok(Opened::Folder(storage))
 }

@@ -62,12 +62,6 @@ impl Settings {
             Some(every) => Some((every, collection::rules(&args.collect, false))),
             None => file.collect,
         };
-        if config.collect.is_some() && matches!(place, Place::Bucket(_)) {
-            return Err(
-                CliError::new(Kind::Usage, "garbage in a bucket cannot be collected yet")
-                    .hint("leave --gc-every, or [gc] of the configuration file, out"),
-            );
-        }
         if args.htpasswd.is_some() {
             config.auth.htpasswd.clone_from(&args.htpasswd);
         }

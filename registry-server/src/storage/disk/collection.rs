@@ -17,11 +17,16 @@ use rustix::fs::FlockOperation;
 use store::oci::{Digest, Hasher};
 
 use super::{
-    DiskStorage, below, entries, exists, failed, is_absent, make_folder, parent, read_link,
+    DiskStorage, PULLED, below, entries, exists, failed, is_absent, make_folder, parent, read_link,
 };
 use crate::routes::RepositoryName;
-use crate::storage::collectable::{Announcement, Collectable, FoundData, FoundLink, Garbage};
-use crate::storage::{Reliance, StorageResult};
+use crate::storage::collectable::{
+    Announcement, Collectable, FoundData, FoundLink, FoundTag, Garbage, KnownTags,
+};
+use crate::storage::{RegistryStorage as _, Reliance, StorageResult, TagCondition, TagRemoval};
+
+/// Things that are removed under one lock.
+const BATCH: usize = 64;
 
 /// Bytes that are read at once.
 const BLOCK_BYTES: usize = 1024 * 1024;
@@ -70,15 +75,15 @@ impl DiskStorage {
 
     /// Removes one piece of garbage; the lock is held.
     fn remove_one(&self, garbage: &Garbage) -> StorageResult<bool> {
-        let digest = match garbage {
-            Garbage::Manifest(_, digest, _) | Garbage::Link(_, digest) | Garbage::Data(digest) => {
-                digest
-            }
-        };
-        if exists(&note(&self.base.join("_gc"), digest))? {
+        if exists(&note(&self.base.join("_gc"), &garbage.note()))? {
             return Ok(false);
         }
         match garbage {
+            Garbage::Tag(name, tag, on) => {
+                let condition = on.map_or_else(TagCondition::default, TagCondition::on);
+                // One that was moved meanwhile stays.
+                Ok(self.remove_tag(name, tag, &condition)? == TagRemoval::Removed)
+            }
             Garbage::Manifest(name, digest, subject) => {
                 if let Some(subject) = subject {
                     let listed = below(self.referrers_folder(name, subject), digest).join("link");
@@ -108,15 +113,28 @@ fn note(folder: &Path, digest: &Digest) -> PathBuf {
 
 /// Ends the announcement when it is dropped.
 #[derive(Debug)]
-struct Announced {
+struct Announced<'a> {
+    storage: &'a DiskStorage,
     folder: PathBuf,
     /// Only one collection at a time.
     _collector: File,
 }
 
-impl Announcement for Announced {}
+impl Announcement for Announced<'_> {
+    fn remove(&self, batch: &[Garbage]) -> StorageResult<Vec<bool>> {
+        let _alone = self.storage.alone()?;
+        batch
+            .iter()
+            .map(|garbage| self.storage.remove_one(garbage))
+            .collect()
+    }
 
-impl Drop for Announced {
+    fn batch(&self) -> usize {
+        BATCH
+    }
+}
+
+impl Drop for Announced<'_> {
     fn drop(&mut self) {
         // What cannot be removed is taken over by the next collection.
         let _ = fs::remove_file(self.folder.join("running"));
@@ -125,7 +143,7 @@ impl Drop for Announced {
 }
 
 impl Collectable for DiskStorage {
-    fn announce(&self) -> StorageResult<Option<Box<dyn Announcement>>> {
+    fn announce(&self) -> StorageResult<Option<Box<dyn Announcement + '_>>> {
         let collector = match self.lock("collector", FlockOperation::NonBlockingLockExclusive) {
             Ok(file) => file,
             Err(super::StorageError::Io { source, .. })
@@ -143,9 +161,30 @@ impl Collectable for DiskStorage {
         // Who has not seen the announcement is through once this is.
         drop(self.alone()?);
         Ok(Some(Box::new(Announced {
+            storage: self,
             folder,
             _collector: collector,
         })))
+    }
+
+    fn tag_links(
+        &self,
+        repository: &RepositoryName,
+        _: &KnownTags,
+    ) -> StorageResult<Vec<FoundTag>> {
+        let mut tags = Vec::new();
+        for tag in self.tags(repository)?.unwrap_or_default() {
+            let made = self.tag_made(repository, &tag)?;
+            if let (Some(made), Some(digest)) = (made, self.tag(repository, &tag)?) {
+                tags.push(FoundTag {
+                    tag,
+                    digest: Some(digest),
+                    made,
+                    mark: None,
+                });
+            }
+        }
+        Ok(tags)
     }
 
     fn manifest_links(&self, repository: &RepositoryName) -> StorageResult<Vec<FoundLink>> {
@@ -188,14 +227,6 @@ impl Collectable for DiskStorage {
             }
         }
         Ok(())
-    }
-
-    fn remove_garbage(&self, batch: &[Garbage]) -> StorageResult<Vec<bool>> {
-        let _alone = self.alone()?;
-        batch
-            .iter()
-            .map(|garbage| self.remove_one(garbage))
-            .collect()
     }
 
     fn rehash(&self, digest: &Digest) -> StorageResult<Option<Digest>> {
@@ -250,6 +281,7 @@ fn links(folder: &Path) -> StorageResult<Vec<FoundLink>> {
                 digest,
                 stored,
                 made,
+                pulled: modified(&entry.path().join(PULLED))?,
             });
         }
     }
