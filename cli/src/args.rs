@@ -55,7 +55,7 @@ pub use remote::{
     IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs, LsArgs, ManifestCommand,
     ManifestDeleteArgs, ManifestPutArgs, MutateArgs, OneImageArgs, ReachArgs, RebaseArgs,
     ReferrersArgs, RemoteAttachArgs, RemoteCommand, RemoteExportArgs, RemoteRmArgs, RemoteTagArgs,
-    ResultArgs, SearchArgs, SyncArgs, TagsArgs,
+    ResultArgs, SearchArgs, SyncArgs, TagsArgs, ValidateArgs,
 };
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;

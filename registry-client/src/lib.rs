@@ -12,6 +12,7 @@
 //! | [`pull`], [`push`] | whole images |
 //! | [`copy`] | images from anywhere to anywhere: registries, layouts, archives |
 //! | [`edit`] | images changed without moving their layers |
+//! | [`validate`] | whether an image is what it says |
 //! | [`search`] | repositories by a part of their name |
 //! | [`referrers`] | what is about a manifest, where the registry keeps no list of it |
 //! | [`through`] | what a cache in front of a registry asks |
@@ -58,6 +59,7 @@ pub mod search;
 pub mod through;
 mod transport;
 mod upload;
+pub mod validate;
 
 pub use auth::{Credential, CredentialError, DockerConfig, Keychain};
 pub use bucket::{Bucket, BucketError, BucketOptions};

@@ -6,11 +6,14 @@ use clap::{Args, Subcommand};
 use store::oci::Platform;
 
 mod edit;
+mod judge;
 
 pub use edit::{
     AppendArgs, FlattenArgs, IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs,
     MutateArgs, RebaseArgs, RemoteExportArgs, ResultArgs, SyncArgs,
 };
+
+pub use judge::ValidateArgs;
 
 /// `longshore remote`.
 #[derive(Debug, Subcommand)]
@@ -49,6 +52,8 @@ pub enum RemoteCommand {
     Config(OneImageArgs),
     /// Show what is known of an image, as JSON
     Inspect(OneImageArgs),
+    /// Check that an image is what it says: every digest, size and type
+    Validate(ValidateArgs),
     /// Manifests and indexes as they are
     #[command(
         subcommand,
@@ -93,6 +98,7 @@ impl RemoteCommand {
                 args.result.uses_the_store(Some(&args.image)) || bases.iter().any(|b| store(b))
             }
             RemoteCommand::Export(args) => store(&args.image),
+            RemoteCommand::Validate(args) => args.image.as_deref().is_some_and(store),
             RemoteCommand::Index(IndexCommand::Create(args)) => {
                 store(&args.target) || args.images.iter().any(|image| store(image))
             }

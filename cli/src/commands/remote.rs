@@ -6,6 +6,7 @@
 //! | [`edit`] | `mutate`, `append`, `rebase`, `flatten`, `export`, `index …` |
 //! | [`list`] | `ls`, `tags`, `search` |
 //! | [`look`] | `digest`, `config`, `inspect`, `manifest get`, `referrers` |
+//! | [`validate`] | `validate` |
 //! | [`change`] | `manifest put` and `delete`, `tag`, `rm`, `attach` |
 //! | [`blob`] | `blob …` |
 
@@ -16,6 +17,7 @@ pub mod edit;
 pub mod list;
 pub mod look;
 pub mod sync;
+pub mod validate;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -53,6 +55,7 @@ pub fn run(context: &Context, command: &RemoteCommand) -> Result<ExitCode, CliEr
         RemoteCommand::Digest(args) => look::digest(context, args),
         RemoteCommand::Config(args) => look::config(context, args),
         RemoteCommand::Inspect(args) => look::inspect(context, args),
+        RemoteCommand::Validate(args) => validate::validate(context, args),
         RemoteCommand::Referrers(args) => look::referrers(context, args),
         RemoteCommand::Manifest(ManifestCommand::Get(args)) => look::manifest(context, args),
         RemoteCommand::Manifest(ManifestCommand::Put(args)) => change::put(context, args),

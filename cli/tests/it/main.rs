@@ -26,6 +26,7 @@
 //! | [`registry_access`] | users, policies and logs of the registry, with everybody's tools |
 //! | [`registry_identity`] | jobs with tokens of their CI, other token servers, certificates |
 //! | [`registry_reload`] | another configuration while transfers run |
+//! | [`validate`] | images that are what they say, and such as are not |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`platforms`] | images for other machines, and for several |
 //! | [`progress`] | what a build says while it runs |
@@ -110,4 +111,5 @@ mod support;
 mod terminal;
 mod tidy;
 mod transfer;
+mod validate;
 mod webhooks;
