@@ -174,6 +174,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Copy an image between registries, layouts, archives and the store
     Copy(CopyArgs),
+    /// Look for images in a registry
+    Search(SearchArgs),
     /// Images where they lie: in registries, layouts and archives
     #[command(
         subcommand,
@@ -281,6 +283,7 @@ impl Command {
             self,
             Command::Login(_)
                 | Command::Logout(_)
+                | Command::Search(_)
                 | Command::Registry(_)
                 | Command::Version(_)
                 | Command::Info(_)

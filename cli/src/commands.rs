@@ -85,6 +85,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Prune(args) => space::prune(context, &args),
         Command::Store(StoreCommand::Check(args)) => check::check(context, &args),
         Command::Copy(args) => remote::copy::copy(context, &args),
+        Command::Search(args) => remote::search::search(context, &args),
         Command::Remote(command) => remote::run(context, &command),
         Command::Login(args) => login::login(context, &args),
         Command::Logout(args) => login::logout(context, &args),

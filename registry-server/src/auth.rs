@@ -414,6 +414,21 @@ impl Gate {
         }
     }
 
+    /// Whether somebody can log in by name and password.
+    pub(crate) fn takes_passwords(&self) -> bool {
+        self.users.is_some() || !self.issuers.is_empty()
+    }
+
+    /// Whether there is anything at all that a person may do.
+    pub(crate) fn knows(&self, person: &Person) -> bool {
+        self.policy.knows(person)
+    }
+
+    /// Whether the visitor may do this to a repository.
+    pub(crate) fn may(&self, visitor: &Visitor, action: Action, name: &RepositoryName) -> bool {
+        self.policy.allows(&visitor.person, action, name) && visitor.is_granted(action, name)
+    }
+
     /// Whether the visitor may see that a repository exists, and read it.
     pub(crate) fn may_pull(&self, visitor: &Visitor, name: &RepositoryName) -> bool {
         self.may_list(visitor, name) && visitor.is_granted(Action::Pull, name)
@@ -485,6 +500,11 @@ pub(crate) fn too_many(detail: &str, wait: Duration) -> ApiError {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     ApiError::with(ErrorCode::TooManyRequests, detail)
         .header(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+}
+
+/// 401 that asks for name and password.
+pub(crate) fn login_challenge() -> ApiError {
+    basic_challenge()
 }
 
 fn basic_challenge() -> ApiError {

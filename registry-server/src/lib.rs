@@ -16,6 +16,8 @@
 //! | [`audit`] | a line for every change |
 //! | [`proxy`] | who is behind proxies that are trusted; pure |
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
+//! | `page` | the web page's files |
+//! | `search`, `index` | repositories by what they are called and say, and tags with what they are |
 //! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
 //! | [`upstream`] | other registries, read through this one and kept |
 //! | [`events`] | endpoints that are told of pushes, pulls and deletes |
@@ -35,9 +37,11 @@ pub mod error;
 pub mod events;
 pub mod fixture;
 pub mod immutable;
+mod index;
 mod manifests;
 mod metrics;
 pub mod observe;
+mod page;
 pub mod policy;
 pub mod proxy;
 mod pulls;
@@ -46,6 +50,7 @@ pub mod range;
 pub mod rate;
 mod registry;
 pub mod routes;
+mod search;
 pub mod sendfile;
 pub mod serve;
 pub mod storage;

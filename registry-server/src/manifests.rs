@@ -299,6 +299,7 @@ impl Registry {
                 Ok(Outcome::Put)
             })
             .await?;
+        self.index.note(&name, &tags);
         match outcome {
             Outcome::Put => {}
             Outcome::Refused => return Err(ApiError::new(ErrorCode::PreconditionFailed)),
@@ -346,6 +347,7 @@ impl Registry {
             return Err(immutable::refusal(&tag, &on));
         }
         let quotas = Arc::clone(&self.quotas);
+        let (index, noted) = (Arc::clone(&self.index), name.clone());
         let removed = self
             .blocking(move |storage| {
                 if let ManifestReference::Tag(tag) = &reference {
@@ -367,8 +369,9 @@ impl Registry {
                     false => TagRemoval::Absent,
                 })
             })
-            .await?;
-        match removed {
+            .await;
+        index.note(&noted, &[]);
+        match removed? {
             TagRemoval::Removed => Ok(answer(StatusCode::ACCEPTED)),
             TagRemoval::Absent => Err(ApiError::with(ErrorCode::ManifestUnknown, shown)),
             TagRemoval::Refused => Err(ApiError::with(ErrorCode::PreconditionFailed, shown)),

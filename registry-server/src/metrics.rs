@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::collect::Collected;
 
 /// What requests are about.
-pub(crate) const ROUTES: [&str; 12] = [
+pub(crate) const ROUTES: [&str; 14] = [
     "base",
     "catalog",
     "blob",
@@ -30,6 +30,8 @@ pub(crate) const ROUTES: [&str; 12] = [
     "uploads",
     "upload",
     "extensions",
+    "search",
+    "page",
     "token",
     "observing",
     "other",

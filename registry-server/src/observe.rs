@@ -175,6 +175,9 @@ fn route_name(path: &str) -> &'static str {
     match path {
         "/livez" | "/readyz" | "/metrics" => return "observing",
         "/token" | "/.well-known/jwks.json" => return "token",
+        "/" => return "page",
+        path if path.starts_with("/-/") => return "page",
+        "/v1/_ping" | "/v2/_longshore/about" => return "search",
         _ => {}
     }
     match Route::parse(path) {
@@ -186,6 +189,7 @@ fn route_name(path: &str) -> &'static str {
         Ok(Route::Upload(..)) => "upload",
         Ok(Route::Manifest(..)) => "manifest",
         Ok(Route::Tags(_)) => "tags",
+        Ok(Route::Search | Route::DockerSearch | Route::TagTable(_)) => "search",
         Ok(Route::Referrers(..)) => "referrers",
         Err(_) => "other",
     }
@@ -295,6 +299,7 @@ mod tests {
             "/v2/",
             "/v2/_catalog",
             "/v2/a/tags/list",
+            "/v1/search",
             "/livez",
             "/token",
             "/x",

@@ -20,6 +20,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::events::Events;
 use crate::events::event::RegistryEvent;
 use crate::immutable::ImmutableRule;
+use crate::index::Index;
 use crate::observe::{AccessLog, Observer, Watched};
 use crate::policy::Action;
 use crate::proxy::Proxies;
@@ -55,6 +56,8 @@ pub(crate) struct Rules {
     pub(crate) immutable: Arc<[ImmutableRule]>,
     /// Whether `/metrics` is served.
     pub(crate) metrics: bool,
+    /// Whether there is a web page.
+    pub(crate) page: bool,
 }
 
 /// A registry: storage, sessions, rules and who may do what. Another configuration makes another one, of the same storage and
@@ -68,6 +71,7 @@ pub(crate) struct Registry {
     pub(crate) upstreams: Upstreams,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) pulls: Arc<Pulls>,
+    pub(crate) index: Arc<Index>,
     /// Of requests, by user or address.
     pub(crate) rates: Option<Arc<RateLimit>>,
     pub(crate) audit: Option<Arc<AuditLog>>,
@@ -310,12 +314,22 @@ impl Registry {
         if let Some(answer) = self.observing(path, call).await {
             return answer;
         }
+        if self.rules.page
+            && let Some(answer) = crate::page::file(path, call)
+        {
+            return answer;
+        }
         match path {
             "/token" => {
                 self.count(None, &call.peer)?;
                 return self.token(call).await;
             }
             "/.well-known/jwks.json" => return self.published_keys(),
+            "/v1/_ping" => return self.docker_ping(),
+            "/v2/_longshore/about" => {
+                self.count(None, &call.peer)?;
+                return self.about(call).await;
+            }
             _ => {}
         }
         let placed = Route::parse(path)
@@ -343,6 +357,9 @@ impl Registry {
         let allowed: &'static str = match &route {
             Route::Base
             | Route::Catalog
+            | Route::Search
+            | Route::DockerSearch
+            | Route::TagTable(_)
             | Route::Extensions(_)
             | Route::Tags(_)
             | Route::Referrers(..) => "GET, HEAD",
@@ -369,6 +386,8 @@ impl Registry {
             ));
         }
         if let Some(name) = route.repository().cloned()
+            // What is here of another registry's.
+            && !matches!(route, Route::TagTable(_))
             && let Some((through, remote)) = self.upstreams.of(&name)
         {
             return self.pull_through(through, remote, route, call).await;
@@ -376,6 +395,9 @@ impl Registry {
         match (route, method.as_str()) {
             (Route::Base, _) => Ok(json_answer("{}".to_owned())),
             (Route::Catalog, _) => self.catalog(call).await,
+            (Route::Search, _) => self.search(call).await,
+            (Route::DockerSearch, _) => self.docker_search(call).await,
+            (Route::TagTable(name), _) => self.tag_table(name, call).await,
             (Route::Extensions(name), _) => self.extensions(name).await,
             (Route::Tags(name), _) => self.list_tags(name, call).await,
             (Route::Referrers(name, subject), _) => self.list_referrers(name, subject, call).await,
@@ -424,11 +446,12 @@ fn need(route: &Route, call: &Call) -> Need {
     };
     match route {
         Route::Base | Route::Extensions(None) => Need::Login,
-        Route::Catalog => Need::Catalog,
+        Route::Catalog | Route::Search | Route::DockerSearch => Need::Catalog,
         Route::Extensions(Some(name))
         | Route::Blob(name, _)
         | Route::Manifest(name, _)
         | Route::Tags(name)
+        | Route::TagTable(name)
         | Route::Referrers(name, _) => Need::Repository(name.clone(), action, None),
         Route::Uploads(name) => {
             let from = call

@@ -4,6 +4,9 @@
 //! /v2/                                   Base
 //! /v2/_catalog                           Catalog
 //! /v2/[<name>/]_oci/ext/discover         Extensions
+//! /v2/_longshore/search                  Search
+//! /v2/<name>/_longshore/tags             TagTable
+//! /v1/search                             DockerSearch
 //! /v2/<name>/blobs/<digest>              Blob
 //! /v2/<name>/blobs/uploads[/]            Uploads
 //! /v2/<name>/blobs/uploads/<id>          Upload
@@ -115,6 +118,12 @@ pub enum Route {
     Catalog,
     /// What is offered beyond the specification, by the registry or in one repository.
     Extensions(Option<RepositoryName>),
+    /// Repositories by terms.
+    Search,
+    /// The same to docker.
+    DockerSearch,
+    /// The tags of a repository with what they are.
+    TagTable(RepositoryName),
     /// One blob of a repository.
     Blob(RepositoryName, Digest),
     /// Where uploads start.
@@ -133,13 +142,14 @@ impl Route {
     /// The repository that it is about.
     pub fn repository(&self) -> Option<&RepositoryName> {
         match self {
-            Route::Base | Route::Catalog => None,
+            Route::Base | Route::Catalog | Route::Search | Route::DockerSearch => None,
             Route::Extensions(name) => name.as_ref(),
             Route::Blob(name, _)
             | Route::Uploads(name)
             | Route::Upload(name, _)
             | Route::Manifest(name, _)
             | Route::Tags(name)
+            | Route::TagTable(name)
             | Route::Referrers(name, _) => Some(name),
         }
     }
@@ -148,13 +158,14 @@ impl Route {
     #[must_use]
     pub fn with_repository(mut self, other: RepositoryName) -> Route {
         match &mut self {
-            Route::Base | Route::Catalog => {}
+            Route::Base | Route::Catalog | Route::Search | Route::DockerSearch => {}
             Route::Extensions(name) => *name = Some(other),
             Route::Blob(name, _)
             | Route::Uploads(name)
             | Route::Upload(name, _)
             | Route::Manifest(name, _)
             | Route::Tags(name)
+            | Route::TagTable(name)
             | Route::Referrers(name, _) => *name = other,
         }
         self
@@ -163,6 +174,9 @@ impl Route {
     /// Parses the path of a URL, as it was sent (percent-encoded).
     pub fn parse(path: &str) -> Result<Route, ApiError> {
         let unknown = || ApiError::new(ErrorCode::NotFound);
+        if path == "/v1/search" {
+            return Ok(Route::DockerSearch);
+        }
         let rest = match path.strip_prefix("/v2") {
             Some("" | "/") => return Ok(Route::Base),
             Some(rest) => rest.strip_prefix('/').ok_or_else(unknown)?,
@@ -176,6 +190,8 @@ impl Route {
         };
         match segments.as_slice() {
             ["_catalog"] => Ok(Route::Catalog),
+            ["_longshore", "search"] => Ok(Route::Search),
+            [name @ .., "_longshore", "tags"] => Ok(Route::TagTable(repository(name)?)),
             ["_oci", "ext", "discover"] => Ok(Route::Extensions(None)),
             [name @ .., "_oci", "ext", "discover"] => {
                 Ok(Route::Extensions(Some(repository(name)?)))
@@ -323,6 +339,9 @@ mod tests {
             "/v2/a/b/_oci/ext/discover",
             Ok(Route::Extensions(Some(name("a/b")))),
         );
+        check("/v2/_longshore/search", Ok(Route::Search));
+        check("/v1/search", Ok(Route::DockerSearch));
+        check("/v2/a/b/_longshore/tags", Ok(Route::TagTable(name("a/b"))));
         check("/v2/a/tags/list", Ok(Route::Tags(name("a"))));
         check("/v2/a/b/c/tags/list", Ok(Route::Tags(name("a/b/c"))));
         check("/v2/a/blobs/uploads/", Ok(Route::Uploads(name("a"))));
@@ -383,6 +402,8 @@ mod tests {
         use ErrorCode as E;
         check("/", Err(E::NotFound));
         check("/v1/", Err(E::NotFound));
+        check("/v1/search/x", Err(E::NotFound));
+        check("/v2/_longshore/tags", Err(E::NameInvalid));
         check("/v2x/", Err(E::NotFound));
         check("/v2/a", Err(E::NotFound));
         check("/v2/a/tags", Err(E::NotFound));

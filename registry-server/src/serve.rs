@@ -89,6 +89,8 @@ pub struct Config {
     pub webhooks: Vec<Webhook>,
     /// Whether `/metrics` is served, to all who may log in.
     pub metrics: bool,
+    /// Whether there is a web page, at `/`.
+    pub page: bool,
     /// Where each request is told when it is over.
     pub access_log: Option<Arc<dyn AccessLog>>,
     /// What fetches the keys of issuers; without, they can be in files only.
@@ -118,6 +120,7 @@ impl Config {
             audit: None,
             webhooks: Vec::new(),
             metrics: false,
+            page: true,
             access_log: None,
             fetch: None,
             proxies: Proxies::default(),
@@ -295,6 +298,7 @@ impl Live {
             body_timeout: config.limits.body_timeout,
             immutable: config.immutable.clone().into(),
             metrics: config.metrics,
+            page: config.page,
         };
         let audit = config.audit.as_deref().map(AuditLog::open).transpose()?;
         // What was counted so far counts on, where the rules are the same.
@@ -318,6 +322,7 @@ impl Live {
             sessions: before.map_or_else(Arc::default, |before| Arc::clone(&before.sessions)),
             rules,
             gate: Arc::new(gate),
+            index: before.map_or_else(Arc::default, |before| Arc::clone(&before.index)),
             quotas: quotas.unwrap_or_else(|| Arc::new(Quotas::new(&config.quotas))),
             pulls: before.map_or_else(Arc::default, |before| Arc::clone(&before.pulls)),
             rates,

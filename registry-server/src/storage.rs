@@ -466,6 +466,12 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
         None
     }
 
+    /// Something that changes at least whenever a tag of the repository is added or removed, and not often otherwise; `None`
+    /// where nothing tells it cheaply.
+    fn tags_stamp(&self, _: &RepositoryName) -> StorageResult<Option<SystemTime>> {
+        Ok(None)
+    }
+
     /// The storage as one whose garbage can be collected, if it is one.
     fn collectable(&self) -> Option<&dyn collectable::Collectable> {
         None

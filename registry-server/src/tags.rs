@@ -35,6 +35,7 @@ impl Registry {
     }
 
     pub(crate) async fn extensions(&self, name: Option<RepositoryName>) -> Answer {
+        let in_repository = name.is_some();
         if let Some(name) = name {
             let repository = name.clone();
             let tags = self.blocking(move |storage| storage.tags(&repository));
@@ -48,7 +49,18 @@ impl Registry {
             "description": "lists the extensions",
             "endpoints": ["_oci/ext/discover"],
         });
-        Ok(json_answer(json!({"extensions": [discovery]}).to_string()))
+        let ours = json!({
+            "name": "_longshore",
+            "url": "docs/reference/page.md",
+            "description": "repositories by terms, tags with what they are, and who asks",
+            "endpoints": match in_repository {
+                true => vec!["_longshore/tags"],
+                false => vec!["_longshore/about", "_longshore/search"],
+            },
+        });
+        Ok(json_answer(
+            json!({"extensions": [discovery, ours]}).to_string(),
+        ))
     }
 
     pub(crate) async fn catalog(&self, call: &Call) -> Answer {

@@ -200,6 +200,16 @@ pub struct ServeArgs {
     /// Serve numbers for Prometheus at `/metrics`, to all who may log in
     #[arg(long)]
     pub metrics: bool,
+    /// Serve a web page at `/`; `--page=false` serves none [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    pub page: Option<bool>,
     /// Append a line of JSON to FILE for each request, or print it with `-`
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,

@@ -455,17 +455,44 @@ pub struct RemoteAttachArgs {
     pub common: CommonArgs,
 }
 
-/// `longshore remote search`.
+/// `longshore search` and `longshore remote search`.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:
-  longshore remote search localhost:5000/web")]
+#[command(after_help = "Examples:
+  longshore search localhost:5000/web
+  longshore search --list-tags localhost:5000/shop/web
+  longshore search --format '{{.Name}}' --limit 100 localhost:5000/web
+
+See docs/reference/remote.md.")]
 pub struct SearchArgs {
-    /// A registry and a part of a repository's name [default registry: Docker Hub]
+    /// A registry, and what is looked for: a part of a repository's name; longshore's own registry also
+    /// knows tags and descriptions [default registry: Docker Hub]
     #[arg(value_name = "[REGISTRY/]TERM")]
     pub term: String,
     /// Most that are shown
     #[arg(long, value_name = "COUNT", default_value = "25")]
     pub limit: usize,
+    /// Only some: stars=COUNT, is-official=true|false; may be repeated
+    #[arg(
+        short,
+        long = "filter",
+        value_name = "KEY=VALUE",
+        value_delimiter = ','
+    )]
+    pub filters: Vec<String>,
+    /// Show descriptions in full
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// table, json, or a template such as '{{.Name}} {{.Description}}'
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "table",
+        conflicts_with = "json"
+    )]
+    pub format: String,
+    /// List the tags of the repository that is named
+    #[arg(long, conflicts_with = "filters")]
+    pub list_tags: bool,
     /// What all of these commands take.
     #[command(flatten)]
     pub common: CommonArgs,

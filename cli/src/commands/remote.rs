@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`copy`], [`sync`] | `copy`, `sync` |
 //! | [`edit`] | `mutate`, `append`, `rebase`, `flatten`, `export`, `index …` |
-//! | [`list`] | `ls`, `tags`, `search` |
+//! | [`list`] | `ls`, `tags` |
+//! | [`search`] | `search` |
 //! | [`look`] | `digest`, `config`, `inspect`, `manifest get`, `referrers` |
 //! | [`validate`] | `validate` |
 //! | [`change`] | `manifest put` and `delete`, `tag`, `rm`, `attach` |
@@ -16,6 +17,7 @@ pub mod copy;
 pub mod edit;
 pub mod list;
 pub mod look;
+pub mod search;
 pub mod sync;
 pub mod validate;
 
@@ -51,7 +53,7 @@ pub fn run(context: &Context, command: &RemoteCommand) -> Result<ExitCode, CliEr
         RemoteCommand::Index(command) => edit::index(context, command),
         RemoteCommand::Ls(args) => list::ls(context, args),
         RemoteCommand::Tags(args) => list::tags(context, args),
-        RemoteCommand::Search(args) => list::search(context, args),
+        RemoteCommand::Search(args) => search::search(context, args),
         RemoteCommand::Digest(args) => look::digest(context, args),
         RemoteCommand::Config(args) => look::config(context, args),
         RemoteCommand::Inspect(args) => look::inspect(context, args),

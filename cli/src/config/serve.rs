@@ -97,6 +97,7 @@ impl ServeConfig {
         server.delete = root.boolean("delete")?.unwrap_or(server.delete);
         server.warning = root.text("warning")?;
         server.metrics = root.boolean("metrics")?.unwrap_or(server.metrics);
+        server.page = root.boolean("page")?.unwrap_or(server.page);
         config.access_log = root.text("access_log")?.map(|text| match text.as_str() {
             "-" => PathBuf::from("-"),
             _ => file(text),

@@ -31,6 +31,7 @@
 //! | [`platforms`] | images for other machines, and for several |
 //! | [`progress`] | what a build says while it runs |
 //! | [`run_mounts`] | what surrounds a `RUN`: mounts, secrets, agents, limits |
+//! | [`search`] | repositories found in registries |
 //! | [`shared_cache`] | results that go from machine to machine |
 //! | [`bad_input`] | clear errors, and nothing left behind |
 //! | [`errors`] | what is said of common mistakes, beside what BuildKit says |
@@ -102,6 +103,7 @@ mod remote;
 mod rootless;
 mod run;
 mod run_mounts;
+mod search;
 mod security;
 mod shared_cache;
 mod sharing;

@@ -392,6 +392,14 @@ impl RegistryStorage for DiskStorage {
         Ok(Some((bytes(found.f_blocks), bytes(found.f_bavail))))
     }
 
+    fn tags_stamp(&self, repository: &RepositoryName) -> StorageResult<Option<SystemTime>> {
+        let folder = self.repository(repository).join("_manifests/tags");
+        match fs::metadata(&folder).and_then(|metadata| metadata.modified()) {
+            Err(error) if is_absent(&error) => Ok(None),
+            time => time.map(Some).map_err(failed("examine", &folder)),
+        }
+    }
+
     fn mount_blob(
         &self,
         repository: &RepositoryName,

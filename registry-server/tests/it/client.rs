@@ -87,6 +87,28 @@ impl Client {
         })
     }
 
+    /// One that waits this long for each answer.
+    pub(crate) fn patient(addr: SocketAddr, patience: Duration) -> Client {
+        let client = Client::new(addr);
+        let stream = client.stream.get_ref();
+        stream.set_read_timeout(Some(patience)).unwrap();
+        client
+    }
+
+    /// Pushes an image of nothing as a user whose password is their name; returns its digest.
+    pub(crate) fn push_as(&mut self, user: &str, name: &str) -> Digest {
+        let authorization = crate::policy::basic(user, user);
+        let mut send = |method: &str, target: &str, body: &[u8]| {
+            crate::policy::send(self, &authorization, method, target, body).expect(201);
+        };
+        let config = Digest::of(b"{}");
+        let uploads = format!("/v2/{name}/blobs/uploads/?digest={config}");
+        send("POST", &uploads, b"{}");
+        let manifest = crate::protocol::manifest_of(&config, &[]);
+        send("PUT", &format!("/v2/{name}/manifests/t"), &manifest);
+        Digest::of(&manifest)
+    }
+
     /// Sends bytes as they are.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.stream.get_mut().write_all(bytes).unwrap();

@@ -4,6 +4,7 @@
 
 mod access;
 mod beyond;
+mod browser;
 mod bucket;
 mod client;
 mod collect;
@@ -13,10 +14,12 @@ mod identity;
 mod kill;
 mod limits;
 mod observe;
+mod page;
 mod policy;
 mod protocol;
 mod receiver;
 mod replicas;
+mod search;
 mod storage;
 mod through;
 mod tools;

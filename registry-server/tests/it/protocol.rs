@@ -925,7 +925,7 @@ fn methods_that_are_not_offered() {
             assert_eq!(reply.header("allow"), Some(allow));
             reply.refused(405, "UNSUPPORTED");
         }
-        client.get("/").refused(404, "UNSUPPORTED");
+        client.get("/v3/").refused(404, "UNSUPPORTED");
         client.get("/v2/a/nothing").refused(404, "UNSUPPORTED");
     });
 }

@@ -72,6 +72,7 @@ impl Settings {
             config.tls = Some(TlsFiles { cert, key });
         }
         config.metrics |= args.metrics;
+        config.page = args.page.unwrap_or(config.page);
         if let Some(path) = args.access_log.as_ref().or(file.access_log.as_ref()) {
             let log = access_log::JsonLog::open(&context.ui, path)?;
             config.access_log = Some(Arc::new(log));

@@ -1,16 +1,14 @@
-//! `ls`, `tags` and `search`: names in registries.
+//! `ls` and `tags`: names in registries.
 
 use std::process::ExitCode;
 
 use serde_json::json;
 use store::oci::pattern::selected;
-use store::oci::reference::DOCKER_HUB;
 
 use super::{Session, repository};
-use crate::args::{LsArgs, SearchArgs, TagsArgs};
+use crate::args::{LsArgs, TagsArgs};
 use crate::context::Context;
-use crate::error::{CliError, Kind};
-use crate::ui::table::table;
+use crate::error::CliError;
 
 /// `longshore remote ls`.
 pub fn ls(context: &Context, args: &LsArgs) -> Result<ExitCode, CliError> {
@@ -39,7 +37,7 @@ pub fn ls(context: &Context, args: &LsArgs) -> Result<ExitCode, CliError> {
 }
 
 /// The registry, where a text names one and no repository in it.
-fn registry(text: &str) -> Option<&str> {
+pub(super) fn registry(text: &str) -> Option<&str> {
     let bare = text.strip_prefix("docker://").unwrap_or(text);
     let bare = bare.strip_suffix('/').unwrap_or(bare);
     let is_host = bare == "localhost" || bare.contains(['.', ':']) || bare.starts_with('[');
@@ -74,43 +72,4 @@ pub fn tags(context: &Context, args: &TagsArgs) -> Result<ExitCode, CliError> {
 fn is_digest_tag(tag: &str) -> bool {
     let stem = tag.split('.').next().unwrap_or(tag);
     registry_client::referrers::is_fallback_tag(stem)
-}
-
-/// `longshore remote search`.
-pub fn search(context: &Context, args: &SearchArgs) -> Result<ExitCode, CliError> {
-    let (host, term) = match args.term.split_once('/') {
-        Some((host, term)) if registry(host).is_some() => (host, term),
-        _ => (DOCKER_HUB, args.term.as_str()),
-    };
-    if term.is_empty() {
-        let message = format!("nothing to look for: `{}`", args.term);
-        return Err(CliError::new(Kind::Usage, message).hint("`longshore remote ls` lists all"));
-    }
-    let session = Session::with_hosts(context, &args.common.reach, vec![host.to_owned()])?;
-    let found = session.run(|client| async move { client.search(host, term, args.limit).await })?;
-    if args.common.json {
-        for one in &found {
-            context.ui.json_line(&json!({
-                "name": one.name,
-                "description": one.description,
-                "stars": one.stars,
-                "official": one.official,
-            }))?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows: Vec<Vec<String>> = found
-        .iter()
-        .map(|one| {
-            vec![
-                one.name.clone(),
-                crate::ui::text::one_line(&one.description),
-                one.stars.to_string(),
-                if one.official { "[OK]" } else { "" }.to_owned(),
-            ]
-        })
-        .collect();
-    let headings = ["NAME", "DESCRIPTION", "STARS", "OFFICIAL"];
-    context.ui.data(table(&headings, &rows))?;
-    Ok(ExitCode::SUCCESS)
 }
