@@ -47,8 +47,8 @@ pub use network::{
 };
 pub use output::{Output, OutputKind};
 pub use registry::{
-    CollectArgs, GcArgs, HtpasswdArgs, RegistryCommand, RegistryPlace, RegistryStatsArgs,
-    ServeArgs, VerifyArgs,
+    CollectArgs, GcArgs, HtpasswdArgs, MigrateArgs, RegistryCommand, RegistryPlace,
+    RegistryStatsArgs, ServeArgs, VerifyArgs,
 };
 pub use remote::{
     AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, FlattenArgs,

@@ -93,6 +93,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Registry(RegistryCommand::Gc(args)) => registry::gc(context, &args),
         Command::Registry(RegistryCommand::Verify(args)) => registry::verify(context, &args),
         Command::Registry(RegistryCommand::Stats(args)) => registry::stats(context, &args),
+        Command::Registry(RegistryCommand::Migrate(args)) => registry::migrate(context, &args),
         Command::Registry(RegistryCommand::Htpasswd(args)) => registry::htpasswd(context, &args),
         Command::Version(args) => system::version(context, &args),
         Command::StoreSync => sync::sync(context),

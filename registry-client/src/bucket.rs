@@ -13,6 +13,7 @@ use futures_util::StreamExt as _;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::path::Path as Key;
+use object_store::signer::Signer;
 use object_store::{
     ClientOptions, MultipartUpload as _, ObjectStore, ObjectStoreExt as _, RetryConfig,
 };
@@ -211,6 +212,11 @@ impl Client {
 impl Bucket {
     /// The store behind it, for what keeps more than single objects there.
     pub fn store(&self) -> std::sync::Arc<dyn ObjectStore> {
+        std::sync::Arc::<AmazonS3>::clone(&self.store)
+    }
+
+    /// What makes URLs with which others can read single objects for a while; they need credentials to be made of.
+    pub fn signer(&self) -> std::sync::Arc<dyn Signer> {
         std::sync::Arc::<AmazonS3>::clone(&self.store)
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, Method, Response, StatusCode};
 use serde::Serialize;
+use store::oci::Digest;
 use store::oci::time::rfc3339;
 
 use crate::auth::{Peer, Visitor};
@@ -73,6 +74,23 @@ impl Event {
             tags: Vec::new(),
             scope: None,
             status: 200,
+        }
+    }
+
+    /// Data that was found not to be what its digest says; nobody did that here.
+    pub(crate) fn damaged(digest: &Digest) -> Event {
+        Event {
+            time: rfc3339(crate::storage::now_seconds()),
+            action: "find-damage",
+            user: None,
+            via: "scrub",
+            addr: String::new(),
+            repository: None,
+            reference: None,
+            digest: Some(digest.to_string()),
+            tags: Vec::new(),
+            scope: None,
+            status: 500,
         }
     }
 
@@ -155,6 +173,15 @@ impl AuditLog {
         Ok(AuditLog {
             file: Arc::new(file),
         })
+    }
+
+    /// Writes a line, on a thread that may block.
+    pub(crate) fn write_now(&self, event: &Event) {
+        let mut line = serde_json::to_vec(event).expect("texts and numbers are JSON");
+        line.push(b'\n');
+        if let Err(error) = (&*self.file).write_all(&line) {
+            tracing::error!(%error, "cannot write the audit log");
+        }
     }
 
     /// Writes a line. A log that cannot be written is told in the other log, and keeps nobody from working.

@@ -23,23 +23,32 @@ const SMALL_BYTES: u64 = 64 * 1024;
 impl Registry {
     pub(crate) async fn blob(&self, name: RepositoryName, digest: Digest, call: &Call) -> Answer {
         let head = call.method == Method::HEAD;
+        // Who has it already is told so here.
+        let redirects = !call.has_already(&format!("\"{digest}\""));
         let found = self
             .blocking(move |storage| {
                 if head {
                     let size = storage.blob_size(&name, &digest)?;
                     let source = BlobSource::Bytes(Bytes::new());
-                    return Ok(size.map(|size| Blob { size, source }));
+                    return Ok(size.map(|size| Found::Here(Blob { size, source })));
+                }
+                if redirects
+                    && let Some((url, size)) = storage.blob_url(&name, &digest)?
+                    && size > SMALL_BYTES
+                {
+                    return Ok(Some(Found::Elsewhere(url)));
                 }
                 match storage.blob(&name, &digest)? {
-                    Some(blob) => read_small(blob, &digest).map(Some),
+                    Some(blob) => read_small(blob, &digest).map(|blob| Some(Found::Here(blob))),
                     None => Ok(None),
                 }
             })
             .await?;
-        let Some(blob) = found else {
-            return Err(ApiError::with(ErrorCode::BlobUnknown, digest.to_string()));
-        };
-        Registry::present(&blob, &digest, call)
+        match found {
+            Some(Found::Here(blob)) => Registry::present(&blob, &digest, call),
+            Some(Found::Elsewhere(url)) => redirect(&url, &digest),
+            None => Err(ApiError::with(ErrorCode::BlobUnknown, digest.to_string())),
+        }
     }
 
     /// The answer to a request for a blob that is there; its content is not looked at if that is not asked for.
@@ -95,6 +104,25 @@ impl Registry {
         set(&mut response, CONTENT_DIGEST, &digest.to_string());
         Ok(response)
     }
+}
+
+/// Where a blob is.
+enum Found {
+    Here(Blob),
+    /// At this URL, where clients fetch it themselves.
+    Elsewhere(String),
+}
+
+/// Sends a client elsewhere, with its ranges; its credentials are for here.
+fn redirect(url: &str, digest: &Digest) -> Answer {
+    let location = HeaderValue::from_str(url).map_err(|_| ApiError::new(ErrorCode::Unknown))?;
+    let mut response = answer(StatusCode::TEMPORARY_REDIRECT);
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, location);
+    // It is good for a while only.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    set(&mut response, CONTENT_DIGEST, &digest.to_string());
+    Ok(response)
 }
 
 fn read_small(blob: Blob, digest: &Digest) -> Result<Blob, StorageError> {

@@ -8,6 +8,8 @@
 //! | `blobs`, `uploads`, `manifests`, `tags` | the handlers, by endpoint |
 //! | [`range`] | `Range` and `Content-Range`; pure |
 //! | [`collect`] | garbage, retention, checks and counts, on a storage that is in use |
+//! | [`migrate`] | a registry copied from one storage to another |
+//! | [`scrub`] | everything hashed again, slowly and all the time |
 //! | [`error`] | error codes, statuses and the JSON envelope, in one table |
 //! | [`auth`] | who asks: users, tokens; and whether they may |
 //! | [`policy`] | rules of who may do what; pure |
@@ -40,6 +42,7 @@ pub mod immutable;
 mod index;
 mod manifests;
 mod metrics;
+pub mod migrate;
 pub mod observe;
 mod page;
 pub mod policy;
@@ -50,6 +53,7 @@ pub mod range;
 pub mod rate;
 mod registry;
 pub mod routes;
+pub mod scrub;
 mod search;
 pub mod sendfile;
 pub mod serve;

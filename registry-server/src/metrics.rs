@@ -18,6 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::collect::Collected;
+use crate::scrub::Scrubbed;
 
 /// What requests are about.
 pub(crate) const ROUTES: [&str; 14] = [
@@ -110,6 +111,16 @@ pub(crate) struct Metrics {
     pub(crate) received_bytes: Counter,
     pub(crate) cache: CacheCounts,
     collections: Mutex<Collections>,
+    scrubs: Scrubs,
+}
+
+/// What scrubbing came to.
+#[derive(Debug, Default)]
+struct Scrubs {
+    passes: Counter,
+    blobs: Counter,
+    bytes: Counter,
+    damaged: Counter,
 }
 
 /// What requests for names of other registries came to.
@@ -183,6 +194,15 @@ impl Metrics {
         }
     }
 
+    /// Counts a pass of scrubbing, or a part of one.
+    pub(crate) fn scrubbed(&self, found: &Scrubbed) {
+        let scrubs = &self.scrubs;
+        scrubs.passes.add(u64::from(found.whole));
+        scrubs.blobs.add(found.blobs);
+        scrubs.bytes.add(found.bytes);
+        scrubs.damaged.add(found.damaged.len() as u64);
+    }
+
     /// All of them, as Prometheus reads them.
     pub(crate) fn text(&self, looked: Looked) -> String {
         let mut text = Text(String::new());
@@ -225,6 +245,27 @@ impl Metrics {
         if let Some((total, free)) = looked.disk {
             single("disk_bytes", gauge, "size of the storage's disk", &total);
             single("disk_free_bytes", gauge, "what is free there", &free);
+        }
+        let scrubs = &self.scrubs;
+        for (name, help, count) in [
+            (
+                "scrub_passes_total",
+                "times that everything was hashed again",
+                &scrubs.passes,
+            ),
+            (
+                "scrub_blobs_total",
+                "blobs and manifests that were hashed again",
+                &scrubs.blobs,
+            ),
+            ("scrub_bytes_total", "bytes of them", &scrubs.bytes),
+            (
+                "scrub_damaged_total",
+                "of them found damaged",
+                &scrubs.damaged,
+            ),
+        ] {
+            single(name, counter, help, &count.get());
         }
         let all = self.collections.lock();
         let all = all.unwrap_or_else(PoisonError::into_inner);

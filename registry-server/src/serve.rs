@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use crate::audit::{AuditError, AuditLog};
+use crate::audit::{AuditError, AuditLog, Event};
 use crate::auth::certificate::{CertificateName, ClientCertificates, name_of};
 use crate::auth::issuers::{FetchDocument, KeySource};
 use crate::auth::{AuthConfig, AuthError, Gate, Peer};
@@ -39,9 +40,10 @@ use crate::proxy::Proxies;
 use crate::quota::{QuotaRule, Quotas};
 use crate::rate::{Rate, RateLimit};
 use crate::registry::{Registry, Rules};
+use crate::scrub::{ScrubRules, Scrubber};
 use crate::sendfile::{Connection, SendQueue};
 use crate::storage::disk::DiskStorage;
-use crate::storage::{RegistryStorage, StorageError};
+use crate::storage::{RegistryStorage, StorageError, StorageResult};
 use crate::upstream::{PullThrough, Upstreams};
 
 /// Most bytes of a request's line and headers; distribution-spec tokens fit many times.
@@ -77,6 +79,8 @@ pub struct Config {
     pub warning: Option<String>,
     /// How often garbage is collected and by which rules, where the storage can; `None` for never.
     pub collect: Option<(Duration, CollectRules)>,
+    /// How everything is hashed again, if it is.
+    pub scrub: Option<ScrubRules>,
     /// Other registries that are read through this one.
     pub upstreams: Vec<PullThrough>,
     /// Tags that stay on what they are on.
@@ -114,6 +118,7 @@ impl Config {
             durable: true,
             warning: None,
             collect: None,
+            scrub: None,
             upstreams: Vec::new(),
             immutable: Vec::new(),
             quotas: Vec::new(),
@@ -260,6 +265,9 @@ pub enum ServeError {
     },
 }
 
+/// How long a scrubbing that failed waits.
+const SCRUB_PAUSE: Duration = Duration::from_secs(5 * 60);
+
 /// What one configuration makes of a server. Connections and requests that begin take the one that is there then.
 struct Live {
     registry: Arc<Registry>,
@@ -389,6 +397,7 @@ pub struct Server {
     addr: SocketAddr,
     current: Arc<Current>,
     collect: Option<(Duration, CollectRules)>,
+    scrub: Option<ScrubRules>,
 }
 
 impl std::fmt::Debug for Server {
@@ -414,6 +423,7 @@ impl Server {
         storage: Arc<dyn RegistryStorage>,
     ) -> Result<Server, ServeError> {
         let collect = config.collect.clone().filter(|_| !config.read_only);
+        let scrub = config.scrub.clone().filter(|_| !config.read_only);
         let live = blocking(move || Live::make(&config, storage, None)).await?;
         let failed = |source| ServeError::Listen { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
@@ -423,6 +433,7 @@ impl Server {
             addr,
             current: Arc::new(Current(RwLock::new(Arc::new(live)))),
             collect,
+            scrub,
         })
     }
 
@@ -448,6 +459,9 @@ impl Server {
         tasks.spawn(purge(Arc::clone(&self.current), limits.upload_age_max));
         if let Some((every, rules)) = self.collect {
             tasks.spawn(collect_often(Arc::clone(&self.current), every, rules));
+        }
+        if let Some(rules) = self.scrub {
+            tasks.spawn(scrub_often(Arc::clone(&self.current), rules));
         }
         let observer = Arc::clone(&self.current.registry().observer);
         let mut shutdown = pin!(async {
@@ -614,6 +628,65 @@ async fn collect_often(current: Arc<Current>, every: Duration, rules: CollectRul
             Ok(None) => return,
             Err(error) => tracing::error!(%error, "the collection panicked"),
         }
+    }
+}
+
+/// Says that something is to stop, when it is dropped.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Hashes everything again, as long as the server runs.
+async fn scrub_often(current: Arc<Current>, rules: ScrubRules) {
+    let stop = Stop(Arc::default());
+    let scrubber = Arc::new(Scrubber::new(rules, Arc::clone(&stop.0)));
+    loop {
+        let registry = current.registry();
+        let (storage, scrubber) = (Arc::clone(&registry.storage), Arc::clone(&scrubber));
+        let watched = Arc::clone(&registry);
+        let part = tokio::task::spawn_blocking(move || {
+            let Some(storage) = storage.collectable() else {
+                return Ok(None);
+            };
+            let wait = scrubber.wait(storage)?;
+            if !wait.is_zero() {
+                return Ok(Some((wait, None)));
+            }
+            let scrubbed = scrubber.pass(storage, &mut |digest| {
+                tracing::error!(%digest, "data is damaged");
+                if let Some(audit) = &watched.audit {
+                    audit.write_now(&Event::damaged(digest));
+                }
+            })?;
+            StorageResult::Ok(Some((Duration::ZERO, Some(scrubbed))))
+        });
+        let wait = match part.await {
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some((wait, scrubbed)))) => {
+                if let Some(scrubbed) = scrubbed {
+                    registry.observer.metrics.scrubbed(&scrubbed);
+                    tracing::info!(
+                        blobs = scrubbed.blobs,
+                        damaged = scrubbed.damaged.len(),
+                        "scrubbed"
+                    );
+                }
+                wait
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = %ErrorChain(&error), "cannot scrub");
+                SCRUB_PAUSE
+            }
+            Err(error) => {
+                tracing::error!(%error, "the scrubbing panicked");
+                SCRUB_PAUSE
+            }
+        };
+        tokio::time::sleep(wait).await;
     }
 }
 

@@ -353,6 +353,16 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     /// The blob, if the repository has it.
     fn blob(&self, repository: &RepositoryName, digest: &Digest) -> StorageResult<Option<Blob>>;
 
+    /// Where clients can fetch the blob themselves for a while, and its length; `None` if the repository has none, or the
+    /// storage sends nobody elsewhere.
+    fn blob_url(
+        &self,
+        _repository: &RepositoryName,
+        _digest: &Digest,
+    ) -> StorageResult<Option<(String, u64)>> {
+        Ok(None)
+    }
+
     /// The blob's length, if the repository has it.
     fn blob_size(&self, repository: &RepositoryName, digest: &Digest)
     -> StorageResult<Option<u64>>;

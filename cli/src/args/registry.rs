@@ -20,6 +20,8 @@ pub enum RegistryCommand {
     Verify(VerifyArgs),
     /// Count repositories, tags, manifests, blobs and their bytes
     Stats(RegistryStatsArgs),
+    /// Copy a registry from a folder or bucket to another
+    Migrate(MigrateArgs),
     /// Write users and hashes of their passwords, for `serve --htpasswd`
     Htpasswd(HtpasswdArgs),
 }
@@ -159,6 +161,30 @@ pub struct HtpasswdArgs {
     pub verify: bool,
 }
 
+/// `longshore registry migrate`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore registry migrate /srv/registry s3:bucket=images,region=eu-central-1
+  longshore registry migrate s3:bucket=images,region=eu-central-1 /srv/registry
+
+What is there already is not copied again, so a run that was interrupted goes on, and a second one brings what was pushed
+during the first. Everything is hashed on its way; exits with 1 where something was damaged. A folder may be one of CNCF distribution
+(registry:2, docker-registry). Uploads that are not finished are left out.")]
+pub struct MigrateArgs {
+    /// Folder, or bucket as s3: and what `registry serve --s3` takes
+    #[arg(value_name = "FROM")]
+    pub from: String,
+    /// The same, of where to; made if it is not there
+    #[arg(value_name = "TO")]
+    pub to: String,
+    /// Copy nothing, and tell what would be
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `longshore registry serve`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -185,6 +211,9 @@ pub struct ServeArgs {
     /// Bucket of an S3-compatible store instead of a folder; any number of servers may share one
     #[arg(long, value_name = "KEY=VALUE,…", conflicts_with = "root")]
     pub s3: Option<String>,
+    /// Send clients to the bucket for blobs, with URLs that are good for 20 minutes
+    #[arg(long)]
+    pub redirect: bool,
     /// Users who may use the registry, as `registry htpasswd` writes them [default: everybody may]
     #[arg(long, value_name = "FILE")]
     pub htpasswd: Option<PathBuf>,
@@ -216,6 +245,9 @@ pub struct ServeArgs {
     /// Collect garbage this often, as `registry gc` does once
     #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
     pub gc_every: Option<Duration>,
+    /// Hash everything again, slowly, this often, and tell what is damaged
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
+    pub scrub_every: Option<Duration>,
     /// Text that clients are to show their users, in every answer
     #[arg(long, value_name = "TEXT")]
     pub warning: Option<String>,

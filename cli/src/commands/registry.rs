@@ -5,6 +5,7 @@ mod bucket;
 mod collection;
 mod htpasswd;
 mod keys;
+mod migrate;
 mod serve;
 mod upstream;
 mod webhook;
@@ -16,6 +17,7 @@ use crate::error::{CliError, Kind};
 
 pub use collection::{gc, stats, verify};
 pub use htpasswd::htpasswd;
+pub use migrate::migrate;
 pub use serve::serve;
 
 /// Largest file with a secret that is read, in bytes.

@@ -21,6 +21,7 @@ use std::time::Duration;
 use registry_server::collect::CollectRules;
 use registry_server::proxy::{Network, Proxies, ProxyHeader};
 use registry_server::rate::Rate;
+use registry_server::scrub::ScrubRules;
 use registry_server::{Limits, TlsFiles};
 
 use self::upstream::UpstreamConfig;
@@ -43,6 +44,10 @@ pub struct ServeConfig {
     pub root: Option<PathBuf>,
     /// `s3`: the bucket, as `--s3` has it.
     pub s3: Option<String>,
+    /// `redirect`: whether clients are sent to the bucket for blobs.
+    pub redirect: bool,
+    /// `[scrub]`: how everything is hashed again.
+    pub scrub: Option<ScrubRules>,
     /// `[gc]`: how often, and what goes.
     pub collect: Option<(Duration, CollectRules)>,
     /// `access_log`: a file, or `-`.
@@ -61,6 +66,8 @@ impl Default for ServeConfig {
             addr: None,
             root: None,
             s3: None,
+            redirect: false,
+            scrub: None,
             collect: None,
             access_log: None,
             upstreams: Vec::new(),
@@ -92,6 +99,7 @@ impl ServeConfig {
         if config.root.is_some() && config.s3.is_some() {
             return Err(root.error_at("s3", "there are both `root` and `s3`: give one"));
         }
+        config.redirect = root.boolean("redirect")?.unwrap_or(false);
         let server = &mut config.server;
         server.read_only = root.boolean("read_only")?.unwrap_or(server.read_only);
         server.delete = root.boolean("delete")?.unwrap_or(server.delete);
@@ -131,6 +139,10 @@ impl ServeConfig {
         if let Some(mut gc) = root.table("gc")? {
             config.collect = read_collect(&mut gc)?;
             gc.finish()?;
+        }
+        if let Some(mut scrub) = root.table("scrub")? {
+            config.scrub = Some(read_scrub(&mut scrub)?);
+            scrub.finish()?;
         }
         for mut upstream in root.tables("upstream")?.unwrap_or_default() {
             let read = UpstreamConfig::read(&mut upstream, file)?;
@@ -217,6 +229,25 @@ fn read_rate(table: &mut Table<'_>) -> Result<Option<Rate>, TableError> {
     }
 }
 
+/// A pass of scrubbing a week, slow enough to be noticed by nobody.
+pub fn usual_scrub() -> ScrubRules {
+    ScrubRules {
+        every: Duration::from_secs(7 * 24 * 60 * 60),
+        bytes_per_second: 20_000_000,
+        quarantine: false,
+    }
+}
+
+fn read_scrub(table: &mut Table<'_>) -> Result<ScrubRules, TableError> {
+    let usual = usual_scrub();
+    let rate = table.size("bytes_per_second", |bytes| bytes, |_| None, "")?;
+    Ok(ScrubRules {
+        every: table.duration("every")?.unwrap_or(usual.every),
+        bytes_per_second: rate.unwrap_or(usual.bytes_per_second),
+        quarantine: table.boolean("quarantine")?.unwrap_or(usual.quarantine),
+    })
+}
+
 fn read_collect(table: &mut Table<'_>) -> Result<Option<(Duration, CollectRules)>, TableError> {
     let usual = CollectRules::default();
     let every = table.duration("every")?;
@@ -283,6 +314,10 @@ size = "10GB"
 every = "6h"
 untagged = true
 retain = ["tag=pr-*,last=10"]
+[scrub]
+every = "30d"
+bytes_per_second = "5MB"
+quarantine = true
 "#,
         )
         .unwrap();
@@ -317,6 +352,12 @@ retain = ["tag=pr-*,last=10"]
         );
         assert_eq!(second.repositories, ["*"]);
         assert_eq!(server.quotas[0].bytes, 10_000_000_000);
+        let scrub = ScrubRules {
+            every: Duration::from_secs(30 * 24 * 3600),
+            bytes_per_second: 5_000_000,
+            quarantine: true,
+        };
+        assert_eq!(config.scrub, Some(scrub));
         let (every, rules) = config.collect.unwrap();
         assert_eq!(every, Duration::from_secs(6 * 3600));
         assert!(rules.untagged);

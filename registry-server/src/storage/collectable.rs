@@ -130,8 +130,26 @@ pub trait Collectable: RegistryStorage {
     fn each_data(&self, found: &mut dyn FnMut(FoundData) -> StorageResult<()>)
     -> StorageResult<()>;
 
-    /// Computes the digest of stored data; `None` if it is gone.
-    fn rehash(&self, digest: &Digest) -> StorageResult<Option<Digest>>;
+    /// The same with the data whose digests begin with this byte.
+    fn data_beginning(
+        &self,
+        byte: u8,
+        found: &mut dyn FnMut(FoundData) -> StorageResult<()>,
+    ) -> StorageResult<()>;
+
+    /// Computes the digest of stored data; `None` if it is gone. Asks `go_on` after so many bytes each time; false ends
+    /// it, and the result means nothing.
+    fn rehash(
+        &self,
+        digest: &Digest,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> StorageResult<Option<Digest>>;
+
+    /// What was written down last of how far a scrubbing is.
+    fn scrub_note(&self) -> StorageResult<Option<Vec<u8>>>;
+
+    /// Writes it down.
+    fn set_scrub_note(&self, note: Vec<u8>) -> StorageResult<()>;
 
     /// Takes data away from where it is served, keeping it for a look.
     fn quarantine(&self, digest: &Digest) -> StorageResult<()>;

@@ -26,6 +26,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path as Key;
+use object_store::signer::Signer;
 use object_store::{
     GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion,
 };
@@ -48,6 +49,9 @@ pub use self::collection::Pace;
 /// A link that is younger than this is not made young again.
 const FRESH: Duration = Duration::from_secs(60 * 60);
 
+/// How long clients may begin to fetch a blob that they were sent to: as long as distribution's.
+const SIGNED_FOR: Duration = Duration::from_secs(20 * 60);
+
 /// How often a blob that a collection removes meanwhile is stored again.
 const STORE_TRIES: usize = 4;
 
@@ -68,6 +72,8 @@ pub struct ObjectStorage {
     runtime: Handle,
     /// Whether the store keeps to `If-Match` and `If-None-Match` on PUT.
     conditional: bool,
+    /// Makes URLs that clients fetch blobs from themselves.
+    signer: Option<Arc<dyn Signer>>,
     pace: Pace,
     view: Mutex<collection::View>,
 }
@@ -98,6 +104,7 @@ impl ObjectStorage {
             base,
             runtime,
             conditional: true,
+            signer: None,
             pace: Pace::default(),
             view: Mutex::default(),
         };
@@ -108,6 +115,13 @@ impl ObjectStorage {
             );
         }
         Ok(storage)
+    }
+
+    /// The same, sending clients to the bucket for blobs, with URLs that `signer` makes.
+    #[must_use]
+    pub fn redirecting(mut self, signer: Arc<dyn Signer>) -> ObjectStorage {
+        self.signer = Some(signer);
+        self
     }
 
     /// Some stores take the headers and do not look at them.
@@ -475,6 +489,26 @@ impl RegistryStorage for ObjectStorage {
             size,
             source: BlobSource::Remote(Arc::new(object)),
         }))
+    }
+
+    fn blob_url(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StorageResult<Option<(String, u64)>> {
+        let Some(signer) = &self.signer else {
+            return Ok(None);
+        };
+        let Some(stored) = self.resolve(&self.layer_link(repository, digest), digest)? else {
+            return Ok(None);
+        };
+        let key = self.blob_data(&stored);
+        let Some(size) = self.size(&key)? else {
+            return Ok(None);
+        };
+        let signed = signer.signed_url(http::Method::GET, &key, SIGNED_FOR);
+        let url = self.wait("sign a URL for", &key, signed)?;
+        Ok(Some((url.into(), size)))
     }
 
     fn blob_size(

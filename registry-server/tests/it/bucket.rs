@@ -89,6 +89,7 @@ pub(crate) struct Bucket {
     pub(crate) endpoint: String,
     door: Arc<Door>,
     folder: tempfile::TempDir,
+    keys: Option<(String, String, Option<String>)>,
 }
 
 impl Bucket {
@@ -97,10 +98,23 @@ impl Bucket {
     }
 
     pub(crate) fn behind(door: Door) -> Bucket {
+        Bucket::launch(door, None)
+    }
+
+    /// One that wants every request signed.
+    pub(crate) fn with_keys() -> Bucket {
+        Bucket::launch(Door::open(), Some(("id", "secret")))
+    }
+
+    fn launch(door: Door, keys: Option<(&str, &str)>) -> Bucket {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("images")).unwrap();
         let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
-        let service = S3ServiceBuilder::new(files).build();
+        let mut builder = S3ServiceBuilder::new(files);
+        if let Some((id, secret)) = keys {
+            builder.set_auth(s3s::auth::SimpleAuth::from_single(id, secret));
+        }
+        let service = builder.build();
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -111,6 +125,7 @@ impl Bucket {
             endpoint,
             door,
             folder,
+            keys: keys.map(|(id, secret)| (id.to_owned(), secret.to_owned(), None)),
         }
     }
 
@@ -127,16 +142,28 @@ impl Bucket {
     }
 
     pub(crate) fn storage(&self) -> Result<ObjectStorage, StorageError> {
+        self.open().map(|(storage, _)| storage)
+    }
+
+    /// A registry that sends clients here for blobs.
+    pub(crate) fn redirecting_replica(&self) -> RunningServer {
+        let (storage, bucket) = self.open().unwrap();
+        let storage = Arc::new(storage.redirecting(bucket.signer()));
+        RunningServer::start_on(Config::new(""), storage).unwrap()
+    }
+
+    fn open(&self) -> Result<(ObjectStorage, registry_client::Bucket), StorageError> {
         let client = registry_client::Client::new(registry_client::Options::default()).unwrap();
         let options = BucketOptions {
             bucket: "images".to_owned(),
             region: None,
             endpoint: Some(self.endpoint.clone()),
-            credentials: None,
+            credentials: self.keys.clone(),
             path_style: true,
         };
         let bucket = self.runtime.block_on(client.bucket(&options)).unwrap();
-        ObjectStorage::open(bucket.store(), "", self.runtime.handle().clone())
+        let opened = ObjectStorage::open(bucket.store(), "", self.runtime.handle().clone());
+        opened.map(|storage| (storage, bucket))
     }
 
     /// A registry of its own on the bucket.

@@ -1,5 +1,6 @@
 //! `registry gc`, `verify` and `stats`: on the registry's folder or bucket, whether it is served or not.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use registry_server::collect::{CollectRules, collect, totals, verify as verify_all};
@@ -104,7 +105,7 @@ enum Opened {
     Folder(DiskStorage),
     /// With what its requests run on.
     Bucket(
-        ObjectStorage,
+        Box<ObjectStorage>,
         #[expect(dead_code, reason = "it has to live as long")] Runtime,
     ),
 }
@@ -113,7 +114,7 @@ impl Opened {
     fn collectable(&self) -> &dyn Collectable {
         match self {
             Opened::Folder(storage) => storage,
-            Opened::Bucket(storage, _) => storage,
+            Opened::Bucket(storage, _) => &**storage,
         }
     }
 }
@@ -124,19 +125,24 @@ fn open(context: &Context, place: &RegistryPlace) -> Result<Opened, CliError> {
             .enable_all()
             .build()
             .blame(Kind::Environment)?;
-        let storage = bucket::open(context, &runtime, text)?;
-        return Ok(Opened::Bucket(storage, runtime));
+        let storage = bucket::open(context, &runtime, text, false)?;
+        return Ok(Opened::Bucket(Box::new(storage), runtime));
     }
     let folder = match &place.folder {
         Some(folder) => folder.clone(),
         None => context.root()?.join("registry"),
     };
-    // A wrong name is not answered with a new, empty registry.
-    if !folder.join("docker/registry/v2").is_dir() {
-        let message = format!("there is no registry in `{}`", folder.display());
-        return Err(CliError::new(Kind::Input, message)
-            .hint("give the folder that `registry serve` was given with --root"));
-    }
+    existing_folder(&folder)?;
     let storage = DiskStorage::open(&folder).blame(Kind::Environment)?;
     Ok(Opened::Folder(storage))
+}
+
+/// Refuses a folder that is no registry: a wrong name is not answered with a new, empty one.
+pub(super) fn existing_folder(folder: &Path) -> Result<(), CliError> {
+    if folder.join("docker/registry/v2").is_dir() {
+        return Ok(());
+    }
+    let message = format!("there is no registry in `{}`", folder.display());
+    Err(CliError::new(Kind::Input, message)
+        .hint("give the folder that `registry serve` was given with --root"))
 }

@@ -8,13 +8,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use registry_server::scrub::ScrubRules;
 use registry_server::{Config, Reloader, ServeError, Server, TlsFiles};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::keys::KeyFetcher;
 use super::{access_log, bucket, collection, upstream, webhook};
 use crate::args::ServeArgs;
-use crate::config::serve::ServeConfig;
+use crate::config::serve::{ServeConfig, usual_scrub};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 
@@ -24,10 +25,15 @@ const USUAL_ADDR: &str = "127.0.0.1:5000";
 /// How often the files of a configuration are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// How long what still blocks is waited for at the end.
+const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
+
 /// What flags and file say together.
 struct Settings {
     addr: String,
     place: Place,
+    /// Whether clients are sent to the bucket for blobs.
+    redirect: bool,
     config: Config,
 }
 
@@ -62,6 +68,20 @@ impl Settings {
             Some(every) => Some((every, collection::rules(&args.collect, false))),
             None => file.collect,
         };
+        config.scrub = match args.scrub_every {
+            Some(every) => Some(ScrubRules {
+                every,
+                ..file.scrub.unwrap_or_else(usual_scrub)
+            }),
+            None => file.scrub,
+        };
+        let redirect = args.redirect || file.redirect;
+        if redirect && !matches!(place, Place::Bucket(_)) {
+            let message = "clients can be sent to a bucket for blobs, not to a folder";
+            return Err(
+                CliError::new(Kind::Usage, message).hint("leave redirect out, or give --s3")
+            );
+        }
         if args.htpasswd.is_some() {
             config.auth.htpasswd.clone_from(&args.htpasswd);
         }
@@ -89,6 +109,7 @@ impl Settings {
         Ok(Settings {
             addr: addr.unwrap_or_else(|| USUAL_ADDR.to_owned()),
             place,
+            redirect,
             config,
         })
     }
@@ -111,10 +132,10 @@ pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> 
         .build()
         .blame(Kind::Environment)?;
     let bucket = match &settings.place {
-        Place::Bucket(text) => Some(bucket::open(context, &runtime, text)?),
+        Place::Bucket(text) => Some(bucket::open(context, &runtime, text, settings.redirect)?),
         Place::Folder(_) => None,
     };
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).blame(Kind::Environment)?;
         let mut terminate = signal(SignalKind::terminate()).blame(Kind::Environment)?;
         let hangup = signal(SignalKind::hangup()).blame(Kind::Environment)?;
@@ -139,7 +160,10 @@ pub fn serve(context: &Context, args: &ServeArgs) -> Result<ExitCode, CliError> 
             never = reload_often(context, args, settings, &reloader, hangup) => match never {},
         }
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    // A collection may end anywhere: nobody waits for one.
+    runtime.shutdown_timeout(PATIENCE_AT_THE_END);
+    ended
 }
 
 /// Gives the server its configuration again on SIGHUP, and when one of the files that say it changed. One that cannot be

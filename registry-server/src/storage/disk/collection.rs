@@ -17,7 +17,8 @@ use rustix::fs::FlockOperation;
 use store::oci::{Digest, Hasher};
 
 use super::{
-    DiskStorage, PULLED, below, entries, exists, failed, is_absent, make_folder, parent, read_link,
+    DiskStorage, PULLED, below, entries, exists, failed, is_absent, make_folder, parent,
+    read_if_there, read_link,
 };
 use crate::routes::RepositoryName;
 use crate::storage::collectable::{
@@ -27,6 +28,9 @@ use crate::storage::{RegistryStorage as _, Reliance, StorageResult, TagCondition
 
 /// Things that are removed under one lock.
 const BATCH: usize = 64;
+
+/// How far a scrubbing is.
+const SCRUB: &str = "_scrub";
 
 /// Bytes that are read at once.
 const BLOCK_BYTES: usize = 1024 * 1024;
@@ -209,27 +213,37 @@ impl Collectable for DiskStorage {
     ) -> StorageResult<()> {
         for algorithm in entries(&self.base.join("blobs"))? {
             for prefix in entries(&algorithm.path())? {
-                for blob in entries(&prefix.path())? {
-                    let named = digest_of(&algorithm.file_name(), &blob.file_name());
-                    let data = blob.path().join("data");
-                    let metadata = match fs::metadata(&data) {
-                        Err(error) if is_absent(&error) => continue,
-                        metadata => metadata.map_err(failed("examine", &data))?,
-                    };
-                    if let Some(digest) = named {
-                        found(FoundData {
-                            digest,
-                            size: metadata.len(),
-                            made: metadata.modified().map_err(failed("examine", &data))?,
-                        })?;
-                    }
-                }
+                data_in(&algorithm.file_name(), &prefix.path(), found)?;
             }
         }
         Ok(())
     }
 
-    fn rehash(&self, digest: &Digest) -> StorageResult<Option<Digest>> {
+    fn data_beginning(
+        &self,
+        byte: u8,
+        found: &mut dyn FnMut(FoundData) -> StorageResult<()>,
+    ) -> StorageResult<()> {
+        for algorithm in entries(&self.base.join("blobs"))? {
+            let prefix = algorithm.path().join(format!("{byte:02x}"));
+            data_in(&algorithm.file_name(), &prefix, found)?;
+        }
+        Ok(())
+    }
+
+    fn scrub_note(&self) -> StorageResult<Option<Vec<u8>>> {
+        read_if_there(&self.base.join(SCRUB))
+    }
+
+    fn set_scrub_note(&self, note: Vec<u8>) -> StorageResult<()> {
+        self.publish(&self.base.join(SCRUB), &note)
+    }
+
+    fn rehash(
+        &self,
+        digest: &Digest,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> StorageResult<Option<Digest>> {
         let path = self.blob_data(digest);
         let mut file = match File::open(&path) {
             Err(error) if is_absent(&error) => return Ok(None),
@@ -240,7 +254,12 @@ impl Collectable for DiskStorage {
         loop {
             match io::Read::read(&mut file, &mut block) {
                 Ok(0) => return Ok(Some(hasher.finish())),
-                Ok(count) => hasher.update(&block[..count]),
+                Ok(count) => {
+                    hasher.update(&block[..count]);
+                    if !go_on(count as u64) {
+                        return Ok(None);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(failed("read", &path)(error)),
             }
@@ -256,6 +275,30 @@ impl Collectable for DiskStorage {
             renamed => renamed.map_err(failed("set aside", &data)),
         }
     }
+}
+
+/// The data in one folder of blobs.
+fn data_in(
+    algorithm: &std::ffi::OsStr,
+    prefix: &Path,
+    found: &mut dyn FnMut(FoundData) -> StorageResult<()>,
+) -> StorageResult<()> {
+    for blob in entries(prefix)? {
+        let named = digest_of(algorithm, &blob.file_name());
+        let data = blob.path().join("data");
+        let metadata = match fs::metadata(&data) {
+            Err(error) if is_absent(&error) => continue,
+            metadata => metadata.map_err(failed("examine", &data))?,
+        };
+        if let Some(digest) = named {
+            found(FoundData {
+                digest,
+                size: metadata.len(),
+                made: metadata.modified().map_err(failed("examine", &data))?,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn digest_of(algorithm: &std::ffi::OsStr, hex: &std::ffi::OsStr) -> Option<Digest> {

@@ -41,6 +41,9 @@ const NOTED_MAX: usize = 100_000;
 /// Longest batch that is read: its digests, one in a line.
 const CONDEMNED_BYTES_MAX: u64 = 1024 * 1024;
 
+/// How far a scrubbing is.
+const SCRUB: &str = "_scrub";
+
 /// Longest memory of a repository that is kept.
 const KNOWN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -360,6 +363,29 @@ impl ObjectStorage {
         Ok(found.into_values().collect())
     }
 
+    fn data_below(
+        &self,
+        prefix: &Key,
+        found: &mut dyn FnMut(FoundData) -> StorageResult<()>,
+    ) -> StorageResult<()> {
+        // Page by page: there may be millions.
+        let mut objects = self.store.list(Some(prefix));
+        while let Some(object) = self.wait("list", prefix, objects.try_next())? {
+            let mut parts = object.location.as_ref().rsplit('/');
+            let file = (parts.next(), parts.next(), parts.next(), parts.next());
+            if let (Some("data"), Some(hex), Some(_), Some(algorithm)) = file
+                && let Ok(digest) = format!("{algorithm}:{hex}").parse()
+            {
+                found(FoundData {
+                    digest,
+                    size: object.size,
+                    made: object.last_modified.into(),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     fn known(&self, repository: &RepositoryName) -> Key {
         let hex = Digest::of(repository.as_str().as_bytes()).hex();
         self.key(&format!("_gc/known/{hex}"))
@@ -629,31 +655,34 @@ impl Collectable for ObjectStorage {
         &self,
         found: &mut dyn FnMut(FoundData) -> StorageResult<()>,
     ) -> StorageResult<()> {
-        let prefix = self.key("blobs");
-        // Page by page: there may be millions.
-        let mut objects = self.store.list(Some(&prefix));
-        while let Some(object) = self.wait("list", &prefix, objects.try_next())? {
-            let rest: Vec<_> = object
-                .location
-                .prefix_match(&prefix)
-                .into_iter()
-                .flatten()
-                .collect();
-            if let [algorithm, _, hex, data] = rest.as_slice()
-                && data.as_ref() == "data"
-                && let Ok(digest) = format!("{}:{}", algorithm.as_ref(), hex.as_ref()).parse()
-            {
-                found(FoundData {
-                    digest,
-                    size: object.size,
-                    made: object.last_modified.into(),
-                })?;
-            }
+        self.data_below(&self.key("blobs"), found)
+    }
+
+    fn data_beginning(
+        &self,
+        byte: u8,
+        found: &mut dyn FnMut(FoundData) -> StorageResult<()>,
+    ) -> StorageResult<()> {
+        for algorithm in DigestAlgorithm::ALL {
+            self.data_below(&self.key(&format!("blobs/{algorithm}/{byte:02x}")), found)?;
         }
         Ok(())
     }
 
-    fn rehash(&self, digest: &Digest) -> StorageResult<Option<Digest>> {
+    fn scrub_note(&self) -> StorageResult<Option<Vec<u8>>> {
+        let note = self.read(&self.key(SCRUB), CONDEMNED_BYTES_MAX)?;
+        Ok(note.map(Vec::from))
+    }
+
+    fn set_scrub_note(&self, note: Vec<u8>) -> StorageResult<()> {
+        self.put(&self.key(SCRUB), note.into())
+    }
+
+    fn rehash(
+        &self,
+        digest: &Digest,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> StorageResult<Option<Digest>> {
         let key = self.blob_data(digest);
         let Some(found) = absent_is_none(self.wait("read", &key, self.store.get(&key)))? else {
             return Ok(None);
@@ -662,6 +691,9 @@ impl Collectable for ObjectStorage {
         let mut stream = found.into_stream();
         while let Some(bytes) = self.wait("read", &key, stream.try_next())? {
             hasher.update(&bytes);
+            if !go_on(bytes.len() as u64) {
+                return Ok(None);
+            }
         }
         Ok(Some(hasher.finish()))
     }
