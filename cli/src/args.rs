@@ -51,11 +51,11 @@ pub use registry::{
     RegistryStatsArgs, ServeArgs, VerifyArgs,
 };
 pub use remote::{
-    AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, FlattenArgs,
+    AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, DiffType, FlattenArgs,
     IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs, LsArgs, ManifestCommand,
     ManifestDeleteArgs, ManifestPutArgs, MutateArgs, OneImageArgs, ReachArgs, RebaseArgs,
-    ReferrersArgs, RemoteAttachArgs, RemoteCommand, RemoteExportArgs, RemoteRmArgs, RemoteTagArgs,
-    ResultArgs, SearchArgs, SyncArgs, TagsArgs, ValidateArgs,
+    ReferrersArgs, RemoteAttachArgs, RemoteCommand, RemoteDiffArgs, RemoteExportArgs, RemoteRmArgs,
+    RemoteTagArgs, ResultArgs, SearchArgs, SyncArgs, TagsArgs, ValidateArgs,
 };
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;

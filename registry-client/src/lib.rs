@@ -12,6 +12,7 @@
 //! | [`pull`], [`push`] | whole images |
 //! | [`copy`] | images from anywhere to anywhere: registries, layouts, archives |
 //! | [`edit`] | images changed without moving their layers |
+//! | [`compare`] | what there is to compare of an image |
 //! | [`validate`] | whether an image is what it says |
 //! | [`search`] | repositories by a part of their name |
 //! | [`referrers`] | what is about a manifest, where the registry keeps no list of it |
@@ -36,6 +37,7 @@ pub mod auth;
 mod blobs;
 mod blocking;
 pub mod bucket;
+pub mod compare;
 pub mod copy;
 mod document;
 mod download;

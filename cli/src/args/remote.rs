@@ -13,7 +13,7 @@ pub use edit::{
     MutateArgs, RebaseArgs, RemoteExportArgs, ResultArgs, SyncArgs,
 };
 
-pub use judge::ValidateArgs;
+pub use judge::{DiffType, RemoteDiffArgs, ValidateArgs};
 
 /// `longshore remote`.
 #[derive(Debug, Subcommand)]
@@ -52,6 +52,8 @@ pub enum RemoteCommand {
     Config(OneImageArgs),
     /// Show what is known of an image, as JSON
     Inspect(OneImageArgs),
+    /// Show what tells two images apart: configuration, layers, packages, files, sizes
+    Diff(RemoteDiffArgs),
     /// Check that an image is what it says: every digest, size and type
     Validate(ValidateArgs),
     /// Manifests and indexes as they are
@@ -98,6 +100,7 @@ impl RemoteCommand {
                 args.result.uses_the_store(Some(&args.image)) || bases.iter().any(|b| store(b))
             }
             RemoteCommand::Export(args) => store(&args.image),
+            RemoteCommand::Diff(args) => store(&args.from) || store(&args.to),
             RemoteCommand::Validate(args) => args.image.as_deref().is_some_and(store),
             RemoteCommand::Index(IndexCommand::Create(args)) => {
                 store(&args.target) || args.images.iter().any(|image| store(image))

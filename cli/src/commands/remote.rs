@@ -7,13 +7,14 @@
 //! | [`list`] | `ls`, `tags` |
 //! | [`search`] | `search` |
 //! | [`look`] | `digest`, `config`, `inspect`, `manifest get`, `referrers` |
-//! | [`validate`] | `validate` |
+//! | [`validate`], [`diff`] | `validate`, `diff` |
 //! | [`change`] | `manifest put` and `delete`, `tag`, `rm`, `attach` |
 //! | [`blob`] | `blob …` |
 
 pub mod blob;
 pub mod change;
 pub mod copy;
+pub mod diff;
 pub mod edit;
 pub mod list;
 pub mod look;
@@ -57,6 +58,7 @@ pub fn run(context: &Context, command: &RemoteCommand) -> Result<ExitCode, CliEr
         RemoteCommand::Digest(args) => look::digest(context, args),
         RemoteCommand::Config(args) => look::config(context, args),
         RemoteCommand::Inspect(args) => look::inspect(context, args),
+        RemoteCommand::Diff(args) => diff::diff(context, args),
         RemoteCommand::Validate(args) => validate::validate(context, args),
         RemoteCommand::Referrers(args) => look::referrers(context, args),
         RemoteCommand::Manifest(ManifestCommand::Get(args)) => look::manifest(context, args),

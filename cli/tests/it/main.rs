@@ -26,6 +26,7 @@
 //! | [`registry_access`] | users, policies and logs of the registry, with everybody's tools |
 //! | [`registry_identity`] | jobs with tokens of their CI, other token servers, certificates |
 //! | [`registry_reload`] | another configuration while transfers run |
+//! | [`remote_diff`] | what tells two images apart |
 //! | [`validate`] | images that are what they say, and such as are not |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`platforms`] | images for other machines, and for several |
@@ -100,6 +101,7 @@ mod registry_access;
 mod registry_identity;
 mod registry_reload;
 mod remote;
+mod remote_diff;
 mod rootless;
 mod run;
 mod run_mounts;
