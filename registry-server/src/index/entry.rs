@@ -68,8 +68,13 @@ impl Entry {
         };
         let mut tags = Vec::with_capacity(names.len());
         for tag in names {
+            // Where that takes a request for each tag it is asked of those that are shown only.
+            let made = match stamp {
+                Some(_) => made(storage, name, &tag)?,
+                None => None,
+            };
             tags.push(TagEntry {
-                made: made(storage, name, &tag)?,
+                made,
                 name: tag.into(),
             });
         }
