@@ -44,6 +44,8 @@ mod download;
 pub mod edit;
 pub mod error;
 pub mod fetch;
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 pub mod hosts;
 mod list;

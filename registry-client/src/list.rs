@@ -181,18 +181,11 @@ fn next(url: &Url, answer: &Answer) -> Result<Option<Url>, ClientError> {
     let Some(link) = link.and_then(headers::next_link) else {
         return Ok(None);
     };
-    let next = url.join(link).ok().filter(|next| {
-        target::authority(next) == target::authority(url) && next.query() != url.query()
-    });
-    let mut next = next.ok_or_else(|| {
+    let next = target::next_page(url, link).ok_or_else(|| {
         ClientError::bad_answer(
             &answer.line,
             "the next page is not on this registry, or the same",
         )
     })?;
-    // Behind a proxy that ends TLS, registries write http into links.
-    if next.scheme() != url.scheme() && next.set_scheme(url.scheme()).is_err() {
-        return Ok(None);
-    }
     Ok(Some(next))
 }

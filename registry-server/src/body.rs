@@ -15,6 +15,7 @@ use http_body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 
 use crate::observe::Watched;
+use crate::pace::{Beat, Pulse};
 use crate::sendfile::SendQueue;
 use crate::storage::{RemoteBlob, RemoteStream};
 
@@ -66,6 +67,7 @@ pub struct Body {
     /// What comes from elsewhere, and how many bytes of it are still to come.
     stream: Option<(RemoteStream, u64)>,
     watch: Option<Watch>,
+    beat: Option<Beat>,
 }
 
 /// Tells of a body's end when it is dropped.
@@ -113,7 +115,15 @@ impl Body {
             block: None,
             stream: None,
             watch: None,
+            beat: None,
         }
+    }
+
+    /// Tells `pulse` whether its bytes are taken.
+    #[must_use]
+    pub(crate) fn beating(mut self, pulse: Option<Arc<Pulse>>) -> Body {
+        self.beat = pulse.map(Beat::new);
+        self
     }
 
     /// Has its end told.
@@ -215,8 +225,14 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if let Some(beat) = &mut self.beat {
+            beat.taken();
+        }
         let next = ready!(self.poll_next(cx));
         if let Some(Ok(bytes)) = &next {
+            if let Some(beat) = &mut self.beat {
+                beat.offered(bytes.len());
+            }
             self.remaining -= bytes.len() as u64;
             if let Some(watch) = &mut self.watch {
                 watch.sent += bytes.len() as u64;

@@ -69,6 +69,8 @@ pub enum ErrorCode {
     Timeout,
     /// The server's disk is full.
     Full,
+    /// Nothing can be written to the server's disk.
+    ReadOnlyDisk,
     /// What the server stores on cannot be reached just now.
     Unavailable,
     /// A fault of the server.
@@ -181,6 +183,11 @@ impl ErrorCode {
                 "UNKNOWN",
                 S::INSUFFICIENT_STORAGE,
                 "the registry has no space left",
+            ),
+            Self::ReadOnlyDisk => (
+                "UNKNOWN",
+                S::INTERNAL_SERVER_ERROR,
+                "the registry's storage is read-only",
             ),
             Self::Unavailable => (
                 "UNKNOWN",
@@ -306,6 +313,7 @@ impl From<io::Error> for ApiError {
 fn fault(error: &io::Error) -> ErrorCode {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::Full,
+        io::ErrorKind::ReadOnlyFilesystem => ErrorCode::ReadOnlyDisk,
         _ => ErrorCode::Unknown,
     }
 }

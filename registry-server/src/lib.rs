@@ -13,7 +13,7 @@
 //! | [`error`] | error codes, statuses and the JSON envelope, in one table |
 //! | [`auth`] | who asks: users, tokens; and whether they may |
 //! | [`policy`] | rules of who may do what; pure |
-//! | [`rate`], [`quota`], [`immutable`] | how often, how much, and what stays as it is |
+//! | [`rate`], `pace`, [`quota`], [`immutable`] | how often, how fast, how much, and what stays as it is |
 //! | `pulls` | when manifests were pulled, for rules that keep what is |
 //! | [`audit`] | a line for every change |
 //! | [`proxy`] | who is behind proxies that are trusted; pure |
@@ -38,12 +38,15 @@ pub mod collect;
 pub mod error;
 pub mod events;
 pub mod fixture;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod immutable;
 mod index;
 mod manifests;
 mod metrics;
 pub mod migrate;
 pub mod observe;
+mod pace;
 mod page;
 pub mod policy;
 pub mod proxy;

@@ -101,8 +101,8 @@ impl Link {
 /// What a manifest refers to.
 #[derive(Debug, Default)]
 pub(crate) struct Needs {
-    blobs: Vec<Digest>,
-    manifests: Vec<Digest>,
+    pub(crate) blobs: Vec<Digest>,
+    pub(crate) manifests: Vec<Digest>,
     pub(crate) subject: Option<Digest>,
 }
 
@@ -214,7 +214,7 @@ impl Registry {
                 .map_err(|why| ApiError::with(ErrorCode::TagInvalid, why))?;
         }
         let bytes = call
-            .collect(store::MANIFEST_BYTES_MAX, self.rules.body_timeout)
+            .collect(store::MANIFEST_BYTES_MAX, self.rules.pace)
             .await?;
         self.observer.metrics.received_bytes.add(bytes.len() as u64);
         let sent_as = call.header(header::CONTENT_TYPE).map(str::to_owned);

@@ -5,7 +5,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -22,6 +22,7 @@ use crate::events::event::RegistryEvent;
 use crate::immutable::ImmutableRule;
 use crate::index::Index;
 use crate::observe::{AccessLog, Observer, Watched};
+use crate::pace::{Pace, Paced};
 use crate::policy::Action;
 use crate::proxy::Proxies;
 use crate::pulls::Pulls;
@@ -42,6 +43,12 @@ const DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// And for how long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// And how fast: the whole of it has an end.
+const DRAIN_PACE: Pace = Pace {
+    window: DRAIN_TIMEOUT,
+    rate: 0,
+};
+
 /// What a handler returns.
 pub(crate) type Answer = Result<Response<Body>, ApiError>;
 
@@ -52,7 +59,8 @@ pub(crate) struct Rules {
     pub(crate) read_only: bool,
     pub(crate) sparse_indexes: bool,
     pub(crate) blob_bytes_max: Option<u64>,
-    pub(crate) body_timeout: Duration,
+    /// Of bodies that clients send.
+    pub(crate) pace: Pace,
     pub(crate) immutable: Arc<[ImmutableRule]>,
     /// Whether `/metrics` is served.
     pub(crate) metrics: bool,
@@ -150,7 +158,8 @@ impl Call {
         }
         let mut drained = 0;
         let all = async {
-            while let Ok(Some(data)) = next_data(&mut self.body, DRAIN_TIMEOUT).await {
+            let mut paced = DRAIN_PACE.start();
+            while let Ok(Some(data)) = next_data(&mut self.body, &mut paced).await {
                 drained += data.len();
                 if drained > DRAIN_BYTES_MAX {
                     break;
@@ -165,7 +174,7 @@ impl Call {
     pub(crate) async fn collect(
         &mut self,
         bytes_max: usize,
-        timeout: Duration,
+        pace: Pace,
     ) -> Result<Bytes, ApiError> {
         let too_large = || {
             ApiError::with(
@@ -177,7 +186,8 @@ impl Call {
             return Err(too_large());
         }
         let mut bytes = BytesMut::new();
-        while let Some(data) = next_data(&mut self.body, timeout).await? {
+        let mut paced = pace.start();
+        while let Some(data) = next_data(&mut self.body, &mut paced).await? {
             if bytes.len() + data.len() > bytes_max {
                 return Err(too_large());
             }
@@ -187,19 +197,25 @@ impl Call {
     }
 }
 
-/// The next bytes of a body; `None` at its end. A cut body or a silent client is an error.
+/// The next bytes of a body; `None` at its end. A cut body or a client that is silent or too slow is an error.
 pub(crate) async fn next_data(
     body: &mut Incoming,
-    timeout: Duration,
+    paced: &mut Paced,
 ) -> Result<Option<Bytes>, ApiError> {
+    let slow = || ApiError::new(ErrorCode::Timeout);
     loop {
-        let frame = tokio::time::timeout(timeout, body.frame())
+        let asked = Instant::now();
+        let frame = tokio::time::timeout(paced.patience(), body.frame())
             .await
-            .map_err(|_| ApiError::new(ErrorCode::Timeout))?;
+            .map_err(|_| slow())?;
         match frame {
             None => return Ok(None),
             Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
+                let data = frame.into_data().unwrap_or_default();
+                paced
+                    .moved(data.len(), asked.elapsed())
+                    .map_err(|_| slow())?;
+                if !data.is_empty() {
                     return Ok(Some(data));
                 }
             }

@@ -32,6 +32,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use crate::pace::{Pace, Paced, TooSlow};
+
 /// Length of the window, and so of the longest single placeholder.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 
@@ -93,19 +95,19 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Wraps an accepted connection. A write that makes no progress for `write_timeout` fails, and so does the
-    /// first read unless [`PREFACE_BYTES`] arrive within `preface_timeout`.
-    pub fn new(
-        stream: TcpStream,
-        write_timeout: Duration,
-        preface_timeout: Duration,
-    ) -> Connection {
+    /// Wraps an accepted connection. Writes fail that the peer does not take at `pace`, and so does the first read unless
+    /// [`PREFACE_BYTES`] arrive within `preface_timeout`.
+    pub(crate) fn new(stream: TcpStream, pace: Pace, preface_timeout: Duration) -> Connection {
+        let silence = Pace {
+            window: preface_timeout,
+            rate: 0,
+        };
         Connection {
             stream,
             queue: SendQueue::default(),
-            stall: Stall::new(write_timeout, "the peer stopped reading"),
+            stall: Stall::new(pace, "the peer stopped reading, or reads too slowly"),
             preface: PREFACE_BYTES,
-            silence: Stall::new(preface_timeout, "the peer sends no request"),
+            silence: Stall::new(silence, "the peer sends no request"),
         }
     }
 
@@ -249,18 +251,18 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Turns an operation that stays pending for too long into an error.
+/// Turns an operation that stays pending for too long into an error, and one that goes on too slowly.
 #[derive(Debug)]
 struct Stall {
-    timeout: Duration,
+    paced: Paced,
     message: &'static str,
-    since: Option<Pin<Box<Sleep>>>,
+    since: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl Stall {
-    fn new(timeout: Duration, message: &'static str) -> Stall {
+    fn new(pace: Pace, message: &'static str) -> Stall {
         Stall {
-            timeout,
+            paced: pace.start(),
             message,
             since: None,
         }
@@ -271,20 +273,28 @@ impl Stall {
         cx: &mut Context<'_>,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
-            self.since = None;
-            return written;
-        }
-        self.poll(cx).map_ok(|()| 0)
+        let Poll::Ready(written) = written else {
+            return self.poll(cx).map_ok(|()| 0);
+        };
+        let since = self.since.take();
+        let waited = since.map_or(Duration::ZERO, |(since, _)| since.elapsed());
+        let count = written?;
+        let moved = self.paced.moved(count, waited);
+        Poll::Ready(moved.map(|()| count).map_err(|TooSlow| self.error()))
     }
 
-    /// Pending until the timeout since the first call is over; then the error.
+    /// Pending until the patience since the first call is over; then the error.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let deadline = Instant::now() + self.timeout;
-        let sleep = self
-            .since
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        let patience = self.paced.patience();
+        let (_, sleep) = self.since.get_or_insert_with(|| {
+            let now = Instant::now();
+            (now, Box::pin(tokio::time::sleep_until(now + patience)))
+        });
         ready!(sleep.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, self.message)))
+        Poll::Ready(Err(self.error()))
+    }
+
+    fn error(&self) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, self.message)
     }
 }

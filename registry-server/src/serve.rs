@@ -36,6 +36,7 @@ use crate::error::ErrorChain;
 use crate::events::{Events, EventsError, Webhook};
 use crate::immutable::ImmutableRule;
 use crate::observe::AccessLog;
+use crate::pace::{Pace, Pulse};
 use crate::proxy::Proxies;
 use crate::quota::{QuotaRule, Quotas};
 use crate::rate::{Rate, RateLimit};
@@ -175,6 +176,9 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long a client may send or read nothing in the middle of a body.
     pub body_timeout: Duration,
+    /// Least bytes per second that a client has to send or read of a body, on average of each [`Limits::body_timeout`] that it
+    /// was waited for.
+    pub body_rate_min: u64,
     /// How long running requests may go on once the server is to stop.
     pub drain_timeout: Duration,
     /// How long connections are still taken once the server is to stop, while `/readyz` says so: as long as a load balancer
@@ -193,10 +197,20 @@ impl Default for Limits {
             blob_bytes_max: None,
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
+            body_rate_min: 500,
             drain_timeout: Duration::from_secs(10),
             drain_delay: Duration::ZERO,
             // As long as distribution keeps them.
             upload_age_max: Duration::from_secs(7 * 24 * 60 * 60),
+        }
+    }
+}
+
+impl Limits {
+    fn pace(&self) -> Pace {
+        Pace {
+            window: self.body_timeout,
+            rate: self.body_rate_min,
         }
     }
 }
@@ -303,7 +317,7 @@ impl Live {
             read_only: config.read_only,
             sparse_indexes: config.sparse_indexes,
             blob_bytes_max: config.limits.blob_bytes_max,
-            body_timeout: config.limits.body_timeout,
+            pace: config.limits.pace(),
             immutable: config.immutable.clone().into(),
             metrics: config.metrics,
             page: config.page,
@@ -708,7 +722,7 @@ impl Client {
         }
         let limits = &self.live.limits;
         let header_timeout = limits.header_timeout;
-        let connection = Connection::new(stream, limits.body_timeout, header_timeout);
+        let connection = Connection::new(stream, limits.pace(), header_timeout);
         match self.live.tls.clone() {
             None => {
                 let queue = connection.queue();
@@ -755,16 +769,19 @@ impl Client {
             host: None,
             user,
         });
+        let pulse = Arc::new(Pulse::default());
+        let beats = Arc::clone(&pulse);
         let service = service_fn(move |request: Request<Incoming>| {
             let (registry, peer) = (current.registry(), Arc::clone(&peer));
-            // HTTP/2 interleaves its streams, so placeholders would not come in the queue's order.
-            let queue = queue
-                .clone()
-                .filter(|_| request.version() <= http::Version::HTTP_11);
+            // HTTP/2 interleaves its streams, so placeholders would not come in the queue's order. And its streams can stand
+            // still while the connection does not.
+            let interleaved = request.version() > http::Version::HTTP_11;
+            let queue = queue.clone().filter(|_| !interleaved);
+            let pulse = interleaved.then(|| Arc::clone(&beats));
             async move {
-                Ok::<Response<Body>, std::convert::Infallible>(
-                    registry.handle(request, queue, peer).await,
-                )
+                let response = registry.handle(request, queue, peer).await;
+                let response = response.map(|body| body.beating(pulse));
+                Ok::<Response<Body>, std::convert::Infallible>(response)
             }
         });
         builder
@@ -780,8 +797,13 @@ impl Client {
             .keep_alive_interval(limits.header_timeout)
             .keep_alive_timeout(limits.header_timeout);
         let serving = builder.serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = self.watcher.watch(serving.into_owned()).await {
-            tracing::debug!(%error, "a connection ended early");
+        tokio::select! {
+            served = self.watcher.watch(serving.into_owned()) => if let Err(error) = served {
+                tracing::debug!(%error, "a connection ended early");
+            },
+            () = pulse.until_stuck(limits.pace()) => {
+                tracing::debug!("a connection ended: none of its streams was read");
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
 use crate::events::event::Content;
+use crate::pace::Paced;
 use crate::range::{ByteRange, parse_content_range};
 use crate::registry::{Answer, CONTENT_DIGEST, Call, Registry, answer, next_data, set};
 use crate::routes::{RepositoryName, UploadId};
@@ -324,8 +325,9 @@ impl Registry {
         self.check_quota(&hold.name, digest, bytes).await?;
         let mut writer = Writer::new(Arc::clone(&hold.data), before.clone());
         let mut received = before.hashed;
+        let mut paced = self.rules.pace.start();
         let ended = loop {
-            match self.next_batch(hold, &mut call.body).await {
+            match next_batch(hold, &mut call.body, &mut paced).await {
                 Ok(None) => break Ok(()),
                 Ok(Some(data)) => {
                     received = received.saturating_add(data.len() as u64);
@@ -393,18 +395,6 @@ impl Registry {
         Ok(counted?)
     }
 
-    async fn next_batch(
-        &self,
-        hold: &mut Hold,
-        body: &mut Incoming,
-    ) -> Result<Option<Bytes>, ApiError> {
-        tokio::select! {
-            biased;
-            _ = hold.turn.changed() => Err(taken_over()),
-            data = next_data(body, self.rules.body_timeout) => data,
-        }
-    }
-
     /// Compares the digest and makes the session a blob.
     async fn finish(&self, hold: Hold, digest: Digest) -> Answer {
         let computed = if hold.running.algorithm == digest.algorithm() {
@@ -459,6 +449,19 @@ impl Registry {
         call: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, ApiError> {
         joined(tokio::task::spawn_blocking(call)).await
+    }
+}
+
+/// What arrives next, unless a newer request takes the session over.
+async fn next_batch(
+    hold: &mut Hold,
+    body: &mut Incoming,
+    paced: &mut Paced,
+) -> Result<Option<Bytes>, ApiError> {
+    tokio::select! {
+        biased;
+        _ = hold.turn.changed() => Err(taken_over()),
+        data = next_data(body, paced) => data,
     }
 }
 

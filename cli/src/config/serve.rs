@@ -180,6 +180,9 @@ fn read_limits(table: &mut Table<'_>) -> Result<Limits, TableError> {
         body_timeout: table
             .duration("body_timeout")?
             .unwrap_or(usual.body_timeout),
+        body_rate_min: table
+            .size("body_rate", |bytes| bytes, |_| None, "")?
+            .unwrap_or(usual.body_rate_min),
         drain_timeout: table
             .duration("drain_timeout")?
             .unwrap_or(usual.drain_timeout),
@@ -298,6 +301,7 @@ htpasswd = "users"
 connections = 10
 blob_size = "1GB"
 header_timeout = "5s"
+body_rate = "2KiB"
 connections_per_address = 5
 requests_per_second = 50
 requests_burst = 200
@@ -336,6 +340,7 @@ quarantine = true
         assert_eq!(server.limits.blob_bytes_max, Some(1_000_000_000));
         assert_eq!(server.limits.header_timeout, Duration::from_secs(5));
         assert_eq!(server.limits.body_timeout, Limits::default().body_timeout);
+        assert_eq!(server.limits.body_rate_min, 2048);
         assert_eq!(server.limits.address_connections_max, 5);
         let rate = Rate {
             interval: Duration::from_millis(20),

@@ -135,6 +135,22 @@ pub(crate) fn locate(base: &Url, location: Option<&HeaderValue>) -> Result<Url, 
     Ok(url)
 }
 
+/// The page after `page`, which a link of its answer names: on the same registry, and another one.
+pub(crate) fn next_page(page: &Url, link: &str) -> Option<Url> {
+    let mut next = page.join(link).ok()?;
+    let elsewhere = authority(&next) != authority(page)
+        || !next.username().is_empty()
+        || next.password().is_some();
+    if elsewhere || next.query() == page.query() {
+        return None;
+    }
+    // Behind a proxy that ends TLS, registries write http into links.
+    if next.scheme() != page.scheme() {
+        next.set_scheme(page.scheme()).ok()?;
+    }
+    Some(next)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -55,9 +55,7 @@ impl Registry {
                 (Caller { visitor, lasting }, call.query.clone())
             }
             Method::POST => {
-                let form = call
-                    .collect(FORM_BYTES_MAX, self.rules.body_timeout)
-                    .await?;
+                let form = call.collect(FORM_BYTES_MAX, self.rules.pace).await?;
                 let form = Query::parse(std::str::from_utf8(&form).ok());
                 let visitor = gate.exchange(&form, &call.peer, tokens).await?;
                 let lasting = form.first("access_type") == Some("offline");

@@ -76,7 +76,7 @@ struct State {
 /// What tells whether a file is still the same: its number, size and times. Clocks of files are too coarse to do it alone.
 type Stamp = (u64, u64, i64, i64, i64, i64);
 
-type Users = BTreeMap<String, PasswordHash>;
+pub(crate) type Users = BTreeMap<String, PasswordHash>;
 
 /// What became of a name and a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,6 +217,15 @@ fn read(path: &Path) -> Result<(Users, Stamp), HtpasswdError> {
         });
     }
     let text = fs::read_to_string(path).map_err(failed)?;
+    let users = parse(&text).map_err(|line| HtpasswdError::Line {
+        path: path.to_owned(),
+        line,
+    })?;
+    Ok((users, stamp_of(&metadata)))
+}
+
+/// Reads the file's text; the error is the number of a line that is none, counted from 1.
+pub(crate) fn parse(text: &str) -> Result<Users, usize> {
     let mut users = BTreeMap::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -227,13 +236,8 @@ fn read(path: &Path) -> Result<(Users, Stamp), HtpasswdError> {
             .split_once(':')
             .filter(|(user, _)| !user.is_empty())
             .and_then(|(user, hash)| Some((user, PasswordHash::parse(hash)?)));
-        let Some((user, hash)) = entry else {
-            return Err(HtpasswdError::Line {
-                path: path.to_owned(),
-                line: index + 1,
-            });
-        };
+        let (user, hash) = entry.ok_or(index + 1)?;
         users.insert(user.to_owned(), hash);
     }
-    Ok((users, stamp_of(&metadata)))
+    Ok(users)
 }

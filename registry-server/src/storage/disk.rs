@@ -128,6 +128,17 @@ impl DiskStorage {
         self.base.join("_tmp").join(UploadId::random().as_str())
     }
 
+    /// Makes something aside, to be renamed to its place; what could not be finished takes no room.
+    fn aside<T>(&self, make: impl FnOnce(&Path) -> StorageResult<T>) -> StorageResult<T> {
+        let path = self.temporary();
+        let made = make(&path);
+        if made.is_err() && fs::remove_file(&path).is_err() {
+            // Best effort: the next server to start sweeps.
+            let _ = remove_tree(&path);
+        }
+        made
+    }
+
     fn blob_data(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
         let mut path = self.base.join("blobs");
@@ -176,9 +187,10 @@ impl DiskStorage {
 
     /// Writes `bytes` aside and renames them to `path`; durably.
     fn publish(&self, path: &Path, bytes: &[u8]) -> StorageResult<()> {
-        let temporary = self.temporary();
-        self.write_file(&temporary, bytes)?;
-        rename_into(&temporary, path)?;
+        self.aside(|temporary| {
+            self.write_file(temporary, bytes)?;
+            rename_into(temporary, path)
+        })?;
         self.sync(parent(path))
     }
 
@@ -255,9 +267,10 @@ impl DiskStorage {
     ) -> StorageResult<()> {
         let link = self.layer_link(name, digest);
         if !is_link_to(&link, stored) {
-            let temporary = self.temporary();
-            fs::write(&temporary, stored.to_string()).map_err(failed("write", &temporary))?;
-            rename_into(&temporary, &link)?;
+            self.aside(|temporary| {
+                fs::write(temporary, stored.to_string()).map_err(failed("write", temporary))?;
+                rename_into(temporary, &link)
+            })?;
         } else {
             freshen(&link);
         }
@@ -297,15 +310,17 @@ impl DiskStorage {
 
     /// A new tag appears with all its files at once; false if the tag is there already.
     fn create_tag(&self, folder: &Path, digest: &Digest) -> StorageResult<bool> {
-        let aside = self.temporary();
-        let index = below(aside.join("index"), digest);
-        let current = aside.join("current");
-        make_folder(&index)?;
-        make_folder(&current)?;
         let text = digest.to_string();
-        self.write_file(&index.join("link"), text.as_bytes())?;
-        self.write_file(&current.join("link"), text.as_bytes())?;
-        match rename_into(&aside, folder) {
+        let made = self.aside(|aside| {
+            let index = below(aside.join("index"), digest);
+            let current = aside.join("current");
+            make_folder(&index)?;
+            make_folder(&current)?;
+            self.write_file(&index.join("link"), text.as_bytes())?;
+            self.write_file(&current.join("link"), text.as_bytes())?;
+            rename_into(aside, folder)
+        });
+        match made {
             Ok(()) => {
                 self.sync(parent(folder))?;
                 Ok(true)
@@ -316,7 +331,6 @@ impl DiskStorage {
                     io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
                 ) =>
             {
-                remove_tree(&aside)?;
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -378,9 +392,10 @@ impl RegistryStorage for DiskStorage {
             });
         }
         if writes {
-            let temporary = self.temporary();
-            self.write_file(&temporary, b"probe")?;
-            fs::remove_file(&temporary).map_err(failed("remove", &temporary))?;
+            self.aside(|temporary| {
+                self.write_file(temporary, b"probe")?;
+                fs::remove_file(temporary).map_err(failed("remove", temporary))
+            })?;
         }
         Ok(())
     }
@@ -439,16 +454,17 @@ impl RegistryStorage for DiskStorage {
 
     fn create_upload(&self, repository: &RepositoryName) -> StorageResult<UploadId> {
         let id = UploadId::random();
-        let aside = self.temporary();
-        make_folder(&aside)?;
         let started = time::rfc3339(now_seconds());
-        for (name, text) in [("startedat", started.as_str()), ("data", "")] {
-            let path = aside.join(name);
-            fs::write(&path, text).map_err(failed("write", &path))?;
-        }
         let folder = self.upload_folder(repository, &id);
-        make_folder(folder.parent().expect("a session is below _uploads"))?;
-        fs::rename(&aside, &folder).map_err(failed("publish", &folder))?;
+        self.aside(|aside| {
+            make_folder(aside)?;
+            for (name, text) in [("startedat", started.as_str()), ("data", "")] {
+                let path = aside.join(name);
+                fs::write(&path, text).map_err(failed("write", &path))?;
+            }
+            make_folder(parent(&folder))?;
+            fs::rename(aside, &folder).map_err(failed("publish", &folder))
+        })?;
         Ok(id)
     }
 

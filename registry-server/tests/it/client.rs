@@ -77,6 +77,8 @@ impl Client {
     /// `None` if nobody listens.
     pub(crate) fn try_new(addr: SocketAddr) -> Option<Client> {
         let stream = TcpStream::connect(addr).ok()?;
+        // A head and its body go out at once, though they are written one after the other.
+        stream.set_nodelay(true).unwrap();
         // Nothing here takes long; a test that hangs should say where.
         stream
             .set_read_timeout(Some(Duration::from_secs(60)))
@@ -133,6 +135,23 @@ impl Client {
         // A reset is an end, too.
         let _ = self.stream.read_to_end(&mut rest);
         rest
+    }
+
+    /// Whether something was answered, or the connection closed, within a time.
+    pub(crate) fn is_answered(&mut self, within: Duration) -> bool {
+        let patient = self.stream.get_ref().read_timeout().unwrap();
+        self.stream
+            .get_ref()
+            .set_read_timeout(Some(within))
+            .unwrap();
+        let answered = self.stream.fill_buf().is_ok();
+        self.stream.get_ref().set_read_timeout(patient).unwrap();
+        answered
+    }
+
+    /// The connection itself.
+    pub(crate) fn into_stream(self) -> BufReader<TcpStream> {
+        self.stream
     }
 
     /// A request's head, with `Host`.

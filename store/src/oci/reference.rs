@@ -100,10 +100,14 @@ impl Reference {
         if self.registry != DOCKER_HUB {
             return self.name();
         }
-        self.repository
-            .strip_prefix("library/")
-            .unwrap_or(&self.repository)
-            .to_owned()
+        let official = self.repository.strip_prefix("library/");
+        let short = official.filter(|word| !word.contains('/'));
+        let short = short.unwrap_or(&self.repository);
+        match short.split_once('/') {
+            // What would be read as a registry's name needs one before it.
+            Some((first, _)) if is_registry(first) => self.name(),
+            _ => short.to_owned(),
+        }
     }
 }
 
@@ -294,6 +298,11 @@ mod tests {
         check("docker.io/x", "docker.io/library/x:latest", "x:latest");
         check("index.docker.io/a/b", "docker.io/a/b:latest", "a/b:latest");
         check("localhost/x", "localhost/x:latest", "localhost/x:latest");
+        // What would be read as something else keeps its registry or its `library/`.
+        let odd = "docker.io/docker.io/x:latest";
+        check("docker.io/docker.io/x", odd, odd);
+        let below = "docker.io/library/a/b:latest";
+        check("library/a/b", below, "library/a/b:latest");
         check(
             "localhost:5000/x:t",
             "localhost:5000/x:t",
