@@ -48,7 +48,7 @@ pub use network::{
 pub use output::{Output, OutputKind};
 pub use registry::{
     CollectArgs, GcArgs, HtpasswdArgs, MigrateArgs, RegistryCommand, RegistryPlace,
-    RegistryStatsArgs, ServeArgs, VerifyArgs,
+    RegistryStatsArgs, RegistrySyncArgs, ServeArgs, VerifyArgs,
 };
 pub use remote::{
     AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, DiffType, FlattenArgs,

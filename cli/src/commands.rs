@@ -92,6 +92,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
         Command::Registry(RegistryCommand::Serve(args)) => registry::serve(context, &args),
         Command::Registry(RegistryCommand::Gc(args)) => registry::gc(context, &args),
         Command::Registry(RegistryCommand::Verify(args)) => registry::verify(context, &args),
+        Command::Registry(RegistryCommand::Sync(args)) => registry::sync(context, &args),
         Command::Registry(RegistryCommand::Stats(args)) => registry::stats(context, &args),
         Command::Registry(RegistryCommand::Migrate(args)) => registry::migrate(context, &args),
         Command::Registry(RegistryCommand::Htpasswd(args)) => registry::htpasswd(context, &args),

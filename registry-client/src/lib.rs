@@ -77,9 +77,9 @@ pub use options::{Options, Proxies, Timeouts};
 pub use progress::{Progress, Silent};
 pub use pull::{PullError, pull_layers};
 pub use push::{PushImage, PushReport, push_image};
-pub use transport::Warning;
 pub use transport::body::{BlobSource, RemoteBlob};
 pub use transport::retry::{Clock, RetryPolicy, SystemClock};
+pub use transport::{Warning, with_headers};
 pub use upload::Pushed;
 
 use hosts::Host;

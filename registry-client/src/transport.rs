@@ -48,6 +48,17 @@ const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 const WARNINGS_MAX: usize = 64;
 const WARNING_BYTES_MAX: usize = 4096;
 
+tokio::task_local! {
+    /// What every request of a task carries.
+    static HEADERS: Vec<(&'static str, String)>;
+}
+
+/// Runs a future whose requests all carry these headers beside their own, to whomever they go: no secrets, such as
+/// `traceparent`.
+pub async fn with_headers<F: Future>(headers: Vec<(&'static str, String)>, future: F) -> F::Output {
+    HEADERS.scope(headers, future).await
+}
+
 /// What a registry wants its users to know (`Warning` headers).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Warning {
@@ -224,6 +235,14 @@ impl Transport {
         let activity = Arc::new(AtomicU64::new(0));
         let mut request = Request::new(call.method.clone(), call.url.clone());
         *request.headers_mut() = call.headers.clone();
+        // Without a task that has some there are none.
+        let _ = HEADERS.try_with(|headers| {
+            for (name, value) in headers {
+                if let Ok(value) = HeaderValue::from_str(value) {
+                    request.headers_mut().insert(*name, value);
+                }
+            }
+        });
         let length = call.body.len();
         let sends = matches!(call.method, Method::POST | Method::PUT | Method::PATCH);
         if let Some(length) = length.or(sends.then_some(0)) {

@@ -15,6 +15,7 @@ use store::oci::time::rfc3339;
 
 use crate::auth::{Peer, Visitor};
 use crate::body::Body;
+use crate::events::event::RegistryEvent;
 use crate::registry::{CONTENT_DIGEST, Call};
 use crate::routes::{ManifestReference, Route};
 
@@ -98,6 +99,23 @@ impl Event {
     pub(crate) fn with_scope(mut self, scope: String) -> Event {
         self.scope = Some(scope);
         self
+    }
+
+    /// What the server did by itself, such as mirroring; nobody asked for it, from nowhere.
+    pub(crate) fn by_server(action: &'static str, event: &RegistryEvent) -> Event {
+        Event {
+            time: rfc3339(crate::storage::now_seconds()),
+            action,
+            user: event.user.clone(),
+            via: "sync",
+            addr: String::new(),
+            repository: Some(event.repository.clone()),
+            reference: event.digest.clone().or_else(|| event.tags.first().cloned()),
+            digest: event.digest.clone(),
+            tags: event.tags.clone(),
+            scope: None,
+            status: 200,
+        }
     }
 
     /// What a request changed, or would have; `None` if it would have changed nothing that anybody sees.

@@ -412,7 +412,8 @@ impl Events {
     }
 }
 
-fn is_name(text: &str) -> bool {
+/// Whether it can be the name of a webhook or a sync.
+pub(crate) fn is_name(text: &str) -> bool {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (1..=64).contains(&text.len()) && !text.starts_with('.') && text.bytes().all(legal)
 }

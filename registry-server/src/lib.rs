@@ -23,6 +23,8 @@
 //! | [`storage`] | what is kept: the trait, [`storage::disk`] and [`storage::memory`] |
 //! | [`upstream`] | other registries, read through this one and kept |
 //! | [`events`] | endpoints that are told of pushes, pulls and deletes |
+//! | [`sync`] | repositories of other registries, mirrored into this one |
+//! | [`trace`] | spans of requests for OpenTelemetry |
 //! | [`observe`], `metrics` | what is told of requests, numbers for Prometheus, and whether the server is well |
 //! | [`fixture`] | a registry for other crates' tests |
 //!
@@ -61,9 +63,11 @@ mod search;
 pub mod sendfile;
 pub mod serve;
 pub mod storage;
+pub mod sync;
 mod tags;
 #[cfg(test)]
 mod testing;
+pub mod trace;
 mod uploads;
 pub mod upstream;
 

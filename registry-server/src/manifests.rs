@@ -230,11 +230,44 @@ impl Registry {
                 format!("the content is not that of {digest}"),
             ));
         };
-        let sparse = self.rules.sparse_indexes;
-        let (target, subject, set_tags) = (name.clone(), needs.subject, tags.clone());
+        let subject = needs.subject;
         let condition = call.condition();
-        let by_tag = expected.is_none();
-        let place = reference.clone();
+        self.keep_manifest(&name, &reference, &tags, manifest, needs, condition)
+            .await?;
+        let mut response = answer(StatusCode::CREATED);
+        response.extensions_mut().insert(content);
+        let location = format!(
+            "/v2/{name}/manifests/{}",
+            percent_encode(&shown(&reference))
+        );
+        set(&mut response, header::LOCATION, &location);
+        set(&mut response, CONTENT_DIGEST, &digest.to_string());
+        set(&mut response, header::ETAG, &format!("\"{digest}\""));
+        if let Some(subject) = subject {
+            let header = HeaderName::from_static("oci-subject");
+            set(&mut response, header, &subject.to_string());
+        }
+        if expected.is_some() && !tags.is_empty() {
+            let header = HeaderName::from_static("oci-tag");
+            set(&mut response, header, &tags.join(", "));
+        }
+        Ok(response)
+    }
+
+    /// Keeps a manifest, and sets tags on it; by the rules, whoever asks. `place` is by what it was put, which the condition is about.
+    pub(crate) async fn keep_manifest(
+        &self,
+        name: &RepositoryName,
+        place: &ManifestReference,
+        tags: &[String],
+        manifest: VerifiedManifest,
+        needs: Needs,
+        condition: TagCondition,
+    ) -> Result<(), ApiError> {
+        let sparse = self.rules.sparse_indexes;
+        let (target, set_tags) = (name.clone(), tags.to_vec());
+        let by_tag = matches!(place, ManifestReference::Tag(_));
+        let place = place.clone();
         let (rules, quotas) = (Arc::clone(&self.rules.immutable), Arc::clone(&self.quotas));
         let outcome = self
             .blocking(move |storage| {
@@ -299,37 +332,17 @@ impl Registry {
                 Ok(Outcome::Put)
             })
             .await?;
-        self.index.note(&name, &tags);
+        self.index.note(name, tags);
         match outcome {
-            Outcome::Put => {}
-            Outcome::Refused => return Err(ApiError::new(ErrorCode::PreconditionFailed)),
-            Outcome::Immutable(tag, on) => return Err(immutable::refusal(&tag, &on)),
-            Outcome::OverQuota(over) => return Err(over.into()),
-            Outcome::Missing(missing) => {
-                return Err(ApiError::with(
-                    ErrorCode::ManifestBlobUnknown,
-                    missing.to_string(),
-                ));
-            }
+            Outcome::Put => Ok(()),
+            Outcome::Refused => Err(ApiError::new(ErrorCode::PreconditionFailed)),
+            Outcome::Immutable(tag, on) => Err(immutable::refusal(&tag, &on)),
+            Outcome::OverQuota(over) => Err(over.into()),
+            Outcome::Missing(missing) => Err(ApiError::with(
+                ErrorCode::ManifestBlobUnknown,
+                missing.to_string(),
+            )),
         }
-        let mut response = answer(StatusCode::CREATED);
-        response.extensions_mut().insert(content);
-        let location = format!(
-            "/v2/{name}/manifests/{}",
-            percent_encode(&shown(&reference))
-        );
-        set(&mut response, header::LOCATION, &location);
-        set(&mut response, CONTENT_DIGEST, &digest.to_string());
-        set(&mut response, header::ETAG, &format!("\"{digest}\""));
-        if let Some(subject) = subject {
-            let header = HeaderName::from_static("oci-subject");
-            set(&mut response, header, &subject.to_string());
-        }
-        if expected.is_some() && !tags.is_empty() {
-            let header = HeaderName::from_static("oci-tag");
-            set(&mut response, header, &tags.join(", "));
-        }
-        Ok(response)
     }
 
     pub(crate) async fn delete_manifest(

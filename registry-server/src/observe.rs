@@ -13,12 +13,15 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
+use tokio::sync::Notify;
 
 use crate::auth::{Need, Peer};
 use crate::body::Body;
 use crate::metrics::{Looked, Metrics, Text};
 use crate::registry::{Answer, Call, Registry, answer};
 use crate::routes::Route;
+use crate::sync::SyncTotals;
+use crate::trace::{Attribute, Context, SpanKind, TraceCounts, hex, read_traceparent};
 
 /// How long an answer about readiness is good for: whoever asks needs no login, and looking costs something.
 const READY_FOR: Duration = Duration::from_secs(2);
@@ -67,6 +70,10 @@ pub trait AccessLog: Send + Sync + fmt::Debug {
 #[derive(Debug, Default)]
 pub(crate) struct Observer {
     pub(crate) metrics: Metrics,
+    pub(crate) syncs: SyncTotals,
+    pub(crate) traces: Arc<TraceCounts>,
+    /// There is another configuration.
+    pub(crate) syncs_changed: Notify,
     draining: AtomicBool,
     /// When it was last looked whether the storage works, and whether it did.
     ready: tokio::sync::Mutex<Option<(Instant, bool)>>,
@@ -86,6 +93,10 @@ pub(crate) struct Watched {
     began: Instant,
     observer: Arc<Observer>,
     log: Option<Arc<dyn AccessLog>>,
+    /// Whether its client speaks https.
+    secure: bool,
+    /// Where it is traced.
+    context: Option<Context>,
 }
 
 impl Watched {
@@ -96,16 +107,16 @@ impl Watched {
         headers: &HeaderMap,
         peer: &Peer,
     ) -> Watched {
-        let text = |name| {
-            headers
-                .get(name)
-                .and_then(|value: &HeaderValue| value.to_str().ok())
+        let agent = text_of(headers, header::USER_AGENT.as_str());
+        let agent = agent.map(|text| text.chars().take(AGENT_CHARS_MAX).collect());
+        let context = registry.tracer.as_ref();
+        let context = context.map(|tracer| tracer.request(headers));
+        let trace = match &context {
+            Some(context) => Some(context.trace_id()),
+            None => text_of(headers, "traceparent")
+                .and_then(read_traceparent)
+                .map(|(trace, ..)| hex(&trace)),
         };
-        let agent =
-            text(header::USER_AGENT).map(|text| text.chars().take(AGENT_CHARS_MAX).collect());
-        let trace = headers
-            .get("traceparent")
-            .and_then(|value| value.to_str().ok());
         Watched {
             record: AccessRecord {
                 time: SystemTime::now(),
@@ -120,12 +131,19 @@ impl Watched {
                 answered_after: Duration::ZERO,
                 ended_after: Duration::ZERO,
                 agent,
-                trace: trace.and_then(trace_id).map(str::to_owned),
+                trace,
             },
             began: Instant::now(),
             observer: Arc::clone(&registry.observer),
             log: registry.access_log.clone(),
+            secure: peer.tls,
+            context,
         }
+    }
+
+    /// Where the request is traced, for all that is done for it.
+    pub(crate) fn context(&self) -> Option<Context> {
+        self.context.clone()
     }
 
     /// The answer begins; the rest is told when its body ends.
@@ -146,6 +164,9 @@ impl Watched {
     /// The body is over.
     pub(crate) fn ended(mut self, sent_bytes: u64, complete: bool) {
         self.observer.metrics.sent_bytes.add(sent_bytes);
+        if let Some(context) = self.context.take() {
+            self.tell_trace(context, sent_bytes);
+        }
         if let Some(log) = self.log.take() {
             self.record.sent_bytes = sent_bytes;
             // Of HEAD nothing is to be sent.
@@ -156,18 +177,65 @@ impl Watched {
     }
 }
 
-/// The trace of a `traceparent` of version 0 (W3C Trace Context): `00-<32 hex>-<16 hex>-<2 hex>`.
-fn trace_id(text: &str) -> Option<&str> {
-    let parts: Vec<&str> = text.trim().split('-').collect();
-    let &["00", trace, span, flags] = parts.as_slice() else {
-        return None;
-    };
-    let hex = |text: &str, length: usize| {
-        text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let named = |text: &str| text.bytes().any(|b| b != b'0');
-    let right = hex(trace, 32) && hex(span, 16) && hex(flags, 2) && named(trace) && named(span);
-    right.then_some(trace)
+/// What a path is about, as traces have it: a template, of few values.
+fn route_template(route: &str) -> Option<&'static str> {
+    Some(match route {
+        "base" => "/v2/",
+        "catalog" => "/v2/_catalog",
+        "blob" => "/v2/{name}/blobs/{digest}",
+        "uploads" => "/v2/{name}/blobs/uploads/",
+        "upload" => "/v2/{name}/blobs/uploads/{id}",
+        "manifest" => "/v2/{name}/manifests/{reference}",
+        "tags" => "/v2/{name}/tags/list",
+        "referrers" => "/v2/{name}/referrers/{digest}",
+        _ => return None,
+    })
+}
+
+impl Watched {
+    /// By OpenTelemetry's semantic conventions for HTTP servers.
+    fn tell_trace(&self, context: Context, sent_bytes: u64) {
+        let AccessRecord {
+            method,
+            path,
+            status,
+            ..
+        } = &self.record;
+        let text = |text: &str| Attribute::Text(text.to_owned());
+        let number = |number: u64| Attribute::Number(i64::try_from(number).unwrap_or(i64::MAX));
+        let scheme = if self.secure { "https" } else { "http" };
+        let mut attributes = vec![
+            ("http.request.method", text(method.as_str())),
+            ("url.path", text(path)),
+            ("url.scheme", text(scheme)),
+            ("http.response.status_code", number(status.as_u16().into())),
+            ("http.response.body.size", number(sent_bytes)),
+            (
+                "client.address",
+                Attribute::Text(self.record.peer.to_canonical().to_string()),
+            ),
+        ];
+        let route = route_template(self.record.route);
+        if let Some(route) = route {
+            attributes.push(("http.route", text(route)));
+        }
+        if let Some(agent) = &self.record.agent {
+            attributes.push(("user_agent.original", text(agent)));
+        }
+        let failed = status.is_server_error().then(|| status.to_string());
+        if failed.is_some() {
+            attributes.push(("error.type", text(status.as_str())));
+        }
+        let name = match route {
+            Some(route) => format!("{method} {route}"),
+            None => method.to_string(),
+        };
+        context.ended(name, SpanKind::Server, attributes, failed);
+    }
+}
+
+fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
 }
 
 /// What a path is about, as [`crate::metrics::ROUTES`] has it.
@@ -246,6 +314,8 @@ impl Registry {
         });
         let mut features = Text::default();
         self.events.write_metrics(&mut features);
+        self.observer.syncs.write_metrics(&mut features);
+        self.observer.traces.write_metrics(&mut features);
         text.push_str(&features.into_string());
         let mut response = Response::new(Body::full(Bytes::from(text)));
         response.headers_mut().insert(
@@ -271,27 +341,6 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn traces_are_taken_as_the_specification_writes_them() {
-        let check = |text: &str, expect: Option<&str>| assert_eq!(trace_id(text), expect, "{text}");
-        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-        check(
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            Some(trace),
-        );
-        check(
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            None,
-        );
-        check(
-            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-            None,
-        );
-        check("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7", None);
-        check("01-x", None);
-        check("", None);
-    }
 
     #[test]
     fn every_path_has_a_route_that_is_known() {

@@ -31,6 +31,8 @@ use crate::rate::RateLimit;
 use crate::routes::{Query, RepositoryName, Route};
 use crate::sendfile::SendQueue;
 use crate::storage::{RegistryStorage, StorageResult, TagCondition, TagMatch};
+use crate::sync::Mirror;
+use crate::trace::{SpanKind, Tracer, step, within};
 use crate::uploads::Sessions;
 use crate::upstream::Upstreams;
 
@@ -84,6 +86,8 @@ pub(crate) struct Registry {
     pub(crate) rates: Option<Arc<RateLimit>>,
     pub(crate) audit: Option<Arc<AuditLog>>,
     pub(crate) events: Events,
+    pub(crate) syncs: Vec<Arc<Mirror>>,
+    pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) observer: Arc<Observer>,
     pub(crate) access_log: Option<Arc<dyn AccessLog>>,
     pub(crate) proxies: Proxies,
@@ -97,8 +101,6 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
-    /// Of HTTP/2, whose requests have no `Host`.
-    pub(crate) authority: Option<String>,
     pub(crate) body: Incoming,
     /// Where blobs may go by `sendfile`; `None` on TLS and HTTP/2.
     pub(crate) queue: Option<SendQueue>,
@@ -248,11 +250,14 @@ impl Registry {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let watched = Watched::begin(self, &method, &path, request.headers(), &peer);
         let waiting = self.observer.metrics.in_flight.one();
+        let context = watched.context();
         let (mut response, user) = if reads {
-            self.answer(request, queue, peer).await
+            within(context, self.answer(request, queue, peer)).await
         } else {
             let registry = Arc::clone(self);
-            let task = tokio::spawn(async move { registry.answer(request, queue, peer).await });
+            let task = tokio::spawn(async move {
+                within(context, registry.answer(request, queue, peer)).await
+            });
             task.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a handler panicked");
                 (ApiError::new(ErrorCode::Unknown).into_response(), None)
@@ -288,7 +293,6 @@ impl Registry {
             method: head.method,
             query: Query::parse(head.uri.query()),
             headers: head.headers,
-            authority: head.uri.authority().map(ToString::to_string),
             body,
             queue,
             peer,
@@ -434,6 +438,14 @@ impl Registry {
         }
     }
 
+    /// What it does beside answering begins.
+    pub(crate) fn start(&self) {
+        self.events.start();
+        if let Some(tracer) = &self.tracer {
+            tracer.start();
+        }
+    }
+
     /// Calls storage on a thread where blocking harms nobody.
     pub(crate) async fn blocking<T, F>(&self, call: F) -> Result<T, ApiError>
     where
@@ -441,15 +453,26 @@ impl Registry {
         F: FnOnce(&dyn RegistryStorage) -> StorageResult<T> + Send + 'static,
     {
         let storage = Arc::clone(&self.storage);
-        let result = tokio::task::spawn_blocking(move || call(&*storage)).await;
-        match result {
-            Ok(result) => Ok(result?),
-            Err(error) => {
-                tracing::error!(%error, "a storage call panicked");
-                Err(ApiError::new(ErrorCode::Unknown))
+        let working = async {
+            match tokio::task::spawn_blocking(move || call(&*storage)).await {
+                Ok(result) => Ok(result?),
+                Err(error) => {
+                    tracing::error!(%error, "a storage call panicked");
+                    Err(ApiError::new(ErrorCode::Unknown))
+                }
             }
-        }
+        };
+        let what = || (format!("storage {}", handler::<F>()), Vec::new());
+        let failed = |result: &Result<T, ApiError>| result.as_ref().err().map(ToString::to_string);
+        step(SpanKind::Internal, what, failed, working).await
     }
+}
+
+/// The function that a closure is in.
+fn handler<F>() -> &'static str {
+    let path = std::any::type_name::<F>();
+    let path = path.trim_end_matches("::{{closure}}");
+    path.rsplit("::").next().unwrap_or(path)
 }
 
 /// What has to be allowed for a request to be answered.

@@ -33,9 +33,9 @@ use crate::auth::{AuthConfig, AuthError, Gate, Peer};
 use crate::body::Body;
 use crate::collect::{CollectRules, collect};
 use crate::error::ErrorChain;
-use crate::events::{Events, EventsError, Webhook};
+use crate::events::{Events, EventsError, Webhook, is_name};
 use crate::immutable::ImmutableRule;
-use crate::observe::AccessLog;
+use crate::observe::{AccessLog, Observer};
 use crate::pace::{Pace, Pulse};
 use crate::proxy::Proxies;
 use crate::quota::{QuotaRule, Quotas};
@@ -45,6 +45,8 @@ use crate::scrub::{ScrubRules, Scrubber};
 use crate::sendfile::{Connection, SendQueue};
 use crate::storage::disk::DiskStorage;
 use crate::storage::{RegistryStorage, StorageError, StorageResult};
+use crate::sync::{self, Mirror};
+use crate::trace::{TraceConfig, Tracer};
 use crate::upstream::{PullThrough, Upstreams};
 
 /// Most bytes of a request's line and headers; distribution-spec tokens fit many times.
@@ -92,6 +94,10 @@ pub struct Config {
     pub audit: Option<PathBuf>,
     /// Endpoints that are told what happens.
     pub webhooks: Vec<Webhook>,
+    /// What is mirrored from other registries.
+    pub syncs: Vec<Mirror>,
+    /// Where traces of requests go.
+    pub traces: Option<TraceConfig>,
     /// Whether `/metrics` is served, to all who may log in.
     pub metrics: bool,
     /// Whether there is a web page, at `/`.
@@ -125,6 +131,8 @@ impl Config {
             quotas: Vec::new(),
             audit: None,
             webhooks: Vec::new(),
+            syncs: Vec::new(),
+            traces: None,
             metrics: false,
             page: true,
             access_log: None,
@@ -245,6 +253,12 @@ pub enum ServeError {
         /// Why not.
         reason: String,
     },
+    /// Repositories cannot be mirrored as is said.
+    #[error("cannot mirror: {reason}")]
+    Syncs {
+        /// Why not.
+        reason: String,
+    },
     /// The warning cannot be a header.
     #[error("the warning is no header text of at most {WARNING_BYTES_MAX} bytes")]
     Warning,
@@ -299,6 +313,7 @@ impl Live {
         before: Option<&Registry>,
     ) -> Result<Live, ServeError> {
         check_upstreams(config)?;
+        check_syncs(config)?;
         let clients = config.auth.certificates.as_ref();
         let tls = config.tls.as_ref();
         let tls = tls.map(|files| acceptor(files, clients)).transpose()?;
@@ -331,6 +346,10 @@ impl Live {
             let rates = rates.filter(|rates| rates.rate() == rate);
             rates.unwrap_or_else(|| Arc::new(RateLimit::new(rate)))
         });
+        let observer: Arc<Observer> =
+            before.map_or_else(Arc::default, |before| Arc::clone(&before.observer));
+        let tracer = config.traces.as_ref();
+        let tracer = tracer.map(|traces| Tracer::new(traces, &observer.traces));
         let told = before.map(|before| &before.events);
         let events = Events::open(&config.webhooks, &*storage, told)?;
         let registry = Registry {
@@ -350,7 +369,9 @@ impl Live {
             rates,
             audit: audit.map(Arc::new),
             events,
-            observer: before.map_or_else(Arc::default, |before| Arc::clone(&before.observer)),
+            syncs: config.syncs.iter().cloned().map(Arc::new).collect(),
+            tracer,
+            observer,
             access_log: config.access_log.clone(),
             proxies: config.proxies.clone(),
             warning,
@@ -398,9 +419,10 @@ impl Reloader {
             Live::make(&config, storage, Some(&registry))
         })
         .await?;
-        live.registry.events.start();
+        live.registry.start();
         let mut current = self.0.0.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(live);
+        current.registry.observer.syncs_changed.notify_one();
         Ok(())
     }
 }
@@ -465,12 +487,14 @@ impl Server {
     /// [`Limits::drain_timeout`], and cuts those that have not.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let graceful = GracefulShutdown::new();
-        self.current.registry().events.start();
+        self.current.registry().start();
         let limits = self.current.get().limits.clone();
         let slots = Arc::new(Semaphore::new(limits.connections_max));
         let addresses = Arc::new(Addresses::default());
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(purge(Arc::clone(&self.current), limits.upload_age_max));
+        let current = Arc::clone(&self.current);
+        tasks.spawn(sync::schedule::run(move || current.registry()));
         if let Some((every, rules)) = self.collect {
             tasks.spawn(collect_often(Arc::clone(&self.current), every, rules));
         }
@@ -520,9 +544,22 @@ impl Server {
         }
         self.current.registry().upstreams.tasks().stop();
         tasks.shutdown().await;
-        self.current.registry().events.finish(patience).await;
+        let registry = self.current.registry();
+        registry.events.finish(patience).await;
+        if let Some(tracer) = &registry.tracer {
+            tracer.finish(patience).await;
+        }
         Ok(())
     }
+}
+
+/// A registry that is not served.
+pub(crate) async fn prepare(
+    config: Config,
+    storage: Arc<dyn RegistryStorage>,
+) -> Result<Arc<Registry>, ServeError> {
+    let live = blocking(move || Live::make(&config, storage, None)).await?;
+    Ok(live.registry)
 }
 
 /// Runs what blocks on a thread where it harms nobody.
@@ -838,6 +875,29 @@ fn check_upstreams(config: &Config) -> Result<(), ServeError> {
         });
         if let Some(name) = twice {
             return wrong(format!("`{name}` is the namespace of two"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what cannot be meant.
+fn check_syncs(config: &Config) -> Result<(), ServeError> {
+    let wrong = |reason: String| Err(ServeError::Syncs { reason });
+    if config.read_only && !config.syncs.is_empty() {
+        return wrong("a registry that is read-only takes nothing".to_owned());
+    }
+    for (index, sync) in config.syncs.iter().enumerate() {
+        let name = &sync.name;
+        if config.syncs[..index]
+            .iter()
+            .any(|other| other.name == *name)
+        {
+            return wrong(format!("`{name}` is the name of two"));
+        }
+        if !is_name(name) {
+            return wrong(format!(
+                "`{name}` cannot be its name: give letters, digits, `.`, `_` and `-`, at most 64"
+            ));
         }
     }
     Ok(())

@@ -362,7 +362,7 @@ impl Registry {
     }
 
     /// Refuses what is known not to fit.
-    async fn check_quota(
+    pub(crate) async fn check_quota(
         &self,
         name: &RepositoryName,
         digest: Option<Digest>,
@@ -377,7 +377,11 @@ impl Registry {
     }
 
     /// Counts a blob that was mounted; takes it away again if it does not fit.
-    async fn count_mounted(&self, name: &RepositoryName, digest: Digest) -> Result<(), ApiError> {
+    pub(crate) async fn count_mounted(
+        &self,
+        name: &RepositoryName,
+        digest: Digest,
+    ) -> Result<(), ApiError> {
         if !self.quotas.are_about(name) {
             return Ok(());
         }
@@ -412,19 +416,11 @@ impl Registry {
         match VerifiedUpload::check(id.clone(), hold.running.hashed, computed, digest) {
             Some(upload) => {
                 let upload = upload.with_tail(hold.data.take_tail());
-                let quotas = Arc::clone(&self.quotas);
-                let committed = self
-                    .blocking(move |storage| {
-                        let counted = quotas.add(storage, &name, upload.digest(), upload.size())?;
-                        if counted.is_ok() {
-                            storage.commit_upload(&name, &upload)?;
-                        }
-                        Ok(counted)
-                    })
-                    .await?;
-                if let Err(over) = committed {
-                    self.drop_upload(hold.name, id).await?;
-                    return Err(over.into());
+                if let Err(error) = self.commit(name, upload).await {
+                    if error.code() == ErrorCode::Denied {
+                        self.drop_upload(hold.name, id).await?;
+                    }
+                    return Err(error);
                 }
                 self.sessions.forget(&hold.name, &id);
                 let mut response = created(&hold.name, &digest);
@@ -442,6 +438,23 @@ impl Registry {
                 ))
             }
         }
+    }
+
+    /// Makes a session a blob, if there is room for it; `DENIED` otherwise.
+    pub(crate) async fn commit(
+        &self,
+        name: RepositoryName,
+        upload: VerifiedUpload,
+    ) -> Result<(), ApiError> {
+        let quotas = Arc::clone(&self.quotas);
+        let committed = self.blocking(move |storage| {
+            let counted = quotas.add(storage, &name, upload.digest(), upload.size())?;
+            if counted.is_ok() {
+                storage.commit_upload(&name, &upload)?;
+            }
+            Ok(counted)
+        });
+        Ok(committed.await??)
     }
 
     async fn on_disk<T: Send + 'static>(

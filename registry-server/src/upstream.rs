@@ -13,6 +13,7 @@
 //! | `upstream/tags` | manifests and tags are brought here; what is fresh enough |
 //! | `upstream/flight` | a blob on its way: one fetch, any number of readers |
 //! | `upstream/joined` | one question for all who ask it at the same time |
+//! | `upstream/traced` | spans of what it is asked |
 //! | `upstream/memory` | what was found out, for a while |
 //!
 //! Invariants: what has a digest is asked for once and never again; nothing is kept before all of it was hashed; nobody
@@ -23,6 +24,7 @@ mod flight;
 mod joined;
 mod memory;
 mod tags;
+mod traced;
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,6 +42,7 @@ use crate::storage::RegistryStorage;
 
 pub(crate) use joined::Tasks;
 pub(crate) use tags::Through;
+use traced::Traced;
 
 /// Why an upstream did not give what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -150,6 +153,15 @@ pub trait Upstream: Send + Sync + fmt::Debug + 'static {
     /// The tags of a repository, in any order.
     fn tags<'a>(&'a self, repository: &'a str) -> BoxFuture<'a, UpstreamResult<Vec<String>>>;
 
+    /// The repositories that there are, in any order, where it lists them.
+    fn repositories(&self) -> BoxFuture<'_, UpstreamResult<Vec<String>>> {
+        Box::pin(async {
+            Err(UpstreamError::Refused {
+                reason: "it lists no repositories".to_owned(),
+            })
+        })
+    }
+
     /// What refers to a manifest, in any order.
     fn referrers<'a>(
         &'a self,
@@ -219,6 +231,9 @@ impl Upstreams {
         blob_bytes_max: Option<u64>,
     ) -> Upstreams {
         // The longest prefix decides.
+        for one in &mut all {
+            one.upstream = Arc::new(Traced(Arc::clone(&one.upstream)));
+        }
         all.sort_by_key(|one| std::cmp::Reverse(one.prefix.as_ref().map(|p| p.as_str().len())));
         let through =
             |one| Through::new(one, Arc::clone(storage), Arc::clone(&tasks), blob_bytes_max);

@@ -18,6 +18,8 @@ pub enum RegistryCommand {
     Gc(GcArgs),
     /// Hash everything again, and tell what is damaged
     Verify(VerifyArgs),
+    /// Mirror what the configuration says of other registries, once
+    Sync(RegistrySyncArgs),
     /// Count repositories, tags, manifests, blobs and their bytes
     Stats(RegistryStatsArgs),
     /// Copy a registry from a folder or bucket to another
@@ -183,6 +185,62 @@ pub struct MigrateArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `longshore registry sync`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  longshore registry sync --config /etc/longshore/registry.toml --dry-run
+  longshore registry sync --config /etc/longshore/registry.toml base
+
+Runs each [[sync]] of the file, or those that are named, whether the registry is served or not.
+Exits with 4 where something could not be mirrored, after everything else was.")]
+pub struct RegistrySyncArgs {
+    /// Names of syncs [default: all]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Configuration file of the server
+    // The name and identifier of the global option, which this one takes the place of.
+    #[arg(id = "config", long = "config", value_name = "FILE", required = true)]
+    pub file: Option<PathBuf>,
+    /// Where it is.
+    #[command(flatten)]
+    pub registry: RegistryPlace,
+    /// Write nothing, and tell what would be set and removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON: a line for each tag, and one for each sync
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl RegistrySyncArgs {
+    /// The server that it is about.
+    pub fn as_serve(&self) -> ServeArgs {
+        ServeArgs {
+            file: self.file.clone(),
+            addr: None,
+            folder: self.registry.folder.clone(),
+            s3: self.registry.s3.clone(),
+            redirect: false,
+            page: None,
+            scrub_every: None,
+            htpasswd: None,
+            tls_cert: None,
+            tls_key: None,
+            read_only: false,
+            metrics: false,
+            access_log: None,
+            gc_every: None,
+            warning: None,
+            upstreams: Vec::new(),
+            collect: CollectArgs {
+                untagged: false,
+                retain: Vec::new(),
+                grace: Duration::ZERO,
+            },
+        }
+    }
 }
 
 /// `longshore registry serve`.

@@ -7,6 +7,8 @@ mod htpasswd;
 mod keys;
 mod migrate;
 mod serve;
+mod sync;
+mod traces;
 mod upstream;
 mod webhook;
 
@@ -19,6 +21,7 @@ pub use collection::{gc, stats, verify};
 pub use htpasswd::htpasswd;
 pub use migrate::migrate;
 pub use serve::serve;
+pub use sync::sync;
 
 /// Largest file with a secret that is read, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;

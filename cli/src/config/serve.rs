@@ -8,8 +8,11 @@
 //! Its names of files are relative to the folder that it is in. It is read again while the server runs, so nothing here has a
 //! side effect.
 //!
-//! `[[upstream]]` is in [`upstream`], `[[webhook]]` in [`webhook`].
+//! `[[upstream]]` is in [`upstream`], `[[webhook]]` in [`webhook`], `[[sync]]` in [`sync`], `[traces]` in
+//! [`traces`].
 
+pub mod sync;
+pub mod traces;
 pub mod upstream;
 pub mod webhook;
 
@@ -24,6 +27,8 @@ use registry_server::rate::Rate;
 use registry_server::scrub::ScrubRules;
 use registry_server::{Limits, TlsFiles};
 
+use self::sync::SyncConfig;
+use self::traces::TracesConfig;
 use self::upstream::UpstreamConfig;
 use self::webhook::WebhookConfig;
 use super::table::{self, Table, TableError};
@@ -54,6 +59,10 @@ pub struct ServeConfig {
     pub access_log: Option<PathBuf>,
     /// `[[upstream]]`.
     pub upstreams: Vec<UpstreamConfig>,
+    /// `[traces]`.
+    pub traces: Option<TracesConfig>,
+    /// `[[sync]]`.
+    pub syncs: Vec<SyncConfig>,
     /// `[[webhook]]`.
     pub webhooks: Vec<WebhookConfig>,
     /// Everything else; its `root` is not looked at.
@@ -71,6 +80,8 @@ impl Default for ServeConfig {
             collect: None,
             access_log: None,
             upstreams: Vec::new(),
+            traces: None,
+            syncs: Vec::new(),
             webhooks: Vec::new(),
             server: registry_server::Config::new(""),
         }
@@ -148,6 +159,15 @@ impl ServeConfig {
             let read = UpstreamConfig::read(&mut upstream, file)?;
             upstream.finish()?;
             config.upstreams.push(read);
+        }
+        if let Some(mut traces) = root.table("traces")? {
+            config.traces = Some(TracesConfig::read(&mut traces, file)?);
+            traces.finish()?;
+        }
+        for mut sync in root.tables("sync")?.unwrap_or_default() {
+            let read = SyncConfig::read(&mut sync, file)?;
+            sync.finish()?;
+            config.syncs.push(read);
         }
         for mut webhook in root.tables("webhook")?.unwrap_or_default() {
             let read = WebhookConfig::read(&mut webhook, file)?;
@@ -376,6 +396,8 @@ quarantine = true
             include_str!("../../../docs/reference/registry-access.md"),
             include_str!("../../../docs/reference/pull-through.md"),
             include_str!("../../../docs/reference/webhooks.md"),
+            include_str!("../../../docs/reference/sync.md"),
+            include_str!("../../../docs/reference/observing.md"),
         ];
         let examples: Vec<&str> = pages
             .iter()

@@ -100,6 +100,7 @@ mod registry;
 mod registry_access;
 mod registry_identity;
 mod registry_reload;
+mod registry_sync;
 mod remote;
 mod remote_diff;
 mod rootless;

@@ -183,13 +183,11 @@ impl RequestFacts {
             let text = call.header(name)?;
             Some(text.chars().take(CLIENT_TEXT_CHARS_MAX).collect::<String>())
         };
-        let forwarded = HeaderName::from_static("x-forwarded-proto");
-        let secure = call.peer.tls || call.header(forwarded) == Some("https");
         RequestFacts {
             addr: Some(call.peer.addr.to_canonical().to_string()),
             method: Some(call.method.to_string()),
-            scheme: Some(if secure { "https" } else { "http" }.to_owned()),
-            host: said(header::HOST).or_else(|| call.authority.clone()),
+            scheme: Some(if call.peer.tls { "https" } else { "http" }.to_owned()),
+            host: call.peer.host.clone().or_else(|| said(header::HOST)),
             agent: said(header::USER_AGENT),
         }
     }

@@ -351,7 +351,7 @@ mod tests {
         assert!(!queue.put(b"four", 3).unwrap(), "three may wait");
         queue.done().unwrap();
         drop(queue);
-        let queue = Queue::open(place.clone()).unwrap();
+        let queue = Queue::open(place).unwrap();
         assert_eq!(texts(&queue), ["two", "three"]);
         queue.put(b"five", 9).unwrap();
         assert_eq!(texts(&queue), ["two", "three", "five"]);
@@ -359,7 +359,7 @@ mod tests {
             queue.done().unwrap();
         }
         drop(queue);
-        assert_eq!(files(&place.unwrap()), 0);
+        assert_eq!(files(&folder.path().join("hook")), 0);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::trace::carried;
+
 /// Tasks that end with their owner.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks(Mutex<JoinSet<()>>);
@@ -20,7 +22,8 @@ impl Tasks {
                 tracing::error!(%error, "a fetch panicked");
             }
         }
-        tasks.spawn(task);
+        // What it does is done for whoever asked first.
+        tasks.spawn(carried(task));
     }
 
     /// Ends them all.

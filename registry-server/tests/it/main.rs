@@ -28,4 +28,5 @@ mod search;
 mod storage;
 mod through;
 mod tools;
+mod traces;
 mod webhooks;

@@ -42,11 +42,16 @@ impl SendEvent for Sender {
     }
 }
 
-/// A webhook that is impatient.
-fn hook(name: &str, url: &str) -> Webhook {
+/// What sends to a URL.
+pub(crate) fn sender(url: &str) -> Arc<dyn SendEvent> {
     let client = registry_client::Client::new(Options::default()).unwrap();
     let endpoint = Endpoint::new(url, Vec::new(), false, Vec::new()).unwrap();
-    let mut webhook = Webhook::new(name, Arc::new(Sender(client, endpoint)));
+    Arc::new(Sender(client, endpoint))
+}
+
+/// A webhook that is impatient.
+fn hook(name: &str, url: &str) -> Webhook {
+    let mut webhook = Webhook::new(name, sender(url));
     webhook.backoff = Duration::from_millis(2);
     webhook.backoff_max = Duration::from_millis(8);
     webhook.timeout = Duration::from_secs(60);

@@ -13,7 +13,7 @@ use registry_server::{Config, Reloader, ServeError, Server, TlsFiles};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::keys::KeyFetcher;
-use super::{access_log, bucket, collection, upstream, webhook};
+use super::{access_log, bucket, collection, sync, traces, upstream, webhook};
 use crate::args::ServeArgs;
 use crate::config::serve::{ServeConfig, usual_scrub};
 use crate::context::Context;
@@ -29,17 +29,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
 
 /// What flags and file say together.
-struct Settings {
+pub(super) struct Settings {
     addr: String,
-    place: Place,
+    pub(super) place: Place,
     /// Whether clients are sent to the bucket for blobs.
     redirect: bool,
-    config: Config,
+    pub(super) config: Config,
 }
 
 /// Where a registry's data is.
 #[derive(PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     Folder(PathBuf),
     /// As `--s3` has it.
     Bucket(String),
@@ -47,7 +47,7 @@ enum Place {
 
 impl Settings {
     /// Reads the file and lets flags go before it. `context` is longshore's own, whose folder is the usual place.
-    fn read(context: &Context, args: &ServeArgs) -> Result<Settings, CliError> {
+    pub(super) fn read(context: &Context, args: &ServeArgs) -> Result<Settings, CliError> {
         let file = match &args.file {
             Some(path) => ServeConfig::read(path)?,
             None => ServeConfig::default(),
@@ -100,6 +100,8 @@ impl Settings {
         if !config.auth.issuers.is_empty() {
             config.fetch = Some(Arc::new(KeyFetcher::new(context)?));
         }
+        config.syncs = sync::syncs(context, &file.syncs)?;
+        config.traces = traces::traces(context, file.traces.as_ref())?;
         config.webhooks = webhook::webhooks(context, &file.webhooks)?;
         for said in file.upstreams.iter().chain(&args.upstreams) {
             let through = upstream::pull_through(context, said)?;

@@ -12,8 +12,10 @@ use futures_util::stream;
 use registry_client::hosts::{Host, Location, Pulls, Rule, split_location};
 use registry_client::{
     Client, ClientError, Credential, ErrorKind, Hosts, HostsFiles, Keychain, RetryPolicy, Timeouts,
+    with_headers,
 };
 use registry_server::PullThrough;
+use registry_server::trace::outgoing;
 use registry_server::upstream::{
     Upstream, UpstreamBlob, UpstreamError, UpstreamManifest, UpstreamResult,
 };
@@ -50,14 +52,14 @@ pub(super) fn pull_through(
 
 /// A registry, by our client.
 #[derive(Debug)]
-struct Remote {
+pub(super) struct Remote {
     client: Client,
     /// What goes before a repository's name: `host[:port]/[path/]`.
     base: String,
 }
 
 impl Remote {
-    fn new(context: &Context, config: &UpstreamConfig) -> Result<Remote, CliError> {
+    pub(super) fn new(context: &Context, config: &UpstreamConfig) -> Result<Remote, CliError> {
         let mut options = context.client_options()?;
         let host = |name: &str| Host {
             name: name.to_owned(),
@@ -139,7 +141,7 @@ impl Upstream for Remote {
         repository: &'a str,
         reference: &'a str,
     ) -> BoxFuture<'a, UpstreamResult<UpstreamManifest>> {
-        Box::pin(async move {
+        in_trace(async move {
             let reference = self.reference(repository, reference)?;
             let found = self.client.raw_manifest(&reference).await.map_err(told)?;
             Ok(UpstreamManifest {
@@ -156,7 +158,7 @@ impl Upstream for Remote {
         tag: &'a str,
         known: Digest,
     ) -> BoxFuture<'a, UpstreamResult<Option<Digest>>> {
-        Box::pin(async move {
+        in_trace(async move {
             let reference = self.reference(repository, tag)?;
             self.client.tag_now(&reference, known).await.map_err(told)
         })
@@ -167,7 +169,7 @@ impl Upstream for Remote {
         repository: &'a str,
         digest: Digest,
     ) -> BoxFuture<'a, UpstreamResult<u64>> {
-        Box::pin(async move {
+        in_trace(async move {
             let reference = self.at(repository, digest)?;
             let size = self.client.blob_size_to_read(&reference, digest).await;
             size.map_err(told)?.ok_or(UpstreamError::NotFound)
@@ -179,7 +181,7 @@ impl Upstream for Remote {
         repository: &'a str,
         digest: Digest,
     ) -> BoxFuture<'a, UpstreamResult<UpstreamBlob>> {
-        Box::pin(async move {
+        in_trace(async move {
             let reference = self.at(repository, digest)?;
             let opened = self.client.open_blob_by_digest(&reference, digest).await;
             let (size, stream) = opened.map_err(told)?;
@@ -199,9 +201,18 @@ impl Upstream for Remote {
     }
 
     fn tags<'a>(&'a self, repository: &'a str) -> BoxFuture<'a, UpstreamResult<Vec<String>>> {
-        Box::pin(async move {
+        in_trace(async move {
             let reference = self.reference(repository, "latest")?;
             self.client.tags(&reference).await.map_err(told)
+        })
+    }
+
+    fn repositories(&self) -> BoxFuture<'_, UpstreamResult<Vec<String>>> {
+        in_trace(async move {
+            let (host, path) = self.base.split_once('/').unwrap_or((&self.base, ""));
+            let listed = self.client.catalog(host).await.map_err(told)?;
+            let below = |name: String| name.strip_prefix(path).map(str::to_owned);
+            Ok(listed.into_iter().filter_map(below).collect())
         })
     }
 
@@ -210,12 +221,24 @@ impl Upstream for Remote {
         repository: &'a str,
         subject: Digest,
     ) -> BoxFuture<'a, UpstreamResult<Vec<Descriptor>>> {
-        Box::pin(async move {
+        in_trace(async move {
             let reference = self.at(repository, subject)?;
             let listed = self.client.referrers(&reference, &subject, None).await;
             listed.map_err(told)
         })
     }
+}
+
+/// Requests of the future carry the trace of the request that they are made for.
+fn in_trace<'a, T>(
+    question: impl Future<Output = UpstreamResult<T>> + Send + 'a,
+) -> BoxFuture<'a, UpstreamResult<T>> {
+    Box::pin(async move {
+        match outgoing() {
+            headers if headers.is_empty() => question.await,
+            headers => with_headers(headers, question).await,
+        }
+    })
 }
 
 /// What an error of the client says of the registry.

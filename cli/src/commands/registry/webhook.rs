@@ -1,6 +1,6 @@
 //! Webhooks of a registry: our client, as the server wants something that sends.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -34,16 +34,12 @@ fn webhook(client: &Client, config: &WebhookConfig) -> Result<Webhook, CliError>
         headers.push(("authorization".to_owned(), format!("Bearer {token}")));
     }
     let ca = config.ca.clone();
-    let endpoint = Endpoint::new(&config.url, headers, config.insecure, ca);
-    let endpoint = endpoint.map_err(|error| {
+    let sender = sender(client, &config.url, headers, config.insecure, ca);
+    let sender = sender.map_err(|error| {
         let message = format!("webhook `{}`: {error}", config.name);
         CliError::new(Kind::Usage, message)
     })?;
-    let sender = Sender {
-        client: client.clone(),
-        endpoint,
-    };
-    let mut webhook = Webhook::new(&config.name, Arc::new(sender));
+    let mut webhook = Webhook::new(&config.name, sender);
     webhook.format = config.format.unwrap_or(webhook.format);
     if let Some(actions) = &config.actions {
         webhook.actions = actions.iter().copied().collect();
@@ -67,6 +63,19 @@ fn webhook(client: &Client, config: &WebhookConfig) -> Result<Webhook, CliError>
     let files = config.token.iter().chain(&config.secret);
     webhook.files = files.map(|file| Path::to_owned(file)).collect();
     Ok(webhook)
+}
+
+/// What sends to a URL, with headers that are never shown.
+pub(super) fn sender(
+    client: &Client,
+    url: &str,
+    headers: Vec<(String, String)>,
+    insecure: bool,
+    ca: Vec<PathBuf>,
+) -> Result<Arc<dyn SendEvent>, ClientError> {
+    let endpoint = Endpoint::new(url, headers, insecure, ca)?;
+    let client = client.clone();
+    Ok(Arc::new(Sender { client, endpoint }))
 }
 
 #[derive(Debug)]

@@ -124,6 +124,21 @@ impl UpstreamConfig {
         table: &mut Table<'_>,
         file: impl Fn(String) -> PathBuf,
     ) -> Result<UpstreamConfig, TableError> {
+        let mut config = UpstreamConfig::read_reach(table, file)?;
+        let namespaces = table.texts("namespaces", |_| Ok(()))?;
+        config.namespaces = (!namespaces.is_empty()).then_some(namespaces);
+        config.tag_age = table.duration("tag_age")?;
+        config.absent_age = table.duration("absent_age")?;
+        config.down_age = table.duration("down_age")?;
+        config.fetches = table.number_from(1, "fetches")?;
+        Ok(config)
+    }
+
+    /// Reads where a registry is, how it is reached and who we are there.
+    pub(super) fn read_reach(
+        table: &mut Table<'_>,
+        file: impl Fn(String) -> PathBuf,
+    ) -> Result<UpstreamConfig, TableError> {
         let Some(url) = table.text("url")? else {
             return Err(table.error("it needs `url`, where the registry is"));
         };
@@ -134,8 +149,6 @@ impl UpstreamConfig {
         let prefix = read_prefix(prefix.as_deref().unwrap_or("/"))
             .map_err(|why| table.error_at("prefix", &why))?;
         let mut config = UpstreamConfig::new(prefix, url);
-        let namespaces = table.texts("namespaces", |_| Ok(()))?;
-        config.namespaces = (!namespaces.is_empty()).then_some(namespaces);
         config.mirrors = table.texts("mirrors", |text| split_location(text).map(drop))?;
         config.insecure = table.boolean("insecure")?.unwrap_or(false);
         config.ca = table
@@ -149,10 +162,6 @@ impl UpstreamConfig {
             _ => return Err(table.error("it needs both `username` and `password_file`")),
         };
         config.credentials = table.text("credentials")?.map(file);
-        config.tag_age = table.duration("tag_age")?;
-        config.absent_age = table.duration("absent_age")?;
-        config.down_age = table.duration("down_age")?;
-        config.fetches = table.number_from(1, "fetches")?;
         Ok(config)
     }
 }
