@@ -140,6 +140,8 @@ impl Announcement for Announced<'_> {
 
 impl Drop for Announced<'_> {
     fn drop(&mut self) {
+        // Nobody is between seeing the announcement and leaving a note.
+        let _alone = self.storage.alone();
         // What cannot be removed is taken over by the next collection.
         let _ = fs::remove_file(self.folder.join("running"));
         let _ = fs::remove_dir_all(self.folder.join("used"));
