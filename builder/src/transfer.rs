@@ -4,6 +4,7 @@
 //! an image go through it side by side, and nothing is visible before its digests were right.
 
 mod absent;
+mod patch;
 mod places;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use store::oci::{Descriptor, DiffId, Digest, Platform, RawManifest, Reference};
 use store::snapshot::SnapshotError;
 use store::{Store, StoreError};
 
+use self::patch::Patched;
 use crate::remote::{Remote, RemoteError};
 use crate::solve::{ProgressEvent, ProgressSink, TransferKind};
 
@@ -146,11 +148,7 @@ pub(crate) fn note(
     diff_id: &DiffId,
     layer: &Descriptor,
 ) -> Result<(), StoreError> {
-    let compression = match layer.media_type.as_str() {
-        media_type if media_type.ends_with("zstd") => Compression::ZSTD,
-        media_type if media_type.ends_with("gzip") => Compression::GZIP,
-        _ => Compression::None,
-    };
+    let compression = Compression::of(layer);
     store.index().remember(diff_id, compression.name(), layer)?;
     store
         .index()
@@ -203,16 +201,17 @@ pub fn fetch(
     progress: &Arc<dyn ProgressSink>,
 ) -> Result<(), TransferError> {
     let spoiled = Arc::new(AtomicBool::new(false));
-    let result = fetch_once(store, remote, reference, layers, progress, &spoiled);
+    let result = fetch_once(store, remote, reference, layers, progress, &spoiled, true);
     if result.is_ok() || !spoiled.load(Ordering::Relaxed) {
         return result;
     }
-    tracing::debug!("what an earlier transfer had left was wrong and is gone: once more");
+    tracing::debug!("what was here of a layer was wrong: once more, and all of it");
     let layers = missing(store, layers, progress)?;
-    fetch_once(store, remote, reference, &layers, progress, &spoiled)
+    fetch_once(store, remote, reference, &layers, progress, &spoiled, false)
 }
 
-/// Sets `spoiled` where a layer failed because of what was there of it.
+/// Sets `spoiled` where a layer failed because of what was there of it. With `may_patch`, what other layers have of one need
+/// not come.
 fn fetch_once(
     store: &Arc<Store>,
     remote: &Remote,
@@ -220,6 +219,7 @@ fn fetch_once(
     layers: &[(DiffId, Descriptor)],
     progress: &Arc<dyn ProgressSink>,
     spoiled: &Arc<AtomicBool>,
+    may_patch: bool,
 ) -> Result<(), TransferError> {
     if layers.is_empty() {
         return Ok(());
@@ -228,19 +228,26 @@ fn fetch_once(
     let into = Arc::clone(store);
     let repository = reference.clone();
     let (sink, spoiled) = (Arc::clone(progress), Arc::clone(spoiled));
-    let consume = move |index: usize, descriptor: &Descriptor, reader: BlobReader| {
+    let consume = move |index: usize, descriptor: &Descriptor, mut reader: BlobReader| {
         let extract = Steps::new(TransferKind::Extract, descriptor.digest, Arc::clone(&sink));
+        let ingest = into.blobs().resume(&descriptor.digest, descriptor.size)?;
+        let is_new = ingest.size() == 0 && may_patch;
+        let here = match is_new {
+            true => patch::find(&into, &repository, descriptor, &mut reader),
+            false => Vec::new(),
+        };
+        // Whether something of it did not come from the registry just now.
+        let resumed = ingest.left() > 0 || !here.is_empty();
         let mut tee = Tee {
-            reader,
+            reader: Patched::new(reader, here, descriptor.size),
             extract,
             total: descriptor.size,
-            ingest: into.blobs().resume(&descriptor.digest, descriptor.size)?,
+            ingest,
         };
-        let resumed = tee.ingest.left() > 0;
         let unpacked = unpack(&into, diff_ids[index], &mut tee);
         if let Err(error) = unpacked {
             // After a cut it can be gone on with; what is wrong cannot.
-            if BlobReader::client_error(&error).is_none() {
+            if tee.reader.is_patched() || BlobReader::client_error(&error).is_none() {
                 tee.ingest.discard();
                 spoiled.fetch_or(resumed, Ordering::Relaxed);
             }
@@ -288,7 +295,7 @@ fn unpack(store: &Store, diff_id: DiffId, blob: &mut Tee) -> Result<(), LayerErr
 
 /// A reader whose bytes are kept on their way, after those that were kept before.
 struct Tee {
-    reader: BlobReader,
+    reader: Patched,
     ingest: Ingest,
     extract: Steps,
     total: u64,

@@ -613,10 +613,10 @@ pub struct PushArgs {
     /// All tags that the store has of the repositories
     #[arg(short, long)]
     pub all_tags: bool,
-    /// Send all layers compressed so: gzip, zstd or none [default: as they are, new ones gzip]
+    /// Send all layers compressed so: gzip, zstd, zstd:chunked or none [default: as they are, new ones gzip]
     #[arg(long, value_name = "KIND", visible_alias = "compression-format")]
     pub compression: Option<Compression>,
-    /// How hard: 1 to 12 for gzip, 1 to 22 for zstd
+    /// How hard: 1 to 12 for gzip, 1 to 22 for the others
     #[arg(long, value_name = "LEVEL", requires = "compression")]
     pub compression_level: Option<u8>,
     /// Write the digests to this file, each on a line if there are several

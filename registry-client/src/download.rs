@@ -8,12 +8,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use reqwest::{Method, StatusCode};
 use store::oci::{Descriptor, Digest, MediaType, Reference};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::Client;
 use crate::auth::bearer::Scope;
@@ -90,14 +91,23 @@ impl Client {
     ) -> BlobReader {
         let (sender, receiver) = mpsc::channel(PIECES_WAITING);
         let (client, reference) = (self.clone(), reference.clone());
-        let (descriptor, remaining) = (descriptor.clone(), descriptor.size);
-        let (start, started) = oneshot::channel();
+        let descriptor = descriptor.clone();
+        let (requests, mut asked) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let feeding = async {
-                // An error means that nobody reads, which `closed` tells as well.
-                let offset = started.await.unwrap_or(0);
-                let feeding = client.feed(&reference, &descriptor, offset, &sender, &*progress);
-                feeding.await
+                // The channel closes where nobody reads any more, which `closed` tells as well.
+                while let Some(parts) = asked.recv().await {
+                    let is_peek = matches!(parts, Parts::Peek(_));
+                    let feeding = client.feed(&reference, &descriptor, parts, &sender, &*progress);
+                    match feeding.await {
+                        // The blob may be read all the same.
+                        Err(error) if is_peek => {
+                            let _ = sender.send(Err(error)).await;
+                        }
+                        fed => fed?,
+                    }
+                }
+                Ok(())
             };
             let fed = tokio::select! {
                 fed = feeding => fed,
@@ -111,34 +121,64 @@ impl Client {
             }
         });
         BlobReader {
-            start: Some(start),
+            requests,
             receiver,
             piece: Bytes::new(),
-            remaining,
+            state: ReaderState::Fresh,
         }
     }
 
+    /// Sends what was asked for, and an empty piece behind it.
     async fn feed(
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
-        offset: u64,
+        parts: Parts,
         sender: &mpsc::Sender<Result<Bytes, ClientError>>,
         progress: &dyn Progress,
     ) -> Result<(), ClientError> {
-        progress.started(&descriptor.digest, descriptor.size);
-        progress.rewound(&descriptor.digest, offset);
+        let (digest, size) = (&descriptor.digest, descriptor.size);
         let span = self.span(reference, descriptor).await?;
-        let span = span.from(offset, descriptor.size);
-        let mut stream = BlobStream::open(span, self).await?;
-        while let Some(piece) = stream.next().await? {
-            let length = piece.len() as u64;
-            if sender.send(Ok(piece)).await.is_err() {
-                return Ok(());
+        match parts {
+            Parts::Peek(part) => {
+                let mut span = span.range(part.start, part.end);
+                while let Some(piece) = span.next().await? {
+                    if sender.send(Ok(piece)).await.is_err() {
+                        return Ok(());
+                    }
+                }
             }
-            progress.advanced(&descriptor.digest, length);
+            Parts::From(offset) => {
+                progress.started(digest, size);
+                progress.rewound(digest, offset);
+                let mut stream = BlobStream::open(span.from(offset, size), self).await?;
+                while let Some(piece) = stream.next().await? {
+                    let length = piece.len() as u64;
+                    if sender.send(Ok(piece)).await.is_err() {
+                        return Ok(());
+                    }
+                    progress.advanced(digest, length);
+                }
+                progress.finished(digest);
+            }
+            Parts::Only(parts) => {
+                progress.started(digest, size);
+                let mut parts = Scattered::new(self, span, parts);
+                while let Some((offset, piece)) = parts.next().await? {
+                    let length = piece.len() as u64;
+                    if sender.send(Ok(piece)).await.is_err() {
+                        return Ok(());
+                    }
+                    // What is between two parts need not come.
+                    progress.rewound(digest, offset);
+                    progress.advanced(digest, length);
+                }
+                progress.rewound(digest, size);
+                progress.finished(digest);
+            }
         }
-        progress.finished(&descriptor.digest);
+        // Nobody may read any more.
+        let _ = sender.send(Ok(Bytes::new())).await;
         Ok(())
     }
 
@@ -383,25 +423,130 @@ impl Ahead {
     }
 }
 
+/// Several parts of a blob in order, some of which are asked for before they are needed.
+struct Scattered<'a> {
+    client: &'a Client,
+    template: Span,
+    parts: VecDeque<Range<u64>>,
+    /// Parts under way, the first of which is given out; each with where it stands.
+    ahead: VecDeque<(u64, Now)>,
+}
+
+impl<'a> Scattered<'a> {
+    fn new(client: &'a Client, template: Span, parts: Vec<Range<u64>>) -> Scattered<'a> {
+        Scattered {
+            client,
+            template,
+            parts: parts.into(),
+            ahead: VecDeque::new(),
+        }
+    }
+
+    /// The next piece, and its offset in the blob; `None` after the last part.
+    async fn next(&mut self) -> Result<Option<(u64, Bytes)>, ClientError> {
+        loop {
+            self.look_ahead();
+            let Some((offset, now)) = self.ahead.front_mut() else {
+                return Ok(None);
+            };
+            let came = match now {
+                Now::Span(span) => span.next().await?,
+                Now::Ahead(ahead) => ahead.next().await?,
+            };
+            match came {
+                Some(piece) => {
+                    let at = *offset;
+                    *offset += piece.len() as u64;
+                    return Ok(Some((at, piece)));
+                }
+                None => self.ahead.pop_front(),
+            };
+        }
+    }
+
+    /// Begins parts, as many as may be under way; one at least.
+    fn look_ahead(&mut self) {
+        while self.ahead.len() < self.client.options().segments.max(1) {
+            let slot = Arc::clone(&self.client.shared.segments).try_acquire_owned();
+            if slot.is_err() && !self.ahead.is_empty() {
+                return;
+            }
+            let Some(part) = self.parts.pop_front() else {
+                return;
+            };
+            let span = self.template.range(part.start, part.end);
+            let now = match slot {
+                Ok(slot) => Now::Ahead(Ahead::start(span, slot)),
+                Err(_) => Now::Span(Box::new(span)),
+            };
+            self.ahead.push_back((part.start, now));
+        }
+    }
+}
+
+/// What of a blob is asked for.
+#[derive(Debug)]
+enum Parts {
+    /// From an offset to its end.
+    From(u64),
+    /// Some parts of it, ascending.
+    Only(Vec<Range<u64>>),
+    /// A part, to look at before it is decided what to ask for: progress does not tell of it.
+    Peek(Range<u64>),
+}
+
 /// A blob as a blocking [`Read`]. Dropping it ends the transfer, and the first read begins it.
 #[derive(Debug)]
 pub struct BlobReader {
-    /// Tells the task from where to read.
-    start: Option<oneshot::Sender<u64>>,
+    /// Tells the task what to read.
+    requests: mpsc::UnboundedSender<Parts>,
+    /// What was asked for, and an empty piece behind it.
     receiver: mpsc::Receiver<Result<Bytes, ClientError>>,
     piece: Bytes,
-    /// Bytes that did not come out of the channel yet.
-    remaining: u64,
+    state: ReaderState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReaderState {
+    /// Nothing was asked for but to look at.
+    Fresh,
+    Reading,
+    Ended,
 }
 
 impl BlobReader {
     /// Begins the transfer at an offset within the blob, unless it was begun: whoever reads has what comes before.
     pub fn start_at(&mut self, offset: u64) {
-        if let Some(start) = self.start.take() {
-            self.remaining = self.remaining.saturating_sub(offset);
+        self.begin(Parts::From(offset));
+    }
+
+    /// Begins the transfer of some parts of the blob, ascending, unless it was begun: whoever reads has all others. It fails
+    /// where a registry answers no ranges.
+    pub fn start_with(&mut self, parts: Vec<Range<u64>>) {
+        self.begin(Parts::Only(parts));
+    }
+
+    fn begin(&mut self, parts: Parts) {
+        if self.state == ReaderState::Fresh {
+            self.state = ReaderState::Reading;
             // Where the task has ended, reading tells why.
-            let _ = start.send(offset);
+            let _ = self.requests.send(parts);
         }
+    }
+
+    /// A part of the blob, read before the transfer is begun; at most `u32::MAX` bytes. Blocks.
+    pub fn peek(&mut self, part: Range<u64>) -> io::Result<Vec<u8>> {
+        if self.state != ReaderState::Fresh {
+            return Err(io::Error::other("the transfer was begun"));
+        }
+        let length = part.end.saturating_sub(part.start);
+        let length = u32::try_from(length).map_err(io::Error::other)?;
+        let _ = self.requests.send(Parts::Peek(part));
+        let mut bytes = Vec::with_capacity(length as usize);
+        while let Some(piece) = self.receive()? {
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
     }
 
     /// What comes next, without a copy; `None` at the end. Blocks.
@@ -410,14 +555,22 @@ impl BlobReader {
         if !self.piece.is_empty() {
             return Ok(Some(std::mem::take(&mut self.piece)));
         }
+        if self.state == ReaderState::Ended {
+            return Ok(None);
+        }
+        let piece = self.receive()?;
+        if piece.is_none() {
+            self.state = ReaderState::Ended;
+        }
+        Ok(piece)
+    }
+
+    /// The next piece that the task sends; `None` behind what was asked for.
+    fn receive(&mut self) -> io::Result<Option<Bytes>> {
         match self.receiver.blocking_recv() {
-            Some(Ok(piece)) => {
-                self.remaining = self.remaining.saturating_sub(piece.len() as u64);
-                Ok(Some(piece))
-            }
+            Some(Ok(piece)) => Ok((!piece.is_empty()).then_some(piece)),
             Some(Err(error)) => Err(io::Error::other(error)),
-            // The feeding task closes the channel after the last byte, and where its runtime ends.
-            None if self.remaining == 0 => Ok(None),
+            // Where its runtime ends.
             None => Err(io::Error::other(ClientError::Setup {
                 what: "the rest of a blob".to_owned(),
                 reason: "its transfer was given up".to_owned(),

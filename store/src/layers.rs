@@ -15,14 +15,18 @@ use std::io::{self, Read, Seek, Write};
 use crate::content::Ingest;
 use crate::fs::{self, TempFile};
 use crate::images::ImageId;
+use crate::layer::compress::table::{Position, table_annotations};
 use crate::layer::compress::{Compression, Packing, compressor, decompressor};
 use crate::layer::tar::{self, TarError, write_tar};
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::manifest::ParsedManifest;
-use crate::oci::{Descriptor, DiffId, Digest, Hashing, Index, Manifest, MediaType, RawManifest};
+use crate::oci::{
+    Annotations, Descriptor, DiffId, Digest, Hashing, Index, Manifest, MediaType, RawManifest,
+};
 use crate::snapshot::SnapshotError;
 use crate::{Store, StoreError};
 
+pub mod pieces;
 pub mod watch;
 
 /// Bytes copied at once.
@@ -53,6 +57,14 @@ pub enum LayerError {
         expected: DiffId,
         /// The one that came.
         found: DiffId,
+    },
+    /// What a zstd:chunked blob says of its pieces cannot be read.
+    #[error("bad table of zstd:chunked pieces{}", .digest.map(|digest| format!(" in `{digest}`")).unwrap_or_default())]
+    Table {
+        /// The blob, if it is in the store.
+        digest: Option<Digest>,
+        /// Why.
+        source: io::Error,
     },
     /// Compressed data that cannot be read, or a writer that failed.
     #[error("cannot read or write the tar of layer `{diff_id}`")]
@@ -178,7 +190,11 @@ impl Store {
         written?;
         let ingest: Ingest = packed.finish().map_err(stream)?;
         let blob = ingest.commit(None)?;
-        let descriptor = Descriptor::new(media_type(compression), blob.digest(), blob.size());
+        let (file, size) = self.blobs.open(&blob.digest())?;
+        let mut descriptor = Descriptor::new(compression.media_type(), blob.digest(), size);
+        if let Compression::ZstdChunked(_) = compression {
+            descriptor.annotations = table_of(&file, size).map_err(stream)?;
+        }
         self.index
             .remember(diff_id, compression.name(), &descriptor)?;
         Ok(descriptor)
@@ -251,8 +267,7 @@ impl Store {
         } else if packing != Packing::Plain || diff_id.0 != *digest {
             return self.check_layer_blob(diff_id, digest);
         }
-        let (name, media_type) = form_of(packing);
-        let descriptor = Descriptor::new(media_type, *digest, size);
+        let (name, descriptor) = form_of(packing, *digest, &file, size).map_err(stream)?;
         self.index.remember(diff_id, name, &descriptor)?;
         Ok(())
     }
@@ -268,12 +283,11 @@ impl Store {
         let packing = decompressor(&mut file).map_err(stream)?.packing();
         file.rewind().map_err(stream)?;
         let mut hashed = Hashing::new(io::sink(), diff_id.0.algorithm());
-        decompressor(file)
+        decompressor(&file)
             .and_then(|mut tar| copy(&mut tar, &mut hashed))
             .map_err(stream)?;
         check(digest.to_string(), diff_id, hashed.finish().1)?;
-        let (name, media_type) = form_of(packing);
-        let descriptor = Descriptor::new(media_type, *digest, size);
+        let (name, descriptor) = form_of(packing, *digest, &file, size).map_err(stream)?;
         self.index.remember(diff_id, name, &descriptor)?;
         Ok(())
     }
@@ -365,15 +379,12 @@ impl Store {
         elsewhere: &dyn Fn(&Descriptor) -> Result<bool, StoreError>,
     ) -> Result<Option<Descriptor>, StoreError> {
         for (name, blob) in self.index.compressed(diff_id)? {
-            let media_type = match name.as_str() {
-                "none" => MediaType::OCI_LAYER,
-                "gzip" => MediaType::OCI_LAYER_GZIP,
-                "zstd" => MediaType::OCI_LAYER_ZSTD,
-                _ => continue,
+            let Ok(form) = name.parse::<Compression>() else {
+                continue;
             };
-            let fits = compression.is_none_or(|wanted| wanted.name() == name);
+            let fits = compression.is_none_or(|wanted| form.is_also(wanted));
             if fits && elsewhere(&blob)? {
-                return Ok(Some(Descriptor::new(media_type, blob.digest, blob.size)));
+                return Ok(Some(ours(form, blob)));
             }
         }
         Ok(None)
@@ -395,12 +406,9 @@ impl Store {
         };
         for layer in &parsed.layers {
             let fits = compression.is_none_or(|wanted| {
-                let text = layer.media_type.as_str();
-                match wanted {
-                    Compression::None => text.ends_with(".tar"),
-                    Compression::Gzip(_) => text.ends_with("gzip"),
-                    Compression::Zstd(_) => text.ends_with("zstd"),
-                }
+                let is_known = layer.media_type.as_str().ends_with(".tar");
+                let form = Compression::of(layer);
+                form.is_also(wanted) && (form != Compression::None || is_known)
             });
             let here = self.blobs.has(&layer.digest)? == Some(layer.size);
             if !fits || !here && !elsewhere(layer)? {
@@ -449,7 +457,7 @@ impl Store {
         }
         found.sort_by_key(|(name, _)| match name.as_str() {
             "none" => 0,
-            "zstd" => 1,
+            "zstd" | "zstd:chunked" => 1,
             _ => 2,
         });
         Ok(found)
@@ -460,32 +468,56 @@ impl Store {
         diff_id: &DiffId,
         compression: Compression,
     ) -> Result<Option<Descriptor>, StoreError> {
-        let found = self.forms(diff_id)?;
-        let found = found
-            .into_iter()
-            .find(|(name, _)| name == compression.name());
-        // In a manifest of ours it has our media type, whatever it was called where it came from.
-        Ok(found.map(|(_, blob)| Descriptor::new(media_type(compression), blob.digest, blob.size)))
+        let found = self.forms(diff_id)?.into_iter().find(|(name, _)| {
+            let form = name.parse::<Compression>();
+            form.is_ok_and(|form| form.is_also(compression))
+        });
+        Ok(found.map(|(_, blob)| ours(compression, blob)))
     }
 }
 
-/// What a blob's form is called in the index, and its media type.
-fn form_of(packing: Packing) -> (&'static str, &'static str) {
+/// How a blob is described in a manifest of ours: by our media type, whatever it was called where it came from.
+fn ours(compression: Compression, blob: Descriptor) -> Descriptor {
+    let mut ours = Descriptor::new(compression.media_type(), blob.digest, blob.size);
+    let told = blob.annotations.map(|told| table_annotations(&told));
+    ours.annotations = told.filter(|told| !told.is_empty());
+    ours
+}
+
+/// What a blob's form is called in the index, and its descriptor.
+fn form_of(
+    packing: Packing,
+    digest: Digest,
+    blob: &File,
+    size: u64,
+) -> io::Result<(&'static str, Descriptor)> {
+    let mut annotations = None;
     let compression = match packing {
         Packing::Plain => Compression::None,
         Packing::Gzip => Compression::GZIP,
-        Packing::Zstd => Compression::ZSTD,
+        Packing::Zstd => {
+            annotations = table_of(blob, size)?;
+            match annotations {
+                Some(_) => Compression::ZSTD_CHUNKED,
+                None => Compression::ZSTD,
+            }
+        }
         // No media type says what it is, so it is never offered to others; the tar in it is good all the same.
-        _ => return ("other", MediaType::OCI_LAYER),
+        _ => {
+            let descriptor = Descriptor::new(MediaType::OCI_LAYER, digest, size);
+            return Ok(("other", descriptor));
+        }
     };
-    (compression.name(), media_type(compression))
+    let mut descriptor = Descriptor::new(compression.media_type(), digest, size);
+    descriptor.annotations = annotations;
+    Ok((compression.name(), descriptor))
 }
 
-fn media_type(compression: Compression) -> &'static str {
-    match compression {
-        Compression::None => MediaType::OCI_LAYER,
-        Compression::Gzip(_) => MediaType::OCI_LAYER_GZIP,
-        Compression::Zstd(_) => MediaType::OCI_LAYER_ZSTD,
+/// The annotations that tell readers of a blob's table, if it has one.
+fn table_of(blob: &File, size: u64) -> io::Result<Option<Annotations>> {
+    match Position::from_footer(blob, size)? {
+        Some(position) => position.annotations(blob).map(Some),
+        None => Ok(None),
     }
 }
 

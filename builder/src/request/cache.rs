@@ -551,7 +551,7 @@ mod tests {
         );
         check(
             "type=registry,ref=h/c,compression=lz4",
-            "unknown compression `lz4`: expected gzip, zstd or none",
+            "unknown compression `lz4`: expected gzip, zstd, zstd:chunked or none",
         );
         check(
             "type=registry,ref=h/c,image-manifest=false",

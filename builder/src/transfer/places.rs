@@ -79,11 +79,7 @@ pub fn adopt(
         return Err(unfit(format!("it has {layers} layers but {ids} DiffIDs")));
     }
     for (diff_id, layer) in diff_ids.iter().zip(&image.layers) {
-        let compression = match layer.media_type.as_str() {
-            kind if kind.ends_with("zstd") => Compression::ZSTD,
-            kind if kind.ends_with("gzip") => Compression::GZIP,
-            _ => Compression::None,
-        };
+        let compression = Compression::of(layer);
         store
             .index()
             .remember(diff_id, compression.name(), layer)

@@ -3,6 +3,7 @@
 //! | module | asserts |
 //! |---|---|
 //! | [`build`] | what instructions, flags and outputs give |
+//! | [`chunked`] | layers of which only what changed is pulled |
 //! | [`checks`] | `--check` and `--call`, and warnings of a build |
 //! | [`cache`] | what runs, and what does not have to |
 //! | [`cache_mounts`] | `longshore cache`: what steps keep between builds |
@@ -60,6 +61,7 @@ mod cache_mounts;
 mod cancel;
 mod cases;
 mod checks;
+mod chunked;
 mod container_bad_input;
 mod container_flags;
 mod container_limits;

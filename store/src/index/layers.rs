@@ -75,7 +75,8 @@ impl Index {
     }
 
     /// Notes a blob that decompresses to the tar with this DiffID. The blob need not be in the store: a digest that a
-    /// registry has is worth knowing too. `compression` is `none`, `gzip` or `zstd`.
+    /// registry has is worth knowing too. `compression` is
+    /// `none`, `gzip`, `zstd` or `zstd:chunked`.
     pub fn remember(
         &self,
         diff_id: &DiffId,
@@ -111,6 +112,24 @@ impl Index {
                 let descriptor = serde_json::from_str(&json)
                     .map_err(|_| super::bad("compressed.descriptor", &json))?;
                 found.push((row.get(0)?, descriptor));
+            }
+            Ok(found)
+        })
+    }
+
+    /// At most `limit` blobs noted in a compression, in no order of meaning. Look whether they are there.
+    pub fn blobs_in(&self, compression: &str, limit: u32) -> Result<Vec<Descriptor>, IndexError> {
+        self.read(|c| {
+            let mut statement = c.prepare_cached(
+                "SELECT descriptor FROM compressed WHERE compression = ?1 LIMIT ?2",
+            )?;
+            let mut rows = statement.query((compression, limit))?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let json: String = row.get(0)?;
+                let descriptor = serde_json::from_str(&json)
+                    .map_err(|_| super::bad("compressed.descriptor", &json))?;
+                found.push(descriptor);
             }
             Ok(found)
         })

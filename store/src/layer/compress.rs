@@ -3,15 +3,22 @@
 //!
 //! gzip is written as one member per MiB of input (RFC 1952 allows any number of members), each by libdeflate: members
 //! are independent, so threads share them, and a reader that knows gzip reads them as one stream. zstd uses its own workers.
+//! zstd:chunked (`compress/chunked.rs`) is one zstd frame per piece of a file, and a table of them behind (`compress/table.rs`).
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::str::FromStr;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 use libdeflater::{CompressionLvl, Compressor as Deflate};
+
+use self::chunked::Chunked;
+use self::lanes::Lanes;
+use crate::oci::{Descriptor, MediaType};
+
+mod chunked;
+mod cut;
+mod lanes;
+pub mod table;
 
 /// Bytes of input in one gzip member. Part of the format: changing it changes the digest of every layer written.
 const MEMBER_BYTES: usize = 1024 * 1024;
@@ -31,6 +38,8 @@ pub enum Compression {
     Gzip(u8),
     /// zstd at a level from 1 (fast) to 22 (small).
     Zstd(u8),
+    /// zstd whose pieces can be found again, at a level from 1 (fast) to 22 (small).
+    ZstdChunked(u8),
 }
 
 impl Compression {
@@ -38,6 +47,8 @@ impl Compression {
     pub const GZIP: Compression = Compression::Gzip(2);
     /// zstd at its usual level.
     pub const ZSTD: Compression = Compression::Zstd(3);
+    /// zstd:chunked at zstd's usual level.
+    pub const ZSTD_CHUNKED: Compression = Compression::ZstdChunked(3);
 
     /// The name that flags and records use, without the level.
     pub fn name(self) -> &'static str {
@@ -45,6 +56,38 @@ impl Compression {
             Compression::None => "none",
             Compression::Gzip(_) => "gzip",
             Compression::Zstd(_) => "zstd",
+            Compression::ZstdChunked(_) => "zstd:chunked",
+        }
+    }
+
+    /// What a layer is compressed with, by its media type and annotations; [`Compression::None`] where they do not say.
+    pub fn of(layer: &Descriptor) -> Compression {
+        let told = layer.annotations.as_ref();
+        match layer.media_type.as_str() {
+            name if name.ends_with("gzip") => Compression::GZIP,
+            name if !name.ends_with("zstd") => Compression::None,
+            _ if told.is_some_and(|told| !table::table_annotations(told).is_empty()) => {
+                Compression::ZSTD_CHUNKED
+            }
+            _ => Compression::ZSTD,
+        }
+    }
+
+    /// Whether what is compressed so is what was `wanted`, whatever the level: zstd:chunked is zstd, too.
+    pub fn is_also(self, wanted: Compression) -> bool {
+        self.name() == wanted.name()
+            || matches!(
+                (self, wanted),
+                (Compression::ZstdChunked(_), Compression::Zstd(_))
+            )
+    }
+
+    /// The media type of a layer that is compressed so.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Compression::None => MediaType::OCI_LAYER,
+            Compression::Gzip(_) => MediaType::OCI_LAYER_GZIP,
+            Compression::Zstd(_) | Compression::ZstdChunked(_) => MediaType::OCI_LAYER_ZSTD,
         }
     }
 
@@ -57,6 +100,7 @@ impl Compression {
             Compression::None => (0, Compression::None),
             Compression::Gzip(_) => (12, Compression::Gzip(level)),
             Compression::Zstd(_) => (22, Compression::Zstd(level)),
+            Compression::ZstdChunked(_) => (22, Compression::ZstdChunked(level)),
         };
         if (1..=most).contains(&level) {
             return Ok(compression);
@@ -78,12 +122,13 @@ impl fmt::Display for Compression {
 impl FromStr for Compression {
     type Err = CompressionError;
 
-    /// Reads `none` (or `uncompressed`, as BuildKit says), `gzip` or `zstd`, at the default level.
+    /// Reads `none` (or `uncompressed`, as BuildKit says), `gzip`, `zstd` or `zstd:chunked`, at the default level.
     fn from_str(name: &str) -> Result<Compression, CompressionError> {
         match name {
             "none" | "uncompressed" => Ok(Compression::None),
             "gzip" => Ok(Compression::GZIP),
             "zstd" => Ok(Compression::ZSTD),
+            "zstd:chunked" => Ok(Compression::ZSTD_CHUNKED),
             _ => Err(CompressionError::Name {
                 name: name.chars().take(40).collect(),
             }),
@@ -96,7 +141,7 @@ impl FromStr for Compression {
 #[non_exhaustive]
 pub enum CompressionError {
     /// The name is unknown.
-    #[error("unknown compression `{name}`: expected gzip, zstd or none")]
+    #[error("unknown compression `{name}`: expected gzip, zstd, zstd:chunked or none")]
     Name {
         /// The name, clipped.
         name: String,
@@ -120,6 +165,7 @@ enum Output<W: Write> {
     Plain(W),
     Gzip(Members<W>),
     Zstd(zstd::Encoder<'static, W>),
+    Chunked(Box<Chunked<W>>),
 }
 
 /// A compressor into `out` that uses `threads` threads besides the caller's; its bytes do not depend on `threads`.
@@ -141,6 +187,9 @@ pub fn compressor<W: Write>(
             encoder.multithread(u32::try_from(threads.clamp(1, 64)).unwrap_or(1))?;
             Output::Zstd(encoder)
         }
+        Compression::ZstdChunked(level) => {
+            Output::Chunked(Box::new(Chunked::start(out, level, threads)?))
+        }
     }))
 }
 
@@ -154,6 +203,7 @@ impl<W: Write> Compressor<W> {
             Output::Plain(out) => Ok(out),
             Output::Gzip(members) => members.finish(),
             Output::Zstd(encoder) => encoder.finish(),
+            Output::Chunked(chunked) => chunked.finish(),
         }
     }
 }
@@ -164,6 +214,7 @@ impl<W: Write> Write for Compressor<W> {
             Output::Plain(out) => out.write(bytes),
             Output::Gzip(members) => members.write(bytes),
             Output::Zstd(encoder) => encoder.write(bytes),
+            Output::Chunked(chunked) => chunked.write(bytes).map(|()| bytes.len()),
         }
     }
 
@@ -173,6 +224,7 @@ impl<W: Write> Write for Compressor<W> {
             Output::Plain(out) => out.flush(),
             Output::Gzip(members) => members.out.flush(),
             Output::Zstd(encoder) => encoder.get_mut().flush(),
+            Output::Chunked(chunked) => chunked.out().flush(),
         }
     }
 }
@@ -183,37 +235,33 @@ impl<W: Write> fmt::Debug for Compressor<W> {
     }
 }
 
-/// gzip members, given to threads in turn and written in that order.
+/// gzip members, made by threads and written in order.
 struct Members<W> {
     out: W,
     pending: Vec<u8>,
-    lanes: Vec<Lane>,
-    /// Lanes with a member under way, oldest first.
-    busy: VecDeque<usize>,
-    next: usize,
+    lanes: Lanes<Vec<u8>, Vec<u8>>,
     written: bool,
-}
-
-/// One thread. At most two members are under way in each, so memory is bounded without bounded channels.
-struct Lane {
-    input: Option<Sender<Vec<u8>>>,
-    output: Receiver<(Vec<u8>, Vec<u8>)>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl<W: Write> Members<W> {
     fn start(out: W, level: u8, threads: usize) -> io::Result<Members<W>> {
         let level = CompressionLvl::new(i32::from(level))
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "gzip levels are 1 to 12"))?;
-        let lanes = (0..threads)
-            .map(|index| Lane::start(index, level))
-            .collect::<io::Result<Vec<Lane>>>()?;
+        let lanes = Lanes::start("gzip", threads, 2, || {
+            let mut deflate = Deflate::new(level);
+            Ok(move |member: &Vec<u8>| {
+                let mut compressed = vec![0; deflate.gzip_compress_bound(member.len())];
+                let length = deflate
+                    .gzip_compress(member, &mut compressed)
+                    .expect("the bound leaves room for any input");
+                compressed.truncate(length);
+                compressed
+            })
+        })?;
         Ok(Members {
             out,
             pending: Vec::with_capacity(MEMBER_BYTES),
             lanes,
-            busy: VecDeque::new(),
-            next: 0,
             written: false,
         })
     }
@@ -228,30 +276,25 @@ impl<W: Write> Members<W> {
     }
 
     fn dispatch(&mut self) -> io::Result<()> {
-        let spare = if self.busy.len() == self.lanes.len() * 2 {
-            self.collect()?
-        } else {
-            Vec::with_capacity(MEMBER_BYTES)
+        let spare = match self.lanes.is_full() {
+            true => self.collect()?,
+            false => None,
         };
-        let member = std::mem::replace(&mut self.pending, spare);
-        let lane = &self.lanes[self.next];
-        let input = lane.input.as_ref().ok_or_else(lane_died)?;
-        input.send(member).map_err(|_| lane_died())?;
-        self.busy.push_back(self.next);
-        self.next = (self.next + 1) % self.lanes.len();
+        let spare = spare.unwrap_or_else(|| Vec::with_capacity(MEMBER_BYTES));
+        self.lanes
+            .send(std::mem::replace(&mut self.pending, spare))?;
         self.written = true;
         Ok(())
     }
 
-    /// Writes the oldest member under way; returns its input buffer, emptied, for reuse.
-    fn collect(&mut self) -> io::Result<Vec<u8>> {
-        let Some(lane) = self.busy.pop_front() else {
-            return Ok(Vec::new());
+    /// Writes the oldest member under way; its input buffer, for reuse.
+    fn collect(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some((mut spare, compressed)) = self.lanes.receive()? else {
+            return Ok(None);
         };
-        let (mut input, compressed) = self.lanes[lane].output.recv().map_err(|_| lane_died())?;
+        spare.clear();
         self.out.write_all(&compressed)?;
-        input.clear();
-        Ok(input)
+        Ok(Some(spare))
     }
 
     fn finish(mut self) -> io::Result<W> {
@@ -259,52 +302,8 @@ impl<W: Write> Members<W> {
         if !self.pending.is_empty() || !self.written {
             self.dispatch()?;
         }
-        while !self.busy.is_empty() {
-            self.collect()?;
-        }
+        while self.collect()?.is_some() {}
         Ok(self.out)
-    }
-}
-
-fn lane_died() -> io::Error {
-    io::Error::other("a compression thread stopped")
-}
-
-impl Lane {
-    fn start(index: usize, level: CompressionLvl) -> io::Result<Lane> {
-        let (input, members) = channel::<Vec<u8>>();
-        let (results, output) = channel();
-        let thread = std::thread::Builder::new()
-            .name(format!("gzip-{index}"))
-            .spawn(move || {
-                let mut deflate = Deflate::new(level);
-                for member in members {
-                    let mut compressed = vec![0; deflate.gzip_compress_bound(member.len())];
-                    let length = deflate
-                        .gzip_compress(&member, &mut compressed)
-                        .expect("the bound leaves room for any input");
-                    compressed.truncate(length);
-                    if results.send((member, compressed)).is_err() {
-                        return;
-                    }
-                }
-            })?;
-        Ok(Lane {
-            input: Some(input),
-            output,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Lane {
-    fn drop(&mut self) {
-        // Closing the channel is what ends the thread.
-        self.input = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic there has already shown itself as a closed channel.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -466,6 +465,7 @@ mod tests {
                 (Compression::Gzip(1), Packing::Gzip),
                 (Compression::GZIP, Packing::Gzip),
                 (Compression::ZSTD, Packing::Zstd),
+                (Compression::ZSTD_CHUNKED, Packing::Zstd),
             ] {
                 let one = compress(&bytes, compression, 1);
                 for threads in [0, 2, 3, 7] {
@@ -499,7 +499,11 @@ mod tests {
             matches!(&read, Ok((Packing::Xz, text)) if text == b"hello\n"),
             "{read:?}"
         );
-        for compression in [Compression::GZIP, Compression::ZSTD] {
+        for compression in [
+            Compression::GZIP,
+            Compression::ZSTD,
+            Compression::ZSTD_CHUNKED,
+        ] {
             let twice = [
                 compress(b"one ", compression, 1),
                 compress(b"two", compression, 1),
@@ -512,7 +516,11 @@ mod tests {
     #[test]
     fn a_cut_stream_is_an_error() {
         let bytes = sample(100_000);
-        for compression in [Compression::GZIP, Compression::ZSTD] {
+        for compression in [
+            Compression::GZIP,
+            Compression::ZSTD,
+            Compression::ZSTD_CHUNKED,
+        ] {
             let whole = compress(&bytes, compression, 1);
             for keep in [7, whole.len() / 2, whole.len() - 1] {
                 assert!(
@@ -534,7 +542,12 @@ mod tests {
                 Ok(())
             }
         }
-        for compression in [Compression::None, Compression::GZIP, Compression::ZSTD] {
+        for compression in [
+            Compression::None,
+            Compression::GZIP,
+            Compression::ZSTD,
+            Compression::ZSTD_CHUNKED,
+        ] {
             let mut writer = compressor(Full, compression, 2).unwrap();
             let outcome = writer
                 .write_all(&sample(9 * MEMBER_BYTES))
@@ -549,7 +562,7 @@ mod tests {
         assert_eq!("zstd".parse::<Compression>().unwrap().to_string(), "zstd");
         assert_eq!(
             "lzma".parse::<Compression>().unwrap_err().to_string(),
-            "unknown compression `lzma`: expected gzip, zstd or none"
+            "unknown compression `lzma`: expected gzip, zstd, zstd:chunked or none"
         );
         assert_eq!(Compression::GZIP.at_level(9), Ok(Compression::Gzip(9)));
         assert_eq!(

@@ -13,7 +13,7 @@ use store::cache_mounts::{CacheMountName, CacheSharing, CacheTaken, NewCacheMoun
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
 use store::layer::compress::{Compression, compressor, decompressor};
 use store::layer::tar::write_tar;
-use store::oci::{Descriptor, MediaType, RawManifest};
+use store::oci::{Descriptor, RawManifest};
 use store::{Store, StoreError};
 
 use super::export::ExportCacheError;
@@ -189,12 +189,7 @@ fn put(
     let blob = packed.finish().map_err(failed)?;
     let blob = blob.commit(None).map_err(StoreError::from)?;
     drop(held);
-    let media_type = match compression {
-        Compression::None => MediaType::OCI_LAYER,
-        Compression::Gzip(_) => MediaType::OCI_LAYER_GZIP,
-        Compression::Zstd(_) => MediaType::OCI_LAYER_ZSTD,
-    };
-    let described = Descriptor::new(media_type, blob.digest(), blob.size());
+    let described = Descriptor::new(compression.media_type(), blob.digest(), blob.size());
     let same = matches!(&known, Some(Ok(old)) if old.digest == described.digest);
     let there = into.has_blob(&described, &[])?;
     if !there {

@@ -1,0 +1,232 @@
+//! zstd:chunked: what an older version of an image has need not come again, here and with podman.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::interop::Podman;
+use crate::support::{Place, Ran, Server, tool};
+
+const FILES: u32 = 60;
+
+/// Bytes that hardly compress, different for each seed.
+fn noise(seed: u32) -> Vec<u8> {
+    let mut state = u64::from(seed) * 0x9e37_79b9 + 1;
+    (0..100_000)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        })
+        .collect()
+}
+
+/// A context of many files, of which one says which version it is.
+fn context(place: &Place, version: &str) -> std::path::PathBuf {
+    let files = [
+        ("data/version", version),
+        ("Dockerfile", "FROM busybox\nCOPY data /data\n"),
+    ];
+    let context = place.context(version, &files);
+    for file in 0..FILES {
+        std::fs::write(context.join(format!("data/{file}")), noise(file)).unwrap();
+    }
+    context
+}
+
+/// Bytes of a layer that a registry sent, by its log.
+fn sent(registry: &Server, log: &Path, layer: &Value) -> u64 {
+    // Lines are written behind answers: one of our own comes after all that are waited for.
+    let marker = "/not-there";
+    let count = |text: &str| text.matches(marker).count();
+    let before = count(&std::fs::read_to_string(log).unwrap());
+    let mut stream = TcpStream::connect(&registry.host).unwrap();
+    let request = format!("GET {marker} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    let text = loop {
+        let text = std::fs::read_to_string(log).unwrap();
+        if count(&text) > before && text.ends_with('\n') {
+            break text;
+        }
+        std::thread::yield_now();
+    };
+    let digest = layer["digest"].as_str().unwrap();
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .filter(|line| line["method"] == "GET" && line["path"].as_str().unwrap().ends_with(digest))
+        .map(|line| line["sent_bytes"].as_u64().unwrap())
+        .sum()
+}
+
+/// The largest layer of an image in a registry.
+fn layer(name: &str) -> Value {
+    let name = format!("docker://{name}");
+    let raw = tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &name]);
+    let manifest: Value = serde_json::from_str(&raw).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    let largest = layers.iter().max_by_key(|layer| layer["size"].as_u64());
+    largest.unwrap().clone()
+}
+
+/// What all files of an image hash to, by its own tools and in order.
+fn sums(place: &Place, image: &str) -> String {
+    place.sh(image, "cd /data && cat $(ls) | sha256sum")
+}
+
+#[test]
+fn only_what_changed_is_pulled() {
+    let place = Place::with_busybox();
+    let log = place.path("access.log");
+    let flags = ["--access-log", log.to_str().unwrap()];
+    let registry = Server::registry_with(&place.path("registry"), &flags);
+    let name = |version: &str| format!("{}/app:{version}", registry.host);
+    for version in ["1", "2"] {
+        place.build(&name(version), &context(&place, version));
+        place
+            .run(["push", "--compression", "zstd:chunked", &name(version)])
+            .ok();
+    }
+    let layer = layer(&name("2"));
+    let size = layer["size"].as_u64().unwrap();
+    assert!(size > 5_000_000, "{layer}");
+    assert_ne!(self::layer(&name("1"))["digest"], layer["digest"]);
+    for key in [
+        "io.github.containers.zstd-chunked.manifest-checksum",
+        "io.github.containers.zstd-chunked.manifest-position",
+        "io.github.containers.zstd-chunked.tarsplit-position",
+        "io.containers.zstd-chunked.manifest-position",
+    ] {
+        assert!(layer["annotations"][key].is_string(), "{key}: {layer}");
+    }
+
+    let other = Place::new();
+    other.run(["pull", "-q", &name("1")]).ok();
+    other.run(["pull", "-q", &name("2")]).ok();
+    let bytes = sent(&registry, &log, &layer);
+    assert!(bytes * 50 < size, "{bytes} of {size} bytes came");
+    assert_eq!(sums(&other, &name("2")), sums(&place, &name("2")));
+    assert_eq!(other.sh(&name("2"), "cat /data/version"), "2");
+    // The blob is the same, byte by byte, and goes on from here as it came.
+    other.run(["store", "check"]).ok();
+    let there = Server::registry(&place.path("there"));
+    let moved = format!("{}/moved:2", there.host);
+    other.run(["tag", &name("2"), &moved]).ok();
+    other.run(["push", &moved]).ok();
+    assert_eq!(self::layer(&moved), layer);
+
+    // What an older blob is said to have and does not have is noticed, and all of the layer comes.
+    let spoiled = Place::new();
+    spoiled.run(["pull", "-q", &name("1")]).ok();
+    let old = self::layer(&name("1"));
+    let digest = old["digest"].as_str().unwrap().replace(':', "/");
+    let blob = spoiled.store().join("blobs").join(digest);
+    let mut bytes = std::fs::read(&blob).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    spoiled.run(["pull", "-q", &name("2")]).ok();
+    let bytes = sent(&registry, &log, &layer);
+    assert!(bytes >= size, "{bytes} of {size} bytes came");
+    assert_eq!(sums(&spoiled, &name("2")), sums(&place, &name("2")));
+}
+
+/// podman with its own storage of overlays, which alone puts layers together from pieces.
+struct Partial {
+    config: std::path::PathBuf,
+    _state: tempfile::TempDir,
+}
+
+impl Partial {
+    fn new(place: &Place, name: &str) -> Partial {
+        let state = tempfile::Builder::new()
+            .prefix("ls-")
+            .tempdir_in("/tmp")
+            .unwrap();
+        let config = place.path(&format!("{name}.conf"));
+        let text = format!(
+            "[storage]\ndriver = \"overlay\"\nrunroot = \"{}\"\ngraphroot = \"{}\"\n[storage.options]\npull_options = {{enable_partial_images = \"true\"}}\n",
+            state.path().display(),
+            place.path(name).display(),
+        );
+        std::fs::write(&config, text).unwrap();
+        Partial {
+            config,
+            _state: state,
+        }
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let mut command = std::process::Command::new("podman");
+        command
+            .env("CONTAINERS_STORAGE_CONF", &self.config)
+            .args(arguments);
+        Ran::of(&mut command).ok()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // It leaves its storage mounted upon itself.
+        for folder in crate::support::mounts_below(self.config.parent().unwrap()) {
+            let _ = std::process::Command::new("umount")
+                .arg("-l")
+                .arg(folder)
+                .status();
+        }
+    }
+}
+
+#[test]
+fn podman_reads_ours_and_we_read_podmans() {
+    let place = Place::with_busybox();
+    let log = place.path("access.log");
+    let flags = ["--access-log", log.to_str().unwrap()];
+    let registry = Server::registry_with(&place.path("registry"), &flags);
+    let name = |version: &str| format!("{}/app:{version}", registry.host);
+    for version in ["1", "2"] {
+        place.build(&name(version), &context(&place, version));
+        place
+            .run(["push", "--compression", "zstd:chunked", &name(version)])
+            .ok();
+    }
+    let expected = sums(&place, &name("2"));
+
+    let podman = Partial::new(&place, "containers");
+    for version in ["1", "2"] {
+        podman.ok(&["pull", "-q", "--tls-verify=false", &name(version)]);
+    }
+    let ours = layer(&name("2"));
+    let (bytes, size) = (sent(&registry, &log, &ours), ours["size"].as_u64().unwrap());
+    assert!(bytes * 10 < size, "podman read {bytes} of {size} bytes");
+    let id = podman.ok(&["image", "mount", &name("2")]);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "cd \"$1\"/data && cat $(ls) | sha256sum", "sh", &id]);
+    assert_eq!(Ran::of(&mut command).ok(), expected);
+    podman.ok(&["image", "unmount", &name("2")]);
+
+    // podman writes the older dialect, but not what it has in pieces.
+    let writer = Podman::new(&place);
+    let theirs = |version: &str| format!("{}/theirs:{version}", registry.host);
+    for version in ["1", "2"] {
+        let archive = place.path(&format!("{version}.tar"));
+        place.ok(["save", &name(version), "-o"], [&archive]);
+        writer.ok("podman", &["load", "-q", "-i", archive.to_str().unwrap()]);
+        let flags = ["push", "-q", "--tls-verify=false", "--compression-format"];
+        let more = ["zstd:chunked", &name(version), &theirs(version)];
+        writer.ok("podman", &[&flags[..], &more].concat());
+    }
+    let other = Place::new();
+    for version in ["1", "2"] {
+        other.run(["pull", "-q", &theirs(version)]).ok();
+    }
+    let made = layer(&theirs("2"));
+    let (bytes, size) = (sent(&registry, &log, &made), made["size"].as_u64().unwrap());
+    assert!(bytes * 50 < size, "{bytes} of {size} bytes came");
+    assert_eq!(sums(&other, &theirs("2")), expected);
+}

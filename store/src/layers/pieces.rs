@@ -1,0 +1,378 @@
+//! What of a zstd:chunked blob is in the store already, inside other blobs of that kind.
+//!
+//! A table says what each piece of each file holds, so a piece with the same digest has the same content. What lies between
+//! two files, their headers, has no digest; where the table says the same of all entries between, and as many bytes are
+//! between, it is taken to be the same. That may be wrong, and so may a frame by another compressor: whoever puts a blob
+//! together of pieces has to hash it, as with a blob from anywhere.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use crate::layer::compress::Compression;
+use crate::layer::compress::table::{Entry, Position, TABLE_BYTES_MAX, read_entries};
+use crate::oci::{Descriptor, Digest};
+use crate::{Store, StoreError};
+
+/// Most blobs that are looked at, those of the same repository first.
+const BLOBS_MAX: u32 = 64;
+
+/// Most bytes of tables that are read of them.
+const TABLES_BYTES_MAX: u64 = 4 * TABLE_BYTES_MAX;
+
+/// Bytes of a frame that decompressors skip, before its content.
+const FRAME_HEAD: u64 = 8;
+
+/// A part of a blob that is in the store.
+#[derive(Clone, Debug)]
+pub struct LocalPiece {
+    /// Where in the blob it is.
+    pub at: u64,
+    /// Its bytes.
+    pub length: u64,
+    /// Where to read it.
+    pub file: Arc<File>,
+    /// From where on there.
+    pub offset: u64,
+}
+
+/// What a piece holds, as far as tables tell; the same key means the same bytes.
+type Key = [u8; 16];
+
+impl Store {
+    /// The parts of a zstd:chunked blob with this table (as it is in the blob) that blobs of the store have, ascending. The
+    /// first of those looked at are what `repository` is known to have.
+    ///
+    /// # Errors
+    /// It is no table, or the store's.
+    pub fn local_pieces(
+        &self,
+        table: &[u8],
+        table_at: u64,
+        repository: (&str, &str),
+    ) -> Result<Vec<LocalPiece>, StoreError> {
+        let mut pieces = Vec::new();
+        let mut wanted = HashMap::new();
+        let table = walk(table, table_at, &mut |at, length, key| {
+            wanted.entry(key).or_insert(None::<(usize, u64)>);
+            pieces.push((at, length, key));
+        });
+        table.map_err(|source| bad_table(None, source))?;
+        let mut left = wanted.len();
+        let mut files = Vec::new();
+        let mut bytes = 0;
+        for blob in self.chunked_blobs(repository)? {
+            let (file, size) = self.blobs.open(&blob.digest)?;
+            let bad = |source| bad_table(Some(blob.digest), source);
+            let Some(position) = Position::from_footer(&file, size).map_err(bad)? else {
+                continue;
+            };
+            bytes += position.table.content.max(position.table.length);
+            if left == 0 || bytes > TABLES_BYTES_MAX {
+                break;
+            }
+            let index = files.len();
+            let table = position.read(&file).map_err(bad)?;
+            let walked = walk(&table, position.table.offset, &mut |at, _, key| {
+                if let Some(found @ None) = wanted.get_mut(&key) {
+                    *found = Some((index, at));
+                    left -= 1;
+                }
+            });
+            if let Err(error) = walked {
+                tracing::debug!(digest = %blob.digest, %error, "a table that cannot be read");
+            }
+            files.push(Arc::new(file));
+        }
+        let mut local: Vec<LocalPiece> = Vec::new();
+        for (at, length, key) in pieces {
+            let Some(Some((index, offset))) = wanted.get(&key).copied() else {
+                continue;
+            };
+            let file = &files[index];
+            match local.last_mut() {
+                Some(last)
+                    if last.at + last.length == at
+                        && last.offset + last.length == offset
+                        && Arc::ptr_eq(&last.file, file) =>
+                {
+                    last.length += length;
+                }
+                _ => local.push(LocalPiece {
+                    at,
+                    length,
+                    file: Arc::clone(file),
+                    offset,
+                }),
+            }
+        }
+        Ok(local)
+    }
+
+    /// Whether any zstd:chunked blob is known.
+    pub fn has_chunked_blobs(&self) -> Result<bool, StoreError> {
+        let name = Compression::ZSTD_CHUNKED.name();
+        Ok(!self.index.blobs_in(name, 1)?.is_empty())
+    }
+
+    /// Blobs of that kind that are here, those that a repository is known to have first.
+    fn chunked_blobs(&self, repository: (&str, &str)) -> Result<Vec<Descriptor>, StoreError> {
+        let name = Compression::ZSTD_CHUNKED.name();
+        let mut found = Vec::new();
+        for blob in self.index.blobs_in(name, 16 * BLOBS_MAX)? {
+            if self.blobs.has(&blob.digest)? == Some(blob.size) {
+                let sources = self.index.sources(&blob.digest)?;
+                let is_near = sources
+                    .iter()
+                    .any(|(registry, name)| (registry.as_str(), name.as_str()) == repository);
+                found.push((!is_near, blob));
+            }
+        }
+        found.sort_by_key(|(is_far, _)| *is_far);
+        found.truncate(BLOBS_MAX as usize);
+        Ok(found.into_iter().map(|(_, blob)| blob).collect())
+    }
+}
+
+fn bad_table(digest: Option<Digest>, source: io::Error) -> StoreError {
+    super::LayerError::Table { digest, source }.into()
+}
+
+/// Calls `each` with offset, length and key of each piece of a blob with this table, ascending and without gaps up to the
+/// table's own frame. A table that contradicts itself ends early.
+fn walk(table: &[u8], table_at: u64, each: &mut dyn FnMut(u64, u64, Key)) -> io::Result<()> {
+    let mut walk = Walk {
+        cursor: 0,
+        between: blake3::Hasher::new(),
+        open: None,
+        file_end: 0,
+        is_broken: false,
+        each,
+    };
+    read_entries(table, &mut |entry| walk.entry(entry))?;
+    walk.close(walk.file_end);
+    if let Some(end) = table_at.checked_sub(FRAME_HEAD) {
+        walk.between_until(end);
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    /// Where the last piece ended.
+    cursor: u64,
+    /// Of all that the table says since.
+    between: blake3::Hasher,
+    /// The piece under way: where it begins, and its key but for the length.
+    open: Option<(u64, blake3::Hasher)>,
+    /// Where its file ends.
+    file_end: u64,
+    is_broken: bool,
+    each: &'a mut dyn FnMut(u64, u64, Key),
+}
+
+impl Walk<'_> {
+    fn entry(&mut self, entry: Entry) {
+        let number = |number: i64| u64::try_from(number).unwrap_or(0);
+        let offset = number(entry.offset);
+        if entry.kind == "chunk" {
+            self.is_broken |= self.open.is_none();
+            self.close(offset);
+            let key = content(&entry.chunk_digest, entry.chunk_size);
+            self.open = Some((offset, key));
+            return;
+        }
+        self.close(self.file_end);
+        let key = match entry.chunk_digest.as_str() {
+            "" => content(&entry.digest, entry.size),
+            digest => content(digest, entry.chunk_size),
+        };
+        let end = number(entry.end_offset);
+        // What is between files is what the table says of them, but for where their pieces are and what they hold.
+        let entry = Entry {
+            digest: String::new(),
+            offset: 0,
+            end_offset: 0,
+            chunk_size: 0,
+            chunk_digest: String::new(),
+            chunk_type: String::new(),
+            ..entry
+        };
+        let said = serde_json::to_vec(&entry).unwrap_or_default();
+        self.between.update(&(said.len() as u64).to_le_bytes());
+        self.between.update(&said);
+        if end > 0 {
+            self.between_until(offset);
+            // As long as the padding behind the file.
+            self.between.update(&(entry.size % 512).to_le_bytes());
+            self.open = Some((offset, key));
+            self.file_end = end;
+        }
+    }
+
+    /// The piece under way, if there is one, ends here.
+    fn close(&mut self, end: u64) {
+        let Some((offset, mut key)) = self.open.take() else {
+            return;
+        };
+        self.is_broken |= offset != self.cursor || end <= offset || end > self.file_end;
+        if !self.is_broken {
+            key.update(&(end - offset).to_le_bytes());
+            (self.each)(offset, end - offset, short(&key));
+            self.cursor = end;
+        }
+    }
+
+    /// What is between files ends here.
+    fn between_until(&mut self, offset: u64) {
+        let mut key = std::mem::take(&mut self.between);
+        match offset.checked_sub(self.cursor) {
+            Some(0) => {}
+            Some(length) if !self.is_broken => {
+                key.update(&length.to_le_bytes());
+                (self.each)(self.cursor, length, short(&key));
+                self.cursor = offset;
+            }
+            _ => self.is_broken = true,
+        }
+    }
+}
+
+/// The beginning of a key of content.
+fn content(digest: &str, bytes: i64) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new_derive_key("longshore zstd:chunked content 1");
+    hasher.update(digest.as_bytes());
+    hasher.update(&bytes.to_le_bytes());
+    hasher
+}
+
+fn short(hasher: &blake3::Hasher) -> Key {
+    let hash = hasher.finalize();
+    *hash.as_bytes().first_chunk().expect("16 of 32 bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::layer::LayerInfo;
+    use crate::oci::DiffId;
+
+    /// A layer of some files, the first of which holds `first`.
+    fn built(store: &Store, first: &[u8]) -> LayerInfo {
+        store
+            .publish_layer(|| {
+                let active = store.snapshots().prepare(&[])?;
+                let write = |name: &str, bytes: &[u8]| {
+                    let path = active.upper().join(name);
+                    std::fs::write(&path, bytes).unwrap();
+                    let time = std::time::SystemTime::UNIX_EPOCH;
+                    std::fs::File::open(path)
+                        .unwrap()
+                        .set_modified(time)
+                        .unwrap();
+                };
+                write("a first", first);
+                for index in 0..20_u32 {
+                    let noise: Vec<u8> = (0..4000_u32)
+                        .flat_map(|at| {
+                            (at * 7919 + index)
+                                .wrapping_mul(2_654_435_761)
+                                .to_le_bytes()
+                        })
+                        .collect();
+                    write(&format!("file {index:02}"), &noise);
+                }
+                active.commit().map_err(StoreError::from)
+            })
+            .unwrap()
+    }
+
+    fn blob(store: &Store, info: &LayerInfo) -> (DiffId, Descriptor) {
+        let diff_id = store.ensure_diff_id(&info.id).unwrap();
+        let compression = Compression::ZSTD_CHUNKED;
+        (diff_id, store.layer_blob(&diff_id, compression).unwrap())
+    }
+
+    #[test]
+    fn an_older_version_has_all_but_what_changed() {
+        let (_dir, store) = crate::tests::store();
+        let (_there, away) = crate::tests::store();
+        let (_, old) = blob(&store, &built(&store, b"old"));
+        let (_, new) = blob(&away, &built(&away, b"new"));
+        assert_ne!(old.digest, new.digest);
+        let position = Position::from_annotations(new.annotations.as_ref().unwrap(), new.size);
+        let position = position.unwrap();
+        let (file, size) = away.blobs().open(&new.digest).unwrap();
+        let from_footer = Position::from_footer(&file, size).unwrap().unwrap();
+        assert_eq!(from_footer.table, position.table);
+        let table = position.read(&file).unwrap();
+        assert_eq!(position.digest, Some(Digest::of(&table)));
+        let repository = ("r.example", "a");
+        let local = store
+            .local_pieces(&table, position.table.offset, repository)
+            .unwrap();
+        // What is here is what is there.
+        let mut here = 0;
+        for piece in &local {
+            let length = usize::try_from(piece.length).unwrap();
+            let (mut ours, mut theirs) = (vec![0; length], vec![0; length]);
+            piece.file.read_exact_at(&mut ours, piece.offset).unwrap();
+            file.read_exact_at(&mut theirs, piece.at).unwrap();
+            assert!(ours == theirs, "{} bytes at {}", piece.length, piece.at);
+            here += piece.length;
+        }
+        let frames = position.table.offset - FRAME_HEAD;
+        assert!((1..200).contains(&(frames - here)), "{here} of {frames}");
+        assert_eq!(local.len(), 2);
+        // Nothing is here of what no blob here has.
+        let (_dir, empty) = crate::tests::store();
+        let none = empty
+            .local_pieces(&table, position.table.offset, repository)
+            .unwrap();
+        assert!(none.is_empty());
+        let error = store
+            .local_pieces(b"no table", 1000, repository)
+            .unwrap_err();
+        assert!(error.to_string().contains("table"), "{error}");
+    }
+
+    #[test]
+    fn tables_that_contradict_themselves_end_early() {
+        let pieces = |entries: &str, table_at: u64| {
+            let json = format!("{{\"version\":1,\"entries\":[{entries}]}}");
+            let table = zstd::encode_all(json.as_bytes(), 1).unwrap();
+            let mut pieces = Vec::new();
+            walk(&table, table_at, &mut |at, length, _| {
+                pieces.push((at, length));
+            })
+            .unwrap();
+            pieces
+        };
+        let file = |name: &str, offset: i64, end: i64| {
+            format!(
+                r#"{{"type":"reg","name":"{name}","size":5,"digest":"d","offset":{offset},"endOffset":{end}}}"#
+            )
+        };
+        let chunk = |offset: i64| format!(r#"{{"type":"chunk","name":"a","offset":{offset}}}"#);
+        let list = |entries: &[String]| entries.join(",");
+        let good = [file("a", 10, 40), chunk(20), file("b", 50, 60)];
+        assert_eq!(
+            pieces(&list(&good), 78),
+            [(0, 10), (10, 10), (20, 20), (40, 10), (50, 10), (60, 10)]
+        );
+        for (bad, expect) in [
+            (vec![chunk(20), file("b", 50, 60)], 0),
+            (vec![file("a", 10, 5)], 1),
+            (vec![file("a", 10, 40), chunk(50)], 1),
+            (vec![file("a", 10, 40), chunk(10)], 1),
+            (vec![file("a", 10, 40), chunk(-1)], 1),
+            (vec![file("a", 10, 40), file("b", 30, 60)], 2),
+            (vec![file("a", 10, i64::MAX), file("b", 30, 60)], 2),
+            (vec![file("a", 10, 90)], 2),
+        ] {
+            assert_eq!(pieces(&list(&bad), 78).len(), expect, "{bad:?}");
+        }
+    }
+}
