@@ -197,7 +197,7 @@ fn podman_reads_ours_and_we_read_podmans() {
     }
     let expected = sums(&place, &name("2"));
 
-    let podman = Partial::new(&place, "containers");
+    let podman = Partial::new(&place, "partial");
     for version in ["1", "2"] {
         podman.ok(&["pull", "-q", "--tls-verify=false", &name(version)]);
     }
