@@ -148,11 +148,18 @@ impl Partial {
             .prefix("ls-")
             .tempdir_in("/tmp")
             .unwrap();
+        // Overlays cannot lie on every file system that tests may be on, but on this one they can.
+        let storage = place.path(name);
+        std::fs::create_dir(&storage).unwrap();
+        tool(
+            "mount",
+            &["-t", "tmpfs", "tmpfs", storage.to_str().unwrap()],
+        );
         let config = place.path(&format!("{name}.conf"));
         let text = format!(
             "[storage]\ndriver = \"overlay\"\nrunroot = \"{}\"\ngraphroot = \"{}\"\n[storage.options]\npull_options = {{enable_partial_images = \"true\"}}\n",
             state.path().display(),
-            place.path(name).display(),
+            storage.display(),
         );
         std::fs::write(&config, text).unwrap();
         Partial {
