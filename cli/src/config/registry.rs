@@ -20,7 +20,6 @@ pub struct RegistryConfig {
 impl RegistryConfig {
     pub(super) fn read(table: &mut Table<'_>) -> Result<RegistryConfig, TableError> {
         let mirrors = table.texts("mirrors", |text| split_location(text).map(drop))?;
-        let paths = |texts: Vec<String>| texts.into_iter().map(PathBuf::from).collect();
         let mut identity = None;
         for mut pair in table.tables("keypair")?.unwrap_or_default() {
             let files = (pair.text("cert")?, pair.text("key")?);
@@ -36,7 +35,7 @@ impl RegistryConfig {
         let host = Host {
             plain: table.boolean("http")?.filter(|http| *http),
             insecure: table.boolean("insecure")?.unwrap_or(false),
-            ca: paths(table.texts("ca", |_| Ok(()))?),
+            ca: table.files("ca", PathBuf::from)?,
             identity,
             ..Host::default()
         };

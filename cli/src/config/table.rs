@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use builder::dockerfile::suggest::nearest;
@@ -186,6 +187,16 @@ impl<'t> Table<'t> {
                 _ => Err(self.wrong(key, value, "a text")),
             })
             .transpose()
+    }
+
+    /// A list of files, each found by `file`.
+    pub(super) fn files(
+        &mut self,
+        key: &'static str,
+        file: impl Fn(String) -> PathBuf,
+    ) -> Result<Vec<PathBuf>, TableError> {
+        let texts = self.texts(key, |_| Ok(()))?;
+        Ok(texts.into_iter().map(file).collect())
     }
 
     /// A list of texts, each of which `check` has to take.

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -25,7 +25,7 @@ fn noise(seed: u32) -> Vec<u8> {
 }
 
 /// A context of many files, of which one says which version it is.
-fn context(place: &Place, version: &str) -> std::path::PathBuf {
+fn context(place: &Place, version: &str) -> PathBuf {
     let files = [
         ("data/version", version),
         ("Dockerfile", "FROM busybox\nCOPY data /data\n"),
@@ -35,6 +35,21 @@ fn context(place: &Place, version: &str) -> std::path::PathBuf {
         std::fs::write(context.join(format!("data/{file}")), noise(file)).unwrap();
     }
     context
+}
+
+/// A registry with both versions of an image as zstd:chunked, and its log.
+fn registry_with_both(place: &Place) -> (Server, PathBuf) {
+    let log = place.path("access.log");
+    let flags = ["--access-log", log.to_str().unwrap()];
+    let registry = Server::registry_with(&place.path("registry"), &flags);
+    for version in ["1", "2"] {
+        let name = format!("{}/app:{version}", registry.host);
+        place.build(&name, &context(place, version));
+        place
+            .run(["push", "--compression", "zstd:chunked", &name])
+            .ok();
+    }
+    (registry, log)
 }
 
 /// Bytes of a layer that a registry sent, by its log.
@@ -82,16 +97,8 @@ fn sums(place: &Place, image: &str) -> String {
 #[test]
 fn only_what_changed_is_pulled() {
     let place = Place::with_busybox();
-    let log = place.path("access.log");
-    let flags = ["--access-log", log.to_str().unwrap()];
-    let registry = Server::registry_with(&place.path("registry"), &flags);
+    let (registry, log) = registry_with_both(&place);
     let name = |version: &str| format!("{}/app:{version}", registry.host);
-    for version in ["1", "2"] {
-        place.build(&name(version), &context(&place, version));
-        place
-            .run(["push", "--compression", "zstd:chunked", &name(version)])
-            .ok();
-    }
     let layer = layer(&name("2"));
     let size = layer["size"].as_u64().unwrap();
     assert!(size > 5_000_000, "{layer}");
@@ -138,7 +145,7 @@ fn only_what_changed_is_pulled() {
 
 /// podman with its own storage of overlays, which alone puts layers together from pieces.
 struct Partial {
-    config: std::path::PathBuf,
+    config: PathBuf,
     _state: tempfile::TempDir,
 }
 
@@ -192,16 +199,8 @@ impl Drop for Partial {
 #[test]
 fn podman_reads_ours_and_we_read_podmans() {
     let place = Place::with_busybox();
-    let log = place.path("access.log");
-    let flags = ["--access-log", log.to_str().unwrap()];
-    let registry = Server::registry_with(&place.path("registry"), &flags);
+    let (registry, log) = registry_with_both(&place);
     let name = |version: &str| format!("{}/app:{version}", registry.host);
-    for version in ["1", "2"] {
-        place.build(&name(version), &context(&place, version));
-        place
-            .run(["push", "--compression", "zstd:chunked", &name(version)])
-            .ok();
-    }
     let expected = sums(&place, &name("2"));
 
     let podman = Partial::new(&place, "partial");

@@ -43,11 +43,7 @@ impl TracesConfig {
             sample_per_million: sample.map_err(|why| table.error_at("sample", &why))?,
             service: table.text("service")?,
             insecure: table.boolean("insecure")?.unwrap_or(false),
-            ca: table
-                .texts("ca", |_| Ok(()))?
-                .into_iter()
-                .map(&file)
-                .collect(),
+            ca: table.files("ca", &file)?,
             interval: table.duration("interval")?,
             timeout: table.duration("timeout")?,
         })

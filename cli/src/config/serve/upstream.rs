@@ -151,11 +151,7 @@ impl UpstreamConfig {
         let mut config = UpstreamConfig::new(prefix, url);
         config.mirrors = table.texts("mirrors", |text| split_location(text).map(drop))?;
         config.insecure = table.boolean("insecure")?.unwrap_or(false);
-        config.ca = table
-            .texts("ca", |_| Ok(()))?
-            .into_iter()
-            .map(&file)
-            .collect();
+        config.ca = table.files("ca", &file)?;
         config.login = match (table.text("username")?, table.text("password_file")?) {
             (Some(name), Some(password)) => Some((name, file(password))),
             (None, None) => None,

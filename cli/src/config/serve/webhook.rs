@@ -82,11 +82,7 @@ impl WebhookConfig {
             repositories: table.texts("repositories", |_| Ok(()))?,
             source: table.text("source")?,
             insecure: table.boolean("insecure")?.unwrap_or(false),
-            ca: table
-                .texts("ca", |_| Ok(()))?
-                .into_iter()
-                .map(&file)
-                .collect(),
+            ca: table.files("ca", &file)?,
             timeout: table.duration("timeout")?,
             backoff: table.duration("backoff")?,
             backoff_max: table.duration("backoff_max")?,

@@ -684,6 +684,7 @@ impl<W: Write> Write for Counting<W> {
 mod tests {
     use std::io::Read;
 
+    use super::super::cut::tests::noise;
     use super::super::table::{Position, read_entries};
     use super::super::{Compression, compressor, decompressor};
     use super::*;
@@ -708,7 +709,12 @@ mod tests {
         add("dir/", tar::EntryType::Directory, b"", "");
         add("dir/small", tar::EntryType::Regular, b"small", "");
         add("dir/empty", tar::EntryType::Regular, b"", "");
-        add("dir/large", tar::EntryType::Regular, &noise(1_000_000), "");
+        add(
+            "dir/large",
+            tar::EntryType::Regular,
+            &noise(1_000_000, 7),
+            "",
+        );
         let long = format!("dir/{}", "long".repeat(60));
         add(&long, tar::EntryType::Regular, &[0; 20_000], "");
         add("dir/hard", tar::EntryType::Link, b"", &long);
@@ -722,18 +728,6 @@ mod tests {
         header.set_cksum();
         tar.append(&header, &b"end"[..]).unwrap();
         tar.into_inner().unwrap()
-    }
-
-    fn noise(length: usize) -> Vec<u8> {
-        let mut state = 88_172_645_463_325_252_u64;
-        (0..length)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state.to_le_bytes()[3]
-            })
-            .collect()
     }
 
     fn packed(tar: &[u8], at_once: usize, threads: usize) -> Vec<u8> {
@@ -815,7 +809,7 @@ mod tests {
             assert_eq!(*offset, whole.len() as i64);
             whole.extend_from_slice(content);
         }
-        assert!(whole == noise(1_000_000));
+        assert!(whole == noise(1_000_000, 7));
         let large = entries.iter().find(|entry| entry.name == "dir/large");
         assert_eq!(large.unwrap().digest, Digest::of(&whole).to_string());
 
@@ -918,7 +912,7 @@ mod tests {
         global[header::TYPE] = b'g';
         let mut broken = sample.clone();
         broken[header::CHECKSUM.start] ^= 1;
-        let noise = noise(3_000_000);
+        let noise = noise(3_000_000, 7);
         for (name, tar) in [
             ("a name twice", &twice[..]),
             ("a name that is not UTF-8", &unnamed),

@@ -55,10 +55,11 @@ impl Cutter {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn noise(length: usize, mut state: u64) -> Vec<u8> {
+    /// Bytes that do not repeat, another sequence for each `state`.
+    pub(crate) fn noise(length: usize, mut state: u64) -> Vec<u8> {
         (0..length)
             .map(|_| {
                 state ^= state << 13;
