@@ -153,8 +153,8 @@ requests_per_second = 10
             "5:1: `1` is no bound of versions: expected one such as `>=1.2` or `<2`",
         );
         check(
-            &format!("{whole}tag_age = \"1s\"\n"),
-            "5:1: unknown key `sync.tag_age`: did you mean `tags`?",
+            &format!("{whole}tag = \"x\"\n"),
+            "5:1: unknown key `sync.tag`: did you mean `tags`?",
         );
     }
 }
