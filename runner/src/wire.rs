@@ -93,7 +93,7 @@ fn next_length(socket: impl AsFd) -> io::Result<Option<usize>> {
     let look = RecvFlags::PEEK | RecvFlags::TRUNC;
     loop {
         match rustix::net::recv(&socket, &mut [0_u8; 0][..], look) {
-            Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            Ok((_, 0)) => return Ok(None),
             Ok((_, length)) if length <= MESSAGE_BYTES_MAX => return Ok(Some(length)),
             Ok(_) => {
                 return Err(io::Error::new(
@@ -101,7 +101,8 @@ fn next_length(socket: impl AsFd) -> io::Result<Option<usize>> {
                     "message too long",
                 ));
             }
-            Err(rustix::io::Errno::INTR) => {}
+            // The other end is gone with something of ours unread, and told once; what it said before is still here.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -121,9 +122,8 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
     let received = loop {
         let mut parts = [IoSliceMut::new(&mut bytes)];
         match rustix::net::recvmsg(&socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
-            // The other end died with something of ours unread.
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            // As in `next_length`.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             result => break result?,
         }
     };
@@ -143,4 +143,26 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
         serde_json::from_slice(&bytes[..received.bytes])?,
         fds,
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_before_the_end_is_heard() {
+        for unread in [false, true] {
+            let (near, far) = pair().unwrap();
+            if unread {
+                send(&near, &"nobody hears this", &[]).unwrap();
+            }
+            send(&far, &7, &[]).unwrap();
+            drop(far);
+            let (said, fds) = receive::<i32>(&near).unwrap().unwrap();
+            assert_eq!((said, fds.len()), (7, 0));
+            assert!(receive::<i32>(&near).unwrap().is_none());
+            let error = send(&near, &8, &[]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        }
+    }
 }

@@ -401,10 +401,18 @@ fn pass_on(
             libc::SIGWINCH if how.terminal => resize(client, master, rustix::stdio::stdout())?,
             libc::SIGWINCH => {}
             _ if !how.pass_signals => return Ok(true),
-            signal => client.send(&Request::Signal { signal }, &[])?,
+            signal => tell(client, &Request::Signal { signal })?,
         }
     }
     Ok(false)
+}
+
+/// Tells the supervisor something that does not matter any more where it has ended: then its last answer is waiting.
+fn tell(client: &Client, request: &Request) -> Result<(), ClientError> {
+    match client.send(request, &[]) {
+        Err(ClientError::Lost) => Ok(()),
+        sent => sent,
+    }
 }
 
 /// Makes the process's terminal as large as this command's.
@@ -417,7 +425,7 @@ fn resize(
         return Ok(());
     };
     match master {
-        None => client.send(&Request::Resize { columns, rows }, &[]),
+        None => tell(client, &Request::Resize { columns, rows }),
         Some(master) => {
             let size = rustix::termios::Winsize {
                 ws_col: columns,
