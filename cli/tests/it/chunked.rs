@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -146,6 +147,7 @@ fn only_what_changed_is_pulled() {
 /// podman with its own storage of overlays, which alone puts layers together from pieces.
 struct Partial {
     config: PathBuf,
+    storage: PathBuf,
     _state: tempfile::TempDir,
 }
 
@@ -171,12 +173,13 @@ impl Partial {
         std::fs::write(&config, text).unwrap();
         Partial {
             config,
+            storage,
             _state: state,
         }
     }
 
     fn ok(&self, arguments: &[&str]) -> String {
-        let mut command = std::process::Command::new("podman");
+        let mut command = Command::new("podman");
         command
             .env("CONTAINERS_STORAGE_CONF", &self.config)
             .args(arguments);
@@ -186,13 +189,11 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // It leaves its storage mounted upon itself.
-        for folder in crate::support::mounts_below(self.config.parent().unwrap()) {
-            let _ = std::process::Command::new("umount")
-                .arg("-l")
-                .arg(folder)
-                .status();
-        }
+        // With what podman left mounted in it.
+        let _unmounted = Command::new("umount")
+            .args(["-R", "-l"])
+            .arg(&self.storage)
+            .status();
     }
 }
 
@@ -211,7 +212,7 @@ fn podman_reads_ours_and_we_read_podmans() {
     let (bytes, size) = (sent(&registry, &log, &ours), ours["size"].as_u64().unwrap());
     assert!(bytes * 10 < size, "podman read {bytes} of {size} bytes");
     let id = podman.ok(&["image", "mount", &name("2")]);
-    let mut command = std::process::Command::new("sh");
+    let mut command = Command::new("sh");
     command.args(["-c", "cd \"$1\"/data && cat $(ls) | sha256sum", "sh", &id]);
     assert_eq!(Ran::of(&mut command).ok(), expected);
     podman.ok(&["image", "unmount", &name("2")]);
