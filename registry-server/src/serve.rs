@@ -52,6 +52,9 @@ use crate::upstream::{PullThrough, Upstreams};
 /// Most bytes of a request's line and headers; distribution-spec tokens fit many times.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
 
+/// Most bytes of an HTTP/1.1 connection that are read at once, and so what one holds in memory; a head has to fit.
+const READ_BYTES_MAX: usize = 2 * HEADER_BYTES_MAX;
+
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 128;
 
@@ -824,6 +827,7 @@ impl Client {
         builder
             .http1()
             .timer(TokioTimer::new())
+            .max_buf_size(READ_BYTES_MAX)
             .writev(true)
             .header_read_timeout(limits.header_timeout);
         builder

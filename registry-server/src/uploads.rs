@@ -11,14 +11,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use store::oci::{Digest, DigestAlgorithm, Hasher};
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::body::Body;
@@ -31,14 +33,21 @@ use crate::routes::{RepositoryName, UploadId};
 use crate::storage::{MountSource, UploadData, VerifiedUpload};
 
 /// Bytes that are gathered before they are hashed and written; two such batches exist per upload at most.
-const BATCH_BYTES: usize = 512 * 1024;
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// Batches that are hashed at once, for each processor. More would not be done sooner, and whoever asks for something small
+/// would wait behind them all.
+const HASHING_PER_PROCESSOR: usize = 2;
 
 /// Sessions whose running hash is remembered; idle ones beyond are hashed again when they go on.
 const REMEMBERED_MAX: usize = 4096;
 
 /// The sessions that this process has seen.
-#[derive(Debug, Default)]
-pub(crate) struct Sessions(Mutex<BTreeMap<Key, Arc<Session>>>);
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    seen: Mutex<BTreeMap<Key, Arc<Session>>>,
+    hashing: Arc<Semaphore>,
+}
 
 type Key = (RepositoryName, UploadId);
 
@@ -67,16 +76,30 @@ impl Running {
     }
 }
 
+impl Default for Sessions {
+    fn default() -> Sessions {
+        let processors = available_parallelism().map_or(1, NonZero::get);
+        Sessions {
+            seen: Mutex::default(),
+            hashing: Arc::new(Semaphore::new(processors * HASHING_PER_PROCESSOR)),
+        }
+    }
+}
+
 impl Sessions {
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Session>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Those that a request holds.
     pub(crate) fn in_progress(&self) -> usize {
-        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sessions = self.seen();
         let held = |session: &&Arc<Session>| Arc::strong_count(&session.running) > 1;
         sessions.values().filter(held).count()
     }
 
     fn session(&self, name: &RepositoryName, id: &UploadId) -> Arc<Session> {
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.seen();
         if sessions.len() >= REMEMBERED_MAX {
             // Idle: nobody but this map holds it.
             sessions.retain(|_, session| Arc::strong_count(session) > 1);
@@ -95,7 +118,7 @@ impl Sessions {
     }
 
     fn forget(&self, name: &RepositoryName, id: &UploadId) {
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.seen();
         sessions.remove(&(name.clone(), id.clone()));
     }
 }
@@ -323,7 +346,8 @@ impl Registry {
             .and_then(|text| text.parse().ok());
         let bytes = before.hashed.saturating_add(length.unwrap_or(0));
         self.check_quota(&hold.name, digest, bytes).await?;
-        let mut writer = Writer::new(Arc::clone(&hold.data), before.clone());
+        let hashing = Arc::clone(&self.sessions.hashing);
+        let mut writer = Writer::new(Arc::clone(&hold.data), before.clone(), hashing);
         let mut received = before.hashed;
         let mut paced = self.rules.pace.start();
         let ended = loop {
@@ -521,16 +545,18 @@ struct Writer {
     /// `None` while a batch is in flight.
     running: Option<Running>,
     in_flight: Option<JoinHandle<io::Result<Running>>>,
+    hashing: Arc<Semaphore>,
 }
 
 impl Writer {
-    fn new(data: Arc<dyn UploadData>, running: Running) -> Writer {
+    fn new(data: Arc<dyn UploadData>, running: Running, hashing: Arc<Semaphore>) -> Writer {
         Writer {
             data,
             batch: Vec::new(),
             batch_bytes: 0,
             running: Some(running),
             in_flight: None,
+            hashing,
         }
     }
 
@@ -549,10 +575,15 @@ impl Writer {
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
         let data = Arc::clone(&self.data);
+        let turn = Arc::clone(&self.hashing).acquire_owned().await;
         self.in_flight = Some(tokio::task::spawn_blocking(move || {
+            for bytes in &batch {
+                running.hasher.update(bytes);
+            }
+            // Writing may wait for a network.
+            drop(turn);
             for bytes in batch {
                 data.write_at(&bytes, running.hashed)?;
-                running.hasher.update(&bytes);
                 running.hashed += bytes.len() as u64;
             }
             Ok(running)
