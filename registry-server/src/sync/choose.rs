@@ -69,9 +69,9 @@ pub(super) fn is_fallback_tag(tag: &str) -> bool {
 }
 
 /// A tag that is a version: `v1.2.3`, `1.2`, `20.04`, `1.2.3-rc1`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Version {
-    /// Without zeros at the end: `1.0` is `1`.
+    /// At least one.
     numbers: Vec<u64>,
     /// What follows `-`: such a version comes before the one without.
     suffix: Option<String>,
@@ -88,13 +88,33 @@ impl Version {
             let digits = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
             digits.then(|| part.parse().ok())?
         };
-        let mut numbers: Vec<u64> = numbers.split('.').map(parse).collect::<Option<_>>()?;
-        while numbers.last() == Some(&0) {
-            numbers.pop();
-        }
+        let numbers = numbers.split('.').map(parse).collect::<Option<_>>()?;
+        Some(Version { numbers, suffix })
+    }
+
+    /// Without zeros at the end: `1.0` is `1`.
+    fn numbers(&self) -> &[u64] {
+        let end = self.numbers.iter().rposition(|number| *number != 0);
+        &self.numbers[..end.map_or(0, |last| last + 1)]
+    }
+
+    /// The first version after all that begin with the same numbers up to this one.
+    fn after(&self, index: usize) -> Option<Version> {
+        let mut numbers = self.numbers.get(..=index)?.to_vec();
+        let last = numbers.last_mut()?;
+        *last = last.checked_add(1)?;
+        let suffix = None;
         Some(Version { numbers, suffix })
     }
 }
+
+impl PartialEq for Version {
+    fn eq(&self, other: &Version) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Version {}
 
 impl Ord for Version {
     fn cmp(&self, other: &Version) -> Ordering {
@@ -104,7 +124,7 @@ impl Ord for Version {
             (Some(_), None) => Ordering::Less,
             (Some(a), Some(b)) => a.cmp(b),
         };
-        self.numbers.cmp(&other.numbers).then(suffixes)
+        self.numbers().cmp(other.numbers()).then(suffixes)
     }
 }
 
@@ -114,10 +134,12 @@ impl PartialOrd for Version {
     }
 }
 
-/// Bounds that all have to hold: `>=1.2 <2`. Versions with a suffix (`1.2-rc1`) are in none, unless a bound has one.
+/// Bounds that all have to hold, `>=1.2 <2`, or others instead, `^1.2 || ^3`. Versions with a suffix (`1.2-rc1`) are in none,
+/// unless one of the bounds has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionRange {
-    bounds: Vec<(Bound, Version)>,
+    /// At least one list, each with at least one bound.
+    alternatives: Vec<Vec<(Bound, Version)>>,
     text: String,
 }
 
@@ -127,20 +149,61 @@ enum Bound {
     MoreThan,
     AtMost,
     LessThan,
+    /// Less, and none that leads up to it.
+    Before,
     Is,
+    IsNot,
+    /// This or a later one that promises to do what it does: `^1.2` is `>=1.2 <2`, `^0.2` is `>=0.2 <0.3`.
+    Compatible,
+    /// This or a later one of the same two numbers: `~1.2.3` is `>=1.2.3 <1.3`.
+    Near,
+}
+
+const SIGNS: [(&str, Bound); 8] = [
+    (">=", Bound::AtLeast),
+    ("<=", Bound::AtMost),
+    ("!=", Bound::IsNot),
+    (">", Bound::MoreThan),
+    ("<", Bound::LessThan),
+    ("=", Bound::Is),
+    ("^", Bound::Compatible),
+    ("~", Bound::Near),
+];
+
+impl Bound {
+    fn holds(self, version: &Version, than: &Version) -> bool {
+        let order = version.cmp(than);
+        match self {
+            Bound::AtLeast | Bound::Compatible | Bound::Near => order != Ordering::Less,
+            Bound::MoreThan => order == Ordering::Greater,
+            Bound::AtMost => order != Ordering::Greater,
+            Bound::LessThan => order == Ordering::Less,
+            Bound::Before => version.numbers() < than.numbers(),
+            Bound::Is => order == Ordering::Equal,
+            Bound::IsNot => order != Ordering::Equal,
+        }
+    }
+
+    /// The first version that is too late for it, where it has an end of its own.
+    fn end(self, than: &Version) -> Option<Option<Version>> {
+        let last = than.numbers.len() - 1;
+        let first = than.numbers.iter().position(|number| *number != 0);
+        match self {
+            Bound::Compatible => Some(than.after(first.unwrap_or(last))),
+            Bound::Near => Some(than.after(last.min(1))),
+            _ => None,
+        }
+    }
 }
 
 impl VersionRange {
     fn holds(&self, version: &Version) -> bool {
-        let named = self.bounds.iter().any(|(_, bound)| bound.suffix.is_some());
-        let holds = |(bound, than): &(Bound, Version)| match (bound, version.cmp(than)) {
-            (Bound::AtLeast, order) => order != Ordering::Less,
-            (Bound::MoreThan, order) => order == Ordering::Greater,
-            (Bound::AtMost, order) => order != Ordering::Greater,
-            (Bound::LessThan, order) => order == Ordering::Less,
-            (Bound::Is, order) => order == Ordering::Equal,
-        };
-        (version.suffix.is_none() || named) && self.bounds.iter().all(holds)
+        self.alternatives.iter().any(|bounds| {
+            let named = bounds.iter().any(|(_, than)| than.suffix.is_some());
+            let mut bounds = bounds.iter();
+            (version.suffix.is_none() || named)
+                && bounds.all(|(bound, than)| bound.holds(version, than))
+        })
     }
 }
 
@@ -154,29 +217,38 @@ impl FromStr for VersionRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<VersionRange, String> {
-        let mut bounds = Vec::new();
-        for word in text.split([' ', ',']).filter(|word| !word.is_empty()) {
-            let known = [
-                (">=", Bound::AtLeast),
-                ("<=", Bound::AtMost),
-                (">", Bound::MoreThan),
-                ("<", Bound::LessThan),
-                ("=", Bound::Is),
-            ];
-            let mut known = known.into_iter();
-            let found = known.find_map(|(sign, bound)| Some((bound, word.strip_prefix(sign)?)));
-            let read = found.and_then(|(bound, rest)| Some((bound, Version::parse(rest)?)));
-            let read = read.ok_or_else(|| {
-                format!("`{word}` is no bound of versions: expected one such as `>=1.2` or `<2`")
-            })?;
-            bounds.push(read);
-        }
-        if bounds.is_empty() {
-            return Err("there is no bound: expected some such as `>=1.2 <2`".to_owned());
-        }
+        let alternatives = text.split("||").map(bounds).collect::<Result<_, _>>()?;
         let text = text.to_owned();
-        Ok(VersionRange { bounds, text })
+        Ok(VersionRange { alternatives, text })
     }
+}
+
+/// Bounds between blanks or commas; there may be blanks behind a sign.
+fn bounds(text: &str) -> Result<Vec<(Bound, Version)>, String> {
+    let mut bounds = Vec::new();
+    let mut words = text.split([' ', ',']).filter(|word| !word.is_empty());
+    while let Some(word) = words.next() {
+        let wrong = || {
+            format!(
+                "`{word}` is no bound of versions: expected one such as `>=1.2`, `<2` or `^1.2`"
+            )
+        };
+        let sign = SIGNS.into_iter().find(|(sign, _)| word.starts_with(sign));
+        let (sign, bound) = sign.ok_or_else(wrong)?;
+        let version = match &word[sign.len()..] {
+            "" => words.next().unwrap_or_default(),
+            version => version,
+        };
+        let version = Version::parse(version).ok_or_else(wrong)?;
+        if let Some(end) = bound.end(&version) {
+            bounds.push((Bound::Before, end.ok_or_else(wrong)?));
+        }
+        bounds.push((bound, version));
+    }
+    if bounds.is_empty() {
+        return Err("there is no bound: expected some such as `>=1.2 <2`".to_owned());
+    }
+    Ok(bounds)
 }
 
 #[cfg(test)]
@@ -233,6 +305,33 @@ mod tests {
         check("", "", "", Some(3), "v2 v2.0 v2.0-rc1");
         check("", "", "<2", Some(1), "v1.10.1");
         check("latest nightly*", "", "", Some(9), "latest nightly-1");
+        check("", "", "^1.9", None, "v1.9 v1.10 v1.10.1");
+        check("", "", "~1.10", None, "v1.10 v1.10.1");
+        check("", "", "~ 1.9.0 || >= 2, != 3", None, "v1.9 v2 v2.0");
+    }
+
+    #[test]
+    fn versions_are_in_ranges() {
+        let check = |range: &str, inside: &str, outside: &str| {
+            let range: VersionRange = range.parse().unwrap();
+            let holds = |text: &str| range.holds(&Version::parse(text).unwrap());
+            for text in inside.split_whitespace() {
+                assert!(holds(text), "{text} in {range}");
+            }
+            for text in outside.split_whitespace() {
+                assert!(!holds(text), "{text} not in {range}");
+            }
+        };
+        check("^1.2", "1.2 1.2.0 v1.99.3", "1.1.9 2 2.0.0 1.3-rc1");
+        check("^0.2.3", "0.2.3 0.2.9", "0.2.2 0.3 1");
+        check("^0.0.3", "0.0.3", "0.0.2 0.0.4 0.1");
+        check("^0", "0 0.9", "1");
+        check("^1.2-rc1", "1.2-rc1 1.2-rc2 1.3", "1.2-a 2.0-rc1 2");
+        check("~1", "1 1.9", "2 0.9");
+        check("~1.2.3", "1.2.3 1.2.9", "1.2.2 1.3");
+        check("!=1.2", "1.1 1.3 1.2.1", "1.2 1.2.0");
+        check("<1 || =3", "0.9 3 3.0", "1 2 4");
+        check(">= 1.0 , < 2.0", "1 1.5", "2 0.9");
     }
 
     #[test]
@@ -247,7 +346,8 @@ mod tests {
 
     #[test]
     fn bounds_that_are_none_are_told() {
-        for text in ["", "1.2", ">=x", ">= 1", "~1.2"] {
+        let largest = format!("^{}", u64::MAX);
+        for text in ["", "1.2", ">=x", ">=", "~", "=>1", "<1 ||", "~>1", &largest] {
             assert!(text.parse::<VersionRange>().is_err(), "{text}");
         }
         let read: VersionRange = ">=1 <2".parse().unwrap();

@@ -150,7 +150,7 @@ requests_per_second = 10
         let whole = "name = \"a\"\nurl = \"a.example\"\nrepositories = [\"x\"]\n";
         check(
             &format!("{whole}versions = \"1\"\n"),
-            "5:1: `1` is no bound of versions: expected one such as `>=1.2` or `<2`",
+            "5:1: `1` is no bound of versions: expected one such as `>=1.2`, `<2` or `^1.2`",
         );
         check(
             &format!("{whole}tag = \"x\"\n"),
