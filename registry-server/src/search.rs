@@ -11,6 +11,7 @@
 //! nobody is told of a repository that they may not pull from, not even that it is there.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{self, HeaderValue};
 use serde::Serialize;
@@ -21,7 +22,7 @@ use store::oci::time::rfc3339;
 use crate::auth::{Need, Via, login_challenge};
 use crate::error::{ApiError, ErrorCode};
 use crate::index::details::Details;
-use crate::index::entry::{TagEntry, seconds};
+use crate::index::entry::{TagEntry, made};
 use crate::index::find::{Found, Terms, contains};
 use crate::policy::{Action, Person};
 use crate::registry::{Answer, Call, Registry, json_answer};
@@ -106,7 +107,7 @@ impl Order {
     }
 
     /// Puts what comes in the order of names into this one.
-    fn sort<T>(self, all: &mut [T], date: impl Fn(&T) -> Option<i64>) {
+    fn sort<T>(self, all: &mut [T], date: impl Fn(&T) -> Option<SystemTime>) {
         match self {
             Order::Name => {}
             Order::NameDown => all.reverse(),
@@ -185,7 +186,7 @@ impl Registry {
                 "description": one.description,
                 "tags": one.tags,
                 "found_tags": one.found_tags,
-                "changed": one.changed.map(rfc3339),
+                "changed": one.changed.and_then(told_time),
             })
         });
         let told = json!({
@@ -266,9 +267,9 @@ impl Registry {
                 index.refresh(storage, &repository)?;
                 let cut = |tags: &[TagEntry]| {
                     let fits = |tag: &&TagEntry| contains(&tag.name, &part);
-                    let mut tags: Vec<TagEntry> = tags.iter().filter(fits).cloned().collect();
+                    let mut tags: Vec<&TagEntry> = tags.iter().filter(fits).collect();
                     order.sort(&mut tags, |tag| tag.made);
-                    (tags.len(), page.of_all(tags))
+                    (tags.len(), page.of_all(tags.into_iter().cloned()))
                 };
                 let cut = match index.with_tags(&repository, cut) {
                     Some(cut) => cut,
@@ -312,6 +313,12 @@ fn untimed(names: Vec<String>) -> Vec<TagEntry> {
     names.into_iter().map(untimed).collect()
 }
 
+/// A time to the second, as it is told.
+fn told_time(time: SystemTime) -> Option<String> {
+    let since = time.duration_since(UNIX_EPOCH).ok()?;
+    Some(rfc3339(i64::try_from(since.as_secs()).ok()?))
+}
+
 /// What a tag is now; `None` if it is gone.
 fn tell(
     storage: &dyn RegistryStorage,
@@ -322,16 +329,13 @@ fn tell(
     let Some(digest) = storage.tag(name, &tag.name)? else {
         return Ok(None);
     };
-    let made = match storage.collectable() {
-        Some(storage) => storage.tag_made(name, &tag.name)?.and_then(seconds),
-        None => tag.made,
-    };
+    let made = made(storage, name, &tag.name)?.or(tag.made);
     // One that is damaged is told as what it is: something nobody can read.
     let details = details.of(storage, name, &digest).ok().flatten();
     Ok(Some(TagTold {
         tag: tag.name.to_string(),
         digest,
-        pushed: made.map(rfc3339),
+        pushed: made.and_then(told_time),
         details,
     }))
 }

@@ -106,6 +106,15 @@ pub(crate) fn now_seconds() -> i64 {
     i64::try_from(since.map_or(0, |since| since.as_secs())).unwrap_or(i64::MAX)
 }
 
+/// A tag and its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedTag {
+    /// Its name.
+    pub name: String,
+    /// When it was put on what it is on, as finely as the storage knows; `None` where it does not.
+    pub made: Option<SystemTime>,
+}
+
 /// A blob's content.
 #[derive(Clone, Debug)]
 pub enum BlobSource {
@@ -447,8 +456,21 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
         condition: &TagCondition,
     ) -> StorageResult<TagRemoval>;
 
+    /// Up to `limit` tags after `last`, in ASCII order; `None` if nothing was ever pushed to the repository.
+    fn tags_after(
+        &self,
+        repository: &RepositoryName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> StorageResult<Option<Vec<String>>>;
+
     /// All tags in ASCII order; `None` if nothing was ever pushed to the repository.
-    fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>>;
+    fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {
+        self.tags_after(repository, None, usize::MAX)
+    }
+
+    /// The same with times.
+    fn tags_made(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<ListedTag>>>;
 
     /// Up to `limit` repositories after `last`, ordered by their components.
     fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>>;

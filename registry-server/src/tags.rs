@@ -25,8 +25,11 @@ impl Registry {
     pub(crate) async fn list_tags(&self, name: RepositoryName, call: &Call) -> Answer {
         let wanted = page_size(&call.query)?;
         let repository = name.clone();
+        let last = call.query.first("last").map(str::to_owned);
+        // One more than wanted tells whether there is a next page.
+        let limit = wanted.map_or(usize::MAX, |wanted| wanted.saturating_add(1));
         let Some(tags) = self
-            .blocking(move |storage| storage.tags(&repository))
+            .blocking(move |storage| storage.tags_after(&repository, last.as_deref(), limit))
             .await?
         else {
             return Err(ApiError::with(ErrorCode::NameUnknown, name.to_string()));
@@ -38,8 +41,8 @@ impl Registry {
         let in_repository = name.is_some();
         if let Some(name) = name {
             let repository = name.clone();
-            let tags = self.blocking(move |storage| storage.tags(&repository));
-            if tags.await?.is_none() {
+            let there = self.blocking(move |storage| storage.tags_after(&repository, None, 0));
+            if there.await?.is_none() {
                 return Err(ApiError::with(ErrorCode::NameUnknown, name.to_string()));
             }
         }
@@ -94,7 +97,7 @@ impl Registry {
         subject: Digest,
         call: &Call,
     ) -> Answer {
-        let artifact_type = call.query.first("artifactType").map(str::to_owned);
+        let artifact_type = wanted_type(&call.query);
         let last = call.query.first("last").map(str::to_owned);
         let (repository, filter) = (name.clone(), artifact_type.clone());
         let (manifests, more) = self
@@ -325,6 +328,12 @@ fn describe(
             .filter(|text| !text.is_empty()),
         annotations: outline.annotations,
     }))
+}
+
+/// `artifactType`. Types have no blanks, but many a `+`, and not everybody who types a URL knows how to write that.
+pub(crate) fn wanted_type(query: &Query) -> Option<String> {
+    let text = query.first("artifactType")?;
+    Some(text.replace(' ', "+"))
 }
 
 /// `n`: a number that is not negative, or nothing.

@@ -1,7 +1,7 @@
 //! One repository of the index, as it is read from the storage.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use store::oci::Digest;
@@ -21,8 +21,8 @@ const TICK: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TagEntry {
     pub(crate) name: Box<str>,
-    /// When it was put on what it is on, in seconds since 1970, where the storage knows.
-    pub(crate) made: Option<i64>,
+    /// When it was put on what it is on, where the storage knows.
+    pub(crate) made: Option<SystemTime>,
 }
 
 /// What a repository says of itself.
@@ -45,7 +45,7 @@ pub(crate) struct Entry {
     pub(crate) whole: bool,
     pub(crate) description: Description,
     /// When a tag was last changed.
-    pub(crate) changed: Option<i64>,
+    pub(crate) changed: Option<SystemTime>,
     /// The last sweep that saw it.
     pub(crate) seen: u64,
     /// What the storage told before it was read; see [`RegistryStorage::tags_stamp`].
@@ -63,21 +63,14 @@ impl Entry {
     ) -> StorageResult<Option<Entry>> {
         let (began, read) = (SystemTime::now(), Instant::now());
         let stamp = storage.tags_stamp(name)?;
-        let Some(names) = storage.tags(name)? else {
+        let Some(listed) = storage.tags_made(name)? else {
             return Ok(None);
         };
-        let mut tags = Vec::with_capacity(names.len());
-        for tag in names {
-            // Where that takes a request for each tag it is asked of those that are shown only.
-            let made = match stamp {
-                Some(_) => made(storage, name, &tag)?,
-                None => None,
-            };
-            tags.push(TagEntry {
-                made,
-                name: tag.into(),
-            });
-        }
+        let tags = listed.into_iter().map(|tag| TagEntry {
+            made: tag.made,
+            name: tag.name.into(),
+        });
+        let tags: Vec<TagEntry> = tags.collect();
         let mut entry = Entry {
             count: tags.len(),
             tags,
@@ -125,7 +118,7 @@ impl Entry {
         self.count = self.tags.len();
         self.describe(storage, name)?;
         // Without tags it may be that nothing is left.
-        Ok(self.count > 0 || storage.tags(name)?.is_some())
+        Ok(self.count > 0 || storage.tags_after(name, None, 0)?.is_some())
     }
 
     /// Whether nothing was added or removed since it was read, as the storage tells.
@@ -179,22 +172,16 @@ impl Entry {
     }
 }
 
-fn made(
+/// When a tag was put on what it is on, where the storage knows.
+pub(crate) fn made(
     storage: &dyn RegistryStorage,
     name: &RepositoryName,
     tag: &str,
-) -> StorageResult<Option<i64>> {
-    let made = match storage.collectable() {
-        Some(storage) => storage.tag_made(name, tag)?,
-        None => None,
-    };
-    Ok(made.and_then(seconds))
-}
-
-/// Seconds since 1970.
-pub(crate) fn seconds(time: SystemTime) -> Option<i64> {
-    let since = time.duration_since(UNIX_EPOCH).ok()?;
-    i64::try_from(since.as_secs()).ok()
+) -> StorageResult<Option<SystemTime>> {
+    match storage.collectable() {
+        Some(storage) => storage.tag_made(name, tag),
+        None => Ok(None),
+    }
 }
 
 /// What a manifest says of what it is: its annotations, its configuration's labels, or the first of those it lists.

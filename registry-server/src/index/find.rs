@@ -1,6 +1,7 @@
 //! Which repositories a term means, and in which order; pure.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use super::entry::Entry;
 use crate::routes::RepositoryName;
@@ -37,8 +38,8 @@ pub(crate) struct Found {
     pub(crate) tags: usize,
     /// Some that it was found by.
     pub(crate) found_tags: Vec<String>,
-    /// When a tag was last changed, in seconds since 1970.
-    pub(crate) changed: Option<i64>,
+    /// When a tag was last changed.
+    pub(crate) changed: Option<SystemTime>,
 }
 
 /// The repositories that have all words and that `may` admits, those first that are most likely meant.

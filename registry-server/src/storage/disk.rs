@@ -30,6 +30,7 @@
 //! where it counts: a blob's data before its name, its names only before a manifest that refers to it.
 
 mod collection;
+mod tags;
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirEntry, File, OpenOptions};
@@ -43,12 +44,13 @@ use bytes::Bytes;
 use rustix::fs::FlockOperation;
 use store::oci::{Digest, DigestAlgorithm, time};
 
+use self::tags::TagNames;
 use super::collectable::Collectable;
 use super::walk::{Walker, walk};
 use super::{
-    Blob, BlobSource, LINK_BYTES_MAX, MountSource, RegistryStorage, Reliance, StorageError,
-    StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest, VerifiedUpload,
-    media_type_of, now_seconds,
+    Blob, BlobSource, LINK_BYTES_MAX, ListedTag, MountSource, RegistryStorage, Reliance,
+    StorageError, StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest,
+    VerifiedUpload, media_type_of, now_seconds,
 };
 use crate::routes::{RepositoryName, UploadId};
 
@@ -77,6 +79,7 @@ pub struct DiskStorage {
     base: PathBuf,
     durable: bool,
     unsettled: Mutex<Unsettled>,
+    tag_names: TagNames,
 }
 
 /// Blobs whose names may not be on the disk yet.
@@ -96,6 +99,7 @@ impl DiskStorage {
             base,
             durable: true,
             unsettled: Mutex::new(Unsettled::Unknown),
+            tag_names: TagNames::default(),
         };
         for folder in ["blobs", "repositories", "_tmp", "_locks"] {
             make_folder(&storage.base.join(folder))?;
@@ -717,21 +721,17 @@ impl RegistryStorage for DiskStorage {
         })
     }
 
-    fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {
-        let folder = self.repository(repository);
-        if !is_repository(&folder)? {
-            return Ok(None);
-        }
-        let mut tags = Vec::new();
-        for entry in entries(&folder.join("_manifests/tags"))? {
-            if let Ok(tag) = entry.file_name().into_string()
-                && exists(&entry.path().join("current/link"))?
-            {
-                tags.push(tag);
-            }
-        }
-        tags.sort_unstable();
-        Ok(Some(tags))
+    fn tags_after(
+        &self,
+        repository: &RepositoryName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> StorageResult<Option<Vec<String>>> {
+        self.list_tags(repository, last, limit)
+    }
+
+    fn tags_made(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<ListedTag>>> {
+        self.list_tags_made(repository)
     }
 
     fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>> {

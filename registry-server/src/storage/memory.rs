@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,8 @@ use bytes::Bytes;
 use store::oci::Digest;
 
 use super::{
-    Blob, BlobSource, MountSource, RegistryStorage, Reliance, StorageResult, TagCondition,
-    TagRemoval, UploadData, VerifiedManifest, VerifiedUpload,
+    Blob, BlobSource, ListedTag, MountSource, RegistryStorage, Reliance, StorageResult,
+    TagCondition, TagRemoval, UploadData, VerifiedManifest, VerifiedUpload,
 };
 use crate::routes::{RepositoryName, UploadId};
 
@@ -316,12 +317,27 @@ impl RegistryStorage for MemoryStorage {
         Ok(removed.map_or(TagRemoval::Absent, |_| TagRemoval::Removed))
     }
 
-    fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {
+    fn tags_after(
+        &self,
+        repository: &RepositoryName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> StorageResult<Option<Vec<String>>> {
         let state = self.state();
         let repository = state
             .repository(repository)
             .filter(|repository| repository.known);
-        Ok(repository.map(|repository| repository.tags.keys().cloned().collect()))
+        let after = last.map_or(Bound::Unbounded, Bound::Excluded);
+        Ok(repository.map(|repository| {
+            let tags = repository.tags.range::<str, _>((after, Bound::Unbounded));
+            tags.take(limit).map(|(name, _)| name.clone()).collect()
+        }))
+    }
+
+    fn tags_made(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<ListedTag>>> {
+        let untimed = |name| ListedTag { name, made: None };
+        let tags = self.tags(repository)?;
+        Ok(tags.map(|tags| tags.into_iter().map(untimed).collect()))
     }
 
     fn repositories(&self, last: Option<&str>, limit: usize) -> StorageResult<Vec<RepositoryName>> {

@@ -37,7 +37,7 @@ use self::link::TagLink;
 use self::parts::Parts;
 use super::walk::{Walker, walk};
 use super::{
-    Blob, BlobSource, MountSource, RegistryStorage, Reliance, RemoteBlob, RemoteStream,
+    Blob, BlobSource, ListedTag, MountSource, RegistryStorage, Reliance, RemoteBlob, RemoteStream,
     StorageError, StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest,
     VerifiedUpload, media_type_of, now_seconds,
 };
@@ -293,6 +293,12 @@ impl ObjectStorage {
         let mut found = self.wait("list", prefix, list)?;
         found.sort_unstable_by(|a, b| a.location.cmp(&b.location));
         Ok(found)
+    }
+
+    /// Whether anything was ever pushed to it.
+    fn is_repository(&self, repository: &RepositoryName) -> StorageResult<bool> {
+        let in_it = |place: &str| self.has_any(&self.in_repository(repository, place));
+        Ok(in_it("_manifests")? || in_it("_layers")?)
     }
 
     /// Whether anything is below a key.
@@ -801,7 +807,24 @@ impl RegistryStorage for ObjectStorage {
         }
     }
 
-    fn tags(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<String>>> {
+    fn tags_after(
+        &self,
+        repository: &RepositoryName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> StorageResult<Option<Vec<String>>> {
+        if limit == 0 {
+            return Ok(self.is_repository(repository)?.then(Vec::new));
+        }
+        let Some(tags) = self.tags_made(repository)? else {
+            return Ok(None);
+        };
+        let names = tags.into_iter().map(|tag| tag.name);
+        let rest = names.filter(|name| last.is_none_or(|last| name.as_str() > last));
+        Ok(Some(rest.take(limit).collect()))
+    }
+
+    fn tags_made(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<ListedTag>>> {
         let folder = self.tags_folder(repository);
         let mut tags = Vec::new();
         for object in self.list(&folder)? {
@@ -809,16 +832,17 @@ impl RegistryStorage for ObjectStorage {
                 // Empty is what a removed one leaves.
                 && object.size > 0
             {
-                tags.push(tag.to_owned());
+                tags.push(ListedTag {
+                    name: tag.to_owned(),
+                    made: Some(object.last_modified.into()),
+                });
             }
         }
-        tags.sort_unstable();
-        if tags.is_empty()
-            && !self.has_any(&self.in_repository(repository, "_manifests"))?
-            && !self.has_any(&self.in_repository(repository, "_layers"))?
-        {
+        if tags.is_empty() && !self.is_repository(repository)? {
             return Ok(None);
         }
+        // Their keys have another order: `a-b/…` comes before `a/…`.
+        tags.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         Ok(Some(tags))
     }
 

@@ -14,7 +14,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::registry::{Answer, Call, Registry};
 use crate::routes::{ManifestReference, RepositoryName, Route};
 use crate::storage::{Blob, BlobSource};
-use crate::tags::{page_size, referrers_answer, referrers_page, tags_answer};
+use crate::tags::{page_size, referrers_answer, referrers_page, tags_answer, wanted_type};
 
 impl Registry {
     /// Answers a request for a name that is an upstream's.
@@ -191,7 +191,8 @@ impl Registry {
             }
             Err(error) => return Err(refusal(error.into(), ErrorCode::NameUnknown, remote)),
         };
-        let artifact_type = call.query.first("artifactType");
+        let artifact_type = wanted_type(&call.query);
+        let artifact_type = artifact_type.as_deref();
         let all = of_type(&listed, artifact_type);
         let (page, more) = referrers_page(all, call.query.first("last"));
         let mut response = referrers_answer(&name, &subject, &page, more, artifact_type);
