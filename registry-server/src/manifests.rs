@@ -9,7 +9,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use store::oci::{Annotations, Digest, MediaType};
+use store::oci::{Annotations, Digest, DigestAlgorithm, MediaType};
 
 use crate::body::Body;
 use crate::error::{ApiError, ErrorCode};
@@ -96,6 +96,29 @@ impl Link {
             .parse()
             .map_err(|error| ApiError::with(ErrorCode::ManifestInvalid, format!("{error}")))
     }
+
+    /// What has to be here of it. The digest of what lies elsewhere may be of an algorithm that nobody knows here.
+    fn needed(&self) -> Result<Option<Digest>, ApiError> {
+        match self.digest() {
+            Ok(digest) => Ok((!self.is_foreign()).then_some(digest)),
+            Err(_) if self.is_foreign() && is_of_another_algorithm(&self.digest) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a text obeys image-spec's grammar of digests, with an algorithm that is none of ours.
+fn is_of_another_algorithm(text: &str) -> bool {
+    let Some((algorithm, encoded)) = text.split_once(':') else {
+        return false;
+    };
+    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let part = |part: &str| !part.is_empty() && part.bytes().all(lower);
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-');
+    algorithm.parse::<DigestAlgorithm>().is_err()
+        && algorithm.split(['+', '.', '_', '-']).all(part)
+        && !encoded.is_empty()
+        && encoded.bytes().all(legal)
 }
 
 /// What a manifest refers to.
@@ -264,7 +287,7 @@ impl Registry {
         needs: Needs,
         condition: TagCondition,
     ) -> Result<(), ApiError> {
-        let sparse = self.rules.sparse_indexes;
+        let sparse = self.rules.sparse;
         let (target, set_tags) = (name.clone(), tags.to_vec());
         let by_tag = matches!(place, ManifestReference::Tag(_));
         let place = place.clone();
@@ -291,7 +314,7 @@ impl Registry {
                 let mut relied = needs.all(manifest.digest());
                 relied.extend(set_tags.iter().map(|tag| tag_note(&target, tag)));
                 let kept = storage.rely_on(&relied)?;
-                if let Some(missing) = missing(storage, &target, &needs, sparse)? {
+                if !sparse && let Some(missing) = missing(storage, &target, &needs)? {
                     return Ok(Outcome::Missing(missing));
                 }
                 let bytes = manifest.bytes().len() as u64;
@@ -516,10 +539,7 @@ pub(crate) fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, N
             ));
         }
         for link in std::iter::once(config).chain(outline.layers.iter().flatten()) {
-            let digest = link.digest()?;
-            if !link.is_foreign() {
-                needs.blobs.push(digest);
-            }
+            needs.blobs.extend(link.needed()?);
         }
     } else if kind.is_index() {
         let manifests = outline
@@ -538,14 +558,13 @@ fn missing(
     storage: &dyn RegistryStorage,
     name: &RepositoryName,
     needs: &Needs,
-    sparse: bool,
 ) -> StorageResult<Option<Digest>> {
     for digest in &needs.blobs {
         if storage.blob_size(name, digest)?.is_none() {
             return Ok(Some(*digest));
         }
     }
-    for digest in needs.manifests.iter().filter(|_| !sparse) {
+    for digest in &needs.manifests {
         // Some artifacts' indexes list blobs.
         if !storage.has_manifest(name, digest)? && storage.blob_size(name, digest)?.is_none() {
             return Ok(Some(*digest));

@@ -59,7 +59,7 @@ pub(crate) type Answer = Result<Response<Body>, ApiError>;
 pub(crate) struct Rules {
     pub(crate) delete: bool,
     pub(crate) read_only: bool,
-    pub(crate) sparse_indexes: bool,
+    pub(crate) sparse: bool,
     pub(crate) blob_bytes_max: Option<u64>,
     /// Of bodies that clients send.
     pub(crate) pace: Pace,

@@ -77,8 +77,8 @@ pub struct Config {
     pub delete: bool,
     /// Whether every change is refused.
     pub read_only: bool,
-    /// Whether an index may list manifests that the repository does not have.
-    pub sparse_indexes: bool,
+    /// Whether manifests are taken that refer to what the repository does not have: layers, or an index's images.
+    pub sparse: bool,
     /// Whether to wait for the disk before a push is acknowledged.
     pub durable: bool,
     /// What clients are to show their users, as a `Warning` of every answer; at most [`WARNING_BYTES_MAX`] bytes.
@@ -124,7 +124,7 @@ impl Config {
             tls: None,
             delete: true,
             read_only: false,
-            sparse_indexes: false,
+            sparse: false,
             durable: true,
             warning: None,
             collect: None,
@@ -333,7 +333,7 @@ impl Live {
         let rules = Rules {
             delete: config.delete,
             read_only: config.read_only,
-            sparse_indexes: config.sparse_indexes,
+            sparse: config.sparse,
             blob_bytes_max: config.limits.blob_bytes_max,
             pace: config.limits.pace(),
             immutable: config.immutable.clone().into(),

@@ -114,6 +114,7 @@ impl ServeConfig {
         let server = &mut config.server;
         server.read_only = root.boolean("read_only")?.unwrap_or(server.read_only);
         server.delete = root.boolean("delete")?.unwrap_or(server.delete);
+        server.sparse = root.boolean("sparse")?.unwrap_or(server.sparse);
         server.warning = root.text("warning")?;
         server.metrics = root.boolean("metrics")?.unwrap_or(server.metrics);
         server.page = root.boolean("page")?.unwrap_or(server.page);

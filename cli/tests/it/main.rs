@@ -27,6 +27,7 @@
 //! | [`registry_access`] | users, policies and logs of the registry, with everybody's tools |
 //! | [`registry_identity`] | jobs with tokens of their CI, other token servers, certificates |
 //! | [`registry_reload`] | another configuration while transfers run |
+//! | [`registry_traces`] | spans of the registry, as a collector gets them |
 //! | [`remote_diff`] | what tells two images apart |
 //! | [`validate`] | images that are what they say, and such as are not |
 //! | [`run`] | what goes into a container, and what comes out |
@@ -103,6 +104,7 @@ mod registry_access;
 mod registry_identity;
 mod registry_reload;
 mod registry_sync;
+mod registry_traces;
 mod remote;
 mod remote_diff;
 mod rootless;

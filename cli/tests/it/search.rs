@@ -1,5 +1,6 @@
-//! `search` and `remote search`, on our registry and on one that only has a catalog.
+//! `search` and `remote search`, on our registry and on one that only has a catalog; and docker's search on ours.
 
+use crate::docker::Docker;
 use crate::support::{Place, Server};
 
 #[test]
@@ -58,4 +59,40 @@ fn images_are_found_in_registries() {
     place
         .run(["search", &format!("{}/", ours.host)])
         .fails(2, "nothing to look for");
+}
+
+/// Through docker's daemon, which asks the registry in its own way.
+#[test]
+fn dockers_daemon_finds_what_is_there() {
+    let Some(docker) = Docker::start() else {
+        return;
+    };
+    let place = Place::with_busybox();
+    let ours = Server::registry(&place.path("ours"));
+    let label = "LABEL org.opencontainers.image.description=\"a shop\"";
+    let dockerfile = format!("FROM busybox\n{label}\n");
+    let context = place.context("c", &[("Dockerfile", &dockerfile)]);
+    for name in ["shop/web:1.0", "shop/website:1.0", "base:latest"] {
+        let name = format!("{}/{name}", ours.host);
+        place.build(&name, &context);
+        place.run(["push", &name]).ok();
+    }
+    let check = |term: &str, more: &[&str], expect: &[&str]| {
+        let term = format!("{}/{term}", ours.host);
+        let format = "{{.Name}}|{{.Description}}|{{.StarCount}}|{{.IsOfficial}}";
+        let mut words = vec!["search", "--format", format];
+        words.extend(more);
+        words.push(&term);
+        let told = docker.run(&words).ok();
+        let expect: Vec<String> = expect
+            .iter()
+            .map(|name| format!("{name}|a shop|0|"))
+            .collect();
+        assert_eq!(told.lines().collect::<Vec<_>>(), expect, "{term}");
+    };
+    check("web", &[], &["shop/web", "shop/website"]);
+    check("web", &["--limit", "1"], &["shop/web"]);
+    check("website", &["--no-trunc"], &["shop/website"]);
+    check("nothing", &[], &[]);
+    check("web", &["--filter", "stars=1"], &[]);
 }

@@ -277,6 +277,42 @@ fn the_map_names_every_crate() {
     }
 }
 
+/// What the registry keeps to is shown by tests that are there.
+#[test]
+fn every_point_of_conformance_names_its_tests() {
+    let page = workspace().join("docs/reference/conformance.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    let rows: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| point |"))
+        .collect();
+    assert!(rows.len() > 90, "only {} points", rows.len());
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let ["", point, tests, state, ""] = cells.as_slice() else {
+            panic!("no point, tests and state: {row}");
+        };
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty() && !state.is_empty(), "{point}");
+        for name in names {
+            let parts: Vec<&str> = name.split("::").collect();
+            let (file, test) = match parts.as_slice() {
+                ["cli", module, test] => (format!("cli/tests/it/{module}.rs"), test),
+                ["src", module, test] => (format!("registry-server/src/{module}.rs"), test),
+                [module, test] => (format!("registry-server/tests/it/{module}.rs"), test),
+                _ => panic!("`{name}` is no `module::test`"),
+            };
+            let source = std::fs::read_to_string(workspace().join(&file)).unwrap_or_default();
+            let declared = format!("#[test]\nfn {test}() {{");
+            let source = source.replace("\n    ", "\n");
+            assert!(
+                source.contains(&declared),
+                "{point}: {file} has no `{test}`"
+            );
+        }
+    }
+}
+
 /// A Rust file of ours.
 struct Source {
     name: String,

@@ -1,4 +1,4 @@
-//! What distribution-spec says or suggests, and its public conformance suite does not try: `docs/reference/registry.md`
+//! What distribution-spec says or suggests, and its public conformance suite does not try: `docs/reference/conformance.md`
 //! has the table of clauses and the tests that cover them, here and in `protocol`, `faults` and `access`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,8 @@
 //! Searching: what is found, by whom, and that docker's and podman's ways lead to the same.
 
+use std::fs::File;
+use std::time::{Duration, UNIX_EPOCH};
+
 use registry_server::RunningServer;
 use serde_json::{Value, json};
 use store::oci::{Digest, MediaType};
@@ -254,6 +257,93 @@ fn changes_by_a_peer_are_found() {
     while asked()["total"] != 2 {
         std::thread::yield_now();
     }
+}
+
+/// Of what was pushed within one second the newest comes first.
+#[test]
+fn tags_are_ordered_by_the_finest_time_there_is() {
+    let root = tempfile::tempdir().unwrap();
+    let server = RunningServer::start(root.path()).unwrap();
+    let mut client = Client::new(server.addr);
+    let second = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    for (name, milliseconds) in [("a/b", 200), ("a/a", 100), ("a/c", 300)] {
+        for (tag, later) in [("1", 20), ("2", 40), ("0", 0)] {
+            push_empty_image(&mut client, name, tag);
+            let place = format!("docker/registry/v2/repositories/{name}/_manifests/tags/{tag}");
+            let link = root.path().join(place).join("current/link");
+            let link = File::options().write(true).open(link).unwrap();
+            let time = second + Duration::from_millis(milliseconds + later);
+            link.set_modified(time).unwrap();
+        }
+    }
+    let mut check = |target: &str, key: &str, expect: [&str; 3]| {
+        let (list, _) = target.split_once('?').unwrap();
+        let list = if list.ends_with("tags") {
+            "tags"
+        } else {
+            "results"
+        };
+        let told = client.get(target).expect(200).json();
+        let told: Vec<&Value> = told[list]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| &one[key])
+            .collect();
+        assert_eq!(told, expect, "{target}");
+    };
+    check("/v2/a/b/_longshore/tags?sort=-date", "tag", ["2", "1", "0"]);
+    check("/v2/a/b/_longshore/tags?sort=date", "tag", ["0", "1", "2"]);
+    check(
+        "/v2/_longshore/search?sort=-date",
+        "name",
+        ["a/c", "a/b", "a/a"],
+    );
+}
+
+#[test]
+fn dockers_search_comes_in_pages() {
+    on_all(|server| {
+        let mut client = Client::new(server.addr);
+        let mut all: Vec<String> = (0..7).map(|number| format!("shop/web-{number}")).collect();
+        for name in &all {
+            push_empty_image(&mut client, name, "1");
+        }
+        push_empty_image(&mut client, "other", "1");
+        let mut check = |query: &str, expect: &[String], pages: usize| {
+            let told = client
+                .get(&format!("/v1/search?{query}"))
+                .expect(200)
+                .json();
+            assert_eq!(names(&told), expect, "{query}");
+            let length = told["page_size"].as_u64().unwrap();
+            assert!(expect.len() as u64 <= length, "{told}");
+            let numbers = (&told["num_results"], &told["num_pages"]);
+            assert_eq!(numbers, (&json!(7), &json!(pages)), "{query}");
+        };
+        check("q=web", &all, 1);
+        check("q=web&n=3", &all[..3], 3);
+        check("q=web&n=3&page=1", &all[..3], 3);
+        check("q=web&n=3&page=2", &all[3..6], 3);
+        check("q=web&n=3&page=3", &all[6..], 3);
+        for beyond in ["4", "18446744073709551615"] {
+            check(&format!("q=web&n=3&page={beyond}"), &[], 3);
+        }
+        // Pages are counted from 1, and have something in them.
+        check("q=web&n=0&page=0", &all[..1], 7);
+        check("q=web&n=1000", &all, 1);
+        check("q=library/web", &all, 1);
+        for wrong in ["n=x", "page=-1"] {
+            client
+                .get(&format!("/v1/search?q=web&{wrong}"))
+                .refused(400, "PAGINATION_NUMBER_INVALID");
+        }
+        all.push("other".to_owned());
+        all.sort_unstable();
+        let told = client.get("/v1/search?q=").expect(200).json();
+        assert_eq!(names(&told), all);
+        client.get("/v1/_ping").expect(200);
+    });
 }
 
 #[test]
