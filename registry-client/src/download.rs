@@ -9,7 +9,8 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
 use reqwest::{Method, StatusCode};
@@ -19,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::Client;
 use crate::auth::bearer::Scope;
 use crate::error::{ClientError, causes};
+use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::transport::Call;
@@ -32,6 +34,9 @@ const PIECES_WAITING: usize = 8;
 
 /// Pieces of a segment that wait for their turn: at the size in which TLS gives them out, a whole segment.
 const PIECES_AHEAD: usize = 512;
+
+/// How much smaller than those of the options segments become on a slow line.
+const SEGMENT_SHRINK: u64 = 16;
 
 /// Blobs of at least so many segments are read several segments at a time.
 const SEGMENTS_MIN: u64 = 4;
@@ -260,7 +265,8 @@ pub struct BlobStream {
     /// Where what was given out ends.
     offset: u64,
     segments: Arc<Semaphore>,
-    segment_bytes: u64,
+    /// How large segments are.
+    pace: Arc<Mutex<Pace>>,
     segments_max: usize,
     /// To begin another segment with.
     template: Span,
@@ -293,6 +299,7 @@ impl std::fmt::Debug for BlobStream {
 impl BlobStream {
     /// What a span reads, connected or not; more only where it is not the end of the blob.
     pub(crate) fn one(span: Span, client: &Client) -> BlobStream {
+        let most = client.options().segment_bytes;
         BlobStream {
             next: span.end,
             offset: span.offset,
@@ -300,7 +307,8 @@ impl BlobStream {
             now: Now::Span(Box::new(span)),
             ahead: VecDeque::new(),
             segments: Arc::clone(&client.shared.segments),
-            segment_bytes: client.options().segment_bytes.max(1),
+            // No larger than what memory is counted with.
+            pace: Arc::new(Mutex::new(Pace::new(most, most / SEGMENT_SHRINK, most))),
             segments_max: client.options().segments,
         }
     }
@@ -370,25 +378,35 @@ impl BlobStream {
             let first = self.next;
             self.next = self.segment_end(first);
             let span = self.template.range(first, self.next);
-            self.ahead.push_back(Ahead::start(span, slot));
+            let pace = Some(Arc::clone(&self.pace));
+            self.ahead.push_back(Ahead::start(span, slot, pace));
         }
     }
 
     fn segment_end(&self, first: u64) -> u64 {
-        let end = first.saturating_add(self.segment_bytes);
+        let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = first.saturating_add(pace.bytes());
         end.min(self.template.size)
     }
 }
 
 impl Ahead {
-    fn start(mut span: Span, slot: OwnedSemaphorePermit) -> Ahead {
+    /// Reads a span; `pace` is told how long it took.
+    fn start(mut span: Span, slot: OwnedSemaphorePermit, pace: Option<Arc<Mutex<Pace>>>) -> Ahead {
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let remaining = span.end - span.offset;
+        let started = Instant::now();
         tokio::spawn(async move {
             let reading = async {
                 loop {
                     let came = span.next().await.transpose();
-                    let Some(came) = came else { return };
+                    let Some(came) = came else {
+                        if let Some(pace) = &pace {
+                            let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+                            pace.took(remaining, started.elapsed());
+                        }
+                        return;
+                    };
                     let failed = came.is_err();
                     if sender.send(came).await.is_err() || failed {
                         return;
@@ -476,7 +494,7 @@ impl<'a> Scattered<'a> {
             };
             let span = self.template.range(part.start, part.end);
             let now = match slot {
-                Ok(slot) => Now::Ahead(Ahead::start(span, slot)),
+                Ok(slot) => Now::Ahead(Ahead::start(span, slot, None)),
                 Err(_) => Now::Span(Box::new(span)),
             };
             self.ahead.push_back((part.start, now));

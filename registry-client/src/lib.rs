@@ -53,6 +53,7 @@ mod manifest;
 #[cfg(test)]
 mod mutate;
 pub mod options;
+mod pace;
 pub mod post;
 pub mod progress;
 pub mod pull;

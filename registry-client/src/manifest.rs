@@ -288,11 +288,22 @@ async fn write_once(
     let answer = answer
         .expect(&[StatusCode::CREATED, StatusCode::OK])
         .await?;
-    match said_digest(&answer) {
-        Some(actual) if actual != digest_as(manifest.bytes(), actual) => Err(
-            ClientError::mismatch(&answer.line, manifest.digest(), actual),
-        ),
-        _ => Ok(manifest.digest()),
+    if let Some(actual) = said_digest(&answer)
+        && actual != digest_as(manifest.bytes(), actual)
+    {
+        let expected = manifest.digest();
+        return Err(ClientError::mismatch(&answer.line, expected, actual));
+    }
+    if answer.status() == StatusCode::CREATED {
+        return Ok(manifest.digest());
+    }
+    // Not in the protocol's words: whoever stands between may have answered.
+    match read_once(registry, reference).await {
+        Ok(there) if there.bytes() == manifest.bytes() => Ok(manifest.digest()),
+        _ => Err(ClientError::Cut {
+            request: answer.line.clone(),
+            reason: format!("the answer was {}, and nothing came of it", answer.status()),
+        }),
     }
 }
 

@@ -45,9 +45,11 @@ pub struct Options {
     pub parallel: usize,
     /// Segments of a large blob that are downloaded at once; 1 for one after the other.
     pub segments: usize,
-    /// Bytes of a segment. What waits in memory is at most [`SEGMENTS_AHEAD_MAX`] of them, whatever is downloaded.
+    /// Most bytes of a segment; on a slow line they become smaller, down to a sixteenth. What waits in memory is at most
+    /// [`SEGMENTS_AHEAD_MAX`] of them, whatever is downloaded.
     pub segment_bytes: u64,
-    /// Bytes of one chunk, where an upload is chunked; a server may ask for more.
+    /// Bytes of a chunk, where an upload is chunked; a server may ask for more, and on a slow line they become smaller, down
+    /// to a sixteenth.
     pub chunk_bytes: u64,
     /// Where it is noted how far uploads came, for the next process to go on; without, they begin anew.
     pub uploads: Option<Uploads>,

@@ -12,9 +12,10 @@
 //! A blob of more than a chunk has its session noted in the store, so that after a kill the next process begins at `GET session`.
 //!
 //! One PUT is the fewest round trips and what every registry takes. After a first cut the rest goes in chunks, so that a
-//! bad line costs a chunk at most each time.
+//! bad line costs a chunk at most each time. They become as large as the line's bandwidth lets them ([`crate::pace`]).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
@@ -28,6 +29,7 @@ use crate::blocking::blocking;
 use crate::download::blob_size;
 use crate::error::{ClientError, Refusal};
 use crate::headers;
+use crate::pace::Pace;
 use crate::progress::{Progress, Silent};
 use crate::registry::{Attempts, Registry};
 use crate::transport::body::{BlobSource, Part};
@@ -38,6 +40,9 @@ const PROGRESS_BYTES: u64 = 1024 * 1024;
 
 /// Largest chunk that a server may ask for; more would be no chunk.
 const CHUNK_MIN_MAX: u64 = 1024 * 1024 * 1024;
+
+/// How much smaller than those of the options chunks become on a slow line. Larger ones may be more than a proxy lets through.
+const CHUNK_SHRINK: u64 = 16;
 
 /// Most repositories that a mount is tried from.
 const MOUNTS_MAX: usize = 3;
@@ -204,7 +209,8 @@ impl BlobPush {
         let digest = &self.descriptor.digest;
         let found = blob_size(&self.registry, &self.scopes, &self.repository, digest).await;
         match found {
-            Ok(size) => Ok(size.is_some()),
+            // One of another size is not it, whatever the server says; none is what proxies make of a HEAD's length.
+            Ok(size) => Ok(size.is_some_and(|size| size == 0 || size == self.descriptor.size)),
             // What a server does not say on HEAD, it may say on POST.
             Err(ClientError::Refused { refusal, .. }) if !refusal.status.is_server_error() => {
                 Ok(false)
@@ -297,8 +303,13 @@ impl BlobPush {
         let mut attempts = Attempts::new(self.registry.options());
         let mut chunked = false;
         let mut counted_from = 0;
+        let usual = self.registry.options().chunk_bytes;
+        let mut pace = Pace::new(usual, usual / CHUNK_SHRINK, usual);
         loop {
-            let error = match self.try_upload(&mut session, chunked, note).await {
+            let tried = self
+                .try_upload(&mut session, chunked, &mut pace, note)
+                .await;
+            let error = match tried {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -342,6 +353,7 @@ impl BlobPush {
         &self,
         session: &mut Option<Session>,
         chunked: bool,
+        pace: &mut Pace,
         note: Option<&Upload>,
     ) -> Result<(), ClientError> {
         let session = match session {
@@ -353,15 +365,12 @@ impl BlobPush {
         if session.offset == 0 && !chunked {
             return self.put(session, self.part(0, size)).await;
         }
-        let chunk = self
-            .registry
-            .options()
-            .chunk_bytes
-            .max(session.chunk_min)
-            .max(1);
         while session.offset < size {
+            let chunk = pace.bytes().max(session.chunk_min);
             let length = chunk.min(size - session.offset);
+            let started = Instant::now();
             self.patch(session, length).await?;
+            pace.took(length, started.elapsed());
             session.note(note);
         }
         self.put(session, Payload::Empty).await
@@ -406,7 +415,12 @@ impl BlobPush {
                     actual,
                 ))
             }
-            _ => Ok(()),
+            _ if answer.status() == StatusCode::CREATED || self.exists().await? => Ok(()),
+            // Not in the protocol's words: whoever stands between may have answered.
+            _ => Err(ClientError::Cut {
+                request: answer.line.clone(),
+                reason: format!("the answer was {}, and nothing came of it", answer.status()),
+            }),
         }
     }
 

@@ -174,6 +174,48 @@ async fn a_cut_put_goes_on_where_it_stopped() {
 }
 
 #[tokio::test]
+async fn an_answer_in_other_words_is_looked_into() {
+    // Something in between says that all is well, and has kept nothing.
+    let liar = |nth: usize, _: &Seen, line: &mut Line<'_>, _: &Session| {
+        (nth == 2).then(|| line.answer(200, &[], b"{}"))
+    };
+    let requests = [
+        "HEAD",
+        "POST",
+        "PUT",
+        "HEAD",
+        "GET",
+        "PATCH 0-99999",
+        "PATCH 100000-199999",
+        "PATCH 200000-249999",
+        "PUT",
+    ];
+    check(chunked(), liar, Ok(Pushed::Uploaded), &requests).await;
+
+    let tries = AtomicUsize::new(0);
+    let wire = Wire::start(move |seen, line| match seen.method.as_str() {
+        "PUT" if tries.fetch_add(1, Ordering::SeqCst) == 0 => line.answer(200, &[], b"{}"),
+        "PUT" => line.answer(201, &[], b""),
+        "GET" => line.answer(404, &[], b""),
+        _ => line.answer(200, &[], b""),
+    });
+    let client = Client::new(options()).unwrap();
+    let pushed = image(&[noise(25, 1000)]);
+    let progress = Arc::new(Counted::default());
+    registry_client::push_image(&client, &wire.reference("x:1"), &pushed, progress)
+        .await
+        .unwrap();
+    let of_manifest = |seen: &&Seen| seen.target.contains("/manifests/") && seen.method != "HEAD";
+    let methods: Vec<String> = wire
+        .seen()
+        .iter()
+        .filter(of_manifest)
+        .map(|seen| seen.method.clone())
+        .collect();
+    assert_eq!(methods, ["PUT", "GET", "PUT"]);
+}
+
+#[tokio::test]
 async fn a_lost_session_is_replaced() {
     let lost = |nth: usize, _: &Seen, line: &mut Line<'_>, _: &Session| match nth {
         2 => Some(Then::Cut),
