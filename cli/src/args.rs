@@ -55,7 +55,7 @@ pub use remote::{
     IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs, LsArgs, ManifestCommand,
     ManifestDeleteArgs, ManifestPutArgs, MutateArgs, OneImageArgs, ReachArgs, RebaseArgs,
     ReferrersArgs, RemoteAttachArgs, RemoteCommand, RemoteDiffArgs, RemoteExportArgs, RemoteRmArgs,
-    RemoteTagArgs, ResultArgs, SearchArgs, SyncArgs, TagsArgs, ValidateArgs,
+    RemoteTagArgs, ResultArgs, SearchArgs, SyncArgs, SyncTransport, TagsArgs, ValidateArgs,
 };
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;
@@ -628,6 +628,12 @@ pub struct PushArgs {
     /// Print nothing but the names
     #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
+    /// How progress is shown [default: auto]
+    #[arg(long, value_name = "KIND", conflicts_with_all = ["quiet", "json"])]
+    pub progress: Option<Progress>,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub reach: ReachArgs,
 }
 
 /// `longshore pull`.
@@ -652,6 +658,12 @@ pub struct PullArgs {
     /// Print nothing but the images' IDs
     #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
+    /// How progress is shown [default: auto]
+    #[arg(long, value_name = "KIND", conflicts_with_all = ["quiet", "json"])]
+    pub progress: Option<Progress>,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub reach: ReachArgs,
 }
 
 /// `longshore login`.

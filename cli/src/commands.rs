@@ -19,6 +19,7 @@ mod outcome;
 mod registry;
 mod remote;
 mod security;
+mod short_name;
 mod sources;
 mod space;
 mod steps;
@@ -105,8 +106,8 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
 }
 
 /// The image that a text names.
-fn find_image(store: &Store, text: &str) -> Result<ImageRow, CliError> {
-    let found = store.images().resolve(text)?;
+fn find_image(context: &Context, store: &Store, text: &str) -> Result<ImageRow, CliError> {
+    let found = short_name::find(context, store, text)?;
     found.ok_or_else(|| {
         CliError::new(Kind::Input, format!("no such image: `{text}`"))
             .hint("`longshore images` lists what is here, `longshore pull` fetches what is not")

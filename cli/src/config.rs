@@ -6,6 +6,7 @@
 //! | [`table`] | reading a table: what nobody asks for is an error, with its line and what may have been meant |
 //! | [`gc`] | `[gc]`: what is collected by itself |
 //! | [`registry`] | `[registry."HOST"]`: mirrors, and how servers are spoken to |
+//! | [`transfer`] | `[transfer]`: how patiently registries are asked |
 //! | [`serve`] | another file: that of `registry serve --config` |
 
 use std::collections::BTreeMap;
@@ -16,11 +17,13 @@ use std::time::Duration;
 use self::gc::GcConfig;
 use self::registry::RegistryConfig;
 use self::table::{Table, TableError};
+use self::transfer::TransferConfig;
 
 pub mod gc;
 pub mod registry;
 pub mod serve;
 mod table;
+pub mod transfer;
 
 /// Largest configuration file that is read, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
@@ -53,6 +56,8 @@ pub struct Config {
     pub gc: GcConfig,
     /// `[history]`.
     pub history: HistoryConfig,
+    /// `[transfer]`.
+    pub transfer: TransferConfig,
     /// `[registry."HOST"]`, by host.
     pub registries: BTreeMap<String, RegistryConfig>,
     /// Where all this was said.
@@ -107,6 +112,10 @@ impl Config {
             config.history.keep_duration = history.duration("keep_duration")?;
             history.finish()?;
         }
+        if let Some(mut transfer) = root.table("transfer")? {
+            config.transfer = TransferConfig::read(&mut transfer)?;
+            transfer.finish()?;
+        }
         for (name, mut table) in root.named_tables("registry")? {
             let registry = RegistryConfig::read(&mut table)?;
             table.finish()?;
@@ -159,7 +168,7 @@ mod tests {
         check("[cg]\n", "1:2: unknown key `cg`: did you mean `gc`?");
         check(
             "[builders]\n",
-            "1:2: unknown key `builders`: expected one of gc, history, registry",
+            "1:2: unknown key `builders`: expected one of gc, history, registry, transfer",
         );
         check(
             "[gc]\n\n  max_used = \"ten\"\n",

@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use builder::remote::GitSettings;
@@ -32,6 +33,7 @@ pub struct Context {
     root: Option<PathBuf>,
     config: Option<PathBuf>,
     is_root: bool,
+    hosts: Arc<OnceLock<Hosts>>,
 }
 
 impl Context {
@@ -57,6 +59,7 @@ impl Context {
             root: root(global.root.clone(), is_root),
             config: global.config.clone(),
             is_root,
+            hosts: Arc::default(),
         }
     }
 
@@ -64,6 +67,7 @@ impl Context {
     pub fn with_usual_config(&self) -> Context {
         Context {
             config: None,
+            hosts: Arc::default(),
             ..self.clone()
         }
     }
@@ -153,8 +157,6 @@ impl Context {
 
     /// How registries are reached: with the credentials, certificates and proxies of docker and podman.
     pub fn client_options(&self) -> Result<Options, CliError> {
-        let own = self.config()?;
-        let own = registry::rules(&own.registries, &own.file);
         let config = |path: &str| home().map(|home| home.join(path));
         let runtime = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
         let credentials = [
@@ -169,6 +171,28 @@ impl Context {
             Some(PathBuf::from("/etc/docker/certs.d")),
             Some(PathBuf::from("/etc/containers/certs.d")),
         ];
+        Ok(self.config()?.transfer.applied_to(Options {
+            hosts: self.hosts()?,
+            keychain: Keychain::files(credentials.into_iter().flatten()),
+            certs_dirs: certificates.into_iter().flatten().collect(),
+            uploads: self.root.as_deref().map(Uploads::at),
+            proxies: Proxies {
+                http: self.either_case("http_proxy"),
+                https: self.either_case("https_proxy"),
+                except: self.either_case("no_proxy"),
+            },
+            ..Options::default()
+        }))
+    }
+
+    /// Where registries are: by our own configuration and by other tools' files, which are read when they are needed, once.
+    pub fn hosts(&self) -> Result<Hosts, CliError> {
+        if let Some(hosts) = self.hosts.get() {
+            return Ok(hosts.clone());
+        }
+        let said = self.config()?;
+        let own = registry::rules(&said.registries, &said.file);
+        let config = |path: &str| home().map(|home| home.join(path));
         // Docker keeps `hosts.toml` beside its certificates, since it uses containerd's store.
         let containerd = [
             Some(PathBuf::from("/etc/containerd/certs.d")),
@@ -192,6 +216,18 @@ impl Context {
             .into_iter()
             .flatten()
             .collect(),
+            // Podman remembers here what its users chose.
+            short_name_aliases: [match self.is_root {
+                true => Some(PathBuf::from("/var/cache/containers")),
+                false => variable("XDG_CACHE_HOME")
+                    .map(PathBuf::from)
+                    .or_else(|| Some(home()?.join(".cache")))
+                    .map(|folder| folder.join("containers")),
+            }]
+            .into_iter()
+            .flatten()
+            .map(|folder| folder.join("short-name-aliases.conf"))
+            .collect(),
             hosts_toml: containerd.into_iter().flatten().collect(),
             daemon_json: [
                 config(".config/docker/daemon.json").filter(|_| !self.is_root),
@@ -201,18 +237,7 @@ impl Context {
             .flatten()
             .collect(),
         };
-        Ok(Options {
-            hosts: Hosts::new(own, hosts),
-            keychain: Keychain::files(credentials.into_iter().flatten()),
-            certs_dirs: certificates.into_iter().flatten().collect(),
-            uploads: self.root.as_deref().map(Uploads::at),
-            proxies: Proxies {
-                http: self.either_case("http_proxy"),
-                https: self.either_case("https_proxy"),
-                except: self.either_case("no_proxy"),
-            },
-            ..Options::default()
-        })
+        Ok(self.hosts.get_or_init(|| Hosts::new(own, hosts)).clone())
     }
 
     /// What git is told of this environment: where programs are, proxies and certificates. An ssh agent is not among it.

@@ -6,6 +6,7 @@
 //! | [`registries_conf`] | containers' `registries.conf` |
 //! | [`hosts_toml`] | containerd's `certs.d/HOST/hosts.toml` |
 //! | [`daemon_json`] | docker's `daemon.json` |
+//! | [`short_names`] | names without a registry, where `registries.conf` says what they stand for |
 //!
 //! The first source that knows something about a name decides alone, so that two tools' settings are never mixed:
 //! longshore's own configuration, `registries.conf`, `hosts.toml`, `daemon.json`.
@@ -13,12 +14,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use store::oci::Reference;
 
 mod daemon_json;
 mod hosts_toml;
 mod registries_conf;
+mod short_names;
+
+pub use short_names::{ShortName, ShortNameMode};
 
 use registries_conf::RegistriesConf;
 
@@ -74,6 +79,10 @@ pub struct Host {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Headers that each request to it carries: name and value.
     pub headers: Vec<(String, String)>,
+    /// How long is waited for a connection, where that is said.
+    pub connect_timeout: Option<Duration>,
+    /// The URL of the proxy that leads to it, whatever is said of others.
+    pub proxy: Option<String>,
 }
 
 impl Host {
@@ -154,6 +163,8 @@ pub struct HostsFiles {
     pub registries_conf: Vec<PathBuf>,
     /// Directories of `*.conf`, which change what `registries.conf` says, in this order.
     pub registries_conf_d: Vec<PathBuf>,
+    /// Files in which other tools keep the aliases that their users chose, which change it once more.
+    pub short_name_aliases: Vec<PathBuf>,
     /// Directories with `HOST/hosts.toml`, the first that has one for a host counts.
     pub hosts_toml: Vec<PathBuf>,
     /// `daemon.json`: the first that is there counts.
@@ -179,7 +190,11 @@ struct Read {
 impl Read {
     fn registries_conf(&mut self, files: &HostsFiles) -> Result<&RegistriesConf, HostsError> {
         if self.registries_conf.is_none() {
-            let read = RegistriesConf::read(&files.registries_conf, &files.registries_conf_d)?;
+            let read = RegistriesConf::read(
+                &files.registries_conf,
+                &files.registries_conf_d,
+                &files.short_name_aliases,
+            )?;
             self.registries_conf = Some(read);
         }
         Ok(self.registries_conf.as_ref().expect("it was just read"))
@@ -366,6 +381,16 @@ pub fn split_location(text: &str) -> Result<(&str, &str), String> {
         ));
     }
     Ok((host, path))
+}
+
+/// Tells of the keys of a table that mean nothing here: settings of newer tools, or mistakes.
+fn unknown_keys(path: &Path, before: &str, table: &toml::Table, known: &[&str]) {
+    for key in table.keys().filter(|key| !known.contains(&key.as_str())) {
+        tracing::warn!(
+            "`{}`: nothing is made of the key `{before}{key}`",
+            path.display()
+        );
+    }
 }
 
 /// Reads a file of settings; `None` where there is none.

@@ -152,11 +152,21 @@ struct Trust {
     identity: Option<(PathBuf, PathBuf)>,
 }
 
+/// What connections of one pool have in common.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Way {
+    /// Whom is trusted; `None` is for what is not encrypted.
+    trust: Option<Trust>,
+    /// How long is waited for a connection, where that is said of the host.
+    connect: Option<Duration>,
+    /// The proxy that is said of the host.
+    proxy: Option<String>,
+}
+
 /// Sends requests, with one connection pool per host.
 pub(crate) struct Transport {
     pub(crate) options: Arc<Options>,
-    /// By whom is trusted there; `None` is for what is not encrypted.
-    pools: tokio::sync::Mutex<BTreeMap<Option<Trust>, reqwest::Client>>,
+    pools: tokio::sync::Mutex<BTreeMap<Way, reqwest::Client>>,
     roots: Arc<OnceLock<Result<RootCertStore, String>>>,
     warnings: Mutex<BTreeSet<Warning>>,
 }
@@ -341,7 +351,11 @@ impl Transport {
             ca: host.map(|host| host.ca.clone()).unwrap_or_default(),
             identity: host.and_then(|host| host.identity.clone()),
         };
-        let key = secure.then(|| trust.clone());
+        let key = Way {
+            trust: secure.then(|| trust.clone()),
+            connect: host.and_then(|host| host.connect_timeout),
+            proxy: host.and_then(|host| host.proxy.clone()),
+        };
         let mut pools = self.pools.lock().await;
         if let Some(pool) = pools.get(&key) {
             return Ok(pool.clone());
@@ -364,12 +378,16 @@ impl Transport {
         } else {
             tls::unused()
         };
-        let pool = self.new_pool(tls)?;
+        let pool = self.new_pool(tls, &key)?;
         pools.insert(key, pool.clone());
         Ok(pool)
     }
 
-    fn new_pool(&self, tls: rustls::ClientConfig) -> Result<reqwest::Client, ClientError> {
+    fn new_pool(
+        &self,
+        tls: rustls::ClientConfig,
+        way: &Way,
+    ) -> Result<reqwest::Client, ClientError> {
         let options = &self.options;
         let setup = |what: &str, error: &reqwest::Error| ClientError::Setup {
             what: what.to_owned(),
@@ -379,13 +397,18 @@ impl Transport {
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
-            .connect_timeout(options.timeouts.connect)
+            .connect_timeout(way.connect.unwrap_or(options.timeouts.connect))
             .http2_initial_stream_window_size(4 * 1024 * 1024)
             .http2_initial_connection_window_size(16 * 1024 * 1024)
             .user_agent(&options.user_agent)
             .no_proxy();
         for (host, address) in &options.addresses {
             builder = builder.resolve(host, *address);
+        }
+        if let Some(url) = &way.proxy {
+            let proxy = reqwest::Proxy::all(url).map_err(|error| setup("proxy", &error))?;
+            let pool = builder.proxy(proxy).build();
+            return pool.map_err(|error| setup("user agent", &error));
         }
         let proxies = &options.proxies;
         let except = || reqwest::NoProxy::from_string(&proxies.exceptions());

@@ -10,7 +10,7 @@ mod judge;
 
 pub use edit::{
     AppendArgs, FlattenArgs, IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs,
-    MutateArgs, RebaseArgs, RemoteExportArgs, ResultArgs, SyncArgs,
+    MutateArgs, RebaseArgs, RemoteExportArgs, ResultArgs, SyncArgs, SyncTransport,
 };
 
 pub use judge::{DiffType, RemoteDiffArgs, ValidateArgs};
@@ -119,6 +119,23 @@ pub struct ReachArgs {
     /// Reach the registries that are named by plain http, or by https with any certificate
     #[arg(long)]
     pub insecure: bool,
+    /// `--tls-verify=false` is podman's and skopeo's word for `--insecure`
+    #[arg(
+        long,
+        hide = true,
+        value_name = "BOOL",
+        require_equals = true,
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub tls_verify: Option<bool>,
+}
+
+impl ReachArgs {
+    /// Whether the registries that are named need not prove who they are.
+    pub fn is_insecure(&self) -> bool {
+        self.insecure || self.tls_verify == Some(false)
+    }
 }
 
 /// What commands take that look at something in a registry, or change it.

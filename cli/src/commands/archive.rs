@@ -10,8 +10,8 @@ use store::Store;
 use store::content::archive::{ArchiveFormat as Format, SavedImage};
 use store::oci::Reference;
 
-use super::find_image;
 use super::transfer::complete;
+use super::{find_image, short_name};
 use crate::args::{ArchiveFormat, LoadArgs, SaveArgs};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
@@ -19,7 +19,7 @@ use crate::error::{Blame, CliError, Kind};
 /// `longshore save`. A file appears under its name when it is whole.
 pub fn save(context: &Context, args: &SaveArgs) -> Result<ExitCode, CliError> {
     let store = Arc::new(context.store()?);
-    let images = images(&store, &args.images)?;
+    let images = images(context, &store, &args.images)?;
     for image in &images {
         complete(context, &store, &image.id)?;
     }
@@ -65,11 +65,11 @@ fn cannot_write(path: &Path, error: &std::io::Error) -> CliError {
 }
 
 /// What the command line names: each image once, under the names that it was called by. An ID gives it none.
-fn images(store: &Store, texts: &[String]) -> Result<Vec<SavedImage>, CliError> {
+fn images(context: &Context, store: &Store, texts: &[String]) -> Result<Vec<SavedImage>, CliError> {
     let mut images: Vec<SavedImage> = Vec::new();
     for text in texts {
-        let row = find_image(store, text)?;
-        let name: Option<Reference> = text.parse().ok();
+        let row = find_image(context, store, text)?;
+        let name: Option<Reference> = short_name::called(context, &row, text).ok();
         let name = name.filter(|name| row.names.contains(name));
         match images.iter_mut().find(|image| image.id == row.id) {
             Some(image) => image.names.extend(name),

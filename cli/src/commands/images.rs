@@ -8,7 +8,7 @@ use store::images::{ImageRow, Removal};
 use store::oci::time::unix_time;
 use store::oci::{Digest, Reference};
 
-use super::{container, find_image, now};
+use super::{container, find_image, now, short_name};
 use crate::args::{ImagesArgs, ListFormat, RmiArgs, TagArgs};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
@@ -38,9 +38,10 @@ pub fn images(context: &Context, args: &ImagesArgs) -> Result<ExitCode, CliError
             // A name without a tag means all tags, though elsewhere it means `latest`.
             let whole = text.ends_with(&format!(":{}", wanted.tag().unwrap_or_default()))
                 || wanted.digest().is_some();
+            let meant = short_name::meant(context, text, wanted)?;
             let is_wanted = |name: &Reference| match whole {
-                true => *name == wanted,
-                false => name.name() == wanted.name(),
+                true => meant.contains(name),
+                false => meant.iter().any(|meant| name.name() == meant.name()),
             };
             let named = rows.iter().filter(|image| !image.names.is_empty());
             named
@@ -151,7 +152,7 @@ pub fn tag(context: &Context, args: &TagArgs) -> Result<ExitCode, CliError> {
         return Err(CliError::new(Kind::Input, message));
     }
     let store = context.store()?;
-    let image = find_image(&store, &args.source)?;
+    let image = find_image(context, &store, &args.source)?;
     store.images().tag(&target, &image.id)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -161,7 +162,7 @@ pub fn rmi(context: &Context, args: &RmiArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
     let mut code = ExitCode::SUCCESS;
     for text in &args.images {
-        match remove(&store, text, args.force) {
+        match remove(context, &store, text, args.force) {
             Ok(Some(removal)) => print_removal(context, &removal)?,
             Ok(None) => {}
             Err(error) => {
@@ -173,18 +174,29 @@ pub fn rmi(context: &Context, args: &RmiArgs) -> Result<ExitCode, CliError> {
     Ok(code)
 }
 
-fn remove(store: &Store, text: &str, force: bool) -> Result<Option<Removal>, CliError> {
+fn remove(
+    context: &Context,
+    store: &Store,
+    text: &str,
+    force: bool,
+) -> Result<Option<Removal>, CliError> {
     // A whole ID is no name, though `sha256:…` could be read as one.
     let name = match text.parse::<Digest>() {
         Ok(_) => None,
         Err(_) => text.parse::<Reference>().ok(),
     };
     if let Some(name) = name
-        && let Some(removal) = untag(store, text, &name, force)?
+        && let Some(image) = short_name::find(context, store, text)?
+        && let Some(removal) = untag(
+            store,
+            text,
+            &short_name::called(context, &image, text).unwrap_or(name),
+            force,
+        )?
     {
         return Ok(Some(removal));
     }
-    match find_image(store, text) {
+    match find_image(context, store, text) {
         Ok(image) => {
             let id = image.id.0.short();
             match container::user_of(store, &image.id)? {
@@ -212,7 +224,7 @@ fn untag(
     name: &Reference,
     force: bool,
 ) -> Result<Option<Removal>, CliError> {
-    let Some(image) = store.images().resolve(text)? else {
+    let Some(image) = store.images().resolve(&name.to_string())? else {
         return Ok(None);
     };
     if !image.names.contains(name) {

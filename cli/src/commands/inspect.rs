@@ -25,9 +25,9 @@ const STEP_CHARS_MAX: usize = 45;
 pub fn inspect(context: &Context, args: &InspectArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
     let describe = |text: &str| match args.kind {
-        None => describe_any(&store, text, args.size),
+        None => describe_any(context, &store, text, args.size),
         Some(InspectKind::Container) => look::describe(&store, text, args.size),
-        Some(InspectKind::Image) => describe(&store, text),
+        Some(InspectKind::Image) => describe(context, &store, text),
         Some(InspectKind::Volume) => volume::describe(&store, text),
     };
     show(context, &args.names, args.format.as_deref(), describe)
@@ -80,20 +80,25 @@ fn all(
 }
 
 /// As docker: a container if there is one, else an image, else a volume.
-fn describe_any(store: &Store, text: &str, size: bool) -> Result<Value, CliError> {
+fn describe_any(
+    context: &Context,
+    store: &Store,
+    text: &str,
+    size: bool,
+) -> Result<Value, CliError> {
     match store.find_container(text) {
         Err(ContainerError::Unknown { .. }) => {}
         _ => return look::describe(store, text, size),
     }
-    match describe(store, text) {
+    match describe(context, store, text) {
         Err(error) if error.kind == Kind::Input => volume::describe(store, text).map_err(|_| error),
         described => described,
     }
 }
 
 /// An image in the shape of `docker inspect`.
-fn describe(store: &Store, text: &str) -> Result<Value, CliError> {
-    let image = find_image(store, text)?;
+fn describe(context: &Context, store: &Store, text: &str) -> Result<Value, CliError> {
+    let image = find_image(context, store, text)?;
     let config = store.images().config(&image.id)?;
     let (digests, tags): (Vec<&Reference>, Vec<&Reference>) =
         image.names.iter().partition(|name| name.digest().is_some());
@@ -128,7 +133,7 @@ struct Step<'a> {
 pub fn history(context: &Context, args: &ImageHistoryArgs) -> Result<ExitCode, CliError> {
     let store = context.store()?;
     let name = args.image.as_deref().unwrap_or_default();
-    let image = find_image(&store, name)?;
+    let image = find_image(context, &store, name)?;
     let config = store.images().config(&image.id)?;
     let mut layers = config.rootfs.diff_ids.iter();
     let mut steps = Vec::new();

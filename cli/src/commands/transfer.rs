@@ -13,11 +13,39 @@ use store::images::ImageId;
 use store::layer::compress::Compression;
 use store::oci::{Platform, Reference};
 
-use super::find_image;
+use super::{find_image, short_name};
 use crate::args::{Progress, PullArgs, PushArgs};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 use crate::ui::progress::{Display, Work};
+
+/// How a command goes about a transfer.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// How progress is shown.
+    pub progress: Progress,
+    /// Whether the registries that are named need not prove who they are.
+    pub insecure: bool,
+}
+
+impl Manner {
+    /// With care, and words only where they are wanted.
+    pub fn quiet_if(quiet: bool) -> Manner {
+        Manner::new(None, quiet, false)
+    }
+
+    fn new(progress: Option<Progress>, quiet: bool, insecure: bool) -> Manner {
+        let progress = match quiet {
+            true => Progress::Quiet,
+            false => progress.unwrap_or(Progress::Auto),
+        };
+        Manner { progress, insecure }
+    }
+
+    fn is_quiet(self) -> bool {
+        self.progress == Progress::Quiet
+    }
+}
 
 /// `longshore push`.
 pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
@@ -27,13 +55,22 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
     for name in &args.names {
         match args.all_tags {
             true => images.extend(tags_here(&store, name)?),
-            false => images.push((name.parse()?, find_image(&store, name)?.id)),
+            false => {
+                let image = find_image(context, &store, name)?;
+                images.push((short_name::called(context, &image, name)?, image.id));
+            }
         }
     }
-    let remote = remote(context)?;
+    let manner = Manner::new(
+        args.progress,
+        args.quiet || args.json,
+        args.reach.is_insecure(),
+    );
+    let hosts = images.iter().map(|(name, _)| name.registry().to_owned());
+    let remote = remote_to(context, manner, hosts.collect())?;
     let mut digests = String::new();
     for (reference, id) in images {
-        let display = display(context, args.quiet || args.json, Work::Pushing);
+        let display = Display::new(context.ui, manner.progress, Work::Pushing);
         let sink = display.sink();
         let pushed = transfer::push(&store, &remote, &id, &reference, compression, sink);
         display.finish(pushed.is_ok());
@@ -124,16 +161,20 @@ pub fn write_digests(path: &Path, text: &str) -> Result<(), CliError> {
 pub fn pull(context: &Context, args: &PullArgs) -> Result<ExitCode, CliError> {
     let store = Arc::new(context.store()?);
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let manner = Manner::new(
+        args.progress,
+        args.quiet || args.json,
+        args.reach.is_insecure(),
+    );
     let mut names = args.names.clone();
     if args.all_tags {
         names.clear();
         for name in &args.names {
-            names.extend(tags_there(context, name)?);
+            names.extend(tags_there(context, name, manner)?);
         }
     }
     for name in names {
-        let (reference, pulled) =
-            fetch(context, &store, &name, &platform, args.quiet || args.json)?;
+        let (reference, pulled) = fetch(context, &store, &name, &platform, manner)?;
         let is_for = store.images().config(&pulled.id)?.platform();
         if args.platform.is_some() && !is_for.satisfies(&platform) {
             let text = format!("`{name}` is for {is_for} alone, not for {platform}");
@@ -156,9 +197,9 @@ pub fn pull(context: &Context, args: &PullArgs) -> Result<ExitCode, CliError> {
 }
 
 /// The names of a repository's tags, as the registry lists them.
-fn tags_there(context: &Context, name: &str) -> Result<Vec<String>, CliError> {
+fn tags_there(context: &Context, name: &str, manner: Manner) -> Result<Vec<String>, CliError> {
     let repository = repository(name)?;
-    let remote = remote(context)?;
+    let remote = remote_to(context, manner, vec![repository.registry().to_owned()])?;
     let tags = remote.run(|client| {
         let repository = &repository;
         async move { client.tags(repository).await }
@@ -173,26 +214,44 @@ fn tags_there(context: &Context, name: &str) -> Result<Vec<String>, CliError> {
     Ok(names)
 }
 
-/// Pulls an image by name, for a platform.
+/// Pulls an image by name, for a platform. A short name that several registries may have is asked for at each in turn.
 pub fn fetch(
     context: &Context,
     store: &Arc<Store>,
     name: &str,
     platform: &Platform,
-    quiet: bool,
+    manner: Manner,
 ) -> Result<(Reference, Pulled), CliError> {
-    let reference: Reference = name.parse()?;
-    let display = display(context, quiet, Work::Pulling);
-    let pulled = transfer::pull(
-        store,
-        &remote(context)?,
-        &reference,
-        platform,
-        &display.sink(),
-    );
+    let mut candidates = short_name::candidates(context, name)?
+        .into_iter()
+        .peekable();
+    loop {
+        let reference = candidates.next().expect("a name stands for something");
+        let pulled = fetch_one(context, store, &reference, platform, manner);
+        match (pulled, candidates.peek()) {
+            (Ok(pulled), _) => return Ok((reference, pulled)),
+            (Err(error), Some(next)) if error.kind != Kind::Interrupted => {
+                let text = format!("{error}; trying `{next}`");
+                context.ui.warning(&text);
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
+}
+
+fn fetch_one(
+    context: &Context,
+    store: &Arc<Store>,
+    reference: &Reference,
+    platform: &Platform,
+    manner: Manner,
+) -> Result<Pulled, CliError> {
+    let remote = remote_to(context, manner, vec![reference.registry().to_owned()])?;
+    let display = Display::new(context.ui, manner.progress, Work::Pulling);
+    let pulled = transfer::pull(store, &remote, reference, platform, &display.sink());
     display.finish(pulled.is_ok());
     let pulled = pulled?;
-    if !quiet {
+    if !manner.is_quiet() {
         context.ui.note(&format!("Digest: {}", pulled.manifest));
         let status = match pulled.fetched {
             0 => "Image is up to date for",
@@ -202,7 +261,7 @@ pub fn fetch(
             .ui
             .note(&format!("Status: {status} {}", reference.familiar()));
     }
-    Ok((reference, pulled))
+    Ok(pulled)
 }
 
 /// Brings the layers of an image here that are only in a registry; tells whether there were any.
@@ -210,7 +269,7 @@ pub fn complete(context: &Context, store: &Arc<Store>, id: &ImageId) -> Result<b
     if transfer::absent_layers(store, id)?.is_empty() {
         return Ok(false);
     }
-    let display = display(context, false, Work::Pulling);
+    let display = Display::new(context.ui, Progress::Auto, Work::Pulling);
     let completed = transfer::complete(store, &remote(context)?, id, &display.sink());
     display.finish(completed.is_ok());
     completed?;
@@ -224,11 +283,11 @@ pub fn remote(context: &Context) -> Result<Remote, CliError> {
     Ok(Remote::new(Box::new(move || options.clone())).with_git(context.git_settings()))
 }
 
-fn display(context: &Context, quiet: bool, work: Work) -> Display {
-    let how = if quiet {
-        Progress::Quiet
-    } else {
-        Progress::Auto
-    };
-    Display::new(context.ui, how, work)
+/// The same, to registries of which those in `hosts` may need no proof.
+fn remote_to(context: &Context, manner: Manner, hosts: Vec<String>) -> Result<Remote, CliError> {
+    let mut options = context.client_options()?;
+    if manner.insecure {
+        options.insecure.extend(hosts);
+    }
+    Ok(Remote::new(Box::new(move || options.clone())))
 }

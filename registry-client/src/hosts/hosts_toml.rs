@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::Url;
 use serde::Deserialize;
 
-use super::{Host, HostsError, Location, Pulls, Rule, read};
+use super::{Host, HostsError, Location, Pulls, Rule, read, unknown_keys};
 use crate::transport::target::authority;
 
 /// One text or several.
@@ -46,7 +47,23 @@ struct Server {
     override_path: bool,
     #[serde(default)]
     header: BTreeMap<String, Texts>,
+    dial_timeout: Option<String>,
+    proxy: Option<String>,
 }
+
+/// The keys of a server, of the file itself also `server` and `host`.
+const KEYS: [&str; 10] = [
+    "capabilities",
+    "ca",
+    "client",
+    "skip_verify",
+    "override_path",
+    "header",
+    "dial_timeout",
+    "proxy",
+    "server",
+    "host",
+];
 
 #[derive(Deserialize)]
 struct File {
@@ -68,8 +85,8 @@ pub(super) fn find(directories: &[PathBuf], registry: &str) -> Result<Option<Rul
         .rsplit_once(':')
         .map(|(host, port)| format!("{host}_{port}_"));
     let names = [
-        Some(registry.to_owned()),
         underscored,
+        Some(registry.to_owned()),
         Some("_default".to_owned()),
     ];
     for name in names.into_iter().flatten() {
@@ -89,9 +106,15 @@ fn parse(path: &Path, registry: &str, text: &str) -> Result<Rule, HostsError> {
         reason,
     };
     let file: File = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
+    if let Ok(table) = text.parse::<toml::Table>() {
+        unknown_keys(path, "", &table, &KEYS);
+    }
     let mut mirrors = Vec::new();
     let mut push_to = None;
     for (url, table) in file.host {
+        if let toml::Value::Table(table) = &table {
+            unknown_keys(path, &format!("host.\"{url}\"."), table, &KEYS[..8]);
+        }
         let server: Server = table.try_into().map_err(|error: toml::de::Error| {
             wrong(format!("`[host.\"{url}\"]`: {}", error.message()))
         })?;
@@ -125,7 +148,11 @@ fn parse(path: &Path, registry: &str, text: &str) -> Result<Rule, HostsError> {
     let server = file.server.as_deref().filter(|server| !server.is_empty());
     let home = match server {
         Some(server) => location(path, registry, server, &file.home).map_err(wrong)?,
-        None => Location::as_said(Host::default()),
+        // What is said at the top is about the registry itself.
+        None => {
+            let said = location(path, registry, registry, &file.home).map_err(wrong)?;
+            Location::as_said(Host::clone(&said.host))
+        }
     };
     Ok(Rule {
         prefix: registry.to_owned(),
@@ -156,9 +183,11 @@ fn location(path: &Path, registry: &str, text: &str, server: &Server) -> Result<
     };
     let identity = match &server.client {
         None => None,
-        Some(Client::Pairs(pairs)) => pairs
-            .first()
-            .map(|(cert, key)| (folder.join(cert), folder.join(key))),
+        Some(Client::Pairs(pairs)) => pairs.first().map(|(cert, key)| {
+            // Without a name the key is in the certificate's file.
+            let key = if key.is_empty() { cert } else { key };
+            (folder.join(cert), folder.join(key))
+        }),
         Some(Client::Texts(texts)) => files(texts)
             .into_iter()
             .next()
@@ -179,7 +208,27 @@ fn location(path: &Path, registry: &str, text: &str, server: &Server) -> Result<
             headers.push((header.clone(), value));
         }
     }
+    let connect_timeout = match server.dial_timeout.as_deref() {
+        None | Some("") => None,
+        Some(text) => Some(duration(text).ok_or_else(|| {
+            format!("`dial_timeout` is `{text}`: expected a duration such as 500ms, 5s or 1m30s")
+        })?),
+    };
+    let proxy = server.proxy.clone().filter(|proxy| !proxy.is_empty());
+    if let Some(text) = &proxy {
+        let is_one = Url::parse(text).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https") && url.has_host() && url.path() == "/"
+        });
+        if !is_one {
+            return Err(format!(
+                "`proxy` is `{}`: expected http:// or https:// with host[:port]",
+                without_user(text)
+            ));
+        }
+    }
     let host = Host {
+        connect_timeout,
+        proxy,
         plain: text.contains("://").then(|| url.scheme() == "http"),
         insecure: server.skip_verify,
         api,
@@ -196,9 +245,91 @@ fn location(path: &Path, registry: &str, text: &str, server: &Server) -> Result<
     })
 }
 
+/// A duration as Go's programs write it: `1m30s`, `500ms`, `1.5h`.
+fn duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 6] = [
+        ("ms", 1e-3),
+        ("us", 1e-6),
+        ("ns", 1e-9),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    let (mut rest, mut seconds) = (text, 0.0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        let found = UNITS
+            .iter()
+            .find_map(|(unit, worth)| Some((rest[digits..].strip_prefix(unit)?, worth)));
+        let (after, worth) = found?;
+        seconds += number * worth;
+        rest = after;
+    }
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|time| !time.is_zero())
+}
+
+/// A URL without what may be a secret in it.
+fn without_user(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    match scheme {
+        "" => host.to_owned(),
+        scheme => format!("{scheme}://{host}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations() {
+        let check = |text: &str, expect: Option<u64>| {
+            assert_eq!(duration(text), expect.map(Duration::from_millis), "{text}");
+        };
+        check("500ms", Some(500));
+        check("1m30s", Some(90_000));
+        check("1.5h", Some(5_400_000));
+        for wrong in ["", "5", "s", "-1s", "0s", "1e9999s", "1 s", "1x"] {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn what_the_top_says_is_about_the_registry() {
+        let rule =
+            parsed("skip_verify = true\nca = \"a.pem\"\n[header]\nx-a = [\"1\", \"2\"]\n").unwrap();
+        let host = &rule.home.host;
+        assert_eq!((host.name.as_str(), host.plain), ("", None));
+        assert!(host.insecure);
+        assert_eq!(host.ca, [PathBuf::from("/c/docker.io/a.pem")]);
+        assert_eq!(host.headers.len(), 2);
+        assert_eq!(host.stands_for, None);
+        assert_eq!(rule.push, rule.home);
+    }
+
+    #[test]
+    fn timeouts_proxies_and_keys_in_one_file() {
+        let text = r#"
+[host."https://z.example"]
+  client = [["both.pem", ""]]
+  dial_timeout = "2s"
+  proxy = "http://me:secret@proxy.example:3128"
+"#;
+        let rule = parsed(text).unwrap();
+        let host = &rule.mirrors[0].host;
+        let both = PathBuf::from("/c/docker.io/both.pem");
+        assert_eq!(host.identity, Some((both.clone(), both)));
+        assert_eq!(host.connect_timeout, Some(Duration::from_secs(2)));
+        assert!(host.proxy.as_ref().unwrap().ends_with(":3128"));
+        assert_eq!(rule.home.host.proxy, None);
+        let error = parsed("proxy = \"socks5://me:secret@p\"\nserver = \"x\"\n").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("`proxy` is `socks5://p`"), "{text}");
+    }
 
     fn parsed(text: &str) -> Result<Rule, HostsError> {
         parse(Path::new("/c/docker.io/hosts.toml"), "docker.io", text)
@@ -303,6 +434,9 @@ server = "https://registry-1.docker.io"
         check("a.example:5000", "one");
         check("b.example:5000", "two");
         check("c.example", "other");
+        // As with containerd, the form without a colon goes first.
+        put("a.example_5000_", "three");
+        check("a.example:5000", "three");
         assert_eq!(find(&[folder.path().to_owned()], "..").unwrap(), None);
     }
 }

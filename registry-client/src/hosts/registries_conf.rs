@@ -6,23 +6,50 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Host, HostsError, Location, Pulls, Rule, read, split_location};
+use super::short_names::{ShortNameMode, is_short};
+use super::{Host, HostsError, Location, Pulls, Rule, read, split_location, unknown_keys};
+
+/// What containers' own files and environment say of credentials, as the one credential helper that is no program.
+const AUTH_FILES: &str = "containers-auth.json";
 
 /// What the files say together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RegistriesConf {
     /// What is said about names.
     pub(super) rules: Vec<Rule>,
-    /// `[aliases]`: short names and the repositories that they stand for.
-    pub(super) aliases: BTreeMap<String, String>,
-    /// `unqualified-search-registries`, in their order.
-    pub(super) search: Vec<String>,
+    /// `[aliases]`, by the short name.
+    pub(super) aliases: BTreeMap<String, Alias>,
+    /// `unqualified-search-registries`; `None` where no file has it.
+    pub(super) search: Option<Search>,
+    /// What is done where several of these may be meant.
+    pub(super) mode: ShortNameMode,
+}
+
+/// What a short name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Alias {
+    /// A repository with its registry.
+    pub(super) stands_for: String,
+    /// Where that is said.
+    pub(super) file: PathBuf,
+}
+
+/// Where names without a registry are looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Search {
+    /// `host[:port]`, in their order.
+    pub(super) registries: Vec<String>,
+    /// Where that is said.
+    pub(super) file: PathBuf,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct File {
     unqualified_search_registries: Option<Vec<String>>,
+    short_name_mode: Option<String>,
+    #[serde(default)]
+    credential_helpers: Vec<String>,
     #[serde(default)]
     registry: Vec<Registry>,
     #[serde(default)]
@@ -75,13 +102,15 @@ struct List {
 
 impl RegistriesConf {
     /// Reads the first of `files` that is there, then the `*.conf` of `directories`, directory by directory and each by
-    /// name. What a later file says of a prefix, an alias or the search replaces what was said before. Blocks.
+    /// name, then those of `remembered` that are there. What a later file says of a prefix, an alias, the search or the mode
+    /// replaces what was said before. Blocks.
     ///
     /// # Errors
     /// A file cannot be read, or says what cannot be meant.
     pub(super) fn read(
         files: &[PathBuf],
         directories: &[PathBuf],
+        remembered: &[PathBuf],
     ) -> Result<RegistriesConf, HostsError> {
         let mut conf = RegistriesConf::default();
         for path in files {
@@ -106,15 +135,43 @@ impl RegistriesConf {
                 }
             }
         }
+        for path in remembered {
+            if let Some(text) = read(path)? {
+                conf.add(path, &text)?;
+            }
+        }
         Ok(conf)
     }
 
-    fn add(&mut self, path: &Path, text: &str) -> Result<(), HostsError> {
+    pub(super) fn add(&mut self, path: &Path, text: &str) -> Result<(), HostsError> {
         let wrong = |reason: String| HostsError::Wrong {
             path: path.to_owned(),
             reason,
         };
         let file: File = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        tell_unknown(path, text);
+        if file
+            .credential_helpers
+            .iter()
+            .any(|name| name != AUTH_FILES)
+        {
+            tracing::warn!(
+                "`{}`: `credential-helpers` are not asked: name them in docker's config.json (`credsStore`, `credHelpers`)",
+                path.display()
+            );
+        }
+        if let Some(mode) = &file.short_name_mode {
+            self.mode = match mode.as_str() {
+                "enforcing" => ShortNameMode::Enforcing,
+                "permissive" | "" => ShortNameMode::Permissive,
+                "disabled" => ShortNameMode::Disabled,
+                other => {
+                    return Err(wrong(format!(
+                        "`short-name-mode` is `{other}`: expected enforcing, permissive or disabled"
+                    )));
+                }
+            };
+        }
         let mut tables = file.registry;
         let mut search = file.unqualified_search_registries;
         if let Some(old) = file.registries {
@@ -122,11 +179,23 @@ impl RegistriesConf {
                 let reason = "it has tables of version 1, `[registries.…]`, and of version 2, `[[registry]]`";
                 return Err(wrong(reason.to_owned()));
             }
-            search = Some(old.search.registries);
+            // Where version 1 has no list, it says nothing.
+            search = Some(old.search.registries).filter(|search| !search.is_empty());
             tables = version_2(&old.insecure.registries, &old.block.registries);
         }
-        if let Some(search) = search {
-            self.search = search;
+        if let Some(registries) = search {
+            for registry in &registries {
+                let (_, below) = split_location(registry).map_err(wrong)?;
+                if !below.is_empty() {
+                    return Err(wrong(format!(
+                        "`unqualified-search-registries` has `{registry}`: expected host[:port]"
+                    )));
+                }
+            }
+            self.search = Some(Search {
+                registries,
+                file: path.to_owned(),
+            });
         }
         let mut rules = Vec::new();
         for table in tables {
@@ -149,12 +218,64 @@ impl RegistriesConf {
                     format!("the alias `{name}` has a tag or a digest: expected names only");
                 return Err(wrong(reason));
             }
-            match stands_for.is_empty() {
-                true => self.aliases.remove(&name),
-                false => self.aliases.insert(name, stands_for),
-            };
+            if !is_short(&name) {
+                let reason = format!("the alias `{name}` has a registry: expected a name without");
+                return Err(wrong(reason));
+            }
+            if stands_for.is_empty() {
+                self.aliases.remove(&name);
+                continue;
+            }
+            let last = stands_for.rsplit('/').next().unwrap_or_default();
+            if is_short(&stands_for) || last.contains(':') {
+                let reason = format!(
+                    "the alias `{name}` stands for `{stands_for}`: expected a repository with its registry, without a tag"
+                );
+                return Err(wrong(reason));
+            }
+            let file = path.to_owned();
+            self.aliases.insert(name, Alias { stands_for, file });
         }
         Ok(())
+    }
+}
+
+/// Tells of keys that mean nothing here.
+fn tell_unknown(path: &Path, text: &str) {
+    const TOP: [&str; 7] = [
+        "unqualified-search-registries",
+        "short-name-mode",
+        "credential-helpers",
+        // There are no such stores here, so nobody needs its help.
+        "additional-layer-store-auth-helper",
+        "registry",
+        "aliases",
+        "registries",
+    ];
+    const REGISTRY: [&str; 6] = [
+        "prefix",
+        "location",
+        "insecure",
+        "blocked",
+        "mirror",
+        "mirror-by-digest-only",
+    ];
+    const MIRROR: [&str; 3] = ["location", "insecure", "pull-from-mirror"];
+    // It was parsed before.
+    let Ok(table) = text.parse::<toml::Table>() else {
+        return;
+    };
+    unknown_keys(path, "", &table, &TOP);
+    let tables = |table: &toml::Table, key: &str| -> Vec<toml::Table> {
+        let array = table.get(key).and_then(toml::Value::as_array);
+        let all = array.into_iter().flatten();
+        all.filter_map(|value| value.as_table().cloned()).collect()
+    };
+    for registry in tables(&table, "registry") {
+        unknown_keys(path, "registry.", &registry, &REGISTRY);
+        for mirror in tables(&registry, "mirror") {
+            unknown_keys(path, "registry.mirror.", &mirror, &MIRROR);
+        }
     }
 }
 
@@ -343,6 +464,26 @@ location = "m"
         check("[[registry]]\nlocation = 3\n", "line 2");
         check("[aliases]\n'a:1' = 'b/c'\n", "the alias `a:1` has a tag");
         check(
+            "[aliases]\n'r.lan/a' = 'r.lan/c'\n",
+            "the alias `r.lan/a` has a registry",
+        );
+        check(
+            "[aliases]\na = 'team/c'\n",
+            "the alias `a` stands for `team/c`: expected a repository with its registry",
+        );
+        check(
+            "[aliases]\na = 'r.lan/c:1'\n",
+            "the alias `a` stands for `r.lan/c:1`",
+        );
+        check(
+            "short-name-mode = 'strict'\n",
+            "`short-name-mode` is `strict`: expected enforcing, permissive or disabled",
+        );
+        check(
+            "unqualified-search-registries = ['r.lan/team']\n",
+            "`unqualified-search-registries` has `r.lan/team`: expected host[:port]",
+        );
+        check(
             "[[registry]]\nlocation = 'a'\n[registries.block]\nregistries = ['b']\n",
             "of version 1",
         );
@@ -358,21 +499,26 @@ location = "m"
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("d")).unwrap();
         let main = "unqualified-search-registries = ['s1']\n[[registry]]\nlocation = 'a'\n[[registry]]\nlocation = 'b'\n\
-                    [aliases]\nx = 'one/x'\ny = 'one/y'\n";
+                    [aliases]\nx = 'one.lan/x'\ny = 'one.lan/y'\nz = 'one.lan/z'\n";
         std::fs::write(path("main.conf"), main).unwrap();
         std::fs::write(
             path("d/2.conf"),
             "[[registry]]\nlocation = 'a'\nblocked = true\n",
         )
         .unwrap();
-        std::fs::write(path("d/1.conf"), "[aliases]\nx = 'two/x'\ny = ''\n").unwrap();
+        std::fs::write(path("d/1.conf"), "[aliases]\nx = 'two.lan/x'\ny = ''\n").unwrap();
+        std::fs::write(path("cache.conf"), "[aliases]\nz = 'three.lan/z'\n").unwrap();
         std::fs::write(path("d/ignored.txt"), "no toml at all [").unwrap();
         let files = [path("none.conf"), path("main.conf"), path("none2.conf")];
-        let conf = RegistriesConf::read(&files, &[path("d"), path("none")]).unwrap();
+        let remembered = [path("cache.conf"), path("none3.conf")];
+        let conf = RegistriesConf::read(&files, &[path("d"), path("none")], &remembered).unwrap();
         let rules: Vec<String> = conf.rules.iter().map(shown).collect();
         assert_eq!(rules, ["b [] > b/", "!a [] > a/"]);
-        assert_eq!(conf.search, ["s1"]);
-        let aliases: Vec<_> = conf.aliases.into_iter().collect();
-        assert_eq!(aliases, [("x".to_owned(), "two/x".to_owned())]);
+        assert_eq!(conf.search.unwrap().registries, ["s1"]);
+        let aliases = conf.aliases.iter();
+        let aliases: Vec<_> = aliases
+            .map(|(name, alias)| (name.as_str(), alias.stands_for.as_str()))
+            .collect();
+        assert_eq!(aliases, [("x", "two.lan/x"), ("z", "three.lan/z")]);
     }
 }

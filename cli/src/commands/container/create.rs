@@ -19,7 +19,7 @@ use super::given::Given;
 use super::record::{MountSource, Record, RecordMount};
 use super::{flags, ports};
 use crate::args::{ContainerCreateArgs, CreateArgs, PullWhen};
-use crate::commands::transfer;
+use crate::commands::{short_name, transfer};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 
@@ -97,7 +97,7 @@ fn image(
     store: &mut Arc<Store>,
     args: &CreateArgs,
 ) -> Result<ImageId, CliError> {
-    let here = store.images().resolve(args.image())?;
+    let here = short_name::find(context, store, args.image())?;
     let id = match (here, args.pull) {
         (Some(image), PullWhen::Missing | PullWhen::Never) => image.id,
         (None, PullWhen::Never) => {
@@ -110,7 +110,8 @@ fn image(
                 context.ui.note(&note);
             }
             let platform = args.platform.clone().unwrap_or_else(Platform::host);
-            let (_, pulled) = transfer::fetch(context, store, args.image(), &platform, args.quiet)?;
+            let manner = transfer::Manner::quiet_if(args.quiet);
+            let (_, pulled) = transfer::fetch(context, store, args.image(), &platform, manner)?;
             // The pull's threads end with what they worked for.
             *store = Arc::new(context.store()?);
             pulled.id
