@@ -30,8 +30,8 @@ use builder::remote::Remote;
 use builder::solve::cancel::Cancel;
 use builder::solve::{ProgressSink, TransferKind};
 use builder::transfer;
-use registry_client::Client;
 use registry_client::copy::{CopyError, Place, Source};
+use registry_client::{Client, Options};
 use store::Store;
 use store::oci::{Digest, Platform, Reference};
 
@@ -109,12 +109,23 @@ impl<'a> Session<'a> {
         reach: &ReachArgs,
         hosts: Vec<String>,
     ) -> Result<Session<'a>, CliError> {
+        Session::with_options(context, reach, hosts, |_| {})
+    }
+
+    /// A session with registries that are reached as `change` has it.
+    fn with_options(
+        context: &'a Context,
+        reach: &ReachArgs,
+        hosts: Vec<String>,
+        change: impl FnOnce(&mut Options),
+    ) -> Result<Session<'a>, CliError> {
         let cancel = Cancel::new().blame(Kind::Environment)?;
         let watch = Watch::start(&cancel)?;
         let mut options = context.client_options()?;
-        if reach.insecure {
+        if reach.is_insecure() {
             options.insecure.extend(hosts);
         }
+        change(&mut options);
         let remote = Remote::new(Box::new(move || options.clone()));
         Ok(Session {
             context,
@@ -138,7 +149,7 @@ impl<'a> Session<'a> {
             return self.run(|client| async move { Source::open(&client, place).await });
         };
         let store = Arc::new(self.context.store()?);
-        let image = find_image(&store, name)?;
+        let image = find_image(self.context, &store, name)?;
         super::transfer::complete(self.context, &store, &image.id)?;
         Ok(transfer::stored(&store, name, &image.id, progress)?)
     }

@@ -120,6 +120,22 @@ impl Local {
         &self.listed
     }
 
+    /// The names of its images, each once, in order: the whole name where one is told, else the tag.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for listed in self.listed.iter().filter(|listed| !is_referrer(listed)) {
+            let annotations = listed.annotations.iter();
+            let name = [IMAGE_NAME, REF_NAME].iter().find_map(|key| {
+                let mut all = annotations.clone();
+                all.find_map(|all| all.get(*key).cloned())
+            });
+            if let Some(name) = name.filter(|name| !names.contains(name)) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
     /// The one that is meant.
     pub fn find(&self, pick: &Pick) -> Result<Descriptor, CopyError> {
         let unfit = |reason: String| CopyError::Unfit {

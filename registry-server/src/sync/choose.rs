@@ -41,7 +41,7 @@ impl Choice {
 
     /// Whether a tag would be taken, wherever it is among the newest.
     pub(super) fn wants(&self, tag: &str) -> bool {
-        let version = |range: &VersionRange| Version::parse(tag).is_some_and(|v| range.holds(&v));
+        let version = |range: &VersionRange| range.takes(tag);
         // Such lists are made here of what is in them.
         !is_fallback_tag(tag)
             && selected(tag, &self.tags, &self.exclude_tags)
@@ -197,6 +197,11 @@ impl Bound {
 }
 
 impl VersionRange {
+    /// Whether a tag is a version in these bounds.
+    pub fn takes(&self, tag: &str) -> bool {
+        Version::parse(tag).is_some_and(|version| self.holds(&version))
+    }
+
     fn holds(&self, version: &Version) -> bool {
         self.alternatives.iter().any(|bounds| {
             let named = bounds.iter().any(|(_, than)| than.suffix.is_some());

@@ -270,10 +270,10 @@ pub struct IndexAnnotateArgs {
 
 Copies tags that the target does not have, or that name something else there. Nothing is removed.")]
 pub struct SyncArgs {
-    /// The repository
+    /// A repository, a registry (HOST), some of its repositories (HOST/team/*), oci:DIR, an archive, or yaml:FILE
     #[arg(value_name = "FROM")]
     pub source: String,
-    /// The repository that gets the same tags
+    /// The repository that gets the same tags; a registry or HOST/PREFIX to keep names below; or oci:DIR
     #[arg(value_name = "TO")]
     pub target: String,
     /// Only tags that match one of these patterns (`*` and `?`); may be repeated
@@ -282,16 +282,52 @@ pub struct SyncArgs {
     /// No tags that match one of these patterns; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,
+    /// Of a registry, only repositories that match one of these patterns; may be repeated
+    #[arg(long = "repo", value_name = "PATTERN")]
+    pub repositories: Vec<String>,
+    /// Of a registry, no repositories that match one of these patterns; may be repeated
+    #[arg(long = "exclude-repo", value_name = "PATTERN")]
+    pub exclude_repositories: Vec<String>,
+    /// Put the registry's name before the names at the target
+    #[arg(long)]
+    pub scoped: bool,
+    /// What FROM is, as skopeo has it
+    #[arg(long, short = 's', value_name = "TRANSPORT")]
+    pub src: Option<SyncTransport>,
+    /// What TO is, as skopeo has it: repositories go below it by the last word of their names
+    #[arg(long, short = 'd', value_name = "TRANSPORT")]
+    pub dest: Option<SyncTransport>,
+    /// Which platforms.
+    #[command(flatten)]
+    pub platforms: PlatformsArgs,
     /// Copy what is about the images, too
     #[arg(long)]
     pub referrers: bool,
     /// Copy nothing, only tell
-    #[arg(long)]
+    #[arg(long, short = 'n')]
     pub dry_run: bool,
-    /// Go on with the other tags where one fails
+    /// Go on with the others where one fails
     #[arg(long)]
     pub keep_going: bool,
+    /// Accepted for skopeo's sake: all platforms are copied if none is named
+    #[arg(long, short = 'a', conflicts_with = "platforms")]
+    pub all: bool,
     /// What all of these commands take.
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+/// Skopeo's words for kinds of places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SyncTransport {
+    /// A registry.
+    Docker,
+    /// A layout.
+    Oci,
+    /// A layout in a tar.
+    OciArchive,
+    /// What `docker save` writes.
+    DockerArchive,
+    /// A list of images in a file.
+    Yaml,
 }

@@ -1,4 +1,13 @@
-//! `sync`: the tags of a repository, copied to another one.
+//! `sync`: many images, copied where the target lacks them or has others under their names.
+//!
+//! | module | what |
+//! |---|---|
+//! | this | one image after the other |
+//! | [`images`] | which there are, and what each is called at the target |
+//! | [`list`] | skopeo's lists of images in YAML |
+
+mod images;
+mod list;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -6,102 +15,131 @@ use std::sync::Arc;
 use registry_client::copy::{self, CopyError, Place, Source, Target, Tree, Wanted};
 use registry_client::{Client, ErrorKind, Silent};
 use serde_json::json;
-use store::oci::pattern::selected;
-use store::oci::{Digest, Reference};
+use store::oci::Digest;
 
-use super::{Session, repository};
+use self::images::{Goal, Image, Origin, ToPlace};
+use super::Session;
 use crate::args::SyncArgs;
 use crate::context::Context;
 use crate::error::CliError;
 
 /// `longshore remote sync`. What is the same at the target is not touched.
 pub fn sync(context: &Context, args: &SyncArgs) -> Result<ExitCode, CliError> {
-    let (from, to) = (repository(&args.source)?, repository(&args.target)?);
-    let places = [Place::Registry(from.clone()), Place::Registry(to.clone())];
-    let session = Session::new(context, &args.common.reach, &[&places[0], &places[1]])?;
-    let source = &from;
-    let mut tags = session.run(|client| async move { client.tags(source).await })?;
-    tags.retain(|tag| {
-        // Lists of referrers are written by whoever copies what is in them.
-        !registry_client::referrers::is_fallback_tag(tag)
-            && selected(tag, &args.include, &args.exclude)
-    });
+    let from = Origin::read(args)?;
+    let to = Goal::read(args, from.is_one_repository())?;
+    let hosts = from.hosts().into_iter().chain(to.host()).collect();
+    let session = Session::with_options(context, &args.common.reach, hosts, |options| {
+        from.add_to(options);
+    })?;
     let mut code = ExitCode::SUCCESS;
-    for tag in &tags {
-        let (from, to) = (from.with_tag(tag)?, to.with_tag(tag)?);
-        let (source, target) = (&from, &to);
-        let done = session.run(|client| async move { one(&client, source, target, args).await });
-        match done {
-            Ok((digest, what)) => tell(context, args, &to, &digest, what)?,
-            Err(error) if args.keep_going => {
-                context.ui.error(&error);
-                code = ExitCode::from(&error);
+    let failed = |error: CliError| match args.keep_going {
+        true => {
+            context.ui.error(&error);
+            Ok(ExitCode::from(&error))
+        }
+        false => Err(error),
+    };
+    for part in from.parts(&session, args)? {
+        let found = part.images(&session, args, &to);
+        let images = match found {
+            Ok(images) => images,
+            Err(error) => {
+                code = failed(error)?;
+                continue;
             }
-            Err(error) => return Err(error),
+        };
+        for image in &images {
+            let done = session.run(|client| async move { one(&client, image, args).await });
+            match done {
+                Ok((digest, what)) => tell(context, args, &image.to, &digest, what)?,
+                Err(error) => code = failed(error)?,
+            }
         }
     }
     Ok(code)
 }
 
-/// Copies one tag; its digest, and what was done.
+/// Copies one image; its digest, and what was done.
 async fn one(
     client: &Client,
-    from: &Reference,
-    to: &Reference,
+    image: &Image,
     args: &SyncArgs,
 ) -> Result<(Digest, &'static str), CopyError> {
-    let wanted = client.resolve(from).await?.digest;
-    let there = match client.resolve(to).await {
-        Ok(found) => Some(found.digest),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(error.into()),
+    let source = Source::open(client, &image.from).await?;
+    let kinds = Wanted {
+        platforms: args.platforms.platforms.clone(),
+        referrers: args.referrers,
+        ..Wanted::default()
     };
-    if there == Some(wanted) && !args.referrers {
-        return Ok((wanted, "same"));
-    }
+    let mut tree = None;
+    let wanted = match &image.from {
+        Place::Registry(reference) if kinds.platforms.is_empty() => {
+            client.resolve(reference).await?.digest
+        }
+        // What some of the platforms make is another index.
+        _ => tree.insert(Tree::read(&source, &kinds).await?).root(),
+    };
+    let there = existing(client, &image.to).await?;
     let what = match there {
         Some(digest) if digest == wanted => "same",
         Some(_) => "changed",
         None => "new",
     };
-    if args.dry_run {
+    if args.dry_run || (what == "same" && !args.referrers) {
         return Ok((wanted, what));
     }
-    let source = Source::Registry {
-        client: client.clone(),
-        reference: from.clone(),
+    let tree = match tree {
+        Some(tree) => tree,
+        None => Tree::read(&source, &kinds).await?,
     };
-    let kinds = Wanted {
-        referrers: args.referrers,
-        ..Wanted::default()
-    };
-    let tree = Tree::read(&source, &kinds).await?;
-    let target = Target::Registry {
-        client: client.clone(),
-        reference: to.clone(),
-        tags: Vec::new(),
-        force: false,
-    };
-    let report = copy::write(&tree, &target, Arc::new(Silent)).await?;
+    let report = copy::write(&tree, &target(client, &image.to), Arc::new(Silent)).await?;
     Ok((report.digest, what))
+}
+
+fn target(client: &Client, place: &ToPlace) -> Target {
+    match place.clone() {
+        ToPlace::Registry(reference) => Target::Registry {
+            client: client.clone(),
+            reference,
+            tags: Vec::new(),
+            force: false,
+        },
+        ToPlace::Layout { path, name } => Target::Layout { path, name },
+    }
+}
+
+/// What a name stands for at the target already.
+async fn existing(client: &Client, place: &ToPlace) -> Result<Option<Digest>, CopyError> {
+    match place {
+        ToPlace::Registry(reference) => match client.resolve(reference).await {
+            Ok(found) => Ok(Some(found.digest)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        },
+        ToPlace::Layout { path, .. } if !path.join("index.json").exists() => Ok(None),
+        ToPlace::Layout { .. } => {
+            let source = Source::open(client, &place.place()).await?;
+            let found = source.root().await;
+            Ok(found.ok().map(|(digest, _)| digest))
+        }
+    }
 }
 
 fn tell(
     context: &Context,
     args: &SyncArgs,
-    to: &Reference,
+    to: &ToPlace,
     digest: &Digest,
     what: &str,
 ) -> Result<(), CliError> {
+    let to = to.place();
     if args.common.json {
         return context.ui.json_line(&json!({
-            "target": to.familiar(),
+            "target": to.to_string(),
             "digest": digest,
             "was": what,
             "dryRun": args.dry_run,
         }));
     }
-    context
-        .ui
-        .line(&format!("{what:<8} {} {digest}", to.familiar()))
+    context.ui.line(&format!("{what:<8} {to} {digest}"))
 }
