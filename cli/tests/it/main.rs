@@ -29,6 +29,8 @@
 //! | [`registry_reload`] | another configuration while transfers run |
 //! | [`registry_traces`] | spans of the registry, as a collector gets them |
 //! | [`remote_diff`] | what tells two images apart |
+//! | [`remote_sync`] | many images at once: registries, layouts, lists |
+//! | [`short_names`] | names without a registry |
 //! | [`validate`] | images that are what they say, and such as are not |
 //! | [`run`] | what goes into a container, and what comes out |
 //! | [`platforms`] | images for other machines, and for several |
@@ -38,6 +40,7 @@
 //! | [`shared_cache`] | results that go from machine to machine |
 //! | [`bad_input`] | clear errors, and nothing left behind |
 //! | [`errors`] | what is said of common mistakes, beside what BuildKit says |
+//! | [`faulty`] | registries that do everything wrong |
 //! | [`killed`] | `kill -9` at any moment |
 //! | [`identity`] | what is part of a key, and what is not |
 //! | [`interop`] | skopeo, umoci, podman, buildah |
@@ -80,6 +83,7 @@ mod escapes;
 mod everywhere;
 mod examples;
 mod explain;
+mod faulty;
 mod full_disk;
 mod help;
 mod hostile;
@@ -107,6 +111,7 @@ mod registry_sync;
 mod registry_traces;
 mod remote;
 mod remote_diff;
+mod remote_sync;
 mod rootless;
 mod run;
 mod run_mounts;
@@ -115,6 +120,7 @@ mod security;
 mod shared_cache;
 mod sharing;
 mod ship;
+mod short_names;
 mod step_network;
 mod support;
 mod terminal;
