@@ -1,7 +1,10 @@
 //! Objects in a bucket of an S3-compatible store, over the same transport as everything else: certificates, proxies and
 //! patience are those of registries.
 //!
-//! Signatures and the protocol are `object_store`'s. An object appears whole or not at all.
+//! Signatures and the protocol are `object_store`'s. An object appears whole or not at all. What says nothing is not waited for
+//! (`bucket/patient`).
+
+mod patient;
 
 use std::fmt;
 use std::future::Future;
@@ -11,17 +14,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::client::{HttpClient, HttpConnector};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
 use object_store::signer::Signer;
-use object_store::{
-    ClientOptions, MultipartUpload as _, ObjectStore, ObjectStoreExt as _, RetryConfig,
-};
+use object_store::{MultipartUpload as _, ObjectStore, ObjectStoreExt as _, RetryConfig};
 use reqwest::Url;
 use store::content::{Blobs, ContentError};
 use store::oci::Descriptor;
 use tokio::io::AsyncReadExt as _;
 
+use self::patient::OwnConnections;
 use crate::error::ClientError;
 use crate::{Client, Timeouts};
 
@@ -136,16 +138,6 @@ impl fmt::Debug for Bucket {
     }
 }
 
-/// Gives out the transport's own connections.
-#[derive(Debug)]
-struct OwnConnections(reqwest::Client);
-
-impl HttpConnector for OwnConnections {
-    fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(self.0.clone()))
-    }
-}
-
 impl Client {
     /// A bucket; nothing is asked of it yet.
     pub async fn bucket(&self, options: &BucketOptions) -> Result<Bucket, BucketError> {
@@ -199,7 +191,10 @@ impl Client {
         };
         let connections = self.shared.transport.pool(&url, None).await?;
         let store = builder
-            .with_http_connector(OwnConnections(connections))
+            .with_http_connector(OwnConnections {
+                connections,
+                timeouts: self.options().timeouts,
+            })
             .build()
             .map_err(|error| setup(error.to_string()))?;
         Ok(Bucket {
@@ -211,7 +206,7 @@ impl Client {
 
 impl Bucket {
     /// The store behind it, for what keeps more than single objects there.
-    pub fn store(&self) -> std::sync::Arc<dyn ObjectStore> {
+    pub fn store(&self) -> std::sync::Arc<impl ObjectStore + MultipartStore + use<>> {
         std::sync::Arc::<AmazonS3>::clone(&self.store)
     }
 

@@ -12,19 +12,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde::Serialize;
 use serde_json::Value;
-use store::oci::{Digest, Hasher};
+use store::oci::Digest;
 use tokio::runtime::Handle;
 
 use crate::routes::RepositoryName;
 use crate::storage::collectable::{Collectable, FoundTag, KnownTags};
 use crate::storage::{
     Blob, BlobSource, MountSource, RegistryStorage, StorageError, StorageResult, TagCondition,
-    VerifiedUpload,
 };
 
 /// Repositories that are listed at once.
@@ -153,54 +153,18 @@ impl Migration<'_> {
 
     /// Copies a blob's bytes; false if they are not what its digest says.
     fn copy(&self, name: &RepositoryName, digest: &Digest, blob: &Blob) -> StorageResult<bool> {
-        let failed = |action: &'static str| {
-            move |source| StorageError::Io {
-                action,
-                path: digest.to_string().into(),
-                source,
-            }
-        };
-        let id = self.to.create_upload(name)?;
-        let Some(upload) = self.to.upload(name, &id)? else {
-            return Ok(false);
-        };
-        let mut hasher = Hasher::new(digest.algorithm());
-        let mut size = 0;
-        let copied = self.read(blob, &mut |bytes| {
-            hasher.update(bytes);
-            upload.write_at(bytes, size)?;
-            size += bytes.len() as u64;
-            Ok(())
-        });
-        let verified = match copied {
-            Ok(()) => VerifiedUpload::check(id.clone(), size, hasher.finish(), *digest),
-            Err(error) => {
-                self.to.cancel_upload(name, &id)?;
-                return Err(failed("copy")(error));
-            }
-        };
-        let Some(verified) = verified else {
-            self.to.cancel_upload(name, &id)?;
-            return Ok(false);
-        };
-        let verified = verified.with_tail(upload.take_tail());
-        self.to.commit_upload(name, &verified)?;
-        Ok(true)
+        let mut pieces = self.pieces(blob);
+        self.to.keep_blob(name, digest, blob.size, &mut pieces)
     }
 
-    fn read(&self, blob: &Blob, piece: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    /// A blob's bytes, piece by piece.
+    fn pieces(&self, blob: &Blob) -> Box<dyn Iterator<Item = io::Result<Bytes>>> {
         match &blob.source {
-            BlobSource::Bytes(bytes) => piece(bytes),
-            BlobSource::File(file) => read_file(file, piece),
+            BlobSource::Bytes(bytes) => Box::new(std::iter::once(Ok(bytes.clone()))),
+            BlobSource::File(file) => read_file(Arc::clone(file)),
             BlobSource::Remote(remote) => {
-                let mut stream = remote.stream(0..blob.size);
-                loop {
-                    let next: Option<io::Result<Bytes>> = self.runtime.block_on(stream.next());
-                    match next {
-                        Some(bytes) => piece(&bytes?)?,
-                        None => return Ok(()),
-                    }
-                }
+                let (mut stream, runtime) = (remote.stream(0..blob.size), self.runtime.clone());
+                Box::new(std::iter::from_fn(move || runtime.block_on(stream.next())))
             }
         }
     }
@@ -269,24 +233,28 @@ impl Migration<'_> {
         if !self.dry_run {
             let always = TagCondition::default();
             self.to.set_tag(name, &found.tag, digest, &always)?;
+            self.to.date_tag(name, &found.tag, digest, found.made)?;
         }
         self.done.tags += 1;
         Ok(())
     }
 }
 
-fn read_file(file: &File, piece: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut block = vec![0; BLOCK_BYTES];
+fn read_file(file: Arc<File>) -> Box<dyn Iterator<Item = io::Result<Bytes>>> {
     let mut offset = 0;
-    loop {
-        match file.read_at(&mut block, offset) {
-            Ok(0) => return Ok(()),
-            Ok(count) => {
-                piece(&block[..count])?;
-                offset += count as u64;
+    Box::new(std::iter::from_fn(move || {
+        loop {
+            let mut block = vec![0; BLOCK_BYTES];
+            match file.read_at(&mut block, offset) {
+                Ok(0) => return None,
+                Ok(count) => {
+                    block.truncate(count);
+                    offset += count as u64;
+                    return Some(Ok(block.into()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Some(Err(error)),
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
-    }
+    }))
 }

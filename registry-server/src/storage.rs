@@ -404,6 +404,18 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
         upload: &VerifiedUpload,
     ) -> StorageResult<()>;
 
+    /// Keeps a blob that comes in one go, so that it need not be stored before it is one. False, and nothing was kept, if its
+    /// bytes are not what `digest` and `size` say; they may be left where they are if the storage has the blob.
+    fn keep_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        size: u64,
+        pieces: &mut dyn Iterator<Item = io::Result<Bytes>>,
+    ) -> StorageResult<bool> {
+        keep_through_upload(self, repository, digest, size, pieces)
+    }
+
     /// Drops a session and its bytes; false if there was none.
     fn cancel_upload(&self, repository: &RepositoryName, id: &UploadId) -> StorageResult<bool>;
 
@@ -455,6 +467,18 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
         tag: &str,
         condition: &TagCondition,
     ) -> StorageResult<TagRemoval>;
+
+    /// Lets a tag be as old as this, if it is on `digest` still and the storage can keep that. For rules that keep what
+    /// was put last, of a registry that was copied.
+    fn date_tag(
+        &self,
+        _repository: &RepositoryName,
+        _tag: &str,
+        _digest: &Digest,
+        _made: SystemTime,
+    ) -> StorageResult<()> {
+        Ok(())
+    }
 
     /// Up to `limit` tags after `last`, in ASCII order; `None` if nothing was ever pushed to the repository.
     fn tags_after(
@@ -533,6 +557,45 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
         repository: &RepositoryName,
         subject: &Digest,
     ) -> StorageResult<Vec<Digest>>;
+}
+
+/// Keeps a blob as if it were uploaded.
+fn keep_through_upload(
+    storage: &(impl RegistryStorage + ?Sized),
+    repository: &RepositoryName,
+    digest: &Digest,
+    size: u64,
+    mut pieces: &mut dyn Iterator<Item = io::Result<Bytes>>,
+) -> StorageResult<bool> {
+    let id = storage.create_upload(repository)?;
+    let Some(upload) = storage.upload(repository, &id)? else {
+        return Ok(false);
+    };
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut written = 0;
+    let copied = Iterator::try_for_each(&mut pieces, |piece| {
+        let piece = piece?;
+        hasher.update(&piece);
+        upload.write_at(&piece, written)?;
+        written += piece.len() as u64;
+        io::Result::Ok(())
+    });
+    if let Err(source) = copied {
+        storage.cancel_upload(repository, &id)?;
+        return Err(StorageError::Io {
+            action: "copy",
+            path: digest.to_string().into(),
+            source,
+        });
+    }
+    let verified = VerifiedUpload::check(id.clone(), written, hasher.finish(), *digest);
+    let Some(verified) = verified.filter(|verified| verified.size() == size) else {
+        storage.cancel_upload(repository, &id)?;
+        return Ok(false);
+    };
+    let verified = verified.with_tail(upload.take_tail());
+    storage.commit_upload(repository, &verified)?;
+    Ok(true)
 }
 
 /// What a manifest is called whose type nothing tells.

@@ -696,6 +696,23 @@ impl RegistryStorage for DiskStorage {
         Ok(true)
     }
 
+    fn date_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &str,
+        digest: &Digest,
+        made: SystemTime,
+    ) -> StorageResult<()> {
+        let _lock = self.lock_tag(repository, tag)?;
+        if self.tag(repository, tag)?.as_ref() != Some(digest) {
+            return Ok(());
+        }
+        let link = self.tag_folder(repository, tag).join("current/link");
+        let dated = File::options().write(true).open(&link);
+        let dated = dated.and_then(|file| file.set_modified(made));
+        dated.map_err(failed("date", &link))
+    }
+
     fn remove_tag(
         &self,
         repository: &RepositoryName,

@@ -15,16 +15,20 @@
 //! Calls block on the runtime they were given, on the blocking threads that storage is called on.
 
 mod collection;
-mod link;
+pub(crate) mod keys;
+pub(crate) mod link;
 mod parts;
+pub(crate) mod whole;
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
 use object_store::signer::Signer;
 use object_store::{
@@ -35,6 +39,7 @@ use tokio::runtime::Handle;
 
 use self::link::TagLink;
 use self::parts::Parts;
+use self::whole::Whole;
 use super::walk::{Walker, walk};
 use super::{
     Blob, BlobSource, ListedTag, MountSource, RegistryStorage, Reliance, RemoteBlob, RemoteStream,
@@ -67,6 +72,8 @@ const DELETES: usize = 16;
 /// A registry in a bucket.
 pub struct ObjectStorage {
     store: Arc<dyn ObjectStore>,
+    /// The same one.
+    multiparts: Arc<dyn MultipartStore>,
     /// `[<prefix>/]docker/registry/v2`
     base: Key,
     runtime: Handle,
@@ -93,14 +100,15 @@ impl fmt::Debug for ObjectStorage {
 impl ObjectStorage {
     /// A registry below `prefix` (empty for none). Asks the store whether it keeps to conditions, so this fails
     /// where it cannot be reached or written.
-    pub fn open(
-        store: Arc<dyn ObjectStore>,
+    pub fn open<S: ObjectStore + MultipartStore>(
+        store: Arc<S>,
         prefix: &str,
         runtime: Handle,
     ) -> StorageResult<ObjectStorage> {
         let base = Key::from(format!("{prefix}/docker/registry/v2"));
         let mut storage = ObjectStorage {
-            store,
+            store: Arc::<S>::clone(&store),
+            multiparts: store,
             base,
             runtime,
             conditional: true,
@@ -340,6 +348,33 @@ impl ObjectStorage {
         Ok(found)
     }
 
+    /// Makes an object of what comes; false, and there is none, if it is not what the digest says.
+    fn send_blob(
+        &self,
+        to: &Key,
+        digest: &Digest,
+        size: u64,
+        mut pieces: &mut dyn Iterator<Item = io::Result<Bytes>>,
+    ) -> StorageResult<bool> {
+        let mut whole = Whole::begin(self, to, digest, size);
+        let sent = Iterator::try_for_each(&mut pieces, |piece| {
+            let piece = piece.map_err(|source| StorageError::Io {
+                action: "read",
+                path: digest.to_string().into(),
+                source,
+            })?;
+            self.runtime.block_on(whole.add(&piece))
+        });
+        let is_good = whole.digest() == *digest && whole.size() == size;
+        match sent {
+            Ok(()) if is_good => self.runtime.block_on(whole.finish()).map(|()| true),
+            sent => {
+                self.runtime.block_on(whole.give_up());
+                sent.map(|()| false)
+            }
+        }
+    }
+
     fn put_link(&self, key: &Key, digest: &Digest) -> StorageResult<()> {
         self.put(key, digest.to_string().into())
     }
@@ -397,13 +432,6 @@ impl ObjectStorage {
             // Somebody was faster: look again.
         }
     }
-}
-
-/// The tag whose `current/link` this is.
-fn tag_of<'a>(object: &'a ObjectMeta, folder: &Key) -> Option<&'a str> {
-    let rest = object.location.as_ref().strip_prefix(folder.as_ref())?;
-    let tag = rest.strip_prefix('/')?.strip_suffix("/current/link")?;
-    (!tag.contains('/')).then_some(tag)
 }
 
 /// `<alg>/<hex>`
@@ -622,7 +650,7 @@ impl RegistryStorage for ObjectStorage {
                 let parts = parts::list(&self.store, &folder);
                 let parts = self.wait("list", &folder, parts)?;
                 self.runtime
-                    .block_on(parts::join(&self.store, &parts, upload, &data))?;
+                    .block_on(parts::join(self, &parts, upload, &data))?;
             }
             // Not before: that may take as long as it takes.
             let kept = self.rely(&[*upload.digest()])?;
@@ -637,6 +665,31 @@ impl RegistryStorage for ObjectStorage {
         Err(StorageError::TooSlow {
             limit: self.pace.request,
         })
+    }
+
+    fn keep_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        size: u64,
+        pieces: &mut dyn Iterator<Item = io::Result<Bytes>>,
+    ) -> StorageResult<bool> {
+        let data = self.blob_data(digest);
+        // As in `commit_upload`.
+        let is_there = || Ok::<_, StorageError>(self.size(&data)? == Some(size));
+        if !is_there()? && !self.send_blob(&data, digest, size, pieces)? {
+            return Ok(false);
+        }
+        let kept = self.rely(&[*digest])?;
+        if !is_there()? {
+            // A collection came between, and the pieces came once.
+            return Err(StorageError::TooSlow {
+                limit: self.pace.request,
+            });
+        }
+        self.put_link(&self.layer_link(repository, digest), digest)?;
+        kept.confirm()?;
+        Ok(true)
     }
 
     fn cancel_upload(&self, repository: &RepositoryName, id: &UploadId) -> StorageResult<bool> {
@@ -658,9 +711,7 @@ impl RegistryStorage for ObjectStorage {
             // The last byte counts, not the first: a long upload is not an abandoned one.
             let mut newest = std::collections::BTreeMap::new();
             for object in self.list(&prefix)? {
-                let mut rest = object.location.prefix_match(&prefix).into_iter().flatten();
-                let id = rest.next().and_then(|part| UploadId::parse(part.as_ref()));
-                if let Some(id) = id {
+                if let Some(id) = keys::upload(&object.location, &prefix) {
                     let modified = object.last_modified.timestamp();
                     let entry = newest.entry(id).or_insert(modified);
                     *entry = (*entry).max(modified);
@@ -675,6 +726,10 @@ impl RegistryStorage for ObjectStorage {
             }
             Ok(true)
         })?;
+        let aborted = whole::purge(self, age)?;
+        if aborted > 0 {
+            tracing::info!(aborted, "gave up multipart uploads that nobody completed");
+        }
         Ok(purged)
     }
 
@@ -828,7 +883,7 @@ impl RegistryStorage for ObjectStorage {
         let folder = self.tags_folder(repository);
         let mut tags = Vec::new();
         for object in self.list(&folder)? {
-            if let Some(tag) = tag_of(&object, &folder)
+            if let Some(tag) = keys::tag(&object.location, &folder)
                 // Empty is what a removed one leaves.
                 && object.size > 0
             {
@@ -870,12 +925,7 @@ impl RegistryStorage for ObjectStorage {
         for folder in ["_layers", "_manifests/revisions"] {
             let folder = self.in_repository(repository, folder);
             for object in self.list(&folder)? {
-                let rest = object.location.prefix_match(&folder);
-                let rest: Vec<_> = rest.into_iter().flatten().collect();
-                if let [algorithm, hex, link] = rest.as_slice()
-                    && link.as_ref() == "link"
-                    && let Ok(digest) = format!("{}:{}", algorithm.as_ref(), hex.as_ref()).parse()
-                {
+                if let Some((digest, "link")) = keys::link(&object.location, &folder) {
                     contents.push(digest);
                 }
             }
@@ -932,17 +982,8 @@ impl RegistryStorage for ObjectStorage {
         let folder = self.in_repository(repository, &format!("_referrers/{}", below(subject)));
         let mut digests = Vec::new();
         for object in self.list(&folder)? {
-            let rest: Vec<_> = object
-                .location
-                .prefix_match(&folder)
-                .into_iter()
-                .flatten()
-                .collect();
-            if let [algorithm, hex, link] = rest.as_slice()
-                && link.as_ref() == "link"
-            {
-                digests
-                    .extend(format!("{}:{}", algorithm.as_ref(), hex.as_ref()).parse::<Digest>());
+            if let Some((digest, "link")) = keys::link(&object.location, &folder) {
+                digests.push(digest);
             }
         }
         digests.sort_unstable();

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
@@ -23,6 +24,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{RwLock, watch};
 
+use crate::client::Client;
+
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -32,6 +35,8 @@ pub(crate) enum Fate {
     Half,
     /// It is carried out, and the answer is lost: a 403, which nobody sends again.
     Lost,
+    /// It is carried out, and the answer is one upon which everybody asks again.
+    Busy,
     /// It is refused, with this status.
     Refused(u16),
     /// Nothing is answered until something else is decided.
@@ -88,6 +93,8 @@ pub(crate) struct Bucket {
     pub(crate) runtime: Runtime,
     pub(crate) endpoint: String,
     door: Arc<Door>,
+    /// How many clients are connected.
+    connected: watch::Receiver<usize>,
     folder: tempfile::TempDir,
     keys: Option<(String, String, Option<String>)>,
 }
@@ -119,11 +126,13 @@ impl Bucket {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let door = Arc::new(door);
-        runtime.spawn(serve(listener, service, Arc::clone(&door)));
+        let (count, connected) = watch::channel(0);
+        runtime.spawn(serve(listener, service, Arc::clone(&door), count));
         Bucket {
             runtime,
             endpoint,
             door,
+            connected,
             folder,
             keys: keys.map(|(id, secret)| (id.to_owned(), secret.to_owned(), None)),
         }
@@ -152,8 +161,33 @@ impl Bucket {
         RunningServer::start_on(Config::new(""), storage).unwrap()
     }
 
+    /// Returns when every connection that anybody has begun so far is closed, and what came over it is done with.
+    pub(crate) fn until_nobody_is_connected(&self) {
+        // Connections are taken in order: once this one was, all before it are counted.
+        let addr = self.endpoint.trim_start_matches("http://").parse().unwrap();
+        drop(Client::new(addr).head_of("/"));
+        let mut connected = self.connected.clone();
+        let none = connected.wait_for(|count| *count == 0);
+        drop(self.runtime.block_on(none).unwrap());
+    }
+
     fn open(&self) -> Result<(ObjectStorage, registry_client::Bucket), StorageError> {
-        let client = registry_client::Client::new(registry_client::Options::default()).unwrap();
+        self.open_with(registry_client::Options::default())
+    }
+
+    /// A registry that waits no longer than this for the bucket.
+    pub(crate) fn impatient_replica(&self, patience: Duration) -> RunningServer {
+        let mut options = registry_client::Options::default();
+        options.timeouts.idle = patience;
+        let (storage, _) = self.open_with(options).unwrap();
+        RunningServer::start_on(Config::new(""), Arc::new(storage)).unwrap()
+    }
+
+    fn open_with(
+        &self,
+        options: registry_client::Options,
+    ) -> Result<(ObjectStorage, registry_client::Bucket), StorageError> {
+        let client = registry_client::Client::new(options).unwrap();
         let options = BucketOptions {
             bucket: "images".to_owned(),
             region: None,
@@ -188,7 +222,12 @@ impl Bucket {
     }
 }
 
-async fn serve(listener: TcpListener, service: S3Service, door: Arc<Door>) {
+async fn serve(
+    listener: TcpListener,
+    service: S3Service,
+    door: Arc<Door>,
+    connected: watch::Sender<usize>,
+) {
     let alone = Arc::new(RwLock::new(()));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -209,7 +248,7 @@ async fn serve(listener: TcpListener, service: S3Service, door: Arc<Door>) {
                         let _ = decisions.changed().await;
                         return Ok(refusal(403));
                     }
-                    Fate::Pass | Fate::Half | Fate::Lost => {}
+                    Fate::Pass | Fate::Half | Fate::Lost | Fate::Busy => {}
                 }
                 let request = request.map(s3s::Body::from);
                 let answer = if matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -223,16 +262,20 @@ async fn serve(listener: TcpListener, service: S3Service, door: Arc<Door>) {
                 Ok::<_, Infallible>(match fate {
                     Fate::Half => half(answer).await,
                     Fate::Lost => refusal(403),
+                    Fate::Busy => refusal(503),
                     _ => answer,
                 })
             }
         });
+        connected.send_modify(|count| *count += 1);
+        let connected = connected.clone();
         tokio::spawn(async move {
             let connections = auto::Builder::new(TokioExecutor::new());
             // A client that hangs up is no concern of a server.
             let _ = connections
                 .serve_connection(TokioIo::new(stream), handle)
                 .await;
+            connected.send_modify(|count| *count -= 1);
         });
     }
 }

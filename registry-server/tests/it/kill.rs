@@ -1,27 +1,29 @@
 //! `kill -9` at any moment of pushes, moves and deletes of tags, and uploads in pieces: what was acknowledged stays, what was
-//! not does no harm.
+//! not does no harm. On a folder, and on a bucket.
 //!
 //! A few kills by default; `LONGSHORE_TEST_KILLS=200` asks for as many, `LONGSHORE_TEST_SEED` for another course of events.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use registry_server::RunningServer;
-use registry_server::collect::verify;
+use registry_server::collect::{Verified, verify};
 use registry_server::storage::disk::DiskStorage;
 use store::oci::{Digest, MediaType};
+use tempfile::TempDir;
 
+use crate::bucket::Bucket;
 use crate::client::{Client, noise};
 use crate::protocol::{manifest_of, numbered};
 
-/// Kills in an ordinary run.
-const KILLS: u64 = 6;
+/// Kills in an ordinary run, on a folder and on a bucket.
+const KILLS: (u64, u64) = (6, 3);
 
 /// The tag that one worker moves on and on.
 const MOVING: &str = "moving";
@@ -29,14 +31,60 @@ const MOVING: &str = "moving";
 /// Bytes of an upload that is sent in pieces, and of a piece.
 const PIECES: (usize, usize) = (600_000, 50_000);
 
-/// The example program, on a folder.
+/// What a registry lies on, and servers on it.
+trait Ground: Sync {
+    /// What the example program is told of it.
+    fn place(&self) -> OsString;
+
+    /// Another server on it.
+    fn server(&self) -> RunningServer;
+
+    /// Returns when nothing more happens that a killed process asked for.
+    fn settle(&self) {}
+
+    fn verify(&self) -> Verified;
+}
+
+impl Ground for TempDir {
+    fn place(&self) -> OsString {
+        self.path().into()
+    }
+
+    fn server(&self) -> RunningServer {
+        RunningServer::start(self.path()).unwrap()
+    }
+
+    fn verify(&self) -> Verified {
+        verify(&DiskStorage::open(self.path()).unwrap(), false).unwrap()
+    }
+}
+
+impl Ground for Bucket {
+    fn place(&self) -> OsString {
+        format!("s3:{}", self.endpoint).into()
+    }
+
+    fn server(&self) -> RunningServer {
+        self.replica()
+    }
+
+    fn settle(&self) {
+        self.until_nobody_is_connected();
+    }
+
+    fn verify(&self) -> Verified {
+        verify(&self.storage().unwrap(), false).unwrap()
+    }
+}
+
+/// The example program.
 struct Process {
     child: Child,
     addr: SocketAddr,
 }
 
 impl Process {
-    fn start(root: &Path) -> Process {
+    fn start(place: &OsStr) -> Process {
         // cargo builds examples beside the tests: target/debug/{deps/it-…,examples/serve}.
         let tests = std::env::current_exe().unwrap();
         let program = tests
@@ -45,7 +93,7 @@ impl Process {
             .with_file_name("examples")
             .join("serve");
         let mut child = Command::new(&program)
-            .arg(root)
+            .arg(place)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
@@ -260,7 +308,16 @@ fn check(client: &mut Client, name: &str, told: &Told) {
 
 #[test]
 fn what_was_acknowledged_survives_kill_9() {
-    let kills = number("LONGSHORE_TEST_KILLS", KILLS);
+    survive(&tempfile::tempdir().unwrap(), KILLS.0);
+}
+
+#[test]
+fn what_a_replica_acknowledged_survives_its_kill_9() {
+    survive(&Bucket::start(), KILLS.1);
+}
+
+fn survive(ground: &dyn Ground, kills: u64) {
+    let kills = number("LONGSHORE_TEST_KILLS", kills);
     let mut random = number("LONGSHORE_TEST_SEED", 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut below = |end: u64| {
         // Xorshift: any spread will do.
@@ -269,7 +326,6 @@ fn what_was_acknowledged_survives_kill_9() {
         random ^= random << 17;
         random % end
     };
-    let root = tempfile::tempdir().unwrap();
     // Kept from round to round, in few repositories, so that old and new work meets.
     let repositories: Vec<(String, Told)> = (0..3)
         .map(|n| (format!("a/b{n}"), Told::default()))
@@ -278,7 +334,7 @@ fn what_was_acknowledged_survives_kill_9() {
     for round in 0..kills {
         let (name, told) = &repositories[usize::try_from(below(3)).unwrap()];
         let before = told.count.load(Ordering::Relaxed);
-        let server = Process::start(root.path());
+        let server = Process::start(&ground.place());
         let addr = server.addr;
         let stop = AtomicBool::new(false);
         let enough = before + below(40);
@@ -296,7 +352,8 @@ fn what_was_acknowledged_survives_kill_9() {
         });
         acknowledged += told.count.load(Ordering::Relaxed) - before;
         // What is asked of a tag by now is what it is on, or nobody knows.
-        let server = RunningServer::start(root.path()).unwrap();
+        ground.settle();
+        let server = ground.server();
         let mut client = Client::new(server.addr);
         check(&mut client, name, told);
         for (session, done, bytes) in sent {
@@ -320,15 +377,14 @@ fn what_was_acknowledged_survives_kill_9() {
         moving[0] = (got.status == 200).then(|| Digest::of(&got.body));
         moving[1] = moving[0];
     }
-    let server = RunningServer::start(root.path()).unwrap();
+    let server = ground.server();
     let mut client = Client::new(server.addr);
     for (name, told) in &repositories {
         check(&mut client, name, told);
     }
     drop(client);
     drop(server);
-    let storage = DiskStorage::open(root.path()).unwrap();
-    let verified = verify(&storage, false).unwrap();
+    let verified = ground.verify();
     assert_eq!(verified.damaged, [], "{verified:?}");
     println!(
         "{kills} kills, {acknowledged} acknowledged changes, {} blobs whole",

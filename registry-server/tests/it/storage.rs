@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use registry_server::routes::{RepositoryName, UploadId};
 use registry_server::storage::disk::DiskStorage;
 use registry_server::storage::memory::MemoryStorage;
@@ -27,7 +28,7 @@ fn on_all(test: impl Fn(&dyn RegistryStorage)) {
 
 /// A registry in a bucket, below a prefix.
 pub(crate) fn in_bucket(
-    store: Arc<dyn ObjectStore>,
+    store: Arc<impl ObjectStore + MultipartStore>,
     runtime: &tokio::runtime::Runtime,
 ) -> ObjectStorage {
     ObjectStorage::open(store, "team/images", runtime.handle().clone()).unwrap()

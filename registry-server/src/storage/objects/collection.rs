@@ -22,7 +22,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use store::oci::{Digest, DigestAlgorithm, Hasher};
 
-use super::{ObjectStorage, absent_is_none, failed, link};
+use super::{ObjectStorage, absent_is_none, failed, keys, link};
 use crate::routes::{RepositoryName, UploadId};
 use crate::storage::collectable::{
     Announcement, Collectable, FoundData, FoundLink, FoundTag, Garbage, KnownTags,
@@ -316,24 +316,14 @@ impl ObjectStorage {
         let mut found: BTreeMap<Digest, FoundLink> = BTreeMap::new();
         let mut pulled: BTreeMap<Digest, SystemTime> = BTreeMap::new();
         for object in self.list(folder)? {
-            let rest: Vec<_> = object
-                .location
-                .prefix_match(folder)
-                .into_iter()
-                .flatten()
-                .collect();
-            let [algorithm, hex, file] = rest.as_slice() else {
-                continue;
-            };
-            let Ok(digest) = format!("{}:{}", algorithm.as_ref(), hex.as_ref()).parse::<Digest>()
-            else {
+            let Some((digest, file)) = keys::link(&object.location, folder) else {
                 continue;
             };
             let made = SystemTime::from(object.last_modified);
-            if file.as_ref() == PULLED {
+            if file == PULLED {
                 pulled.insert(digest, made);
             }
-            if file.as_ref() != "link" {
+            if file != "link" {
                 continue;
             }
             let stored = match digest.algorithm() {
@@ -368,14 +358,11 @@ impl ObjectStorage {
         prefix: &Key,
         found: &mut dyn FnMut(FoundData) -> StorageResult<()>,
     ) -> StorageResult<()> {
+        let blobs = self.key("blobs");
         // Page by page: there may be millions.
         let mut objects = self.store.list(Some(prefix));
         while let Some(object) = self.wait("list", prefix, objects.try_next())? {
-            let mut parts = object.location.as_ref().rsplit('/');
-            let file = (parts.next(), parts.next(), parts.next(), parts.next());
-            if let (Some("data"), Some(hex), Some(_), Some(algorithm)) = file
-                && let Ok(digest) = format!("{algorithm}:{hex}").parse()
-            {
+            if let Some(digest) = keys::data(&object.location, &blobs) {
                 found(FoundData {
                     digest,
                     size: object.size,
@@ -588,7 +575,7 @@ impl Collectable for ObjectStorage {
         let folder = self.tags_folder(repository);
         let mut tags = Vec::new();
         for object in self.list(&folder)? {
-            let Some(tag) = super::tag_of(&object, &folder) else {
+            let Some(tag) = keys::tag(&object.location, &folder) else {
                 continue;
             };
             let (tag, mark) = (tag.to_owned(), object.e_tag.clone());

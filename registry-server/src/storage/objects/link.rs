@@ -61,7 +61,7 @@ impl TagLink {
 }
 
 /// Reads a link's text.
-pub(super) fn parse(key: &Key, bytes: &Bytes) -> StorageResult<Digest> {
+pub(crate) fn parse(key: &Key, bytes: &Bytes) -> StorageResult<Digest> {
     let text = String::from_utf8_lossy(bytes);
     text.trim()
         .parse()

@@ -10,25 +10,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt as _;
 use object_store::path::Path as Key;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
-use store::oci::{Digest, Hasher};
+use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+use store::oci::Digest;
 use tokio::runtime::Handle;
-use tokio::task::JoinSet;
 
-use super::failed;
+use super::whole::{PART_BYTES, Whole};
+use super::{ObjectStorage, failed, keys};
 use crate::storage::{StorageError, StorageResult, UploadData, VerifiedUpload};
 
 /// The folder in a session's.
 pub(super) const FOLDER: &str = "_parts";
-
-/// Length of a part, in bytes; an upload holds one in memory while it runs, and three while it is joined.
-const PART_BYTES: usize = 8 * 1024 * 1024;
-
-/// S3 takes 10,000 parts of an object at most: of a larger blob they are longer.
-const PARTS_MAX: u64 = 9_000;
-
-/// Parts of a blob that are on their way at once.
-const SENDING: usize = 2;
 
 /// One object of a session.
 #[derive(Clone, Debug)]
@@ -46,8 +37,7 @@ pub(super) async fn list(
     let mut found: Vec<Part> = store
         .list(Some(folder))
         .try_filter_map(|object| async move {
-            let name = object.location.filename().unwrap_or_default();
-            Ok(name.parse().ok().map(|offset| Part {
+            Ok(keys::part(&object.location).map(|offset| Part {
                 offset,
                 size: object.size,
                 key: object.location,
@@ -127,10 +117,24 @@ impl Parts {
         let key = Key::from(format!("{}/{offset:020}", self.folder));
         let bytes = state.tail.split().freeze();
         let size = bytes.len() as u64;
-        let put = self
-            .store
-            .put_opts(&key, PutPayload::from(bytes), PutMode::Create.into());
-        self.runtime.block_on(put)?;
+        let payload = PutPayload::from(bytes.clone());
+        let put = self.store.put_opts(&key, payload, PutMode::Create.into());
+        match self.runtime.block_on(put) {
+            // Our own, if the answer to a first try was lost.
+            Err(object_store::Error::AlreadyExists { path, source }) => {
+                let part = Part {
+                    key: key.clone(),
+                    offset,
+                    size,
+                };
+                if self.runtime.block_on(read(&self.store, &part))? != bytes {
+                    return Err(object_store::Error::AlreadyExists { path, source }.into());
+                }
+            }
+            put => {
+                put?;
+            }
+        }
         state.parts.push(Part { key, offset, size });
         Ok(())
     }
@@ -227,130 +231,38 @@ impl UploadData for Parts {
 
 /// Makes one object of the parts and the upload's tail. It appears only if all of it hashes to the upload's digest.
 pub(super) async fn join(
-    store: &Arc<dyn ObjectStore>,
+    storage: &ObjectStorage,
     parts: &[Part],
     upload: &VerifiedUpload,
     to: &Key,
 ) -> StorageResult<()> {
-    let write = |error| failed("write", to, error);
-    let length = usize::try_from(upload.size().div_ceil(PARTS_MAX))
-        .unwrap_or(usize::MAX)
-        .max(PART_BYTES);
-    let mut joined = Joined {
-        hasher: Hasher::new(upload.digest().algorithm()),
-        size: 0,
-        length,
-        buffer: BytesMut::new(),
-        sending: JoinSet::new(),
-        multipart: None,
-    };
+    let mut whole = Whole::begin(storage, to, upload.digest(), upload.size());
     let sent = async {
         for part in parts {
-            let bytes = read(store, part).await;
+            let bytes = read(&storage.store, part).await;
             let bytes = bytes.map_err(|error| failed("read", &part.key, error))?;
-            joined.add(store, to, &bytes).await.map_err(write)?;
+            whole.add(&bytes).await?;
         }
-        joined.add(store, to, upload.tail()).await.map_err(write)?;
+        whole.add(upload.tail()).await?;
         // Another replica may have gone on with the session, or dropped it.
-        let found = joined.hasher.clone().finish();
-        if found != *upload.digest() || joined.size != upload.size() {
+        let found = whole.digest();
+        if found != *upload.digest() || whole.size() != upload.size() {
             return Err(changed(to, upload.digest(), &found));
         }
         Ok(())
     };
-    let done = match sent.await {
-        Ok(()) => joined.finish(store, to).await.map_err(write),
-        Err(error) => Err(error),
-    };
-    if done.is_err() {
-        joined.give_up().await;
+    match sent.await {
+        Ok(()) => whole.finish().await,
+        Err(error) => {
+            whole.give_up().await;
+            Err(error)
+        }
     }
-    done
 }
 
 fn changed(to: &Key, expected: &Digest, found: &Digest) -> StorageError {
     StorageError::Damaged {
         path: to.to_string().into(),
         reason: format!("the upload became {found} where {expected} was hashed"),
-    }
-}
-
-/// A blob on its way into the bucket.
-struct Joined {
-    hasher: Hasher,
-    size: u64,
-    length: usize,
-    buffer: BytesMut,
-    sending: JoinSet<object_store::Result<()>>,
-    /// Begun when there is more than one part.
-    multipart: Option<Box<dyn MultipartUpload>>,
-}
-
-impl Joined {
-    async fn add(
-        &mut self,
-        store: &Arc<dyn ObjectStore>,
-        to: &Key,
-        bytes: &[u8],
-    ) -> object_store::Result<()> {
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        self.buffer.extend_from_slice(bytes);
-        // The last part stays here: it may be of any length, the others may not.
-        while self.buffer.len() > self.length {
-            let part = self.buffer.split_to(self.length).freeze();
-            if self.multipart.is_none() {
-                self.multipart = Some(store.put_multipart(to).await?);
-            }
-            self.send(part).await?;
-        }
-        Ok(())
-    }
-
-    async fn send(&mut self, part: Bytes) -> object_store::Result<()> {
-        while self.sending.len() >= SENDING {
-            self.settle_one().await?;
-        }
-        if let Some(multipart) = &mut self.multipart {
-            self.sending.spawn(multipart.put_part(part.into()));
-        }
-        Ok(())
-    }
-
-    async fn settle_one(&mut self) -> object_store::Result<()> {
-        match self.sending.join_next().await {
-            Some(sent) => sent.unwrap_or_else(|error| {
-                Err(object_store::Error::Generic {
-                    store: "upload",
-                    source: error.into(),
-                })
-            }),
-            None => Ok(()),
-        }
-    }
-
-    async fn finish(&mut self, store: &Arc<dyn ObjectStore>, to: &Key) -> object_store::Result<()> {
-        let last = self.buffer.split().freeze();
-        if self.multipart.is_none() {
-            return store.put(to, last.into()).await.map(drop);
-        }
-        self.send(last).await?;
-        while !self.sending.is_empty() {
-            self.settle_one().await?;
-        }
-        match &mut self.multipart {
-            Some(multipart) => multipart.complete().await.map(drop),
-            None => Ok(()),
-        }
-    }
-
-    /// What was sent is paid for until somebody says that it is not wanted.
-    async fn give_up(&mut self) {
-        self.sending.shutdown().await;
-        if let Some(multipart) = &mut self.multipart
-            && let Err(error) = multipart.abort().await
-        {
-            tracing::debug!(%error, "parts of a blob stay in the bucket");
-        }
     }
 }
