@@ -11,6 +11,7 @@
 //! | `sync/mirror` | one run |
 //! | `sync/blobs` | one blob, fetched, verified and kept |
 //! | `sync/schedule` | runs while a server serves |
+//! | `sync/lease` | of several servers on a bucket, one runs it |
 //!
 //! A run writes by the server's own rules: immutable tags stay, quotas and the size of blobs hold, and each change is told
 //! as a client's would be. Names appear after what they refer to, so a run may die anywhere; the next one goes on.
@@ -18,6 +19,7 @@
 
 mod blobs;
 pub mod choose;
+mod lease;
 mod mirror;
 pub(crate) mod schedule;
 

@@ -15,6 +15,7 @@ use store::oci::{Digest, MediaType, Platform};
 use tokio::sync::Semaphore;
 
 use super::choose::is_fallback_tag;
+use super::lease::{self, Due, Lease, Taken};
 use super::{Mirror, SyncFailure, SyncLine, SyncReport, SyncStep, TellLine};
 use crate::audit::Event;
 use crate::error::ApiError;
@@ -44,6 +45,10 @@ const ABOUT: &str = "vnd.docker.reference.digest";
 
 /// Folder of the storage with the locks of syncs.
 const FOLDER: &str = "_sync";
+
+/// Why a run was none.
+const BUSY: &str = "another process runs it just now";
+const LOST: &str = "the storage could not be told that it runs: others may take it over";
 
 /// Why something could not be mirrored.
 #[derive(Debug)]
@@ -80,12 +85,66 @@ pub(super) struct Run<'a> {
     report: Mutex<SyncReport>,
 }
 
+/// What keeps others from running the same.
+enum Held {
+    /// Nothing is written.
+    Nothing,
+    /// A lock, among processes on one folder.
+    Folder(#[expect(dead_code, reason = "it is held")] File),
+    /// A lease, among servers on one bucket.
+    Lease(Lease),
+}
+
+/// Why a run that was due was none.
+pub(super) enum Skipped {
+    /// Another server runs it.
+    Others,
+    /// Another has run it, beginning then, and it is due in so long.
+    NotDue(Duration, i64),
+}
+
 /// Mirrors once. What fails is in the report, and keeps nothing else from being done.
 pub(super) async fn run(
     registry: &Arc<Registry>,
     sync: &Mirror,
     dry_run: bool,
     tell: TellLine<'_>,
+) -> SyncReport {
+    let held = match dry_run {
+        true => Ok(Held::Nothing),
+        false => match hold(registry, sync, None).await {
+            Ok(Ok(held)) => Ok(held),
+            Ok(Err(_)) => Err(Problem::Impossible(BUSY.to_owned())),
+            Err(problem) => Err(problem),
+        },
+    };
+    perform(registry, sync, dry_run, tell, held).await
+}
+
+/// Mirrors once, unless other servers see to it; with when the run began, if others can see that.
+pub(super) async fn run_if_due(
+    registry: &Arc<Registry>,
+    sync: &Mirror,
+    due: Due,
+    tell: TellLine<'_>,
+) -> Result<(SyncReport, Option<i64>), Skipped> {
+    let held = match hold(registry, sync, Some(due)).await {
+        Ok(held) => Ok(held?),
+        Err(problem) => Err(problem),
+    };
+    let began = match &held {
+        Ok(Held::Lease(lease)) => Some(lease.began()),
+        _ => None,
+    };
+    Ok((perform(registry, sync, false, tell, held).await, began))
+}
+
+async fn perform(
+    registry: &Arc<Registry>,
+    sync: &Mirror,
+    dry_run: bool,
+    tell: TellLine<'_>,
+    held: Result<Held, Problem>,
 ) -> SyncReport {
     let began = Instant::now();
     let run = Run {
@@ -97,8 +156,18 @@ pub(super) async fn run(
         rates: sync.rate.map(RateLimit::new),
         report: Mutex::default(),
     };
-    match run.lock().await {
-        Ok(_lock) => run.all().await,
+    match held {
+        Ok(Held::Lease(mut lease)) => {
+            let done = tokio::select! {
+                () = run.all() => true,
+                () = lease.lost() => false,
+            };
+            if !done {
+                run.failed(None, None, &Problem::Impossible(LOST.to_owned()));
+            }
+            lease.release(done).await;
+        }
+        Ok(_held) => run.all().await,
         Err(problem) => run.failed(None, None, &problem),
     }
     let report = run
@@ -112,36 +181,48 @@ pub(super) async fn run(
     report
 }
 
-impl Run<'_> {
-    /// Keeps other processes on the same folder from doing the same work.
-    async fn lock(&self) -> Result<Option<File>, Problem> {
-        if self.dry_run {
-            return Ok(None);
-        }
-        let name = format!("{}.lock", self.sync.name);
-        let storage = Arc::clone(&self.registry.storage);
-        let locking = tokio::task::spawn_blocking(move || {
-            let Some(folder) = storage.local_folder(FOLDER) else {
-                return Ok(None);
-            };
-            std::fs::create_dir_all(&folder)?;
-            let mut options = File::options();
-            let options = options.write(true).create(true).truncate(false);
-            let file = options.open(folder.join(name))?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => Ok(Some(file)),
-                Err(error) => Err(io::Error::from(error)),
-            }
-        });
-        let locked = locking.await.unwrap_or_else(|e| Err(io::Error::other(e)));
-        locked.map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                Problem::Impossible("another process runs it just now".to_owned())
-            }
-            _ => Problem::Impossible(format!("its lock cannot be taken: {error}")),
-        })
+/// Keeps other servers from doing the same work, unless they do it.
+async fn hold(
+    registry: &Arc<Registry>,
+    sync: &Mirror,
+    due: Option<Due>,
+) -> Result<Result<Held, Skipped>, Problem> {
+    if registry.storage.local_folder(FOLDER).is_some() {
+        return Ok(Ok(lock(registry, sync).await?));
     }
+    let taken = lease::take(&registry.storage, &sync.name, due, lease::Pace::default());
+    Ok(match taken.await.map_err(ApiError::from)? {
+        Taken::Ours(lease) => Ok(Held::Lease(lease)),
+        Taken::Others => Err(Skipped::Others),
+        Taken::NotDue(wait, ended) => Err(Skipped::NotDue(wait, ended)),
+    })
+}
 
+/// Keeps other processes on the same folder from doing the same work.
+async fn lock(registry: &Arc<Registry>, sync: &Mirror) -> Result<Held, Problem> {
+    let name = format!("{}.lock", sync.name);
+    let storage = Arc::clone(&registry.storage);
+    let locking = tokio::task::spawn_blocking(move || {
+        let Some(folder) = storage.local_folder(FOLDER) else {
+            return Ok(Held::Nothing);
+        };
+        std::fs::create_dir_all(&folder)?;
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(false);
+        let file = options.open(folder.join(name))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Held::Folder(file)),
+            Err(error) => Err(io::Error::from(error)),
+        }
+    });
+    let locked = locking.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    locked.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => Problem::Impossible(BUSY.to_owned()),
+        _ => Problem::Impossible(format!("its lock cannot be taken: {error}")),
+    })
+}
+
+impl Run<'_> {
     async fn all(&self) {
         let source = &self.sync.source;
         let repositories = match self.sync.choice.named() {

@@ -29,12 +29,12 @@ const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A registry that is read.
 #[derive(Debug)]
-struct Fake {
+pub(crate) struct Fake {
     state: Mutex<State>,
     /// How many bytes of blobs it gives out.
     blob_bytes: watch::Sender<u64>,
     /// Whether it answers about manifests.
-    answers: watch::Sender<bool>,
+    pub(crate) answers: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ struct State {
 }
 
 impl Fake {
-    fn new() -> Arc<Fake> {
+    pub(crate) fn new() -> Arc<Fake> {
         Arc::new(Fake {
             state: Mutex::default(),
             blob_bytes: watch::Sender::new(u64::MAX),
@@ -103,6 +103,18 @@ impl Fake {
         let mut state = self.state();
         state.asked.push(what);
         state.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// How often it was asked this.
+    pub(crate) fn count(&self, what: &str) -> usize {
+        let state = self.state();
+        state.asked.iter().filter(|asked| *asked == what).count()
+    }
+
+    /// Waits until it has been asked this; how often it was by then.
+    pub(crate) fn until_begun(&self, what: &str) -> usize {
+        self.until_asked(what);
+        self.count(what)
     }
 
     /// Waits until it has been asked this.
@@ -256,7 +268,7 @@ fn on_all(test: impl Fn(&Arc<Fake>, &RunningServer)) {
 }
 
 /// An image of one layer under a tag; the manifest's digest, and the layer's.
-fn image(fake: &Fake, tag: &str, layer: &[u8]) -> (Digest, Digest) {
+pub(crate) fn image(fake: &Fake, tag: &str, layer: &[u8]) -> (Digest, Digest) {
     let config = fake.blob(b"{}");
     let digest = fake.blob(layer);
     let manifest = manifest_of(&config, &[(&digest, layer.len())]);
