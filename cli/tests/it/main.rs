@@ -105,6 +105,7 @@ mod receiver;
 mod reference;
 mod registry;
 mod registry_access;
+mod registry_bucket;
 mod registry_identity;
 mod registry_reload;
 mod registry_sync;

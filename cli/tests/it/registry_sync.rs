@@ -8,7 +8,7 @@ use crate::receiver::Receiver;
 use crate::support::{Place, Ran, Server, tool};
 
 /// A source with images: an index for two platforms, tags, and what refers to them.
-fn fill(place: &Place, host: &str) {
+pub(crate) fn fill(place: &Place, host: &str) {
     for (platform, tag) in [("linux/amd64", "a"), ("linux/arm64", "b")] {
         let name = format!("{host}/team/app:{tag}");
         let files = [("Dockerfile", "FROM scratch\nCOPY . /\n"), ("x", tag)];

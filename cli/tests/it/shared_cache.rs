@@ -1,7 +1,7 @@
 //! Results that go from machine to machine: a machine is a store of its own. What is fetched is told by the requests that a
 //! registry gets, never by time.
 
-mod wire;
+pub(crate) mod wire;
 
 use std::path::{Path, PathBuf};
 

@@ -295,6 +295,16 @@ impl Server {
         Server::listening(&mut command)
     }
 
+    /// The bundled registry in the bucket of [`Server::s3`], found at `endpoint`, with further flags.
+    pub fn registry_in_bucket(endpoint: &str, flags: &[&str]) -> Server {
+        let mut command = Command::new(LONGSHORE);
+        command
+            .args(["registry", "serve", "--addr", "127.0.0.1:0", "--s3"])
+            .arg(bucket_at(endpoint))
+            .args(flags);
+        Server::listening(&mut command)
+    }
+
     /// The bundled registry by its configuration file, telling all that it can in `<file>.log`.
     pub fn registry_told(config: &Path) -> Server {
         let log = std::fs::File::create(config.with_extension("log")).unwrap();
@@ -385,6 +395,13 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What names the bucket of [`Server::s3`] to `--s3`.
+pub fn bucket_at(endpoint: &str) -> String {
+    format!(
+        "bucket=cache,region=us-east-1,endpoint_url=http://{endpoint},use_path_style=true,access_key_id=a,secret_access_key=b,prefix=team"
+    )
 }
 
 /// A port that was free a moment ago, for servers that cannot say which one the kernel chose for them.
