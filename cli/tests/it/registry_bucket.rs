@@ -13,7 +13,7 @@ use crate::support::{Place, Server, bucket_at, tool};
 /// What a `registry` command prints with `--json` of a place.
 #[track_caller]
 fn json(place: &Place, words: &[&str]) -> Value {
-    let all = ["registry", words[0], "--json"].iter().chain(&words[1..]);
+    let all = [&["registry", words[0], "--json"], &words[1..]].concat();
     serde_json::from_str(&place.run(all).ok()).unwrap()
 }
 

@@ -27,7 +27,7 @@ use crate::Timeouts;
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// A body that goes slower than this is not waited for.
-const BYTES_PER_SECOND: u64 = 256 * 1024;
+const BYTES_PER_SECOND: u64 = 64 * 1024;
 
 /// What a request copies on the server, which takes as long as it takes.
 const COPY_SOURCE: &str = "x-amz-copy-source";

@@ -308,15 +308,16 @@ fn check(client: &mut Client, name: &str, told: &Told) {
 
 #[test]
 fn what_was_acknowledged_survives_kill_9() {
-    survive(&tempfile::tempdir().unwrap(), KILLS.0);
+    println!("{}", survive(&tempfile::tempdir().unwrap(), KILLS.0));
 }
 
 #[test]
 fn what_a_replica_acknowledged_survives_its_kill_9() {
-    survive(&Bucket::start(), KILLS.1);
+    println!("{}", survive(&Bucket::start(), KILLS.1));
 }
 
-fn survive(ground: &dyn Ground, kills: u64) {
+/// Kills so often; what came of it.
+fn survive(ground: &dyn Ground, kills: u64) -> String {
     let kills = number("LONGSHORE_TEST_KILLS", kills);
     let mut random = number("LONGSHORE_TEST_SEED", 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut below = |end: u64| {
@@ -386,8 +387,8 @@ fn survive(ground: &dyn Ground, kills: u64) {
     drop(server);
     let verified = ground.verify();
     assert_eq!(verified.damaged, [], "{verified:?}");
-    println!(
+    format!(
         "{kills} kills, {acknowledged} acknowledged changes, {} blobs whole",
         verified.good
-    );
+    )
 }
