@@ -11,7 +11,7 @@ use store::content::archive::{ArchiveFormat, SavedImage};
 use store::images::ImageId;
 use store::layer::LayerId;
 use store::layer::apply::{Form, UnpackOptions, unpack_into};
-use store::layer::compress::Compression;
+use store::layer::compress::CompressionChoice;
 use store::layer::tar::{write_folders, write_tar};
 use store::oci::{DiffId, Digest, ImageConfig, Platform, Reference, time};
 use store::snapshot::View;
@@ -32,8 +32,10 @@ pub(crate) fn wants_layers(request: &BuildRequest) -> Prepare {
     for output in outputs(request) {
         prepare = prepare.max(match output {
             Output::Tar { .. } | Output::Local { .. } => Prepare::Nothing,
-            Output::Image { push: false } | Output::Docker { .. } => Prepare::Hash,
-            Output::Image { push: true } | Output::Oci { .. } => Prepare::Compress,
+            Output::Image { push: false, .. } | Output::Docker { .. } => Prepare::Hash,
+            Output::Image { push: true, layers } | Output::Oci { layers, .. } => {
+                Prepare::Compress(layers)
+            }
         });
     }
     prepare
@@ -59,7 +61,7 @@ pub(crate) enum Prepare {
     /// Its DiffID is computed.
     Hash,
     /// It is compressed, too.
-    Compress,
+    Compress(CompressionChoice),
 }
 
 /// Prepares one layer. What fails here fails again, and is reported, when the layer is exported.
@@ -68,9 +70,9 @@ pub(crate) fn prepare_layer(store: &Store, layer: &LayerId, prepare: Prepare) {
         return;
     }
     if let Ok(diff_id) = store.ensure_diff_id(layer)
-        && prepare == Prepare::Compress
+        && let Prepare::Compress(choice) = prepare
     {
-        let _made = store.layer_blob(&diff_id, Compression::GZIP);
+        let _made = store.layer_as(&diff_id, choice);
     }
 }
 
@@ -105,22 +107,23 @@ pub(crate) fn export(
             return Err(BuildError::Cancelled);
         }
         match output {
-            Output::Image { push } => {
+            Output::Image { push, layers } => {
                 name(store, request, here)?;
                 if push && makes_index {
-                    push_index(environment, request, &built, operations, outcome)
+                    push_index(environment, request, &built, layers, operations, outcome)
                         .map_err(failed)?;
                 } else if push {
-                    push_image(environment, request, &here.id, operations, outcome)
+                    push_image(environment, request, &here.id, layers, operations, outcome)
                         .map_err(failed)?;
                 }
             }
-            Output::Oci { dest } if makes_index => {
-                let index = index_archive(store, request, &built, &dest).map_err(failed)?;
+            Output::Oci { dest, layers } if makes_index => {
+                let index = index_archive(store, request, &built, layers, &dest).map_err(failed)?;
                 outcome.image = Some(index);
             }
-            Output::Oci { dest } => {
-                archive(store, request, &here.id, ArchiveFormat::Oci, &dest).map_err(failed)?;
+            Output::Oci { dest, layers } => {
+                let format = ArchiveFormat::Oci(layers);
+                archive(store, request, &here.id, format, &dest).map_err(failed)?;
             }
             Output::Docker { dest } => {
                 one(&built, "docker").map_err(failed)?;
@@ -208,7 +211,10 @@ fn failed(error: ExportError) -> BuildError {
 /// The outputs, with the default where none were named.
 fn outputs(request: &BuildRequest) -> Vec<Output> {
     if request.outputs.is_empty() {
-        return vec![Output::Image { push: false }];
+        return vec![Output::Image {
+            push: false,
+            layers: CompressionChoice::AS_THEY_ARE,
+        }];
     }
     request.outputs.clone()
 }
@@ -261,6 +267,7 @@ fn push_image(
     environment: BuildEnvironment<'_>,
     request: &BuildRequest,
     id: &ImageId,
+    layers: CompressionChoice,
     operations: &Operations<'_>,
     outcome: &mut BuildOutcome,
 ) -> Result<(), ExportError> {
@@ -273,7 +280,7 @@ fn push_image(
             environment.remote,
             id,
             tag,
-            None,
+            layers,
             Arc::clone(operations.progress),
         )?;
         outcome.pushed.push((tag.clone(), report.digest));
@@ -286,6 +293,7 @@ fn push_index(
     environment: BuildEnvironment<'_>,
     request: &BuildRequest,
     built: &[Built<'_>],
+    layers: CompressionChoice,
     operations: &Operations<'_>,
     outcome: &mut BuildOutcome,
 ) -> Result<(), ExportError> {
@@ -294,21 +302,19 @@ fn push_index(
     }
     let store = environment.store;
     let ids: Vec<ImageId> = built.iter().map(|built| built.id).collect();
-    let index = store.index_to_push(&ids)?;
     let mut done = BTreeSet::new();
     for tag in &request.tags {
         // Two tags of one repository need the images there once.
         let is_new = done.insert((tag.registry(), tag.repository()));
         for id in ids.iter().filter(|_| is_new) {
-            let manifest = store.manifest_to_push(id, None)?;
-            let name = tag.with_digest(manifest.digest());
             let progress = Arc::clone(operations.progress);
-            transfer::push(store, environment.remote, id, &name, None, progress)?;
+            transfer::push_untagged(store, environment.remote, id, tag, layers, progress)?;
         }
+        let index = store.index_to_push(&ids, layers)?;
         let digest = transfer::push_index(environment.remote, tag, &index)?;
+        outcome.image = Some(digest);
         outcome.pushed.push((tag.clone(), digest));
     }
-    outcome.image = Some(index.digest());
     Ok(())
 }
 
@@ -317,15 +323,16 @@ fn index_archive(
     store: &Store,
     request: &BuildRequest,
     built: &[Built<'_>],
+    layers: CompressionChoice,
     dest: &Destination,
 ) -> Result<Digest, ExportError> {
     let ids: Vec<ImageId> = built.iter().map(|built| built.id).collect();
     match dest {
         Destination::Folder(folder) => {
-            Ok(store.save_index_directory(&ids, &request.tags, folder)?)
+            Ok(store.save_index_directory(&ids, &request.tags, layers, folder)?)
         }
         Destination::Stdout | Destination::File(_) => write_to(dest, |out| {
-            Ok(store.save_index(&ids, &request.tags, out)?)
+            Ok(store.save_index(&ids, &request.tags, layers, out)?)
         }),
     }
 }

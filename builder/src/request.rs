@@ -10,6 +10,7 @@ pub use run::{Entitlement, RunSettings, SecretSource, SecretText};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use store::layer::compress::CompressionChoice;
 use store::oci::{Digest, Platform, Reference};
 
 use crate::contexts::{MainContext, NamedContexts};
@@ -81,11 +82,15 @@ pub enum Output {
     Image {
         /// Whether to push.
         push: bool,
+        /// How the layers that are pushed are compressed.
+        layers: CompressionChoice,
     },
     /// An OCI layout.
     Oci {
         /// Where to.
         dest: Destination,
+        /// How its layers are compressed.
+        layers: CompressionChoice,
     },
     /// An archive as `docker save` writes it.
     Docker {

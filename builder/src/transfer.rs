@@ -6,6 +6,7 @@
 mod absent;
 mod patch;
 mod places;
+mod push;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -15,15 +16,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use absent::{absent_layers, complete};
 pub(crate) use absent::{bring_blob, whereabouts};
 pub use places::{AdoptError, adopt, bridge, stored};
+pub use push::{push, push_index, push_untagged};
 pub use registry_client::RemoteImage;
-use registry_client::{
-    BlobReader, BlobSource, ClientError, Progress, PullError, PushImage, PushReport,
-};
+use registry_client::{BlobReader, ClientError, Progress, PullError};
 use store::content::{ContentError, Ingest};
 use store::images::ImageId;
 use store::layer::compress::Compression;
 use store::layers::watch::Watch;
-use store::oci::{Descriptor, DiffId, Digest, Platform, RawManifest, Reference};
+use store::oci::{Descriptor, DiffId, Digest, Platform, Reference};
 use store::snapshot::SnapshotError;
 use store::{Store, StoreError};
 
@@ -231,25 +231,29 @@ fn fetch_once(
     let consume = move |index: usize, descriptor: &Descriptor, mut reader: BlobReader| {
         let extract = Steps::new(TransferKind::Extract, descriptor.digest, Arc::clone(&sink));
         let ingest = into.blobs().resume(&descriptor.digest, descriptor.size)?;
-        let is_new = ingest.size() == 0 && may_patch;
-        let here = match is_new {
+        let from = ingest.left();
+        let here = match may_patch {
             true => patch::find(&into, &repository, descriptor, &mut reader),
             false => Vec::new(),
         };
         // Whether something of it did not come from the registry just now.
         let resumed = ingest.left() > 0 || !here.is_empty();
         let mut tee = Tee {
-            reader: Patched::new(reader, here, descriptor.size),
+            reader: Patched::new(reader, here, from, descriptor.size),
             extract,
             total: descriptor.size,
             ingest,
         };
         let unpacked = unpack(&into, diff_ids[index], &mut tee);
         if let Err(error) = unpacked {
-            // After a cut it can be gone on with; what is wrong cannot.
-            if tee.reader.is_patched() || BlobReader::client_error(&error).is_none() {
-                tee.ingest.discard();
+            // After a cut it can be gone on with; what is wrong cannot. A registry may not answer ranges as they are asked for
+            // here: the rest is asked for otherwise.
+            let is_cut = BlobReader::client_error(&error).is_some();
+            if !is_cut || tee.reader.is_patched() {
                 spoiled.fetch_or(resumed, Ordering::Relaxed);
+            }
+            if !is_cut {
+                tee.ingest.discard();
             }
             return Err(error);
         }
@@ -316,97 +320,6 @@ impl Read for Tee {
         self.extract.advance(count as u64, self.total);
         Ok(count)
     }
-}
-
-/// Pushes an image of the store to `reference`. Its layers go out as the blobs that are here, in whatever compression, or are
-/// compressed now; with `compression`, all go out in that one. A layer that is only in a registry stays there if that is the
-/// one that is pushed to.
-pub fn push(
-    store: &Arc<Store>,
-    remote: &Remote,
-    id: &ImageId,
-    reference: &Reference,
-    compression: Option<Compression>,
-    progress: Arc<dyn ProgressSink>,
-) -> Result<PushReport, TransferError> {
-    let watch = watch_compression(store, &progress);
-    let manifest = store.manifest_to_push(id, compression)?;
-    drop(watch);
-    let named = referenced(&manifest);
-    let (mut here, mut absent) = (Vec::new(), Vec::new());
-    for descriptor in &named {
-        let found = store.blobs().has(&descriptor.digest);
-        match found.map_err(StoreError::from)? == Some(descriptor.size) {
-            true => here.push(descriptor.clone()),
-            false => absent.push(descriptor.clone()),
-        }
-    }
-    let (linked, brought) = absent::link(store, remote, reference, absent, &progress)?;
-    here.extend(brought);
-    let mut blobs = Vec::new();
-    let mut mount_from = Vec::new();
-    for descriptor in here {
-        for (registry, repository) in store
-            .index()
-            .sources(&descriptor.digest)
-            .map_err(StoreError::from)?
-        {
-            if registry == reference.registry()
-                && repository != reference.repository()
-                && !mount_from.contains(&repository)
-            {
-                mount_from.push(repository);
-            }
-        }
-        let source = BlobSource::File(store.blobs().path(&descriptor.digest));
-        blobs.push((descriptor, source));
-    }
-    let image = PushImage {
-        manifest,
-        blobs,
-        mount_from,
-    };
-    let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Push, progress));
-    let pushed = &image;
-    let mut report = remote.run(|client| async move {
-        registry_client::push_image(&client, reference, pushed, bridge).await
-    })?;
-    report.existed += linked.existed;
-    report.mounted += linked.mounted;
-    for descriptor in &named {
-        store
-            .index()
-            .note_source(
-                &descriptor.digest,
-                reference.registry(),
-                reference.repository(),
-            )
-            .map_err(StoreError::from)?;
-    }
-    Ok(report)
-}
-
-/// Writes an index under a name, whose images are in that repository by now; its digest.
-pub fn push_index(
-    remote: &Remote,
-    reference: &Reference,
-    index: &RawManifest,
-) -> Result<Digest, TransferError> {
-    Ok(remote.run(|client| async move { client.put_manifest(reference, index).await })?)
-}
-
-/// The blobs that a manifest names: its configuration, then its layers; each once.
-fn referenced(manifest: &RawManifest) -> Vec<Descriptor> {
-    let store::oci::manifest::ParsedManifest::Image(image) = manifest.parsed() else {
-        return Vec::new();
-    };
-    let mut blobs = vec![image.config.clone()];
-    for layer in &image.layers {
-        if !blobs.iter().any(|known| known.digest == layer.digest) {
-            blobs.push(layer.clone());
-        }
-    }
-    blobs
 }
 
 /// Tells `progress` of the layers that are compressed, as long as the watch lives.

@@ -7,11 +7,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use store::layer::compress::Compression;
 use store::oci::Platform;
 
 mod cache;
 mod call;
+mod compression;
 mod container;
 mod debug;
 mod filter;
@@ -28,6 +28,7 @@ pub mod words;
 
 pub use cache::{CacheCommand, CacheLsArgs, CacheRmArgs};
 pub use call::{Call, Format, Method};
+pub use compression::CompressionArgs;
 pub use container::{
     AttachArgs, CommitArgs, Condition, ContainerCommand, ContainerCreateArgs, ContainerFilesArgs,
     ContainerNamesArgs, ContainerPruneArgs, ContainersArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs,
@@ -59,6 +60,8 @@ pub use remote::{
 };
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;
+
+use self::toggle::Toggle;
 
 /// Builds, ships and runs container images, without a daemon.
 #[derive(Debug, Parser)]
@@ -399,6 +402,8 @@ pub struct BuildArgs {
     ///
     /// type=image keeps it in the store; type=oci and type=docker write an archive to `dest`
     /// (`-` is stdout); type=tar writes the root file system as a tar, type=local as a folder.
+    /// With type=oci, and with type=image and --push, `compression=gzip` (zstd, zstd:chunked, estargz,
+    /// none), `compression-level=N` and `force-compression=true` say how layers are compressed.
     #[arg(short, long, value_name = "type=TYPE[,dest=PATH]")]
     pub output: Option<Output>,
     /// Tell of each step, after the build, why it ran; `longshore explain` tells it later
@@ -613,12 +618,12 @@ pub struct PushArgs {
     /// All tags that the store has of the repositories
     #[arg(short, long)]
     pub all_tags: bool,
-    /// Send all layers compressed so: gzip, zstd, zstd:chunked or none [default: as they are, new ones gzip]
-    #[arg(long, value_name = "KIND", visible_alias = "compression-format")]
-    pub compression: Option<Compression>,
-    /// How hard: 1 to 12 for gzip, 1 to 22 for the others
-    #[arg(long, value_name = "LEVEL", requires = "compression")]
-    pub compression_level: Option<u8>,
+    /// How layers are compressed.
+    #[command(flatten)]
+    pub layers: CompressionArgs,
+    /// Compress layers, too, that are compressed already, but not so
+    #[arg(long, toggle = "true", requires = "compression")]
+    pub force_compression: bool,
     /// Write the digests to this file, each on a line if there are several
     #[arg(long, value_name = "FILE")]
     pub digestfile: Option<PathBuf>,

@@ -40,7 +40,7 @@ pub mod tree;
 pub use local::Local;
 pub use place::{Pick, Place};
 pub use source::Source;
-pub use target::{ArchiveOut, CopyReport, Target, open_blob, write};
+pub use target::{ArchiveOut, CopyReport, Target, open_blob, write, write_rest};
 pub use tree::{Tree, Wanted};
 
 /// Why an image could not be read, changed or written.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`mutate`](mod@mutate) | the configuration and annotations |
 //! | [`layers`] | append, rebase, flatten |
+//! | [`recompress`](mod@recompress) | layers in another compression |
 //! | [`index`] | several images as one, and the entries of an index |
 //! | [`artifact`](mod@artifact) | files as an artifact |
 
@@ -12,6 +13,7 @@ mod artifact;
 pub mod index;
 pub mod layers;
 mod mutate;
+pub mod recompress;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +28,7 @@ use crate::copy::{CopyError, Source, Tree};
 
 pub use artifact::{Attachment, artifact, file_blob};
 pub use mutate::{Mutation, mutate};
+pub use recompress::{Recompress, Recompressed, Sent, recompress};
 
 /// Largest image configuration that is read, in bytes.
 pub(crate) const CONFIG_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -153,6 +156,8 @@ impl Tree {
 pub(crate) struct Edited {
     pub(crate) manifest: Manifest,
     pub(crate) config: ImageConfig,
+    /// Whether the configuration is the one that it was, byte by byte.
+    pub(crate) keeps_config: bool,
     /// Blobs that the tree did not have.
     pub(crate) blobs: Vec<Blob>,
 }
@@ -208,6 +213,9 @@ pub(crate) fn replace(
 fn rewrite(edited: &Edited, blobs: &mut BTreeMap<Digest, Blob>) -> RawManifest {
     for blob in &edited.blobs {
         blobs.insert(blob.descriptor.digest, blob.clone());
+    }
+    if edited.keeps_config {
+        return RawManifest::from(edited.manifest.clone());
     }
     let bytes = serde_json::to_vec(&edited.config).expect("a configuration has only text keys");
     let mut manifest = edited.manifest.clone();

@@ -77,7 +77,7 @@ pub use manifest::RemoteImage;
 pub use options::{Options, Proxies, Timeouts};
 pub use progress::{Progress, Silent};
 pub use pull::{PullError, pull_layers};
-pub use push::{PushImage, PushReport, push_image};
+pub use push::{PushImage, PushReport, PushedBlobs, ReadyBlob, push_blobs, push_image};
 pub use transport::body::{BlobSource, RemoteBlob};
 pub use transport::retry::{Clock, RetryPolicy, SystemClock};
 pub use transport::{Warning, with_headers};

@@ -3,7 +3,7 @@
 //! | file | tables |
 //! |---|---|
 //! | this one | `meta`; opening, transactions, sync epochs |
-//! | [`layers`] | `layers`, `compressed` |
+//! | [`layers`] | `layers`, `compressed`, `rewritten` |
 //! | [`blobs`] | `blobs`, `sources` |
 //! | [`records`] | `records`, `record_layers`, `record_files` |
 //! | [`leases`] | `leases`, `lease_items` |
@@ -42,9 +42,10 @@ pub use leases::{Lease, LeaseItem};
 pub use records::RecordRow;
 
 /// Schema version, SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 const SCHEMA: &str = include_str!("index/schema.sql");
 const SCHEMA_2: &str = include_str!("index/schema-2.sql");
+const SCHEMA_3: &str = include_str!("index/schema-3.sql");
 
 /// How long a writer waits for others. Transactions take microseconds, so only a stopped process reaches this.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -467,7 +468,10 @@ fn update(connection: &mut Connection) -> rusqlite::Result<i64> {
     if found < 1 {
         transaction.execute_batch(SCHEMA)?;
     }
-    transaction.execute_batch(SCHEMA_2)?;
+    if found < 2 {
+        transaction.execute_batch(SCHEMA_2)?;
+    }
+    transaction.execute_batch(SCHEMA_3)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()?;
     Ok(SCHEMA_VERSION)
@@ -598,17 +602,30 @@ mod tests {
     #[test]
     fn an_older_schema_is_brought_up_to_date() {
         let dir = tempfile::tempdir().unwrap();
-        let connection = rusqlite::Connection::open(dir.path().join("index.db")).unwrap();
-        connection.execute_batch(super::SCHEMA).unwrap();
-        connection.pragma_update(None, "user_version", 1).unwrap();
-        connection
-            .execute("INSERT INTO meta VALUES ('x.kept', x'01')", [])
-            .unwrap();
-        drop(connection);
-        for _ in 0..2 {
-            let store = crate::Store::open(dir.path()).unwrap();
-            assert_eq!(store.index().meta("x.kept").unwrap(), Some(vec![1]));
-            assert_eq!(store.history().rows().unwrap(), []);
+        for (version, schemas) in [
+            (1, &[super::SCHEMA][..]),
+            (2, &[super::SCHEMA, super::SCHEMA_2]),
+        ] {
+            let root = dir.path().join(version.to_string());
+            std::fs::create_dir(&root).unwrap();
+            let connection = rusqlite::Connection::open(root.join("index.db")).unwrap();
+            for schema in schemas {
+                connection.execute_batch(schema).unwrap();
+            }
+            connection
+                .pragma_update(None, "user_version", version)
+                .unwrap();
+            connection
+                .execute("INSERT INTO meta VALUES ('x.kept', x'01')", [])
+                .unwrap();
+            drop(connection);
+            for _ in 0..2 {
+                let store = crate::Store::open(&root).unwrap();
+                assert_eq!(store.index().meta("x.kept").unwrap(), Some(vec![1]));
+                assert_eq!(store.history().rows().unwrap(), []);
+                let layer = crate::oci::DiffId(crate::oci::Digest::of(b""));
+                assert_eq!(store.index().rewritten(&layer, "estargz").unwrap(), None);
+            }
         }
     }
 

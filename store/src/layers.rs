@@ -8,25 +8,28 @@
 //! A layer that was built has a canonical tar and can be written again at any time. One that came from elsewhere has the bytes
 //! it came with and no others: its blob stays for as long as an image or the layer itself needs it. Whichever way
 //! bytes go, they are hashed on it, and what does not have the DiffID goes nowhere.
+//!
+//! eStargz puts its table into the tar: there a blob of a layer is one of another layer, with another DiffID and the same files,
+//! and the configuration of an image that goes out so names that one (`layers/rewrite.rs`).
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::content::Ingest;
 use crate::fs::{self, TempFile};
 use crate::images::ImageId;
-use crate::layer::compress::table::{Position, table_annotations};
-use crate::layer::compress::{Compression, Packing, compressor, decompressor};
+use crate::layer::compress::table::{Format, Position, describe, table_annotations};
+use crate::layer::compress::{Compression, CompressionChoice, Packing, compressor, decompressor};
 use crate::layer::tar::{self, TarError, write_tar};
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::manifest::ParsedManifest;
-use crate::oci::{
-    Annotations, Descriptor, DiffId, Digest, Hashing, Index, Manifest, MediaType, RawManifest,
-};
+use crate::oci::{Descriptor, DiffId, Digest, Hashing, Index, Manifest, MediaType, RawManifest};
 use crate::snapshot::SnapshotError;
 use crate::{Store, StoreError};
 
 pub mod pieces;
+mod rewrite;
 pub mod watch;
 
 /// Bytes copied at once.
@@ -80,6 +83,41 @@ pub enum LayerError {
     /// A tar that cannot be unpacked.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+}
+
+/// A layer as a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// What it decompresses to: not the layer that was asked for, but one with the same files, where the compression
+    /// changes the tar ([`Compression::changes_tar`]).
+    pub diff_id: DiffId,
+    /// The blob.
+    pub descriptor: Descriptor,
+}
+
+/// How a layer is compressed beside others.
+#[derive(Clone, Copy, Debug)]
+pub struct Making<'a> {
+    /// Threads that compress.
+    pub threads: usize,
+    /// Whether it is to be given up.
+    pub stop: &'a AtomicBool,
+}
+
+impl Making<'_> {
+    /// With all processors, to its end.
+    fn alone() -> Making<'static> {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Making {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            stop: &NEVER,
+        }
+    }
+
+    /// Whether somebody wanted the end of it.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
 }
 
 /// A tar, open at its start.
@@ -162,12 +200,86 @@ impl Store {
         self.unpack_blob(diff_id, &blob.digest, told)
     }
 
+    /// A blob of the layer as it is chosen: one that is here, or made now.
+    pub fn layer_as(
+        &self,
+        diff_id: &DiffId,
+        choice: CompressionChoice,
+    ) -> Result<LayerBlob, StoreError> {
+        self.make_layer(diff_id, choice, Making::alone())
+    }
+
+    /// The same, beside others.
+    pub fn make_layer(
+        &self,
+        diff_id: &DiffId,
+        choice: CompressionChoice,
+        making: Making<'_>,
+    ) -> Result<LayerBlob, StoreError> {
+        match self.chosen_form(diff_id, choice)? {
+            Some(found) => Ok(found),
+            None => self.compress_layer(diff_id, choice.compression, making),
+        }
+    }
+
+    /// The layers of an image that have to be compressed before it can be pushed, and can be, oldest first and each once.
+    pub fn layers_to_make(
+        &self,
+        id: &ImageId,
+        choice: CompressionChoice,
+    ) -> Result<Vec<DiffId>, StoreError> {
+        let known_elsewhere = |blob: &Descriptor| self.is_elsewhere(blob);
+        if let Some(kept) = self.images.manifest(id)?
+            && self.is_complete(&kept, choice, &known_elsewhere)?
+        {
+            return Ok(Vec::new());
+        }
+        let mut wanted = Vec::new();
+        for diff_id in self.images.config(id)?.rootfs.diff_ids {
+            if wanted.contains(&diff_id) || self.chosen_form(&diff_id, choice)?.is_some() {
+                continue;
+            }
+            let is_built = matches!(self.unpacked(&diff_id)?, Some(LayerId::Built(_)));
+            if is_built || !self.forms(&diff_id)?.is_empty() {
+                wanted.push(diff_id);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// A blob that is here and as chosen.
+    fn chosen_form(
+        &self,
+        diff_id: &DiffId,
+        choice: CompressionChoice,
+    ) -> Result<Option<LayerBlob>, StoreError> {
+        match self.form(diff_id, choice.compression)? {
+            None if !choice.force => self.any_form(diff_id, choice),
+            found => Ok(found),
+        }
+    }
+
+    /// Whether a registry is known to have a blob.
+    fn is_elsewhere(&self, blob: &Descriptor) -> Result<bool, StoreError> {
+        Ok(!self.index.sources(&blob.digest)?.is_empty())
+    }
+
     /// A blob of the layer in the given compression, made where there is none yet. The level only counts when it is made.
+    /// A layer that eStargz cannot describe comes as gzip.
     pub fn layer_blob(
         &self,
         diff_id: &DiffId,
         compression: Compression,
-    ) -> Result<Descriptor, StoreError> {
+    ) -> Result<LayerBlob, StoreError> {
+        self.compress_layer(diff_id, compression, Making::alone())
+    }
+
+    fn compress_layer(
+        &self,
+        diff_id: &DiffId,
+        compression: Compression,
+        making: Making<'_>,
+    ) -> Result<LayerBlob, StoreError> {
         if let Some(found) = self.form(diff_id, compression)? {
             return Ok(found);
         }
@@ -180,24 +292,29 @@ impl Store {
             diff_id: *diff_id,
             source,
         };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let ingest = self.blobs.ingest()?;
-        let packed = compressor(ingest, compression, threads).map_err(stream)?;
-        let mut packed = self.watched(diff_id, packed);
+        let packed = compressor(ingest, compression, making.threads).map_err(stream)?;
+        let mut packed = self.watched(diff_id, packed, making);
         let written = self.write_layer(diff_id, &mut packed);
         // It has ended, well or not.
         let packed = packed.end();
         written?;
-        let ingest: Ingest = packed.finish().map_err(stream)?;
+        let (ingest, rewritten): (Ingest, _) = packed.finish_telling().map_err(stream)?;
         let blob = ingest.commit(None)?;
         let (file, size) = self.blobs.open(&blob.digest())?;
-        let mut descriptor = Descriptor::new(compression.media_type(), blob.digest(), size);
-        if let Compression::ZstdChunked(_) = compression {
-            descriptor.annotations = table_of(&file, size).map_err(stream)?;
+        let (form, descriptor) =
+            describe(&file, blob.digest(), size, compression, rewritten.as_ref())
+                .map_err(stream)?;
+        let made = rewritten.map_or(*diff_id, |rewritten| rewritten.diff_id);
+        self.index.remember(&made, form.name(), &descriptor)?;
+        if compression.changes_tar() {
+            self.index
+                .note_rewritten(diff_id, compression.name(), &made)?;
         }
-        self.index
-            .remember(diff_id, compression.name(), &descriptor)?;
-        Ok(descriptor)
+        Ok(LayerBlob {
+            diff_id: made,
+            descriptor,
+        })
     }
 
     /// Writes the layer's tar, uncompressed. What was written is worth nothing unless this succeeds: the DiffID is known
@@ -231,7 +348,7 @@ impl Store {
     /// The layer's tar, uncompressed and checked, as a file that goes when it is closed.
     pub fn layer_tar(&self, diff_id: &DiffId) -> Result<LayerTar, StoreError> {
         if let Some(blob) = self.form(diff_id, Compression::None)? {
-            let (file, size) = self.blobs.open(&blob.digest)?;
+            let (file, size) = self.blobs.open(&blob.descriptor.digest)?;
             return Ok(LayerTar {
                 file,
                 size,
@@ -293,13 +410,14 @@ impl Store {
     }
 
     /// A manifest of the image whose blobs are all in the store: the one it came with or was last given, else a new OCI one,
-    /// which is kept. With a `compression`, one that was kept counts only if all its layers have that.
+    /// which is kept. One that was kept counts only if all its layers are as chosen. Where a compression changes tars, it is that
+    /// of another image with the same files, which has no name; its configuration is in the store, but the image is not.
     pub fn manifest_for(
         &self,
         id: &ImageId,
-        compression: Option<Compression>,
+        choice: CompressionChoice,
     ) -> Result<RawManifest, StoreError> {
-        self.manifest_where(id, compression, &|_| Ok(false))
+        self.manifest_where(id, choice, &|_| Ok(false))
     }
 
     /// The same for a push: a blob may also be one that a registry is known to have (see
@@ -307,54 +425,68 @@ impl Store {
     pub fn manifest_to_push(
         &self,
         id: &ImageId,
-        compression: Option<Compression>,
+        choice: CompressionChoice,
     ) -> Result<RawManifest, StoreError> {
-        self.manifest_where(id, compression, &|blob| {
-            Ok(!self.index.sources(&blob.digest)?.is_empty())
-        })
+        self.manifest_where(id, choice, &|blob| self.is_elsewhere(blob))
     }
 
     /// A manifest whose blobs are all here, or `elsewhere`.
     fn manifest_where(
         &self,
         id: &ImageId,
-        compression: Option<Compression>,
+        choice: CompressionChoice,
         elsewhere: &dyn Fn(&Descriptor) -> Result<bool, StoreError>,
     ) -> Result<RawManifest, StoreError> {
         if let Some(kept) = self.images.manifest(id)?
-            && self.is_complete(&kept, compression, elsewhere)?
+            && self.is_complete(&kept, choice, elsewhere)?
         {
             return Ok(kept);
         }
-        let config = self.images.config_bytes(id)?;
         let parsed = self.images.config(id)?;
         let mut layers = Vec::with_capacity(parsed.rootfs.diff_ids.len());
         for diff_id in &parsed.rootfs.diff_ids {
-            let here = self.layer_blob(diff_id, compression.unwrap_or(Compression::GZIP));
+            let here = self.layer_as(diff_id, choice);
             layers.push(match here {
                 // A directory that came with a blob does not give that blob's bytes again.
                 Err(StoreError::Layer(
                     error @ (LayerError::Missing { .. } | LayerError::WrongDiffId { .. }),
-                )) => self
-                    .remembered(diff_id, compression, elsewhere)?
-                    .ok_or(error)?,
+                )) => self.remembered(diff_id, choice, elsewhere)?.ok_or(error)?,
                 here => here?,
             });
         }
-        let described = Descriptor::of(MediaType::OCI_CONFIG, &config);
-        let manifest = RawManifest::from(Manifest::image(described, layers));
+        let of = |config: &[u8], layers: Vec<LayerBlob>| {
+            let described = Descriptor::of(MediaType::OCI_CONFIG, config);
+            let layers = layers.into_iter().map(|layer| layer.descriptor);
+            RawManifest::from(Manifest::image(described, layers.collect()))
+        };
+        let made: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id).collect();
+        if made != parsed.rootfs.diff_ids {
+            let config = rewrite::config(parsed, made);
+            self.blobs.put(&config)?;
+            return Ok(of(&config, layers));
+        }
+        let config = self.images.config_bytes(id)?;
+        let manifest = of(&config, layers);
         self.images.put_image(&config, Some(&manifest))?;
         Ok(manifest)
     }
 
     /// An index of images for several platforms, in the order given. Their manifests are kept, the index is not.
-    pub fn index_for(&self, ids: &[ImageId]) -> Result<RawManifest, StoreError> {
-        self.index_of(ids, |id| self.manifest_for(id, None))
+    pub fn index_for(
+        &self,
+        ids: &[ImageId],
+        choice: CompressionChoice,
+    ) -> Result<RawManifest, StoreError> {
+        self.index_of(ids, |id| self.manifest_for(id, choice))
     }
 
     /// The same of images that are pushed, as [`Store::manifest_to_push`] has them.
-    pub fn index_to_push(&self, ids: &[ImageId]) -> Result<RawManifest, StoreError> {
-        self.index_of(ids, |id| self.manifest_to_push(id, None))
+    pub fn index_to_push(
+        &self,
+        ids: &[ImageId],
+        choice: CompressionChoice,
+    ) -> Result<RawManifest, StoreError> {
+        self.index_of(ids, |id| self.manifest_to_push(id, choice))
     }
 
     fn index_of(
@@ -375,16 +507,23 @@ impl Store {
     fn remembered(
         &self,
         diff_id: &DiffId,
-        compression: Option<Compression>,
+        choice: CompressionChoice,
         elsewhere: &dyn Fn(&Descriptor) -> Result<bool, StoreError>,
-    ) -> Result<Option<Descriptor>, StoreError> {
-        for (name, blob) in self.index.compressed(diff_id)? {
-            let Ok(form) = name.parse::<Compression>() else {
-                continue;
-            };
-            let fits = compression.is_none_or(|wanted| form.is_also(wanted));
-            if fits && elsewhere(&blob)? {
-                return Ok(Some(ours(form, blob)));
+    ) -> Result<Option<LayerBlob>, StoreError> {
+        let wanted = choice.compression;
+        let made = self.index.rewritten(diff_id, wanted.name())?;
+        for of in made.iter().chain([diff_id]) {
+            for (name, blob) in self.index.compressed(of)? {
+                let Ok(form) = name.parse::<Compression>() else {
+                    continue;
+                };
+                let fits = !choice.force || form.is_also(wanted);
+                if fits && elsewhere(&blob)? {
+                    return Ok(Some(LayerBlob {
+                        diff_id: *of,
+                        descriptor: ours(form, blob),
+                    }));
+                }
             }
         }
         Ok(None)
@@ -398,18 +537,17 @@ impl Store {
     fn is_complete(
         &self,
         manifest: &RawManifest,
-        compression: Option<Compression>,
+        choice: CompressionChoice,
         elsewhere: &dyn Fn(&Descriptor) -> Result<bool, StoreError>,
     ) -> Result<bool, StoreError> {
         let ParsedManifest::Image(parsed) = manifest.parsed() else {
             return Ok(false);
         };
         for layer in &parsed.layers {
-            let fits = compression.is_none_or(|wanted| {
-                let is_known = layer.media_type.as_str().ends_with(".tar");
-                let form = Compression::of(layer);
-                form.is_also(wanted) && (form != Compression::None || is_known)
-            });
+            let is_known = layer.media_type.as_str().ends_with(".tar");
+            let form = Compression::of(layer);
+            let fits = !choice.force
+                || form.is_also(choice.compression) && (form != Compression::None || is_known);
             let here = self.blobs.has(&layer.digest)? == Some(layer.size);
             if !fits || !here && !elsewhere(layer)? {
                 return Ok(false);
@@ -463,16 +601,49 @@ impl Store {
         Ok(found)
     }
 
+    /// A blob of the layer in a compression, or of what that makes of the layer.
     fn form(
         &self,
         diff_id: &DiffId,
         compression: Compression,
-    ) -> Result<Option<Descriptor>, StoreError> {
-        let found = self.forms(diff_id)?.into_iter().find(|(name, _)| {
-            let form = name.parse::<Compression>();
-            form.is_ok_and(|form| form.is_also(compression))
-        });
-        Ok(found.map(|(_, blob)| ours(compression, blob)))
+    ) -> Result<Option<LayerBlob>, StoreError> {
+        let find = |of: DiffId, wanted: Compression| {
+            let found = self.forms(&of)?.into_iter().find(|(name, _)| {
+                let form = name.parse::<Compression>();
+                form.is_ok_and(|form| form.is_also(wanted))
+            });
+            Ok::<_, StoreError>(found.map(|(_, blob)| LayerBlob {
+                diff_id: of,
+                descriptor: ours(compression, blob),
+            }))
+        };
+        if let Some(found) = find(*diff_id, compression)? {
+            return Ok(Some(found));
+        }
+        match self.index.rewritten(diff_id, compression.name())? {
+            // What it cannot describe is gzip.
+            Some(made) => find(made, Compression::GZIP),
+            None => Ok(None),
+        }
+    }
+
+    /// A blob of the layer in whatever compression.
+    fn any_form(
+        &self,
+        diff_id: &DiffId,
+        choice: CompressionChoice,
+    ) -> Result<Option<LayerBlob>, StoreError> {
+        for (name, blob) in self.forms(diff_id)? {
+            if let Ok(form) = name.parse::<Compression>()
+                && choice.is_met_by(form)
+            {
+                return Ok(Some(LayerBlob {
+                    diff_id: *diff_id,
+                    descriptor: ours(form, blob),
+                }));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -494,11 +665,20 @@ fn form_of(
     let mut annotations = None;
     let compression = match packing {
         Packing::Plain => Compression::None,
-        Packing::Gzip => Compression::GZIP,
-        Packing::Zstd => {
-            annotations = table_of(blob, size)?;
-            match annotations {
-                Some(_) => Compression::ZSTD_CHUNKED,
+        Packing::Gzip | Packing::Zstd => {
+            let position = Position::from_footer(blob, size)?;
+            let is_own =
+                |found: &Position| (found.format == Format::Estargz) == (packing == Packing::Gzip);
+            // A footer may be there by chance, or lead to nothing.
+            let table = position
+                .filter(is_own)
+                .and_then(|found| Some((found, found.annotations(blob).ok()?)));
+            match table {
+                Some((position, told)) => {
+                    annotations = Some(told);
+                    position.format.compression()
+                }
+                None if packing == Packing::Gzip => Compression::GZIP,
                 None => Compression::ZSTD,
             }
         }
@@ -511,14 +691,6 @@ fn form_of(
     let mut descriptor = Descriptor::new(compression.media_type(), digest, size);
     descriptor.annotations = annotations;
     Ok((compression.name(), descriptor))
-}
-
-/// The annotations that tell readers of a blob's table, if it has one.
-fn table_of(blob: &File, size: u64) -> io::Result<Option<Annotations>> {
-    match Position::from_footer(blob, size)? {
-        Some(position) => position.annotations(blob).map(Some),
-        None => Ok(None),
-    }
 }
 
 fn check(source_name: String, expected: &DiffId, found: Digest) -> Result<(), LayerError> {
@@ -621,8 +793,10 @@ mod tests {
         let tar = read_all(store.layer_tar(&diff_id).unwrap());
         assert_eq!(Digest::of(&tar), diff_id.0);
         let forms = [Compression::GZIP, Compression::ZSTD, Compression::None].map(|compression| {
-            let blob = store.layer_blob(&diff_id, compression).unwrap();
-            assert_eq!(store.layer_blob(&diff_id, compression).unwrap(), blob);
+            let made = store.layer_blob(&diff_id, compression).unwrap();
+            assert_eq!(store.layer_blob(&diff_id, compression).unwrap(), made);
+            assert_eq!(made.diff_id, diff_id);
+            let blob = made.descriptor;
             let (file, size) = store.blobs().open(&blob.digest).unwrap();
             assert_eq!(size, blob.size);
             let mut unpacked = Vec::new();
@@ -638,6 +812,60 @@ mod tests {
         assert_eq!(read_all(store.layer_tar(&diff_id).unwrap()), tar);
         assert!(store.check().unwrap().is_empty());
         assert!(fs::list(&store.root().join("locks")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn estargz_makes_another_layer_of_the_same_files() {
+        let (_dir, store) = crate::tests::store();
+        let info = built(&store, b"content");
+        let diff_id = store.ensure_diff_id(&info.id).unwrap();
+        let id = crate::tests::image_of(&store, &[diff_id]);
+        let gzip = store
+            .manifest_for(&id, CompressionChoice::AS_THEY_ARE)
+            .unwrap();
+        let made = store.layer_blob(&diff_id, Compression::ESTARGZ).unwrap();
+        assert_ne!(made.diff_id, diff_id);
+        assert_eq!(
+            store.layer_blob(&diff_id, Compression::ESTARGZ).unwrap(),
+            made
+        );
+        assert_eq!(Compression::of(&made.descriptor), Compression::ESTARGZ);
+        let tar = read_all(store.layer_tar(&made.diff_id).unwrap());
+        assert_eq!(Digest::of(&tar), made.diff_id.0);
+        let told = made.descriptor.annotations.as_ref().unwrap();
+        let bytes = &told["io.containers.estargz.uncompressed-size"];
+        assert_eq!(*bytes, tar.len().to_string());
+
+        // The image that goes out is another one, and the one that is here stays what it is.
+        let choice = CompressionChoice::all(Compression::ESTARGZ);
+        let out = store.manifest_for(&id, choice).unwrap();
+        let ParsedManifest::Image(image) = out.parsed() else {
+            panic!("{out:?}");
+        };
+        assert_eq!(image.layers, [made.descriptor.clone()]);
+        let config = store.blobs().read(&image.config.digest, 1 << 20).unwrap();
+        let config: crate::oci::ImageConfig = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config.rootfs.diff_ids, [made.diff_id]);
+        assert_eq!(store.images().images().unwrap().len(), 1);
+        let kept = store
+            .manifest_for(&id, CompressionChoice::AS_THEY_ARE)
+            .unwrap();
+        assert_eq!(kept.bytes(), gzip.bytes());
+
+        // It unpacks to the files that were packed.
+        let (_there, other) = crate::tests::store();
+        let (mut file, _) = store.blobs().open(&made.descriptor.digest).unwrap();
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        let blob = other.blobs().put(&bytes).unwrap();
+        other.add_layer_blob(&made.diff_id, &blob.digest()).unwrap();
+        let unpacked = other.ensure_unpacked(&made.diff_id).unwrap();
+        let scanned =
+            |store: &Store, id| crate::layer::scan::scan(&store.snapshots().layer_dir(id)).unwrap();
+        assert_eq!(scanned(&other, &unpacked), scanned(&store, &info.id));
+        assert!(other.check().unwrap().is_empty());
+        let (name, found) = other.index().compressed(&made.diff_id).unwrap().remove(0);
+        assert_eq!((&name[..], found.digest), ("estargz", blob.digest()));
     }
 
     #[test]
@@ -660,10 +888,12 @@ mod tests {
             store
                 .layer_blob(&diff_id, Compression::GZIP)
                 .unwrap()
+                .descriptor
                 .digest,
             blob.digest()
         );
         let zstd = store.layer_blob(&diff_id, Compression::ZSTD).unwrap();
+        let zstd = zstd.descriptor;
         assert_eq!(read_all(store.layer_tar(&diff_id).unwrap()), tar);
         // Without any blob the directory alone does not give these bytes, and nothing pretends that it does.
         store.blobs().remove(&blob.digest()).unwrap();
@@ -720,15 +950,24 @@ mod tests {
         let info = built(&store, b"x");
         let diff_id = store.ensure_diff_id(&info.id).unwrap();
         let id = crate::tests::image_of(&store, &[diff_id]);
-        let first = store.manifest_for(&id, None).unwrap();
+        let as_it_is = CompressionChoice::AS_THEY_ARE;
+        let all = CompressionChoice::all;
+        let first = store.manifest_for(&id, as_it_is).unwrap();
         let kept = store.images().manifest(&id).unwrap().unwrap();
         assert_eq!(kept.bytes(), first.bytes());
-        let again = store.manifest_for(&id, Some(Compression::GZIP)).unwrap();
+        let again = store.manifest_for(&id, all(Compression::GZIP)).unwrap();
         assert_eq!(again.bytes(), first.bytes());
-        let zstd = store.manifest_for(&id, Some(Compression::ZSTD)).unwrap();
+        // What is compressed somehow stays so, unless it must not.
+        let new = CompressionChoice {
+            compression: Compression::ZSTD,
+            force: false,
+        };
+        let unforced = store.manifest_for(&id, new).unwrap();
+        assert_eq!(unforced.bytes(), first.bytes());
+        let zstd = store.manifest_for(&id, all(Compression::ZSTD)).unwrap();
         assert_ne!(zstd.digest(), first.digest());
         assert_eq!(
-            store.manifest_for(&id, None).unwrap().digest(),
+            store.manifest_for(&id, as_it_is).unwrap().digest(),
             zstd.digest()
         );
     }

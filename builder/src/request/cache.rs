@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
-use store::layer::compress::Compression;
+use store::layer::compress::{Compression, CompressionChoice};
 use store::oci::Reference;
 
 use super::SecretText;
@@ -29,7 +29,7 @@ pub struct CacheExport {
     /// Whether a failure is a mere warning.
     pub ignore_error: bool,
     /// How layers are compressed.
-    pub compression: Compression,
+    pub layers: CompressionChoice,
     /// Cache mounts whose content goes there, too.
     pub mounts: MountChoice,
 }
@@ -218,7 +218,7 @@ impl CacheExport {
                     place: None,
                     mode,
                     ignore_error: keys.flag("ignore-error")?,
-                    compression: Compression::GZIP,
+                    layers: CompressionChoice::AS_THEY_ARE,
                     mounts: MountChoice::None,
                 };
                 keys.finish(&kind, "dest")?;
@@ -228,7 +228,7 @@ impl CacheExport {
                 place: Some(keys.place(&kind, "dest", variables)?),
                 mode,
                 ignore_error: keys.flag("ignore-error")?,
-                compression: keys.compression()?,
+                layers: keys.layers()?,
                 mounts: keys.mounts()?,
             };
             // What BuildKit can also write otherwise, longshore always writes so.
@@ -298,18 +298,22 @@ impl Keys {
         }
     }
 
-    fn compression(&mut self) -> Result<Compression, String> {
-        let compression = match self.take("compression") {
-            None => Compression::GZIP,
-            Some(name) => name.parse::<Compression>().map_err(|e| e.to_string())?,
-        };
-        let Some(level) = self.take("compression-level") else {
-            return Ok(compression);
-        };
-        let level: u8 = level
-            .parse()
-            .map_err(|_| "`compression-level` is no number of a level".to_owned())?;
-        compression.at_level(level).map_err(|e| e.to_string())
+    fn layers(&mut self) -> Result<CompressionChoice, String> {
+        let mut choice = CompressionChoice::all(Compression::GZIP);
+        if let Some(name) = self.take("compression") {
+            choice.compression = name.parse::<Compression>().map_err(|e| e.to_string())?;
+        }
+        if let Some(level) = self.take("compression-level") {
+            let level: u8 = level
+                .parse()
+                .map_err(|_| "`compression-level` is no number of a level".to_owned())?;
+            let at_level = choice.compression.at_level(level);
+            choice.compression = at_level.map_err(|e| e.to_string())?;
+        }
+        if self.has("force-compression") {
+            choice.force = self.flag("force-compression")?;
+        }
+        Ok(choice)
     }
 
     fn mounts(&mut self) -> Result<MountChoice, String> {
@@ -432,6 +436,7 @@ impl Keys {
                 "ignore-error",
                 "compression",
                 "compression-level",
+                "force-compression",
                 "mounts",
             ]),
             (_, false) => known.push("mounts"),
@@ -498,10 +503,10 @@ mod tests {
             "type=registry,ref=h/c,mode=max,ignore-error=true,compression=zstd,compression-level=9,oci-mediatypes=true",
         );
         assert_eq!((export.mode, export.ignore_error), (CacheMode::Max, true));
-        assert_eq!(export.compression, Compression::Zstd(9));
+        assert_eq!(export.layers, CompressionChoice::all(Compression::Zstd(9)));
         let export = to("type=registry,ref=h/c");
         assert_eq!((export.mode, export.ignore_error), (CacheMode::Min, false));
-        assert_eq!(export.compression, Compression::GZIP);
+        assert_eq!(export.layers, CompressionChoice::all(Compression::GZIP));
     }
 
     #[test]
@@ -539,7 +544,7 @@ mod tests {
         );
         check(
             "type=local,dest=a,x=1",
-            "`x` is not supported with type=local: expected dest, mode, ignore-error, compression, compression-level, mounts",
+            "`x` is not supported with type=local: expected dest, mode, ignore-error, compression, compression-level, force-compression, mounts",
         );
         check(
             "type=inline,mode=max",
@@ -551,7 +556,7 @@ mod tests {
         );
         check(
             "type=registry,ref=h/c,compression=lz4",
-            "unknown compression `lz4`: expected gzip, zstd, zstd:chunked or none",
+            "unknown compression `lz4`: expected gzip, zstd, zstd:chunked, estargz or none",
         );
         check(
             "type=registry,ref=h/c,image-manifest=false",

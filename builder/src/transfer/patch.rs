@@ -1,5 +1,5 @@
-//! Layers of which much is here: zstd:chunked blobs are put together from what older versions of them have, and only the
-//! rest is asked for, by ranges.
+//! Layers of which much is here: zstd:chunked and eStargz blobs are put together from what older versions of them have, and
+//! only the rest is asked for, by ranges.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -8,9 +8,10 @@ use std::os::unix::fs::FileExt;
 
 use registry_client::BlobReader;
 use store::Store;
-use store::layer::compress::table::Position;
+use store::layer::compress::estargz;
+use store::layer::compress::table::{Format, Position};
 use store::layers::pieces::LocalPiece;
-use store::oci::{Descriptor, Digest, Reference};
+use store::oci::{Annotations, Descriptor, Digest, Reference};
 
 /// Smallest blob that is worth a request for its table.
 const BLOB_BYTES_MIN: u64 = 256 * 1024;
@@ -28,33 +29,72 @@ pub(super) fn find(
     layer: &Descriptor,
     reader: &mut BlobReader,
 ) -> Vec<LocalPiece> {
-    let position = layer.annotations.as_ref();
-    let position = position.and_then(|told| Position::from_annotations(told, layer.size));
-    let Some(position) = position.filter(|_| layer.size >= BLOB_BYTES_MIN) else {
+    let annotations = layer.annotations.as_ref();
+    let Some(told) = annotations.and_then(|told| Told::of(told, layer.size)) else {
         return Vec::new();
     };
+    if layer.size < BLOB_BYTES_MIN {
+        return Vec::new();
+    }
     // Nothing is asked of the registry where there is nothing to compare with.
-    match store.has_chunked_blobs().map_err(io::Error::other) {
+    match store.has_blobs_with_tables(told.format()) {
         Ok(true) => {}
         Ok(false) => return Vec::new(),
         Err(error) => return given_up(layer, &error),
     }
-    let table = position.table;
-    let bytes = match reader.peek(table.offset..table.offset + table.length) {
-        Ok(bytes) => bytes,
+    let (position, bytes) = match told.read(reader, layer.size) {
+        Ok(read) => read,
         Err(error) => return given_up(layer, &error),
     };
-    if position.digest != Some(Digest::of(&bytes)) {
-        return given_up(layer, &"its table is not what its annotations say");
-    }
     let repository = (reference.registry(), reference.repository());
-    let here = match store.local_pieces(&bytes, table.offset, repository) {
+    let here = match store.local_pieces(&bytes, &position, repository) {
         Ok(here) => worthwhile(here, layer.size),
         Err(error) => return given_up(layer, &error),
     };
     let saved: u64 = here.iter().map(|piece| piece.length).sum();
     tracing::debug!(digest = %layer.digest, size = layer.size, saved, "parts of a layer are here");
     here
+}
+
+/// What annotations say of a layer's table.
+enum Told {
+    /// Where it is, and what it hashes to.
+    At(Position),
+    /// What it hashes to; the blob's end says where it is.
+    Estargz(Digest),
+}
+
+impl Told {
+    fn of(annotations: &Annotations, size: u64) -> Option<Told> {
+        let at = Position::from_annotations(annotations, size).map(Told::At);
+        at.or_else(|| estargz::table_digest(annotations).map(Told::Estargz))
+    }
+
+    fn format(&self) -> Format {
+        match self {
+            Told::At(position) => position.format,
+            Told::Estargz(_) => Format::Estargz,
+        }
+    }
+
+    /// Where the table of a blob of `size` bytes is, and its bytes there.
+    fn read(self, reader: &mut BlobReader, size: u64) -> io::Result<(Position, Vec<u8>)> {
+        let position = match self {
+            Told::At(position) => position,
+            Told::Estargz(digest) => {
+                let footer = reader.peek(size.saturating_sub(estargz::FOOTER_BYTES)..size)?;
+                let found = estargz::position(&footer, size)
+                    .ok_or_else(|| io::Error::other("it has no footer of eStargz"))?;
+                Position {
+                    digest: Some(digest),
+                    ..found
+                }
+            }
+        };
+        let table = position.table;
+        let bytes = reader.peek(table.offset..table.offset + table.length)?;
+        Ok((position, bytes))
+    }
 }
 
 fn given_up(layer: &Descriptor, why: &dyn std::fmt::Display) -> Vec<LocalPiece> {
@@ -91,10 +131,22 @@ fn worthwhile(here: Vec<LocalPiece>, size: u64) -> Vec<LocalPiece> {
     }
 }
 
-/// The parts of a blob of `size` bytes that are not `here`.
-fn rest(here: &[LocalPiece], size: u64) -> Vec<Range<u64>> {
+/// What of the pieces is behind the first `from` bytes of the blob, which an earlier pull has put together.
+fn behind(here: Vec<LocalPiece>, from: u64) -> VecDeque<LocalPiece> {
+    let pieces = here.into_iter().filter_map(|mut piece| {
+        let known = from.saturating_sub(piece.at);
+        piece.length = piece.length.checked_sub(known).filter(|left| *left > 0)?;
+        piece.at += known;
+        piece.offset += known;
+        Some(piece)
+    });
+    pieces.collect()
+}
+
+/// The parts of a blob of `size` bytes that are not `here`, behind the first `from`.
+fn rest(here: &VecDeque<LocalPiece>, from: u64, size: u64) -> Vec<Range<u64>> {
     let mut rest = Vec::new();
-    let mut at = 0;
+    let mut at = from;
     for piece in here {
         if at < piece.at {
             rest.push(at..piece.at);
@@ -117,16 +169,22 @@ pub(super) struct Patched {
 }
 
 impl Patched {
-    /// Begins the transfer of the rest of its `size` bytes, if something is `here`.
-    pub(super) fn new(mut reader: BlobReader, here: Vec<LocalPiece>, size: u64) -> Patched {
+    /// Begins the transfer of what is missing behind the first `from` of its `size` bytes, if something else is `here`.
+    pub(super) fn new(
+        mut reader: BlobReader,
+        here: Vec<LocalPiece>,
+        from: u64,
+        size: u64,
+    ) -> Patched {
+        let here = behind(here, from);
         if !here.is_empty() {
-            reader.start_with(rest(&here, size));
+            reader.start_with(rest(&here, from, size));
         }
         Patched {
             reader,
             is_patched: !here.is_empty(),
-            here: here.into(),
-            at: 0,
+            here,
+            at: from,
         }
     }
 
@@ -223,9 +281,36 @@ mod tests {
             (&[(0, 10), (10, 20), (50, 10)], &[(30, 50), (60, 100)]),
             (&[(5, 95)], &[(0, 5)]),
         ] {
-            let rest = rest(&pieces(here), 100);
+            let rest = rest(&pieces(here).into(), 0, 100);
             let rest: Vec<_> = rest.iter().map(|part| (part.start, part.end)).collect();
             assert_eq!(rest, expect);
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_pull_has_is_left_out() {
+        let all = [(0, 10), (10, 20), (50, 10)];
+        for (from, here, expect) in [
+            (
+                0,
+                &[(0, 10, 0), (10, 20, 0), (50, 10, 0)][..],
+                &[(30, 50), (60, 100)][..],
+            ),
+            (10, &[(10, 20, 0), (50, 10, 0)], &[(30, 50), (60, 100)]),
+            (15, &[(15, 15, 5), (50, 10, 0)], &[(30, 50), (60, 100)]),
+            (40, &[(50, 10, 0)], &[(40, 50), (60, 100)]),
+            (55, &[(55, 5, 5)], &[(60, 100)]),
+            (70, &[], &[(70, 100)]),
+        ] {
+            let left = behind(pieces(&all), from);
+            let found: Vec<_> = left
+                .iter()
+                .map(|piece| (piece.at, piece.length, piece.offset))
+                .collect();
+            assert_eq!(found, here, "{from}");
+            let rest = rest(&left, from, 100);
+            let rest: Vec<_> = rest.iter().map(|part| (part.start, part.end)).collect();
+            assert_eq!(rest, expect, "{from}");
         }
     }
 }

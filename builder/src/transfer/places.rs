@@ -5,7 +5,7 @@ use std::sync::Arc;
 use registry_client::Progress;
 use registry_client::copy::{CopyError, Local, Pick, Source};
 use store::images::{CONFIG_BYTES_MAX, ImageId};
-use store::layer::compress::Compression;
+use store::layer::compress::{Compression, CompressionChoice};
 use store::oci::manifest::ParsedManifest;
 use store::oci::{DiffId, ImageConfig, RawManifest, Reference};
 use store::{Store, StoreError};
@@ -34,7 +34,7 @@ pub fn stored(
     progress: &Arc<dyn ProgressSink>,
 ) -> Result<Source, StoreError> {
     let watch = watch_compression(store, progress);
-    let manifest = store.manifest_for(id, None)?;
+    let manifest = store.manifest_for(id, CompressionChoice::AS_THEY_ARE)?;
     drop(watch);
     let folder = store.root().join("blobs");
     Ok(Source::Local {

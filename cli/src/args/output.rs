@@ -1,7 +1,9 @@
-//! `--output type=TYPE[,dest=PATH]`, as `docker buildx build` writes it.
+//! `--output type=TYPE[,dest=PATH][,compression=KIND…]`, as `docker buildx build` writes it.
 
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use store::layer::compress::{Compression, CompressionChoice};
 
 /// Where the result of a build goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +12,8 @@ pub struct Output {
     pub kind: OutputKind,
     /// To where: a file, a folder for [`OutputKind::Local`], or `-` for stdout. None for [`OutputKind::Image`].
     pub dest: Option<PathBuf>,
+    /// How layers are compressed that leave the store, if that was said.
+    pub layers: Option<CompressionChoice>,
 }
 
 /// The forms of a result.
@@ -41,9 +45,11 @@ impl FromStr for Output {
             return Ok(Output {
                 kind,
                 dest: Some(PathBuf::from(text)),
+                layers: None,
             });
         }
         let (mut kind, mut dest) = (None, None);
+        let mut layers = Layers::default();
         for field in text.split(',') {
             let (name, value) = field
                 .split_once('=')
@@ -52,13 +58,22 @@ impl FromStr for Output {
                 "type" => kind = Some(parse_kind(value)?),
                 "dest" if value.is_empty() => return Err("`dest` is empty".to_owned()),
                 "dest" => dest = Some(PathBuf::from(value)),
-                _ => return Err(format!("unknown field `{name}`: expected `type` or `dest`")),
+                _ if layers.take(name, value)? => {}
+                _ => {
+                    return Err(format!(
+                        "unknown field `{name}`: expected `type`, `dest`, `compression`, `compression-level` or `force-compression`"
+                    ));
+                }
             }
         }
+        let layers = layers.choice()?;
         let kind = kind.ok_or("`type` is missing: expected image, oci, docker, tar or local")?;
+        if layers.is_some() && !matches!(kind, OutputKind::Image | OutputKind::Oci) {
+            return Err("`compression` has a meaning with type=image and type=oci only".to_owned());
+        }
         match (kind, &dest) {
             (OutputKind::Image, Some(_)) => Err("`dest` has no meaning with type=image".to_owned()),
-            (OutputKind::Image, None) | (_, Some(_)) => Ok(Output { kind, dest }),
+            (OutputKind::Image, None) | (_, Some(_)) => Ok(Output { kind, dest, layers }),
             (OutputKind::Local, None) => {
                 Err("`dest` is missing: expected the folder to write to".to_owned())
             }
@@ -66,8 +81,59 @@ impl FromStr for Output {
             (_, None) => Ok(Output {
                 kind,
                 dest: Some(PathBuf::from("-")),
+                layers,
             }),
         }
+    }
+}
+
+/// The fields about layers.
+#[derive(Default)]
+struct Layers {
+    compression: Option<Compression>,
+    level: Option<u8>,
+    force: bool,
+}
+
+impl Layers {
+    /// Takes a field; `false` if it is none of these.
+    fn take(&mut self, name: &str, value: &str) -> Result<bool, String> {
+        match name {
+            "compression" => {
+                self.compression = Some(value.parse().map_err(|error| format!("{error}"))?);
+            }
+            "compression-level" => {
+                let level = value.parse();
+                let level = level.map_err(|_| "`compression-level` is no number of a level")?;
+                self.level = Some(level);
+            }
+            "force-compression" => {
+                self.force = match value {
+                    "true" | "1" => true,
+                    "false" | "0" => false,
+                    _ => {
+                        return Err("`force-compression` is neither `true` nor `false`".to_owned());
+                    }
+                };
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn choice(self) -> Result<Option<CompressionChoice>, String> {
+        if self.compression.is_none() && self.level.is_none() && !self.force {
+            return Ok(None);
+        }
+        let compression = self.compression.unwrap_or(Compression::GZIP);
+        let compression = match self.level {
+            Some(level) => compression.at_level(level).map_err(|e| e.to_string())?,
+            None => compression,
+        };
+        Ok(Some(CompressionChoice {
+            compression,
+            force: self.force,
+        }))
     }
 }
 
@@ -106,6 +172,29 @@ mod tests {
     }
 
     #[test]
+    fn layers() {
+        let check = |text: &str, expected: Option<CompressionChoice>| {
+            assert_eq!(text.parse::<Output>().unwrap().layers, expected, "{text}");
+        };
+        let new = |compression| {
+            Some(CompressionChoice {
+                compression,
+                force: false,
+            })
+        };
+        check("type=image", None);
+        check("type=image,compression=estargz", new(Compression::ESTARGZ));
+        check(
+            "type=oci,compression-level=9,dest=a,compression=zstd",
+            new(Compression::Zstd(9)),
+        );
+        check(
+            "type=image,force-compression=true",
+            Some(CompressionChoice::all(Compression::GZIP)),
+        );
+    }
+
+    #[test]
     fn mistakes_say_what_would_be_right() {
         let check = |text: &str, expected: &str| {
             assert_eq!(text.parse::<Output>().unwrap_err(), expected);
@@ -120,12 +209,24 @@ mod tests {
         );
         check(
             "type=oci,x=1",
-            "unknown field `x`: expected `type` or `dest`",
+            "unknown field `x`: expected `type`, `dest`, `compression`, `compression-level` or `force-compression`",
         );
         check(
             "type=oci,dest",
             "`dest` has no value: expected `name=value`",
         );
         check("type=image,dest=x", "`dest` has no meaning with type=image");
+        check(
+            "type=tar,compression=gzip",
+            "`compression` has a meaning with type=image and type=oci only",
+        );
+        check(
+            "type=image,compression=gzip,compression-level=13",
+            "gzip has no compression level `13`: expected 1 to 12",
+        );
+        check(
+            "type=image,force-compression=yes",
+            "`force-compression` is neither `true` nor `false`",
+        );
     }
 }

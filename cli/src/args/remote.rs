@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use store::oci::Platform;
 
+use super::CompressionArgs;
+
 mod edit;
 mod judge;
 
@@ -200,6 +202,16 @@ pub struct CopyArgs {
     /// Look for every blob, also where the manifest that names it is there
     #[arg(long, visible_alias = "force-recursive")]
     pub force: bool,
+    /// How layers are compressed at the target.
+    #[command(flatten)]
+    pub layers: CompressionArgs,
+    /// Compress layers anew, too, that are compressed so already: for another level
+    #[arg(
+        long,
+        requires = "compression",
+        visible_alias = "dest-force-compress-format"
+    )]
+    pub force_compression: bool,
     /// Write nothing if the target's tag exists
     #[arg(short, long)]
     pub no_clobber: bool,

@@ -24,7 +24,7 @@ pub fn save(context: &Context, args: &SaveArgs) -> Result<ExitCode, CliError> {
         complete(context, &store, &image.id)?;
     }
     let format = match args.format {
-        ArchiveFormat::Oci => Format::Oci,
+        ArchiveFormat::Oci => Format::OCI,
         ArchiveFormat::Docker => Format::Docker,
     };
     let Some(path) = &args.output else {

@@ -12,6 +12,7 @@ use builder::history::{Outline, Recording};
 use builder::request::cache::CacheSpecError;
 use builder::request::{BuildRequest, CacheExport, CacheImport, Destination, Output, RunSettings};
 use builder::solve::cancel::Cancel;
+use store::layer::compress::CompressionChoice;
 use store::oci::{Platform, Reference};
 
 use super::interrupt::Watch;
@@ -227,20 +228,36 @@ fn build_args(context: &Context, given: &[String]) -> Result<BTreeMap<String, St
 
 fn output(args: &BuildArgs) -> Result<Output, CliError> {
     let Some(output) = &args.output else {
-        return Ok(Output::Image { push: args.push });
+        return Ok(Output::Image {
+            push: args.push,
+            layers: CompressionChoice::AS_THEY_ARE,
+        });
     };
     if args.push && output.kind != OutputKind::Image {
         let message = "--push needs the image itself: it does not go with this --output";
         return Err(CliError::new(Kind::Usage, message));
     }
+    if output.kind == OutputKind::Image && output.layers.is_some() && !args.push {
+        let message = "`compression` has no meaning with type=image unless the image is pushed: layers are compressed when they leave the store";
+        return Err(
+            CliError::new(Kind::Usage, message).hint("add --push, or give it to `longshore push`")
+        );
+    }
+    let layers = output.layers.unwrap_or_default();
     let path = || output.dest.clone().unwrap_or_default();
     let dest = || match path() {
         path if path == Path::new("-") => Destination::Stdout,
         path => Destination::File(path),
     };
     Ok(match output.kind {
-        OutputKind::Image => Output::Image { push: args.push },
-        OutputKind::Oci => Output::Oci { dest: dest() },
+        OutputKind::Image => Output::Image {
+            push: args.push,
+            layers,
+        },
+        OutputKind::Oci => Output::Oci {
+            dest: dest(),
+            layers,
+        },
         OutputKind::Docker => Output::Docker { dest: dest() },
         OutputKind::Tar => Output::Tar { dest: dest() },
         OutputKind::Local => Output::Local { dest: path() },

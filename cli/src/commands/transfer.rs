@@ -10,7 +10,7 @@ use registry_client::referrers::is_fallback_tag;
 use serde_json::json;
 use store::Store;
 use store::images::ImageId;
-use store::layer::compress::Compression;
+use store::layer::compress::CompressionError;
 use store::oci::{Platform, Reference};
 
 use super::{find_image, short_name};
@@ -49,7 +49,8 @@ impl Manner {
 
 /// `longshore push`.
 pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
-    let compression = compression(args)?;
+    let layers = args.layers.choice(args.force_compression);
+    let layers = layers.map_err(|error| level(&error))?;
     let store = Arc::new(context.store()?);
     let mut images = Vec::new();
     for name in &args.names {
@@ -72,7 +73,7 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
     for (reference, id) in images {
         let display = Display::new(context.ui, manner.progress, Work::Pushing);
         let sink = display.sink();
-        let pushed = transfer::push(&store, &remote, &id, &reference, compression, sink);
+        let pushed = transfer::push(&store, &remote, &id, &reference, layers, sink);
         display.finish(pushed.is_ok());
         let report = pushed?;
         digests += &format!("{}\n", report.digest);
@@ -108,15 +109,9 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `--compression` with its level.
-fn compression(args: &PushArgs) -> Result<Option<Compression>, CliError> {
-    let (Some(compression), Some(level)) = (args.compression, args.compression_level) else {
-        return Ok(args.compression);
-    };
-    let at_level = compression.at_level(level);
-    at_level
-        .map(Some)
-        .map_err(|error| CliError::new(Kind::Usage, format!("`--compression-level`: {error}")))
+/// A level that a compression does not have.
+pub fn level(error: &CompressionError) -> CliError {
+    CliError::new(Kind::Usage, format!("`--compression-level`: {error}"))
 }
 
 /// What the store has of a repository: names with tags, in order, and the images.

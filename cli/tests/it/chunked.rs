@@ -1,4 +1,4 @@
-//! zstd:chunked: what an older version of an image has need not come again, here and with podman.
+//! zstd:chunked and eStargz: what an older version of an image has need not come again, here and with podman.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -38,8 +38,8 @@ fn context(place: &Place, version: &str) -> PathBuf {
     context
 }
 
-/// A registry with both versions of an image as zstd:chunked, and its log.
-fn registry_with_both(place: &Place) -> (Server, PathBuf) {
+/// A registry with both versions of an image in a compression, and its log.
+fn registry_with_both(place: &Place, compression: &str) -> (Server, PathBuf) {
     let log = place.path("access.log");
     let flags = ["--access-log", log.to_str().unwrap()];
     let registry = Server::registry_with(&place.path("registry"), &flags);
@@ -47,7 +47,7 @@ fn registry_with_both(place: &Place) -> (Server, PathBuf) {
         let name = format!("{}/app:{version}", registry.host);
         place.build(&name, &context(place, version));
         place
-            .run(["push", "--compression", "zstd:chunked", &name])
+            .run(["push", "--compression", compression, &name])
             .ok();
     }
     (registry, log)
@@ -80,11 +80,16 @@ fn sent(registry: &Server, log: &Path, layer: &Value) -> u64 {
         .sum()
 }
 
+/// What skopeo reads of an image in a registry.
+fn inspect(name: &str, flags: &[&str]) -> Value {
+    let name = format!("docker://{name}");
+    let all = [&["inspect", "--tls-verify=false"], flags, &[&name]].concat();
+    serde_json::from_str(&tool("skopeo", &all)).unwrap()
+}
+
 /// The largest layer of an image in a registry.
 fn layer(name: &str) -> Value {
-    let name = format!("docker://{name}");
-    let raw = tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &name]);
-    let manifest: Value = serde_json::from_str(&raw).unwrap();
+    let manifest = inspect(name, &["--raw"]);
     let layers = manifest["layers"].as_array().unwrap();
     let largest = layers.iter().max_by_key(|layer| layer["size"].as_u64());
     largest.unwrap().clone()
@@ -95,21 +100,37 @@ fn sums(place: &Place, image: &str) -> String {
     place.sh(image, "cd /data && cat $(ls) | sha256sum")
 }
 
+const CHUNKED_KEYS: [&str; 4] = [
+    "io.github.containers.zstd-chunked.manifest-checksum",
+    "io.github.containers.zstd-chunked.manifest-position",
+    "io.github.containers.zstd-chunked.tarsplit-position",
+    "io.containers.zstd-chunked.manifest-position",
+];
+
+const ESTARGZ_KEYS: [&str; 2] = [
+    "containerd.io/snapshot/stargz/toc.digest",
+    "io.containers.estargz.uncompressed-size",
+];
+
 #[test]
 fn only_what_changed_is_pulled() {
+    check_pulls("zstd:chunked", &CHUNKED_KEYS);
+}
+
+#[test]
+fn only_what_changed_is_pulled_of_estargz() {
+    check_pulls("estargz", &ESTARGZ_KEYS);
+}
+
+fn check_pulls(compression: &str, keys: &[&str]) {
     let place = Place::with_busybox();
-    let (registry, log) = registry_with_both(&place);
+    let (registry, log) = registry_with_both(&place, compression);
     let name = |version: &str| format!("{}/app:{version}", registry.host);
     let layer = layer(&name("2"));
     let size = layer["size"].as_u64().unwrap();
     assert!(size > 5_000_000, "{layer}");
     assert_ne!(self::layer(&name("1"))["digest"], layer["digest"]);
-    for key in [
-        "io.github.containers.zstd-chunked.manifest-checksum",
-        "io.github.containers.zstd-chunked.manifest-position",
-        "io.github.containers.zstd-chunked.tarsplit-position",
-        "io.containers.zstd-chunked.manifest-position",
-    ] {
+    for key in keys {
         assert!(layer["annotations"][key].is_string(), "{key}: {layer}");
     }
 
@@ -120,6 +141,9 @@ fn only_what_changed_is_pulled() {
     assert!(bytes * 50 < size, "{bytes} of {size} bytes came");
     assert_eq!(sums(&other, &name("2")), sums(&place, &name("2")));
     assert_eq!(other.sh(&name("2"), "cat /data/version"), "2");
+    // What eStargz adds for readers of the blob is not for containers.
+    let root = |place: &Place| place.sh(&name("2"), "ls -a /");
+    assert_eq!(root(&other), root(&place));
     // The blob is the same, byte by byte, and goes on from here as it came.
     other.run(["store", "check"]).ok();
     let there = Server::registry(&place.path("there"));
@@ -198,9 +222,46 @@ impl Drop for Partial {
 }
 
 #[test]
+fn podman_and_skopeo_read_estargz() {
+    let place = Place::with_busybox();
+    let (registry, log) = registry_with_both(&place, "estargz");
+    let name = |version: &str| format!("{}/app:{version}", registry.host);
+    let podman = Partial::new(&place, "partial");
+    for version in ["1", "2"] {
+        podman.ok(&["pull", "-q", "--tls-verify=false", &name(version)]);
+    }
+    let ours = layer(&name("2"));
+    let (bytes, size) = (sent(&registry, &log, &ours), ours["size"].as_u64().unwrap());
+    assert!(bytes * 10 < size, "podman read {bytes} of {size} bytes");
+    let id = podman.ok(&["image", "mount", &name("2")]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "cd \"$1\"/data && cat $(ls) | sha256sum", "sh", &id]);
+    assert_eq!(Ran::of(&mut command).ok(), sums(&place, &name("2")));
+    podman.ok(&["image", "unmount", &name("2")]);
+
+    // As any gzip: what is unpacked has the DiffIDs that the configuration says, or skopeo and podman refuse it.
+    let layout = place.path("copied");
+    let from = format!("docker://{}", name("2"));
+    let to = format!("oci:{}:2", layout.display());
+    tool(
+        "skopeo",
+        &["copy", "-q", "--src-tls-verify=false", &from, &to],
+    );
+    let whole = Podman::new(&place);
+    whole.ok("podman", &["pull", "-q", "--tls-verify=false", &name("2")]);
+    let there = inspect(&name("2"), &["--config"]);
+    let here = place.run(["inspect", &name("2")]).ok();
+    let here: Value = serde_json::from_str(&here).unwrap();
+    let (there, here) = (&there["rootfs"]["diff_ids"], &here[0]["RootFS"]["Layers"]);
+    let lengths = [there, here].map(|layers| layers.as_array().unwrap().len());
+    assert_eq!(lengths[0], lengths[1]);
+    assert_ne!(there, here);
+}
+
+#[test]
 fn podman_reads_ours_and_we_read_podmans() {
     let place = Place::with_busybox();
-    let (registry, log) = registry_with_both(&place);
+    let (registry, log) = registry_with_both(&place, "zstd:chunked");
     let name = |version: &str| format!("{}/app:{version}", registry.host);
     let expected = sums(&place, &name("2"));
 

@@ -21,6 +21,7 @@ use super::tree::{Blob, leaves, subject};
 use super::{CopyError, Tree, archive, layout};
 use crate::auth::bearer::Scope;
 use crate::blocking::blocking;
+use crate::edit::Sent;
 use crate::error::{ClientError, causes};
 use crate::progress::Progress;
 use crate::transport::Call;
@@ -123,6 +124,16 @@ pub async fn write(
     target: &Target,
     progress: Arc<dyn Progress>,
 ) -> Result<CopyReport, CopyError> {
+    write_rest(tree, target, &Sent::new(), progress).await
+}
+
+/// Writes a tree, of whose blobs a registry that is the target was `sent` some already.
+pub async fn write_rest(
+    tree: &Tree,
+    target: &Target,
+    sent: &Sent,
+    progress: Arc<dyn Progress>,
+) -> Result<CopyReport, CopyError> {
     match target {
         Target::Registry {
             client,
@@ -135,6 +146,7 @@ pub async fn write(
                 client,
                 reference,
                 force: *force,
+                sent,
                 progress,
             };
             registry.run(tags).await
@@ -152,6 +164,7 @@ struct ToRegistry<'a> {
     client: &'a Client,
     reference: &'a Reference,
     force: bool,
+    sent: &'a Sent,
     progress: Arc<dyn Progress>,
 }
 
@@ -196,13 +209,20 @@ impl ToRegistry<'_> {
         for (_, raw) in &absent {
             for leaf in leaves(raw, true) {
                 if let Some(blob) = tree.blobs.get(&leaf.digest)
+                    && !self.sent.contains_key(&leaf.digest)
                     && seen.insert(leaf.digest)
                 {
                     needed.push(blob);
                 }
             }
         }
+        let sent = self.sent.iter();
+        let sent = sent.filter(|(digest, _)| tree.blobs.contains_key(digest));
         report.existed += tree.blobs.len() - needed.len();
+        for (pushed, size) in sent.map(|(_, sent)| *sent) {
+            report.existed -= 1;
+            report.count(pushed, size);
+        }
         self.push_blobs(&needed, &mut report).await?;
         self.put(&absent, &mut report).await?;
         let root = tree.root_manifest();

@@ -126,6 +126,7 @@ async fn images(tree: &Tree) -> Result<Vec<(Digest, Edited)>, CopyError> {
             Edited {
                 manifest,
                 config,
+                keeps_config: false,
                 blobs,
             },
         ));
@@ -174,6 +175,7 @@ pub fn from_scratch(name: &str, platform: &Platform, layers: &[NewLayer]) -> Tre
     let edited = Edited {
         manifest,
         config,
+        keeps_config: false,
         blobs: Vec::new(),
     };
     let raw = super::rewrite(&edited, &mut blobs);

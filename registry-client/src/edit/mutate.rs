@@ -58,6 +58,7 @@ pub async fn mutate(tree: &Tree, mutation: &Mutation) -> Result<Tree, CopyError>
         let mut one = Edited {
             manifest: manifest.clone(),
             config: config.clone(),
+            keeps_config: false,
             blobs: Vec::new(),
         };
         change_config(&mut one.config, mutation);

@@ -52,7 +52,7 @@ fn packed(tar: &[u8], how: &str) -> (String, Vec<u8>) {
 }
 
 /// An image of one platform whose layers come in the compressions named.
-fn image(architecture: &str, layers: &[(&str, &[u8])]) -> PushImage {
+pub(crate) fn image(architecture: &str, layers: &[(&str, &[u8])]) -> PushImage {
     let tars: Vec<Vec<u8>> = layers
         .iter()
         .enumerate()
@@ -73,7 +73,7 @@ fn image(architecture: &str, layers: &[(&str, &[u8])]) -> PushImage {
     image_of(blobs)
 }
 
-async fn push(client: &Client, name: &Reference, image: &PushImage) -> Descriptor {
+pub(crate) async fn push(client: &Client, name: &Reference, image: &PushImage) -> Descriptor {
     let digest = image.manifest.digest();
     push_image(client, &name.with_digest(digest), image, Arc::new(Silent))
         .await
@@ -82,7 +82,7 @@ async fn push(client: &Client, name: &Reference, image: &PushImage) -> Descripto
 }
 
 /// An index of images for amd64 and arm64 under `name`, with a signature on the index and one on that.
-async fn publish(client: &Client, name: &Reference) -> Digest {
+pub(crate) async fn publish(client: &Client, name: &Reference) -> Digest {
     let (big, small) = (noise(1, 300_000), noise(2, 1000));
     let layers: [&[(&str, &[u8])]; 2] = [
         &[("gzip", &big), ("zstd", &small)],
@@ -115,7 +115,7 @@ async fn attach(client: &Client, name: &Reference, about: &Descriptor, kind: &st
     descriptor
 }
 
-fn registry(client: &Client, reference: &Reference) -> Target {
+pub(crate) fn registry(client: &Client, reference: &Reference) -> Target {
     Target::Registry {
         client: client.clone(),
         reference: reference.clone(),
@@ -128,13 +128,13 @@ async fn write(tree: &Tree, target: &Target) -> Result<CopyReport, CopyError> {
     copy::write(tree, target, Arc::new(Silent)).await
 }
 
-async fn read(client: &Client, text: &str, wanted: &Wanted) -> Result<Tree, CopyError> {
+pub(crate) async fn read(client: &Client, text: &str, wanted: &Wanted) -> Result<Tree, CopyError> {
     let place: Place = text.parse()?;
     let source = Source::open(client, &place).await?;
     Tree::read(&source, wanted).await
 }
 
-fn everything() -> Wanted {
+pub(crate) fn everything() -> Wanted {
     Wanted {
         referrers: true,
         ..Wanted::default()

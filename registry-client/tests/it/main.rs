@@ -25,6 +25,7 @@ mod helpers;
 mod hostile_pull;
 mod hostile_push;
 mod mirrors;
+mod recompress;
 mod segments;
 mod support;
 mod through;

@@ -8,7 +8,7 @@ use crate::cache_mounts::CacheMountName;
 use crate::clock::now_micros;
 use crate::history::{BuildRow, BuildStatus};
 use crate::index::{Lease, RecordRow};
-use crate::layer::compress::Compression;
+use crate::layer::compress::{Compression, CompressionChoice};
 use crate::oci::{Descriptor, ImageConfig, Manifest, MediaType, Platform};
 
 /// A store with an image of one built layer and one that came as a tar, a record that keeps the first, a cache mount, a
@@ -40,6 +40,7 @@ fn unpacked_layer(store: &Store) -> (DiffId, Descriptor) {
     let made = built_layer(store, "came from elsewhere");
     let diff_id = store.ensure_diff_id(&made.id).unwrap();
     let blob = store.layer_blob(&diff_id, Compression::GZIP).unwrap();
+    let blob = blob.descriptor;
     store.drop_layer(&made.id).unwrap();
     store.add_layer_blob(&diff_id, &blob.digest).unwrap();
     assert_eq!(
@@ -56,6 +57,7 @@ impl Sample {
         let built_diff_id = store.ensure_diff_id(&built).unwrap();
         let (unpacked, tar) = unpacked_layer(&store);
         let form = store.layer_blob(&built_diff_id, Compression::GZIP).unwrap();
+        let form = form.descriptor;
         let mut config = ImageConfig::scratch(&Platform::host());
         config.rootfs.diff_ids = vec![built_diff_id, unpacked];
         let config = serde_json::to_vec(&config).unwrap();
@@ -178,7 +180,10 @@ fn the_form_of_a_built_layer_is_made_again() {
     };
     let sample = check(&["blob-damaged"], |s| write(&s.blob(&form(s)), "torn"));
     assert!(sample.store.images().resolve("app").unwrap().is_some());
-    sample.store.manifest_for(&sample.image, None).unwrap();
+    sample
+        .store
+        .manifest_for(&sample.image, CompressionChoice::AS_THEY_ARE)
+        .unwrap();
     assert_eq!(sample.store.examine(Depth::Bytes).unwrap().problems, []);
 }
 
@@ -205,7 +210,10 @@ fn an_image_without_its_manifest_keeps_its_name() {
     });
     let image = sample.store.images().resolve("app").unwrap().unwrap();
     assert_eq!(image.manifest, None);
-    sample.store.manifest_for(&sample.image, None).unwrap();
+    sample
+        .store
+        .manifest_for(&sample.image, CompressionChoice::AS_THEY_ARE)
+        .unwrap();
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::ContentError;
 use super::local::{Blobs, VerifiedBlob};
 use crate::fs::{self, TempFile};
 use crate::images::ImageId;
-use crate::layer::compress::decompressor;
+use crate::layer::compress::{CompressionChoice, decompressor};
 use crate::layer::tar::header::{self, Block};
 use crate::layer::tar::read::{Entry, Kind, ReadError, Reader};
 use crate::oci::{Digest, DigestError, ManifestError, Reference};
@@ -42,10 +42,15 @@ const CHUNK: usize = 256 * 1024;
 /// Which archive is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArchiveFormat {
-    /// An OCI image layout, as `skopeo`'s `oci-archive:` and `oci:`.
-    Oci,
+    /// An OCI image layout, as `skopeo`'s `oci-archive:` and `oci:`; and how its layers are compressed.
+    Oci(CompressionChoice),
     /// What `docker save` writes and `docker load` reads, and an OCI layout as well.
     Docker,
+}
+
+impl ArchiveFormat {
+    /// An OCI image layout with layers as they are.
+    pub const OCI: ArchiveFormat = ArchiveFormat::Oci(CompressionChoice::AS_THEY_ARE);
 }
 
 /// An image to save, with the names it is to have in the archive.
@@ -218,10 +223,11 @@ impl Store {
         &self,
         ids: &[ImageId],
         names: &[Reference],
+        choice: CompressionChoice,
         out: &mut dyn Write,
     ) -> Result<Digest, StoreError> {
         let mut tar = TarOutput::new(out);
-        let index = super::layout::save_index(self, ids, names, &mut tar)?;
+        let index = super::layout::save_index(self, ids, names, choice, &mut tar)?;
         tar.finish()?;
         Ok(index)
     }
@@ -231,13 +237,14 @@ impl Store {
         &self,
         ids: &[ImageId],
         names: &[Reference],
+        choice: CompressionChoice,
         directory: &Path,
     ) -> Result<Digest, StoreError> {
         let mut output = DirectoryOutput {
             root: directory.to_owned(),
         };
         fs::create_dir(directory)?;
-        super::layout::save_index(self, ids, names, &mut output)
+        super::layout::save_index(self, ids, names, choice, &mut output)
     }
 
     fn save_into(
@@ -247,7 +254,7 @@ impl Store {
         output: &mut dyn Output,
     ) -> Result<(), StoreError> {
         match format {
-            ArchiveFormat::Oci => super::layout::save(self, images, output),
+            ArchiveFormat::Oci(choice) => super::layout::save(self, images, choice, output),
             ArchiveFormat::Docker => super::docker_archive::save(self, images, output),
         }
     }
@@ -743,7 +750,7 @@ mod tests {
     #[test]
     fn both_formats_come_back() {
         let (_dir, store, image) = saved();
-        for format in [ArchiveFormat::Oci, ArchiveFormat::Docker] {
+        for format in [ArchiveFormat::OCI, ArchiveFormat::Docker] {
             let bytes = save(&store, &image, format);
             assert_eq!(save(&store, &image, format), bytes, "{format:?}");
             let (_other, target) = crate::tests::store();
@@ -765,7 +772,7 @@ mod tests {
         let images = std::slice::from_ref(&image);
         for _ in 0..2 {
             store
-                .save_directory(images, ArchiveFormat::Oci, &at)
+                .save_directory(images, ArchiveFormat::OCI, &at)
                 .unwrap();
         }
         let (_other, target) = crate::tests::store();

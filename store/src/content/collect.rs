@@ -492,7 +492,12 @@ impl Heap {
             heap.add(row.get(0)?, row.get::<_, i64>(1)? >= live, row.get(2)?);
         }
         let mut forms: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        let mut statement = c.prepare("SELECT diff_id, digest FROM compressed")?;
+        // What a compression made of a layer belongs to that.
+        let mut statement = c.prepare(
+            "SELECT diff_id, digest FROM compressed
+             UNION SELECT rewritten.diff_id, digest FROM rewritten
+               JOIN compressed ON compressed.diff_id = made",
+        )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let (diff_id, digest): (String, String) = (row.get(0)?, row.get(1)?);

@@ -525,6 +525,12 @@ fn delete_rows(
         [before],
     )?;
     victims.layers.sort_unstable();
+    // Before blobs: those of what was made of layers that are gone go with them.
+    t.execute(
+        "DELETE FROM rewritten WHERE diff_id NOT IN (SELECT diff_id FROM layers WHERE diff_id IS NOT NULL)
+           AND diff_id NOT IN (SELECT diff_id FROM image_layers)",
+        [],
+    )?;
     victims.blobs = texts(
         t,
         "DELETE FROM blobs WHERE last_used < ?1
@@ -534,6 +540,8 @@ fn delete_rows(
                            WHERE compressed.digest = blobs.digest)
            AND NOT EXISTS (SELECT 1 FROM compressed JOIN layers USING (diff_id)
                            WHERE compressed.digest = blobs.digest)
+           AND NOT EXISTS (SELECT 1 FROM compressed JOIN rewritten ON made = compressed.diff_id
+                           WHERE compressed.digest = blobs.digest)
          RETURNING digest",
         [before],
     )?;
@@ -542,7 +550,8 @@ fn delete_rows(
     t.execute(
         "DELETE FROM compressed WHERE digest NOT IN (SELECT digest FROM blobs)
            AND diff_id NOT IN (SELECT diff_id FROM layers WHERE diff_id IS NOT NULL)
-           AND diff_id NOT IN (SELECT diff_id FROM image_layers)",
+           AND diff_id NOT IN (SELECT diff_id FROM image_layers)
+           AND diff_id NOT IN (SELECT made FROM rewritten)",
         [],
     )?;
     t.execute(
@@ -686,6 +695,35 @@ mod tests {
         other.index().lease_remove("container:x").unwrap();
         assert_eq!(other.prune(&GARBAGE).unwrap().items.len(), 1);
         assert!(other.check().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_estargz_made_of_a_layer_stays_as_long_as_that() {
+        let (dir, store) = crate::tests::store();
+        let commit = || {
+            let active = store.snapshots().prepare(&[])?;
+            std::fs::write(active.upper().join("file"), b"content").unwrap();
+            active.commit().map_err(StoreError::from)
+        };
+        let made_of = store.publish_layer(commit).unwrap();
+        let diff_id = store.ensure_diff_id(&made_of.id).unwrap();
+        let image = image_of(&store, &[diff_id]);
+        store.images().tag(&"app".parse().unwrap(), &image).unwrap();
+        let made = store
+            .layer_blob(&diff_id, crate::layer::compress::Compression::ESTARGZ)
+            .unwrap();
+        drop(store);
+        let other = reopen(dir.path());
+        assert_eq!(other.prune(&GARBAGE).unwrap(), PruneReport::default());
+        drop(other);
+        let other = reopen(dir.path());
+        let report = other.prune(&EVERYTHING).unwrap();
+        let is_it = |item: &Pruned| matches!(item, Pruned::Blob { digest, .. } if *digest == made.descriptor.digest);
+        assert!(report.items.iter().any(is_it), "{report:?}");
+        assert!(other.blobs().list().unwrap().is_empty());
+        let left = other.index().rewritten(&diff_id, "estargz").unwrap();
+        assert_eq!(left, None);
+        assert!(other.index().compressed(&made.diff_id).unwrap().is_empty());
     }
 
     #[test]

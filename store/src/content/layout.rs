@@ -25,6 +25,7 @@ use super::archive::{
 use super::local::{Blobs, VerifiedBlob};
 use crate::fs::{self, FsError};
 use crate::images::ImageId;
+use crate::layer::compress::CompressionChoice;
 use crate::layers::LayerError;
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{
@@ -53,12 +54,13 @@ const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 pub(crate) fn save(
     store: &Store,
     images: &[SavedImage],
+    choice: CompressionChoice,
     output: &mut dyn Output,
 ) -> Result<(), StoreError> {
     let mut blobs = BTreeSet::new();
     let mut listed = Vec::new();
     for image in images {
-        let manifest = add_image(store, &image.id, &mut blobs)?;
+        let manifest = add_image(store, &image.id, choice, &mut blobs)?;
         let mut described = manifest.descriptor();
         described.platform = Some(store.images().config(&image.id)?.platform());
         listed.extend(describe(&described, &image.names));
@@ -71,13 +73,14 @@ pub(crate) fn save_index(
     store: &Store,
     ids: &[ImageId],
     names: &[Reference],
+    choice: CompressionChoice,
     output: &mut dyn Output,
 ) -> Result<Digest, StoreError> {
     let mut blobs = BTreeSet::new();
     for id in ids {
-        add_image(store, id, &mut blobs)?;
+        add_image(store, id, choice, &mut blobs)?;
     }
-    let index = store.index_for(ids)?;
+    let index = store.index_for(ids, choice)?;
     store.blobs().put(index.bytes())?;
     blobs.insert(index.digest());
     write(store, output, describe(&index.descriptor(), names), &blobs)?;
@@ -88,9 +91,10 @@ pub(crate) fn save_index(
 fn add_image(
     store: &Store,
     id: &ImageId,
+    choice: CompressionChoice,
     blobs: &mut BTreeSet<Digest>,
 ) -> Result<RawManifest, StoreError> {
-    let manifest = store.manifest_for(id, None)?;
+    let manifest = store.manifest_for(id, choice)?;
     store.blobs().put(manifest.bytes())?;
     blobs.insert(manifest.digest());
     if let ParsedManifest::Image(parsed) = manifest.parsed() {

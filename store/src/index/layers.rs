@@ -117,6 +117,37 @@ impl Index {
         })
     }
 
+    /// Notes that a compression made the layer `made` of another one.
+    pub fn note_rewritten(
+        &self,
+        diff_id: &DiffId,
+        compression: &str,
+        made: &DiffId,
+    ) -> Result<(), IndexError> {
+        self.write(|t| {
+            t.prepare_cached(
+                "INSERT OR REPLACE INTO rewritten (diff_id, compression, made) VALUES (?1, ?2, ?3)",
+            )?
+            .execute((diff_id.to_string(), compression, made.to_string()))?;
+            Ok(())
+        })
+    }
+
+    /// The layer that a compression made of another one, where that is known.
+    pub fn rewritten(
+        &self,
+        diff_id: &DiffId,
+        compression: &str,
+    ) -> Result<Option<DiffId>, IndexError> {
+        self.read(|c| {
+            c.prepare_cached("SELECT made FROM rewritten WHERE diff_id = ?1 AND compression = ?2")?
+                .query_row((diff_id.to_string(), compression), |row| {
+                    parse("rewritten.made", row.get_ref(0)?.as_str()?).map(DiffId)
+                })
+                .optional()
+        })
+    }
+
     /// At most `limit` blobs noted in a compression, in no order of meaning. Look whether they are there.
     pub fn blobs_in(&self, compression: &str, limit: u32) -> Result<Vec<Descriptor>, IndexError> {
         self.read(|c| {
@@ -240,6 +271,18 @@ mod tests {
         index.put_layer(&unpacked).unwrap();
         assert_eq!(index.layer_by_diff_id(&diff_id).unwrap(), Some(unpacked));
         assert_eq!(index.layers().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_a_compression_made_is_known() {
+        let (_dir, store) = crate::tests::store();
+        let index = store.index();
+        let [tar, made, other] = [b"1", b"2", b"3"].map(|text| DiffId(Digest::of(text)));
+        assert_eq!(index.rewritten(&tar, "estargz").unwrap(), None);
+        index.note_rewritten(&tar, "estargz", &other).unwrap();
+        index.note_rewritten(&tar, "estargz", &made).unwrap();
+        assert_eq!(index.rewritten(&tar, "estargz").unwrap(), Some(made));
+        assert_eq!(index.rewritten(&tar, "gzip").unwrap(), None);
     }
 
     #[test]

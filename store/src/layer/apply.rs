@@ -7,6 +7,8 @@
 //! A layer is unpacked alone, without the layers below it. Two things that a tar may leave unsaid therefore get fixed
 //! values: a directory that is only implied by its children is 0755, owned by root and of 1970; a hard link to a file of
 //! a lower layer is an error. Neither occurs in layers written by the engines in use.
+//!
+//! What eStargz adds to a tar for its readers is no part of the layer (`apply/estargz.rs`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,6 +24,8 @@ use super::entry::{Metadata, Mtime, OPAQUE, ROOT_STATED, read_xattrs, shown, sto
 use super::tar::read::{Entry, Kind, ReadError, Reader};
 use super::walk::{is_whiteout, join, make_whiteout, open_directory, split, stat_at};
 use crate::fs::remove_tree_at;
+
+mod estargz;
 
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
@@ -201,10 +205,15 @@ pub fn unpack_into(
         buffer: vec![0; COPY_BYTES],
     };
     let mut reader = Reader::new(tar);
+    let mut ends_with_table = false;
     while let Some(entry) = reader.next_entry()? {
         unpacker.unpack(&entry, &mut reader)?;
+        ends_with_table = estargz::is_table(&entry);
     }
     reader.drain()?;
+    if ends_with_table && options.form == Form::Layer {
+        unpacker.remove_estargz()?;
+    }
     unpacker.set_directory_times()?;
     Ok(unpacker.unpacked)
 }
@@ -219,6 +228,20 @@ struct Unpacker<'a> {
     names: u64,
     unpacked: Unpacked,
     buffer: Vec<u8>,
+}
+
+impl Unpacker<'_> {
+    /// Removes what eStargz adds, if all of it is there.
+    fn remove_estargz(&mut self) -> Result<(), ApplyError> {
+        let removed = estargz::remove(self.root).map_err(|source| ApplyError::Io {
+            path: "stargz.index.json".to_owned(),
+            action: "remove the table of eStargz",
+            source,
+        })?;
+        self.unpacked.entries = self.unpacked.entries.saturating_sub(removed.entries);
+        self.unpacked.bytes = self.unpacked.bytes.saturating_sub(removed.bytes);
+        Ok(())
+    }
 }
 
 /// An entry about to be made: where, and how messages call it.

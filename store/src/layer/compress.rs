@@ -3,7 +3,8 @@
 //!
 //! gzip is written as one member per MiB of input (RFC 1952 allows any number of members), each by libdeflate: members
 //! are independent, so threads share them, and a reader that knows gzip reads them as one stream. zstd uses its own workers.
-//! zstd:chunked (`compress/chunked.rs`) is one zstd frame per piece of a file, and a table of them behind (`compress/table.rs`).
+//! zstd:chunked and eStargz (`compress/chunked.rs`) are one zstd frame or gzip member per piece of a file, and a table of them
+//! behind (`compress/table.rs`); that of eStargz is in the tar (`compress/estargz.rs`), which is another one thereby.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -13,12 +14,15 @@ use libdeflater::{CompressionLvl, Compressor as Deflate};
 
 use self::chunked::Chunked;
 use self::lanes::Lanes;
-use crate::oci::{Descriptor, MediaType};
+use self::table::Format;
+use crate::oci::{Descriptor, DiffId, MediaType};
 
 mod chunked;
 mod cut;
+pub mod estargz;
 mod lanes;
 pub mod table;
+mod tables;
 
 /// Bytes of input in one gzip member. Part of the format: changing it changes the digest of every layer written.
 const MEMBER_BYTES: usize = 1024 * 1024;
@@ -40,6 +44,8 @@ pub enum Compression {
     Zstd(u8),
     /// zstd whose pieces can be found again, at a level from 1 (fast) to 22 (small).
     ZstdChunked(u8),
+    /// gzip whose pieces can be found again, at a level from 1 (fast) to 12 (small). The tar in it is another one.
+    Estargz(u8),
 }
 
 impl Compression {
@@ -50,6 +56,9 @@ impl Compression {
     /// zstd:chunked at zstd's usual level.
     pub const ZSTD_CHUNKED: Compression = Compression::ZstdChunked(3);
 
+    /// eStargz at the level of [`Compression::GZIP`].
+    pub const ESTARGZ: Compression = Compression::Estargz(2);
+
     /// The name that flags and records use, without the level.
     pub fn name(self) -> &'static str {
         match self {
@@ -57,6 +66,7 @@ impl Compression {
             Compression::Gzip(_) => "gzip",
             Compression::Zstd(_) => "zstd",
             Compression::ZstdChunked(_) => "zstd:chunked",
+            Compression::Estargz(_) => "estargz",
         }
     }
 
@@ -64,7 +74,10 @@ impl Compression {
     pub fn of(layer: &Descriptor) -> Compression {
         let told = layer.annotations.as_ref();
         match layer.media_type.as_str() {
-            name if name.ends_with("gzip") => Compression::GZIP,
+            name if name.ends_with("gzip") => match told.and_then(estargz::table_digest) {
+                Some(_) => Compression::ESTARGZ,
+                None => Compression::GZIP,
+            },
             name if !name.ends_with("zstd") => Compression::None,
             _ if told.is_some_and(|told| !table::table_annotations(told).is_empty()) => {
                 Compression::ZSTD_CHUNKED
@@ -73,20 +86,34 @@ impl Compression {
         }
     }
 
-    /// Whether what is compressed so is what was `wanted`, whatever the level: zstd:chunked is zstd, too.
+    /// Whether what is compressed so is what was `wanted`, whatever the level: zstd:chunked is zstd, too, and eStargz gzip.
     pub fn is_also(self, wanted: Compression) -> bool {
         self.name() == wanted.name()
             || matches!(
                 (self, wanted),
                 (Compression::ZstdChunked(_), Compression::Zstd(_))
+                    | (Compression::Estargz(_), Compression::Gzip(_))
             )
+    }
+
+    /// Whether the tar inside is not the one that was compressed, so that a layer has another DiffID.
+    pub fn changes_tar(self) -> bool {
+        matches!(self, Compression::Estargz(_))
+    }
+
+    /// The same for what is a tar, but no layer, so that nothing must be added to it.
+    pub fn of_plain_tar(self) -> Compression {
+        match self {
+            Compression::Estargz(level) => Compression::Gzip(level),
+            same => same,
+        }
     }
 
     /// The media type of a layer that is compressed so.
     pub fn media_type(self) -> &'static str {
         match self {
             Compression::None => MediaType::OCI_LAYER,
-            Compression::Gzip(_) => MediaType::OCI_LAYER_GZIP,
+            Compression::Gzip(_) | Compression::Estargz(_) => MediaType::OCI_LAYER_GZIP,
             Compression::Zstd(_) | Compression::ZstdChunked(_) => MediaType::OCI_LAYER_ZSTD,
         }
     }
@@ -101,6 +128,7 @@ impl Compression {
             Compression::Gzip(_) => (12, Compression::Gzip(level)),
             Compression::Zstd(_) => (22, Compression::Zstd(level)),
             Compression::ZstdChunked(_) => (22, Compression::ZstdChunked(level)),
+            Compression::Estargz(_) => (12, Compression::Estargz(level)),
         };
         if (1..=most).contains(&level) {
             return Ok(compression);
@@ -113,6 +141,42 @@ impl Compression {
     }
 }
 
+/// How the layers of an image are to be compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CompressionChoice {
+    /// Those that are not compressed yet.
+    pub compression: Compression,
+    /// The others too, unless they are so already.
+    pub force: bool,
+}
+
+impl CompressionChoice {
+    /// As they are, new ones with gzip.
+    pub const AS_THEY_ARE: CompressionChoice = CompressionChoice {
+        compression: Compression::GZIP,
+        force: false,
+    };
+
+    /// All of them so.
+    pub fn all(compression: Compression) -> CompressionChoice {
+        CompressionChoice {
+            compression,
+            force: true,
+        }
+    }
+
+    /// Whether a layer that is compressed so need not be compressed again.
+    pub fn is_met_by(self, form: Compression) -> bool {
+        form.is_also(self.compression) || !self.force && form != Compression::None
+    }
+}
+
+impl Default for CompressionChoice {
+    fn default() -> CompressionChoice {
+        CompressionChoice::AS_THEY_ARE
+    }
+}
+
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -122,13 +186,14 @@ impl fmt::Display for Compression {
 impl FromStr for Compression {
     type Err = CompressionError;
 
-    /// Reads `none` (or `uncompressed`, as BuildKit says), `gzip`, `zstd` or `zstd:chunked`, at the default level.
+    /// Reads `none` (or `uncompressed`, as BuildKit says), `gzip`, `zstd`, `zstd:chunked` or `estargz`, at the default level.
     fn from_str(name: &str) -> Result<Compression, CompressionError> {
         match name {
             "none" | "uncompressed" => Ok(Compression::None),
             "gzip" => Ok(Compression::GZIP),
             "zstd" => Ok(Compression::ZSTD),
             "zstd:chunked" => Ok(Compression::ZSTD_CHUNKED),
+            "estargz" => Ok(Compression::ESTARGZ),
             _ => Err(CompressionError::Name {
                 name: name.chars().take(40).collect(),
             }),
@@ -141,7 +206,7 @@ impl FromStr for Compression {
 #[non_exhaustive]
 pub enum CompressionError {
     /// The name is unknown.
-    #[error("unknown compression `{name}`: expected gzip, zstd, zstd:chunked or none")]
+    #[error("unknown compression `{name}`: expected gzip, zstd, zstd:chunked, estargz or none")]
     Name {
         /// The name, clipped.
         name: String,
@@ -156,6 +221,15 @@ pub enum CompressionError {
         /// The highest level.
         most: u8,
     },
+}
+
+/// The tar inside a stream, where it is not the one that was written to the compressor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    /// What it hashes to.
+    pub diff_id: DiffId,
+    /// Its bytes.
+    pub bytes: u64,
 }
 
 /// Compresses what is written to it; [`finish`](Compressor::finish) must be called to complete the stream.
@@ -188,7 +262,12 @@ pub fn compressor<W: Write>(
             Output::Zstd(encoder)
         }
         Compression::ZstdChunked(level) => {
-            Output::Chunked(Box::new(Chunked::start(out, level, threads)?))
+            let chunked = Chunked::start(out, Format::ZstdChunked, level, threads)?;
+            Output::Chunked(Box::new(chunked))
+        }
+        Compression::Estargz(level) => {
+            let chunked = Chunked::start(out, Format::Estargz, level, threads)?;
+            Output::Chunked(Box::new(chunked))
         }
     }))
 }
@@ -199,12 +278,21 @@ impl<W: Write> Compressor<W> {
     /// # Errors
     /// The writer's.
     pub fn finish(self) -> io::Result<W> {
-        match self.0 {
+        self.finish_telling().map(|(out, _)| out)
+    }
+
+    /// The same; with what the tar inside is by now, if the compression changes it ([`Compression::changes_tar`]).
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn finish_telling(self) -> io::Result<(W, Option<Rewritten>)> {
+        let out = match self.0 {
             Output::Plain(out) => Ok(out),
             Output::Gzip(members) => members.finish(),
             Output::Zstd(encoder) => encoder.finish(),
-            Output::Chunked(chunked) => chunked.finish(),
-        }
+            Output::Chunked(chunked) => return chunked.finish(),
+        };
+        out.map(|out| (out, None))
     }
 }
 
@@ -235,6 +323,23 @@ impl<W: Write> fmt::Debug for Compressor<W> {
     }
 }
 
+/// What makes gzip members at a level.
+fn deflate(level: u8) -> io::Result<Deflate> {
+    let level = CompressionLvl::new(i32::from(level))
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "gzip levels are 1 to 12"))?;
+    Ok(Deflate::new(level))
+}
+
+/// One gzip member.
+fn member(deflate: &mut Deflate, bytes: &[u8]) -> Vec<u8> {
+    let mut compressed = vec![0; deflate.gzip_compress_bound(bytes.len())];
+    let length = deflate
+        .gzip_compress(bytes, &mut compressed)
+        .expect("the bound leaves room for any input");
+    compressed.truncate(length);
+    compressed
+}
+
 /// gzip members, made by threads and written in order.
 struct Members<W> {
     out: W,
@@ -245,18 +350,9 @@ struct Members<W> {
 
 impl<W: Write> Members<W> {
     fn start(out: W, level: u8, threads: usize) -> io::Result<Members<W>> {
-        let level = CompressionLvl::new(i32::from(level))
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "gzip levels are 1 to 12"))?;
         let lanes = Lanes::start("gzip", threads, 2, || {
-            let mut deflate = Deflate::new(level);
-            Ok(move |member: &Vec<u8>| {
-                let mut compressed = vec![0; deflate.gzip_compress_bound(member.len())];
-                let length = deflate
-                    .gzip_compress(member, &mut compressed)
-                    .expect("the bound leaves room for any input");
-                compressed.truncate(length);
-                compressed
-            })
+            let mut deflate = deflate(level)?;
+            Ok(move |bytes: &Vec<u8>| member(&mut deflate, bytes))
         })?;
         Ok(Members {
             out,
@@ -418,7 +514,7 @@ impl<R: Read> fmt::Debug for Decompressor<R> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Bytes that compress, but not to nothing; the same each time.
@@ -440,6 +536,13 @@ mod tests {
             writer.flush().unwrap();
         }
         writer.finish().unwrap()
+    }
+
+    /// Whether a blob is gzip of a tar, without a table.
+    pub(super) fn is_only_gzip(blob: &[u8], tar: &[u8]) -> bool {
+        let at = blob.len().saturating_sub(51);
+        decompress(blob).unwrap() == (Packing::Gzip, tar.to_vec())
+            && estargz::position(&blob[at..], blob.len() as u64).is_none()
     }
 
     fn decompress(bytes: &[u8]) -> io::Result<(Packing, Vec<u8>)> {
@@ -466,7 +569,13 @@ mod tests {
                 (Compression::GZIP, Packing::Gzip),
                 (Compression::ZSTD, Packing::Zstd),
                 (Compression::ZSTD_CHUNKED, Packing::Zstd),
+                // It is no tar.
+                (Compression::ESTARGZ, Packing::Gzip),
             ] {
+                if length == 0 && compression.changes_tar() {
+                    // Which is a tar.
+                    continue;
+                }
                 let one = compress(&bytes, compression, 1);
                 for threads in [0, 2, 3, 7] {
                     assert!(
@@ -503,6 +612,7 @@ mod tests {
             Compression::GZIP,
             Compression::ZSTD,
             Compression::ZSTD_CHUNKED,
+            Compression::ESTARGZ,
         ] {
             let twice = [
                 compress(b"one ", compression, 1),
@@ -520,6 +630,7 @@ mod tests {
             Compression::GZIP,
             Compression::ZSTD,
             Compression::ZSTD_CHUNKED,
+            Compression::ESTARGZ,
         ] {
             let whole = compress(&bytes, compression, 1);
             for keep in [7, whole.len() / 2, whole.len() - 1] {
@@ -547,6 +658,7 @@ mod tests {
             Compression::GZIP,
             Compression::ZSTD,
             Compression::ZSTD_CHUNKED,
+            Compression::ESTARGZ,
         ] {
             let mut writer = compressor(Full, compression, 2).unwrap();
             let outcome = writer
@@ -562,7 +674,7 @@ mod tests {
         assert_eq!("zstd".parse::<Compression>().unwrap().to_string(), "zstd");
         assert_eq!(
             "lzma".parse::<Compression>().unwrap_err().to_string(),
-            "unknown compression `lzma`: expected gzip, zstd, zstd:chunked or none"
+            "unknown compression `lzma`: expected gzip, zstd, zstd:chunked, estargz or none"
         );
         assert_eq!(Compression::GZIP.at_level(9), Ok(Compression::Gzip(9)));
         assert_eq!(

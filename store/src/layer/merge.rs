@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 
 use super::compress::decompressor;
+use super::compress::estargz::{LANDMARK, LANDMARK_CONTENT, PREFETCH_LANDMARK, TABLE_NAME};
 use super::entry::shown;
 use super::tar::TarError;
 use super::tar::read::{Entry, Kind, ReadError, Reader};
@@ -144,6 +145,9 @@ impl Plan {
         let mut fresh: BTreeMap<Vec<u8>, Winner> = BTreeMap::new();
         // Of each path, the last entry; and what hard links name.
         let mut named: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        // What eStargz adds is no part of the layer, as when it is unpacked.
+        let mut landmarks = Vec::new();
+        let mut ends_with_table = false;
         let mut number = 0;
         while let Some(entry) = next(layer, &mut tar)? {
             let at = number;
@@ -151,6 +155,10 @@ impl Plan {
             self.bound(&entry)?;
             let path = clean(layer, &entry.path)?;
             let (parent, name) = split(&path);
+            ends_with_table = entry.kind == Kind::File && path == TABLE_NAME;
+            if entry.kind == Kind::File && is_landmark(layer, &path, &mut tar)? {
+                landmarks.push(path.clone());
+            }
             if name == OPAQUE {
                 opaque.push(parent.to_vec());
             } else if let Some(name) = name.strip_prefix(WHITEOUT) {
@@ -167,6 +175,12 @@ impl Plan {
                     is_directory: entry.kind == Kind::Directory,
                 };
                 fresh.insert(path, winner);
+            }
+        }
+        if ends_with_table && !landmarks.is_empty() {
+            fresh.remove(TABLE_NAME);
+            for landmark in &landmarks {
+                fresh.remove(landmark);
             }
         }
         for path in &hidden {
@@ -235,6 +249,23 @@ impl Plan {
         let winner = self.winners.get(path);
         winner.is_some_and(|winner| winner.layer == layer && winner.entry == entry)
     }
+}
+
+/// Whether the entry that was just read is a landmark of eStargz; reads its content if it may be.
+fn is_landmark(
+    layer: usize,
+    path: &[u8],
+    tar: &mut Reader<Box<dyn Read>>,
+) -> Result<bool, MergeError> {
+    let size = LANDMARK_CONTENT.len();
+    if ![LANDMARK, PREFETCH_LANDMARK].contains(&path) || tar.content_left() != size as u64 {
+        return Ok(false);
+    }
+    let mut content = [0; LANDMARK_CONTENT.len()];
+    let count = tar
+        .read_content(&mut content)
+        .map_err(|source| MergeError::Read { layer, source })?;
+    Ok(content[..count] == *LANDMARK_CONTENT)
 }
 
 /// Writes the entries of a layer that are part of the result.
@@ -469,6 +500,21 @@ mod tests {
             assert_eq!(merged(layers).unwrap(), expected, "{layers:?}");
         };
         check(&[], &[]);
+        // What eStargz adds, and what only has its names.
+        check(
+            &[
+                &[".no.prefetch.landmark \x0f", "a 1", "stargz.index.json {}"],
+                &["b 1", "stargz.index.json {}"],
+                &["c 1", ".no.prefetch.landmark \x0f"],
+            ],
+            &[
+                "a 1",
+                "b 1",
+                "stargz.index.json {}",
+                "c 1",
+                ".no.prefetch.landmark \x0f",
+            ],
+        );
         check(
             &[&["./", "./a/", "./a/b 1"], &["a/c 2"]],
             &["a/", "a/b 1", "a/c 2"],

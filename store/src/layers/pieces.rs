@@ -1,8 +1,9 @@
-//! What of a zstd:chunked blob is in the store already, inside other blobs of that kind.
+//! Which parts of a zstd:chunked or eStargz blob are in the store already, inside other blobs of that kind.
 //!
 //! A table says what each piece of each file holds, so a piece with the same digest has the same content. What lies between
 //! two files, their headers, has no digest; where the table says the same of all entries between, and as many bytes are
-//! between, it is taken to be the same. That may be wrong, and so may a frame by another compressor: whoever puts a blob
+//! between, it is taken to be the same. Others' eStargz tables do not say where a file's content ends: there a piece and what is
+//! behind it are one part, known by both. All that may be wrong, and so may a frame by another compressor: whoever puts a blob
 //! together of pieces has to hash it, as with a blob from anywhere.
 
 use std::collections::HashMap;
@@ -10,8 +11,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use crate::layer::compress::Compression;
-use crate::layer::compress::table::{Entry, Position, TABLE_BYTES_MAX, read_entries};
+use crate::layer::compress::table::{Entry, Format, Position, TABLE_BYTES_MAX, read_entries};
 use crate::oci::{Descriptor, Digest};
 use crate::{Store, StoreError};
 
@@ -20,9 +20,6 @@ const BLOBS_MAX: u32 = 64;
 
 /// Most bytes of tables that are read of them.
 const TABLES_BYTES_MAX: u64 = 4 * TABLE_BYTES_MAX;
-
-/// Bytes of a frame that decompressors skip, before its content.
-const FRAME_HEAD: u64 = 8;
 
 /// A part of a blob that is in the store.
 #[derive(Clone, Debug)]
@@ -41,20 +38,20 @@ pub struct LocalPiece {
 type Key = [u8; 16];
 
 impl Store {
-    /// The parts of a zstd:chunked blob with this table (as it is in the blob) that blobs of the store have, ascending. The
-    /// first of those looked at are what `repository` is known to have.
+    /// The parts of a blob with this table (its bytes in the blob, and where they are) that blobs of the store in the same format
+    /// have, ascending. The first of those looked at are what `repository` is known to have.
     ///
     /// # Errors
     /// It is no table, or the store's.
     pub fn local_pieces(
         &self,
         table: &[u8],
-        table_at: u64,
+        position: &Position,
         repository: (&str, &str),
     ) -> Result<Vec<LocalPiece>, StoreError> {
         let mut pieces = Vec::new();
         let mut wanted = HashMap::new();
-        let table = walk(table, table_at, &mut |at, length, key| {
+        let table = walk(table, position, &mut |at, length, key| {
             wanted.entry(key).or_insert(None::<(usize, u64)>);
             pieces.push((at, length, key));
         });
@@ -62,10 +59,11 @@ impl Store {
         let mut left = wanted.len();
         let mut files = Vec::new();
         let mut bytes = 0;
-        for blob in self.chunked_blobs(repository)? {
+        for blob in self.blobs_with_tables(position.format, repository)? {
             let (file, size) = self.blobs.open(&blob.digest)?;
             let bad = |source| bad_table(Some(blob.digest), source);
-            let Some(position) = Position::from_footer(&file, size).map_err(bad)? else {
+            let found = Position::from_footer(&file, size).map_err(bad)?;
+            let Some(position) = found.filter(|found| found.format == position.format) else {
                 continue;
             };
             bytes += position.table.content.max(position.table.length);
@@ -74,7 +72,7 @@ impl Store {
             }
             let index = files.len();
             let table = position.read(&file).map_err(bad)?;
-            let walked = walk(&table, position.table.offset, &mut |at, _, key| {
+            let walked = walk(&table, &position, &mut |at, _, key| {
                 if let Some(found @ None) = wanted.get_mut(&key) {
                     *found = Some((index, at));
                     left -= 1;
@@ -110,15 +108,19 @@ impl Store {
         Ok(local)
     }
 
-    /// Whether any zstd:chunked blob is known.
-    pub fn has_chunked_blobs(&self) -> Result<bool, StoreError> {
-        let name = Compression::ZSTD_CHUNKED.name();
+    /// Whether any blob in that format is known.
+    pub fn has_blobs_with_tables(&self, format: Format) -> Result<bool, StoreError> {
+        let name = format.compression().name();
         Ok(!self.index.blobs_in(name, 1)?.is_empty())
     }
 
-    /// Blobs of that kind that are here, those that a repository is known to have first.
-    fn chunked_blobs(&self, repository: (&str, &str)) -> Result<Vec<Descriptor>, StoreError> {
-        let name = Compression::ZSTD_CHUNKED.name();
+    /// Blobs in that format that are here, those that a repository is known to have first.
+    fn blobs_with_tables(
+        &self,
+        format: Format,
+        repository: (&str, &str),
+    ) -> Result<Vec<Descriptor>, StoreError> {
+        let name = format.compression().name();
         let mut found = Vec::new();
         for blob in self.index.blobs_in(name, 16 * BLOBS_MAX)? {
             if self.blobs.has(&blob.digest)? == Some(blob.size) {
@@ -141,43 +143,46 @@ fn bad_table(digest: Option<Digest>, source: io::Error) -> StoreError {
 
 /// Offset and length of each piece that a table tells of, for fuzzing.
 #[doc(hidden)]
-pub fn extents(table: &[u8], table_at: u64) -> io::Result<Vec<(u64, u64)>> {
+pub fn extents(table: &[u8], position: &Position) -> io::Result<Vec<(u64, u64)>> {
     let mut extents = Vec::new();
-    walk(table, table_at, &mut |at, length, _| {
+    walk(table, position, &mut |at, length, _| {
         extents.push((at, length));
     })?;
     Ok(extents)
 }
 
 /// Calls `each` with offset, length and key of each piece of a blob with this table, ascending and without gaps up to the
-/// table's own frame. A table that contradicts itself ends early.
-fn walk(table: &[u8], table_at: u64, each: &mut dyn FnMut(u64, u64, Key)) -> io::Result<()> {
+/// table itself. A table that contradicts itself ends early.
+fn walk(table: &[u8], position: &Position, each: &mut dyn FnMut(u64, u64, Key)) -> io::Result<()> {
     let mut walk = Walk {
-        frames_end: table_at.saturating_sub(FRAME_HEAD),
+        format: position.format,
+        end: position.pieces_end(),
         cursor: 0,
         between: blake3::Hasher::new(),
         open: None,
-        file_end: 0,
+        file_end: None,
         is_broken: false,
         each,
     };
-    read_entries(table, &mut |entry| walk.entry(entry))?;
-    walk.close(walk.file_end);
-    walk.between_until(walk.frames_end);
+    let json = position.json(table)?;
+    read_entries(&json, &mut |entry| walk.entry(entry))?;
+    walk.close_file(walk.end);
+    walk.between_until(walk.end);
     Ok(())
 }
 
 struct Walk<'a> {
-    /// Where the frames of the tar end.
-    frames_end: u64,
+    format: Format,
+    /// Where the pieces of the tar end.
+    end: u64,
     /// Where the last piece ended.
     cursor: u64,
     /// Of all that the table says since.
     between: blake3::Hasher,
     /// The piece under way: where it begins, and its key but for the length.
     open: Option<(u64, blake3::Hasher)>,
-    /// Where its file ends.
-    file_end: u64,
+    /// Where its file ends, if the table says so.
+    file_end: Option<u64>,
     is_broken: bool,
     each: &'a mut dyn FnMut(u64, u64, Key),
 }
@@ -189,16 +194,21 @@ impl Walk<'_> {
         if entry.kind == "chunk" {
             self.is_broken |= self.open.is_none();
             self.close(offset);
-            let key = content(&entry.chunk_digest, entry.chunk_size);
+            let key = content(self.format, &entry.chunk_digest, entry.chunk_size);
             self.open = Some((offset, key));
             return;
         }
-        self.close(self.file_end);
+        let end = Some(number(entry.end_offset)).filter(|end| *end > 0);
+        // Without an end, a piece goes on to the next one.
+        let has_content = end.is_some()
+            || self.format == Format::Estargz && entry.kind == "reg" && entry.size > 0;
+        if self.file_end.is_some() {
+            self.close_file(offset);
+        }
         let key = match entry.chunk_digest.as_str() {
-            "" => content(&entry.digest, entry.size),
-            digest => content(digest, entry.chunk_size),
+            "" => content(self.format, &entry.digest, entry.size),
+            digest => content(self.format, digest, entry.chunk_size),
         };
-        let end = number(entry.end_offset);
         // What is between files is what the table says of them, but for where their pieces are and what they hold.
         let entry = Entry {
             digest: String::new(),
@@ -212,7 +222,8 @@ impl Walk<'_> {
         let said = serde_json::to_vec(&entry).unwrap_or_default();
         self.between.update(&(said.len() as u64).to_le_bytes());
         self.between.update(&said);
-        if end > 0 {
+        if has_content {
+            self.close_file(offset);
             self.between_until(offset);
             // As long as the padding behind the file.
             self.between.update(&(entry.size % 512).to_le_bytes());
@@ -221,12 +232,29 @@ impl Walk<'_> {
         }
     }
 
+    /// The file under way, if there is one, ends where the table says, or else at `next`: then what is known of what is behind
+    /// its last piece belongs to that.
+    fn close_file(&mut self, next: u64) {
+        if let Some(end) = self.file_end.take() {
+            self.close_at(end, end);
+            return;
+        }
+        if let Some((_, key)) = &mut self.open {
+            key.update(std::mem::take(&mut self.between).finalize().as_bytes());
+        }
+        self.close_at(next, next);
+    }
+
     /// The piece under way, if there is one, ends here.
     fn close(&mut self, end: u64) {
+        self.close_at(end, self.file_end.unwrap_or(self.end));
+    }
+
+    fn close_at(&mut self, end: u64, file_end: u64) {
         let Some((offset, mut key)) = self.open.take() else {
             return;
         };
-        let last = self.file_end.min(self.frames_end);
+        let last = file_end.min(self.end);
         self.is_broken |= offset != self.cursor || end <= offset || end > last;
         if !self.is_broken {
             key.update(&(end - offset).to_le_bytes());
@@ -240,7 +268,7 @@ impl Walk<'_> {
         let mut key = std::mem::take(&mut self.between);
         match offset.checked_sub(self.cursor) {
             Some(0) => {}
-            Some(length) if !self.is_broken && offset <= self.frames_end => {
+            Some(length) if !self.is_broken && offset <= self.end => {
                 key.update(&length.to_le_bytes());
                 (self.each)(self.cursor, length, short(&key));
                 self.cursor = offset;
@@ -251,8 +279,11 @@ impl Walk<'_> {
 }
 
 /// The beginning of a key of content.
-fn content(digest: &str, bytes: i64) -> blake3::Hasher {
-    let mut hasher = blake3::Hasher::new_derive_key("longshore zstd:chunked content 1");
+fn content(format: Format, digest: &str, bytes: i64) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new_derive_key(match format {
+        Format::ZstdChunked => "longshore zstd:chunked content 1",
+        Format::Estargz => "longshore eStargz content 1",
+    });
     hasher.update(digest.as_bytes());
     hasher.update(&bytes.to_le_bytes());
     hasher
@@ -269,7 +300,8 @@ mod tests {
 
     use super::*;
     use crate::layer::LayerInfo;
-    use crate::oci::DiffId;
+    use crate::layer::compress::estargz;
+    use crate::layer::compress::table::Extent;
 
     /// A layer of some files, the first of which holds `first`.
     fn built(store: &Store, first: &[u8]) -> LayerInfo {
@@ -301,30 +333,41 @@ mod tests {
             .unwrap()
     }
 
-    fn blob(store: &Store, info: &LayerInfo) -> (DiffId, Descriptor) {
+    fn blob(store: &Store, info: &LayerInfo, format: Format) -> Descriptor {
         let diff_id = store.ensure_diff_id(&info.id).unwrap();
-        let compression = Compression::ZSTD_CHUNKED;
-        (diff_id, store.layer_blob(&diff_id, compression).unwrap())
+        let blob = store.layer_blob(&diff_id, format.compression()).unwrap();
+        blob.descriptor
     }
 
     #[test]
     fn an_older_version_has_all_but_what_changed() {
+        for format in [Format::ZstdChunked, Format::Estargz] {
+            check_older_version(format);
+        }
+    }
+
+    fn check_older_version(format: Format) {
         let (_dir, store) = crate::tests::store();
         let (_there, away) = crate::tests::store();
-        let (_, old) = blob(&store, &built(&store, b"old"));
-        let (_, new) = blob(&away, &built(&away, b"new"));
+        let old = blob(&store, &built(&store, b"old"), format);
+        let new = blob(&away, &built(&away, b"new"), format);
         assert_ne!(old.digest, new.digest);
-        let position = Position::from_annotations(new.annotations.as_ref().unwrap(), new.size);
-        let position = position.unwrap();
+        let told = new.annotations.as_ref().unwrap();
         let (file, size) = away.blobs().open(&new.digest).unwrap();
         let from_footer = Position::from_footer(&file, size).unwrap().unwrap();
+        let position = match format {
+            Format::ZstdChunked => Position::from_annotations(told, new.size).unwrap(),
+            Format::Estargz => Position {
+                digest: estargz::table_digest(told),
+                ..from_footer
+            },
+        };
+        assert!(position.digest.is_some());
         assert_eq!(from_footer.table, position.table);
         let table = position.read(&file).unwrap();
-        assert_eq!(position.digest, Some(Digest::of(&table)));
+        position.json(&table).unwrap();
         let repository = ("r.example", "a");
-        let local = store
-            .local_pieces(&table, position.table.offset, repository)
-            .unwrap();
+        let local = store.local_pieces(&table, &position, repository).unwrap();
         // What is here is what is there.
         let mut here = 0;
         for piece in &local {
@@ -335,27 +378,87 @@ mod tests {
             assert!(ours == theirs, "{} bytes at {}", piece.length, piece.at);
             here += piece.length;
         }
-        let frames = position.table.offset - FRAME_HEAD;
-        assert!((1..200).contains(&(frames - here)), "{here} of {frames}");
+        let all = position.pieces_end();
+        assert!((1..200).contains(&(all - here)), "{here} of {all}");
         assert_eq!(local.len(), 2);
         // Nothing is here of what no blob here has.
         let (_dir, empty) = crate::tests::store();
-        let none = empty
-            .local_pieces(&table, position.table.offset, repository)
-            .unwrap();
+        let none = empty.local_pieces(&table, &position, repository).unwrap();
         assert!(none.is_empty());
         let error = store
-            .local_pieces(b"no table", 1000, repository)
+            .local_pieces(b"no table", &position, repository)
             .unwrap_err();
         assert!(error.to_string().contains("table"), "{error}");
     }
 
+    /// Pieces of a blob whose table says `entries`, and is at `table_at`.
+    fn pieces(format: Format, entries: &[String], table_at: u64) -> Vec<(u64, u64, Key)> {
+        let json = format!("{{\"version\":1,\"entries\":[{}]}}", entries.join(","));
+        let table = match format {
+            Format::ZstdChunked => zstd::encode_all(json.as_bytes(), 1).unwrap(),
+            Format::Estargz => estargz::member_of(&json),
+        };
+        let position = Position {
+            format,
+            table: Extent {
+                offset: table_at,
+                length: table.len() as u64,
+                content: 0,
+            },
+            digest: None,
+            split: None,
+        };
+        let mut found = Vec::new();
+        walk(&table, &position, &mut |at, length, key| {
+            found.push((at, length, key));
+        })
+        .unwrap();
+        let extents = extents(&table, &position).unwrap();
+        assert!(
+            found
+                .iter()
+                .map(|(at, length, _)| (*at, *length))
+                .eq(extents)
+        );
+        found
+    }
+
+    /// As stargz-snapshotter writes it: nobody says where a file's content ends.
+    #[test]
+    fn without_ends_a_piece_goes_on_to_the_next() {
+        let file = |name: &str, offset: i64, digest: &str, mode: i64| {
+            format!(
+                r#"{{"type":"reg","name":"{name}","size":5,"mode":{mode},"offset":{offset},"chunkDigest":"{digest}"}}"#
+            )
+        };
+        let chunk = r#"{"type":"chunk","name":"a","offset":30,"chunkOffset":3,"chunkDigest":"c"}"#;
+        let link = r#"{"type":"symlink","name":"l","linkName":"a"}"#;
+        let entries = |digest: &str, mode: i64| {
+            vec![
+                file("a", 10, "a", 0),
+                chunk.to_owned(),
+                link.to_owned(),
+                file("b", 50, digest, mode),
+            ]
+        };
+        let told = pieces(Format::Estargz, &entries("b", 0), 78);
+        let extents: Vec<(u64, u64)> = told.iter().map(|piece| (piece.0, piece.1)).collect();
+        assert_eq!(extents, [(0, 10), (10, 20), (30, 20), (50, 28)]);
+        // Other content, or another header, which is in the piece before.
+        for (changed, at) in [(entries("d", 0), 3), (entries("b", 1), 2)] {
+            let other = pieces(Format::Estargz, &changed, 78);
+            let differ: Vec<usize> = (0..4)
+                .filter(|index| told[*index] != other[*index])
+                .collect();
+            assert_eq!(differ, [at]);
+        }
+    }
+
     #[test]
     fn tables_that_contradict_themselves_end_early() {
-        let pieces = |entries: &str, table_at: u64| {
-            let json = format!("{{\"version\":1,\"entries\":[{entries}]}}");
-            let table = zstd::encode_all(json.as_bytes(), 1).unwrap();
-            extents(&table, table_at).unwrap()
+        let pieces = |entries: &[String], table_at: u64| -> Vec<(u64, u64)> {
+            let found = pieces(Format::ZstdChunked, entries, table_at);
+            found.iter().map(|(at, length, _)| (*at, *length)).collect()
         };
         let file = |name: &str, offset: i64, end: i64| {
             format!(
@@ -363,10 +466,9 @@ mod tests {
             )
         };
         let chunk = |offset: i64| format!(r#"{{"type":"chunk","name":"a","offset":{offset}}}"#);
-        let list = |entries: &[String]| entries.join(",");
         let good = [file("a", 10, 40), chunk(20), file("b", 50, 60)];
         assert_eq!(
-            pieces(&list(&good), 78),
+            pieces(&good, 78),
             [(0, 10), (10, 10), (20, 20), (40, 10), (50, 10), (60, 10)]
         );
         for (bad, expect) in [
@@ -380,7 +482,7 @@ mod tests {
             (vec![file("a", 10, 71)], 1),
             (vec![file("a", 71, 75)], 0),
         ] {
-            assert_eq!(pieces(&list(&bad), 78).len(), expect, "{bad:?}");
+            assert_eq!(pieces(&bad, 78).len(), expect, "{bad:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Making;
 use crate::Store;
 use crate::oci::DiffId;
 
@@ -72,7 +73,12 @@ impl Store {
     }
 
     /// A writer before `inner`, which takes a layer's tar.
-    pub(super) fn watched<W: Write>(&self, diff_id: &DiffId, inner: W) -> Watched<W> {
+    pub(super) fn watched<'a, W: Write>(
+        &self,
+        diff_id: &DiffId,
+        inner: W,
+        making: Making<'a>,
+    ) -> Watched<'a, W> {
         let watcher = self.watchers.current();
         // Only for people: what cannot be told now is known at the end.
         let layer = watcher.as_ref().and_then(|_| {
@@ -86,22 +92,24 @@ impl Store {
             watcher,
             done: 0,
             total,
+            making,
         };
         watched.tell(false);
         watched
     }
 }
 
-/// Counts what is written.
-pub(super) struct Watched<W> {
+/// Counts what is written, as long as nobody wants the end of it.
+pub(super) struct Watched<'a, W> {
     pub(super) inner: W,
     diff_id: DiffId,
     watcher: Option<Watcher>,
     done: u64,
     total: Option<u64>,
+    making: Making<'a>,
 }
 
-impl<W> Watched<W> {
+impl<W> Watched<'_, W> {
     fn tell(&self, ended: bool) {
         if let Some(watcher) = &self.watcher {
             let total = match ended {
@@ -119,8 +127,11 @@ impl<W> Watched<W> {
     }
 }
 
-impl<W: Write> Write for Watched<W> {
+impl<W: Write> Write for Watched<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.making.is_stopped() {
+            return Err(io::Error::other("nobody wants it any more"));
+        }
         let count = self.inner.write(bytes)?;
         let before = self.done;
         self.done += count as u64;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use store::content::gc::{PruneImages, PruneOptions};
 use store::index::RecordRow;
+use store::layer::compress::CompressionChoice;
 use store::oci::{DiffId, ImageConfig, Platform, Reference};
 use store::{OpenOptions, Store};
 
@@ -77,7 +78,7 @@ fn build_image(store: &Store, random: &mut Random) -> Result<(), store::StoreErr
     let name: Reference = format!("image{}", random.below(5)).parse().unwrap();
     store.images().tag(&name, &id)?;
     if random.below(4) == 0 {
-        store.manifest_for(&id, None)?;
+        store.manifest_for(&id, CompressionChoice::AS_THEY_ARE)?;
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ fn skopeo_reads_and_writes_archives() {
         return;
     }
     for (format, transport, name) in [
-        (ArchiveFormat::Oci, "oci-archive", ":1"),
+        (ArchiveFormat::OCI, "oci-archive", ":1"),
         (ArchiveFormat::Docker, "docker-archive", ":app:1"),
         (ArchiveFormat::Docker, "oci-archive", ":1"),
     ] {
@@ -112,7 +112,7 @@ fn podman_reads_and_writes_archives() {
             .args(["--storage-driver", "vfs"])
             .args(arguments))
     };
-    for format in [ArchiveFormat::Docker, ArchiveFormat::Oci] {
+    for format in [ArchiveFormat::Docker, ArchiveFormat::OCI] {
         let (path, id) = saved(dir.path(), format);
         let path = path.display().to_string();
         let loaded = podman(&["load", "--quiet", "--input", &path]);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 use store::StoreError;
-use store::layer::compress::Compression;
+use store::layer::compress::CompressionChoice;
 use store::layer::{LayerId, TreeDigest};
 use store::oci::{Descriptor, DiffId};
 
@@ -134,14 +134,14 @@ fn export_to(
         roots,
         into.as_ref(),
         wanted.mode,
-        wanted.compression,
+        wanted.layers,
         &hint::names(request),
     )?;
     mounts::export(
         operations,
         into.as_ref(),
         &wanted.mounts,
-        wanted.compression,
+        wanted.layers.compression.of_plain_tar(),
     )
 }
 
@@ -152,7 +152,7 @@ fn export(
     roots: &[usize],
     into: &dyn CacheStore,
     mode: CacheMode,
-    compression: Compression,
+    layers: CompressionChoice,
     hints: &[EntryName],
 ) -> Result<(), ExportCacheError> {
     let vertices = match mode {
@@ -168,7 +168,7 @@ fn export(
     let export = Export {
         operations,
         into,
-        compression,
+        layers,
         blobs: Mutex::default(),
         written: AtomicUsize::new(0),
     };
@@ -332,7 +332,7 @@ fn recorded(operations: &Operations<'_>, key: &CacheKey) -> Result<Option<Record
 struct Export<'a> {
     operations: &'a Operations<'a>,
     into: &'a dyn CacheStore,
-    compression: Compression,
+    layers: CompressionChoice,
     /// Layers whose blobs are there by now: two records may name one.
     blobs: Mutex<BTreeMap<LayerId, (DiffId, Descriptor)>>,
     written: AtomicUsize,
@@ -416,10 +416,13 @@ impl Export<'_> {
             return Ok(found.clone());
         }
         let store = self.operations.store;
-        let diff_id = store.ensure_diff_id(id)?;
+        let mut diff_id = store.ensure_diff_id(id)?;
         let blob = match store.has_layer_bytes(&diff_id)? {
             true => {
-                let blob = store.layer_blob(&diff_id, self.compression)?;
+                let made = store.layer_as(&diff_id, self.layers)?;
+                // Others get the layer that it is in this compression.
+                diff_id = made.diff_id;
+                let blob = made.descriptor;
                 let elsewhere = self.neighbours(&blob)?;
                 if finished.replace && self.into.repository().is_none()
                     || !self.into.has_blob(&blob, &elsewhere)?

@@ -8,6 +8,7 @@ use builder::transfer;
 use registry_client::copy::{
     self, ArchiveOut, CopyReport, Pick, Place, Source, Target, Tree, Wanted,
 };
+use registry_client::edit::{self, Recompress};
 use registry_client::{Client, ErrorKind};
 use serde_json::json;
 use store::Store;
@@ -15,7 +16,7 @@ use store::oci::{Platform, Reference};
 
 use super::{COPYING, Session, place};
 use crate::args::{CopyArgs, Progress};
-use crate::commands::transfer::write_digests;
+use crate::commands::transfer::{level, write_digests};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::ui::progress::{Display, Work};
@@ -68,10 +69,38 @@ fn run(
     let tree = session.run(|_| async move { Tree::read(reading, &wanted).await })?;
     let progress = transfer::bridge(COPYING, sink);
     let ToPlace { target, keeper } = target(session, &args.tags, args.force, from, to)?;
+    let compression = args.layers.compression();
+    let anew = compression.map_err(|error| level(&error))?;
+    let anew = anew.map(|compression| Recompress {
+        compression,
+        force: args.force_compression,
+        spool: session.context.temp_dir(),
+    });
+    if anew.is_some() && args.digest_tags {
+        let message = "`--digest-tags` are about digests that `--compression` changes";
+        return Err(CliError::new(Kind::Usage, message));
+    }
+    let remade = match &anew {
+        Some(how) => Some(session.run(|client| {
+            let (tree, progress) = (&tree, &progress);
+            async move {
+                let repository = match to {
+                    Place::Registry(reference) => Some((&client, reference)),
+                    _ => None,
+                };
+                edit::recompress(tree, how, repository, progress).await
+            }
+        })?),
+        None => None,
+    };
+    let nothing = edit::Sent::new();
+    let (tree, sent) = match &remade {
+        Some(remade) => (&remade.tree, &remade.sent),
+        None => (&tree, &nothing),
+    };
     let report = session.run(|client| {
         let target = target(&client);
-        let tree = &tree;
-        async move { copy::write(tree, &target, progress).await }
+        async move { copy::write_rest(tree, &target, sent, progress).await }
     })?;
     if let Some((store, name)) = keeper {
         transfer::adopt(&store, tree.root_manifest(), Some(&name))?;
@@ -79,7 +108,7 @@ fn run(
         super::super::sync::soon(&store);
     }
     if args.digest_tags {
-        digest_tags(session, &source, &tree, to)?;
+        digest_tags(session, &source, tree, to)?;
     }
     Ok(report)
 }

@@ -1,28 +1,29 @@
-//! Writes zstd:chunked: the tar as one zstd frame for each piece of a file's content and for what is between files, so that
-//! a reader that has most of them already asks for the others alone. Any zstd decompressor reads it as the tar.
+//! Writes zstd:chunked and eStargz: the tar as one zstd frame, or gzip member, for each piece of a file's content and for what
+//! is between files, so that a reader that has most of them already asks for the others alone. Any decompressor reads it as
+//! the tar; in eStargz, as one with two entries more (`compress/estargz.rs`).
 //!
 //! Which pieces there are does not depend on threads, nor does any byte. A tar that a table cannot describe (sparse files,
-//! a name twice, names that are not UTF-8, headers of PAX that count for all files) is written without one, as plain zstd.
+//! a name twice, names that are not UTF-8, headers of PAX that count for all files; for eStargz also one that has the names of
+//! its own entries, or that has not ended where it seemed to) is written without one, as plain zstd or gzip.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crc_fast::{CrcAlgorithm, Digest as Crc};
-use serde::Serialize;
-use serde::ser::{SerializeSeq, Serializer};
+use libdeflater::Compressor as Deflate;
 
 use super::cut::{Cutter, PIECE_BYTES_MAX, PIECE_BYTES_MIN};
 use super::lanes::Lanes;
-use super::table::{
-    Entry, Extent, HEAD_BYTES, SPLIT_BYTES_MAX, TABLE_BYTES_MAX, Table, footer_frame, skipped,
-};
+use super::table::{Entry, Format};
+use super::tables::{PieceIndex, Tables};
+use super::{Rewritten, deflate, estargz, member};
 use crate::layer::entry::Mtime;
 use crate::layer::tar::header::{self, BLOCK, Block, checksum_matches, number, padding};
 use crate::layer::tar::read::{Kind, Reader};
 use crate::oci::time::rfc3339;
-use crate::oci::{Digest, Hasher};
+use crate::oci::{DiffId, Digest, Hasher};
 
 /// Most bytes of headers between two files' contents that are kept together, and of one entry's headers.
 const HEADERS_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -30,12 +31,8 @@ const HEADERS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Frames that may be under way in each thread.
 const DEPTH: usize = 8;
 
-/// Bytes that an entry of the table has at the least, besides names.
-const ENTRY_BYTES: usize = 60;
-
-/// Lines of a tar-split that stand for a file's content, and for bytes that it has itself.
-const FILE: u8 = 1;
-const SEGMENT: u8 = 2;
+/// Zeros that are written at once, where a tar did not end with them.
+const ZEROS: [u8; 4096] = [0; 4096];
 
 pub(super) struct Chunked<W> {
     out: W,
@@ -49,7 +46,38 @@ pub(super) struct Chunked<W> {
     /// Bytes that are in no frame yet: a piece of content, or what is between two files.
     pending: Vec<u8>,
     table: Option<Tables>,
-    level: i32,
+    format: Format,
+    level: u8,
+    /// Of eStargz: the tar as it is written, and how long it is.
+    tar: Option<(Hasher, u64)>,
+    /// Whether the entries come that are no part of the tar that is given.
+    is_closing: bool,
+}
+
+/// What makes a frame or member of bytes.
+enum Packer {
+    Zstd(zstd::bulk::Compressor<'static>),
+    Gzip(Deflate),
+}
+
+impl Packer {
+    fn new(format: Format, level: u8) -> io::Result<Packer> {
+        Ok(match format {
+            Format::ZstdChunked => {
+                let mut compressor = zstd::bulk::Compressor::new(i32::from(level))?;
+                compressor.include_checksum(true)?;
+                Packer::Zstd(compressor)
+            }
+            Format::Estargz => Packer::Gzip(deflate(level)?),
+        })
+    }
+
+    fn pack(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        match self {
+            Packer::Zstd(compressor) => compressor.compress(bytes),
+            Packer::Gzip(deflate) => Ok(member(deflate, bytes)),
+        }
+    }
 }
 
 /// What a thread makes a frame of.
@@ -66,16 +94,14 @@ struct Frame {
     digest: Option<Digest>,
 }
 
-/// Which piece of which file a frame is.
-struct PieceIndex {
-    file: usize,
-    piece: usize,
-}
-
 /// What the next byte of the tar is.
 enum Place {
     Headers(Headers),
     Content(Box<Content>),
+    /// Of eStargz: behind the last entry, and so many zeros, which are not written if nothing else comes.
+    End {
+        zeros: u64,
+    },
     /// Behind the archive's end, or of a tar without a table; `told` bytes of what is pending are in the tar-split.
     Rest {
         told: usize,
@@ -130,14 +156,17 @@ enum Next {
 }
 
 impl<W: Write> Chunked<W> {
-    pub(super) fn start(out: W, level: u8, threads: usize) -> io::Result<Chunked<W>> {
-        let level = i32::from(level);
-        let lanes = Lanes::start("zstd", threads, DEPTH, || {
-            let mut compressor = zstd::bulk::Compressor::new(level)?;
-            compressor.include_checksum(true)?;
+    pub(super) fn start(
+        out: W,
+        format: Format,
+        level: u8,
+        threads: usize,
+    ) -> io::Result<Chunked<W>> {
+        let lanes = Lanes::start("pieces", threads, DEPTH, || {
+            let mut packer = Packer::new(format, level)?;
             Ok(move |job: &Job| {
                 Ok(Frame {
-                    bytes: compressor.compress(&job.bytes)?,
+                    bytes: packer.pack(&job.bytes)?,
                     digest: job.is_content.then(|| Digest::of(&job.bytes)),
                 })
             })
@@ -150,8 +179,11 @@ impl<W: Write> Chunked<W> {
             spare: Vec::new(),
             place: Place::Headers(Headers::after(0, 0)),
             pending: Vec::new(),
-            table: Some(Tables::new(level)?),
+            table: Some(Tables::new(format, level)?),
+            format,
             level,
+            tar: (format == Format::Estargz).then(|| (Hasher::sha256(), 0)),
+            is_closing: false,
         })
     }
 
@@ -171,6 +203,14 @@ impl<W: Write> Chunked<W> {
                     take
                 }
                 Place::Content(_) => self.content(bytes)?,
+                Place::End { zeros } => {
+                    let count = bytes.iter().take_while(|byte| **byte == 0).count();
+                    *zeros += count as u64;
+                    if count < bytes.len() {
+                        self.give_up()?;
+                    }
+                    count
+                }
                 Place::Rest { .. } => {
                     let room = PIECE_BYTES_MAX.saturating_sub(self.pending.len());
                     let take = bytes.len().min(room);
@@ -203,9 +243,11 @@ impl<W: Write> Chunked<W> {
                 };
                 table.segment(&self.pending[told..])?;
                 let name = entry.name.clone();
-                if !table.add(*entry) {
-                    self.give_up();
-                    return Ok(());
+                let is_taken = self.format == Format::Estargz
+                    && !self.is_closing
+                    && estargz::is_reserved(name.as_bytes());
+                if is_taken || !table.add(*entry) {
+                    return self.give_up();
                 }
                 let length = self.pending.len();
                 if size > 0 {
@@ -226,14 +268,18 @@ impl<W: Write> Chunked<W> {
                 }
                 Ok(())
             }
-            Next::End => {
+            Next::End if self.format == Format::ZstdChunked => {
                 self.place = Place::Rest { told };
                 Ok(())
             }
-            Next::Unfit => {
-                self.give_up();
+            Next::End if headers.block == headers.start => {
+                self.pending.truncate(headers.start);
+                self.place = Place::End {
+                    zeros: BLOCK as u64,
+                };
                 Ok(())
             }
+            Next::End | Next::Unfit => self.give_up(),
         }
     }
 
@@ -265,15 +311,26 @@ impl<W: Write> Chunked<W> {
         let is_small = table.is_small();
         self.send(Some(index))?;
         if !is_small {
-            self.give_up();
+            self.give_up()?;
         }
         Ok(taken)
     }
 
     /// There will be no table.
-    fn give_up(&mut self) {
+    fn give_up(&mut self) -> io::Result<()> {
         self.table = None;
+        let zeros = match self.place {
+            Place::End { zeros } => zeros,
+            _ => 0,
+        };
         self.place = Place::Rest { told: 0 };
+        let mut left = zeros;
+        while left > 0 {
+            let count = usize::try_from(left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            self.write(&ZEROS[..count])?;
+            left -= count as u64;
+        }
+        Ok(())
     }
 
     /// Sends what is pending behind the archive's end, or of a tar without a table.
@@ -289,6 +346,10 @@ impl<W: Write> Chunked<W> {
     fn send(&mut self, piece: Option<PieceIndex>) -> io::Result<()> {
         if self.lanes.is_full() {
             self.receive()?;
+        }
+        if let Some((hasher, bytes)) = &mut self.tar {
+            hasher.update(&self.pending);
+            *bytes += self.pending.len() as u64;
         }
         let spare = self.spare.pop().unwrap_or_default();
         let job = Job {
@@ -311,35 +372,94 @@ impl<W: Write> Chunked<W> {
         let offset = self.written;
         self.written += frame.bytes.len() as u64;
         if let (Some(table), Some(PieceIndex { file, piece })) = (&mut self.table, mark) {
-            let piece = &mut table.files[file].pieces[piece];
-            (piece.offset, piece.end, piece.digest) = (offset, self.written, frame.digest);
+            table.place(
+                &PieceIndex { file, piece },
+                offset,
+                self.written,
+                frame.digest,
+            );
         }
         job.bytes.clear();
         self.spare.push(job.bytes);
         Ok(true)
     }
 
-    pub(super) fn finish(mut self) -> io::Result<W> {
+    /// Completes the stream; what the tar in it is, where it is not the one that was given.
+    pub(super) fn finish(mut self) -> io::Result<(W, Option<Rewritten>)> {
+        let has_ended = match &self.place {
+            // An archive without closing blocks.
+            Place::Headers(headers) => self.pending.len() == headers.start,
+            Place::End { .. } => true,
+            _ => false,
+        };
+        match self.format {
+            Format::ZstdChunked => self.finish_zstd()?,
+            Format::Estargz if has_ended && self.table.is_some() => self.finish_estargz()?,
+            Format::Estargz => {
+                self.give_up()?;
+                self.flush()?;
+            }
+        }
+        let rewritten = self.tar.map(|(hasher, bytes)| Rewritten {
+            diff_id: DiffId(hasher.finish()),
+            bytes,
+        });
+        Ok((self.out, rewritten))
+    }
+
+    fn finish_zstd(&mut self) -> io::Result<()> {
         if matches!(self.place, Place::Content(_)) {
             // The tar was cut: the caller finds that out by its digest, if it was not meant to be so.
-            self.give_up();
+            self.give_up()?;
         }
         if let Place::Headers(headers) = &self.place {
             // An archive without closing blocks, or with part of a header behind it.
             self.place = Place::Rest { told: headers.told };
         }
-        // No frame at all is no zstd stream.
+        self.flush()?;
+        if let Some(table) = self.table.take()
+            && let Some(frames) = table.frames(self.written, self.level)?
+        {
+            self.out.write_all(&frames)?;
+        }
+        Ok(())
+    }
+
+    fn finish_estargz(&mut self) -> io::Result<()> {
+        while self.receive()? {}
+        if !self.table.as_ref().is_some_and(Tables::fits) {
+            self.give_up()?;
+            return self.flush();
+        }
+        self.place = Place::Headers(Headers::after(self.pending.len(), 0));
+        self.is_closing = true;
+        let content = estargz::LANDMARK_CONTENT;
+        let size = content.len() as u64;
+        self.write(&estargz::entry_header(estargz::LANDMARK, size))?;
+        self.write(content)?;
+        // The table begins a member.
+        self.pending.resize(padding(size), 0);
+        self.send(None)?;
+        while self.receive()? {}
+        let Some(table) = self.table.take() else {
+            return Ok(());
+        };
+        let offset = self.written;
+        self.pending = estargz::last_entry(&table.json()?);
+        self.send(None)?;
+        while self.receive()? {}
+        self.out.write_all(&estargz::footer(offset))
+    }
+
+    /// Writes all that is under way.
+    fn flush(&mut self) -> io::Result<()> {
+        // No frame at all is no stream.
         let is_empty = self.written == 0 && self.marks.is_empty();
         if !self.pending.is_empty() || is_empty {
             self.send_between()?;
         }
         while self.receive()? {}
-        if let Some(table) = self.table.take()
-            && let Some(frames) = table.finish(self.written, self.level)?
-        {
-            self.out.write_all(&frames)?;
-        }
-        Ok(self.out)
+        Ok(())
     }
 }
 
@@ -437,255 +557,12 @@ fn timestamp(time: Mtime) -> Option<String> {
     Some(whole.replace('Z', &format!(".{}Z", fraction.trim_end_matches('0'))))
 }
 
-/// What is written behind the frames.
-struct Tables {
-    files: Vec<FileEntry>,
-    /// Names so far, hashed: a tar-split cannot have one twice.
-    names: HashSet<[u8; 16]>,
-    /// Bytes that the table's JSON has at the least.
-    bytes: u64,
-    split: zstd::Encoder<'static, Vec<u8>>,
-    split_bytes: u64,
-    lines: u64,
-}
-
-/// An entry of the table and the pieces of its file.
-struct FileEntry {
-    entry: Entry,
-    pieces: Vec<Piece>,
-}
-
-/// A piece of a file: where its frame is, and what it holds.
-struct Piece {
-    offset: u64,
-    end: u64,
-    bytes: u64,
-    digest: Option<Digest>,
-}
-
-/// A line of a tar-split.
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(rename = "type")]
-    kind: u8,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    name: &'a str,
-    #[serde(skip_serializing_if = "is_zero")]
-    size: u64,
-    payload: Option<String>,
-    position: u64,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde's calling convention"
-)]
-fn is_zero(size: &u64) -> bool {
-    *size == 0
-}
-
-impl Tables {
-    fn new(level: i32) -> io::Result<Tables> {
-        Ok(Tables {
-            files: Vec::new(),
-            names: HashSet::new(),
-            bytes: 0,
-            split: zstd::Encoder::new(Vec::new(), level)?,
-            split_bytes: 0,
-            lines: 0,
-        })
-    }
-
-    /// Whether readers would take it so far.
-    fn is_small(&self) -> bool {
-        self.bytes <= TABLE_BYTES_MAX && self.split_bytes <= SPLIT_BYTES_MAX
-    }
-
-    /// Adds an entry; `false` if it cannot be had.
-    fn add(&mut self, entry: Entry) -> bool {
-        let mut hasher = blake3::Hasher::new();
-        for component in entry.name.split('/') {
-            match component {
-                "" | "." => {}
-                ".." => return false,
-                name => {
-                    hasher.update(name.as_bytes());
-                    hasher.update(b"/");
-                }
-            }
-        }
-        let name = hasher.finalize();
-        let name = name.as_bytes().first_chunk().expect("16 of 32 bytes");
-        self.bytes += (entry.name.len() + entry.link_name.len() + ENTRY_BYTES) as u64;
-        let is_new = self.names.insert(*name);
-        self.files.push(FileEntry {
-            entry,
-            pieces: Vec::new(),
-        });
-        is_new && self.is_small()
-    }
-
-    /// Adds a piece to the last file.
-    fn piece(&mut self, bytes: u64) -> PieceIndex {
-        let file = self.files.len() - 1;
-        let FileEntry { entry, pieces } = &mut self.files[file];
-        self.bytes += (entry.name.len() + ENTRY_BYTES) as u64;
-        pieces.push(Piece {
-            offset: 0,
-            end: 0,
-            bytes,
-            digest: None,
-        });
-        let piece = pieces.len() - 1;
-        PieceIndex { file, piece }
-    }
-
-    /// Ends the last file. Without a `digest` it is that of its one piece.
-    fn complete(&mut self, size: u64, crc: u64, digest: Option<Digest>) -> io::Result<()> {
-        let file = self.files.len() - 1;
-        let entry = &mut self.files[file].entry;
-        entry.digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
-        let name = std::mem::take(&mut entry.name);
-        self.content(&name, size, Some(crc))?;
-        self.files[file].entry.name = name;
-        Ok(())
-    }
-
-    /// Tells the tar-split of a file's content.
-    fn content(&mut self, name: &str, size: u64, crc: Option<u64>) -> io::Result<()> {
-        let payload = crc.map(|crc| BASE64.encode(crc.to_be_bytes()));
-        self.line(FILE, name, size, payload)
-    }
-
-    /// Tells the tar-split of bytes that are no file's content.
-    fn segment(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.line(SEGMENT, "", 0, Some(BASE64.encode(bytes)))
-    }
-
-    fn line(&mut self, kind: u8, name: &str, size: u64, payload: Option<String>) -> io::Result<()> {
-        let line = Line {
-            kind,
-            name,
-            size,
-            payload,
-            position: self.lines,
-        };
-        self.lines += 1;
-        let mut json = serde_json::to_vec(&line)?;
-        json.push(b'\n');
-        self.split_bytes += json.len() as u64;
-        self.split.write_all(&json)
-    }
-
-    /// All that comes behind frames of `offset` bytes; `None` if readers would not take it.
-    fn finish(self, offset: u64, level: i32) -> io::Result<Option<Vec<u8>>> {
-        let split = self.split.finish()?;
-        let table = Table {
-            version: 1,
-            entries: Entries(&self.files),
-            split_digest: Digest::of(&split).to_string(),
-        };
-        let encoder = zstd::Encoder::new(Vec::new(), level)?;
-        let mut json = Counting(encoder, 0);
-        serde_json::to_writer(&mut json, &table)?;
-        let Counting(encoder, content) = json;
-        let table = encoder.finish()?;
-        let table_at = Extent {
-            offset: offset + HEAD_BYTES,
-            length: table.len() as u64,
-            content,
-        };
-        let split_at = Extent {
-            offset: table_at.offset + table_at.length + HEAD_BYTES,
-            length: split.len() as u64,
-            content: self.split_bytes,
-        };
-        let (Some(table), Some(split)) = (skipped(&table), skipped(&split)) else {
-            return Ok(None);
-        };
-        if content > TABLE_BYTES_MAX || self.split_bytes > SPLIT_BYTES_MAX {
-            return Ok(None);
-        }
-        Ok(Some(
-            [table, split, footer_frame(&table_at, &split_at)].concat(),
-        ))
-    }
-}
-
-/// The table's entries, made as they are written.
-struct Entries<'a>(&'a [FileEntry]);
-
-impl Serialize for Entries<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(None)?;
-        for FileEntry { entry, pieces } in self.0 {
-            let Some((first, more)) = pieces.split_first() else {
-                list.serialize_element(entry)?;
-                continue;
-            };
-            let mut entry = entry.clone();
-            if entry.digest.is_empty() {
-                entry.digest = first.digest().unwrap_or_default();
-            }
-            entry.offset = signed(first.offset);
-            entry.end_offset = signed(pieces[pieces.len() - 1].end);
-            if !more.is_empty() {
-                entry.chunk_size = signed(first.bytes);
-                entry.chunk_digest = first.digest().unwrap_or_default();
-            }
-            list.serialize_element(&entry)?;
-            let mut chunk_offset = first.bytes;
-            for piece in more {
-                list.serialize_element(&Entry {
-                    kind: "chunk".to_owned(),
-                    name: entry.name.clone(),
-                    offset: signed(piece.offset),
-                    chunk_size: signed(piece.bytes),
-                    chunk_offset: signed(chunk_offset),
-                    chunk_digest: piece.digest().unwrap_or_default(),
-                    ..Entry::default()
-                })?;
-                chunk_offset += piece.bytes;
-            }
-        }
-        list.end()
-    }
-}
-
-impl Piece {
-    fn digest(&self) -> Option<String> {
-        self.digest.map(|digest| digest.to_string())
-    }
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).expect("no file has as many bytes")
-}
-
-/// A writer that counts.
-struct Counting<W>(W, u64);
-
-impl<W: Write> Write for Counting<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.0.write(bytes)?;
-        self.1 += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
 
     use super::super::cut::tests::noise;
-    use super::super::table::{Position, read_entries};
+    use super::super::table::{Extent, Position, read_entries};
     use super::super::{Compression, compressor, decompressor};
     use super::*;
 
@@ -731,11 +608,20 @@ mod tests {
     }
 
     fn packed(tar: &[u8], at_once: usize, threads: usize) -> Vec<u8> {
-        let mut chunked = compressor(Vec::new(), Compression::ZSTD_CHUNKED, threads).unwrap();
+        packed_as(Compression::ZSTD_CHUNKED, tar, at_once, threads).0
+    }
+
+    fn packed_as(
+        compression: Compression,
+        tar: &[u8],
+        at_once: usize,
+        threads: usize,
+    ) -> (Vec<u8>, Option<Rewritten>) {
+        let mut chunked = compressor(Vec::new(), compression, threads).unwrap();
         for bytes in tar.chunks(at_once) {
             chunked.write_all(bytes).unwrap();
         }
-        chunked.finish().unwrap()
+        chunked.finish_telling().unwrap()
     }
 
     fn position(blob: &[u8]) -> Option<Position> {
@@ -752,8 +638,8 @@ mod tests {
     fn entries(blob: &[u8]) -> Vec<Entry> {
         let position = position(blob).unwrap();
         let mut entries = Vec::new();
-        let table = part(blob, position.table);
-        read_entries(table, &mut |entry| entries.push(entry)).unwrap();
+        let json = position.json(part(blob, position.table)).unwrap();
+        read_entries(&json, &mut |entry| entries.push(entry)).unwrap();
         entries
     }
 
@@ -892,6 +778,97 @@ mod tests {
     }
 
     #[test]
+    fn estargz_is_the_same_tar_with_two_entries_more() {
+        let tar = sample();
+        let (blob, rewritten) = packed_as(Compression::ESTARGZ, &tar, tar.len(), 1);
+        for (at_once, threads) in [(1, 1), (511, 3), (70_001, 2)] {
+            assert!(packed_as(Compression::ESTARGZ, &tar, at_once, threads).0 == blob);
+        }
+        let inside = unpacked(&blob);
+        let content = &tar[..tar.len() - 1024];
+        assert!(inside.starts_with(content));
+        let rewritten = rewritten.unwrap();
+        assert_eq!(rewritten.bytes, inside.len() as u64);
+        assert_eq!(rewritten.diff_id, DiffId(Digest::of(&inside)));
+        let mut reader = tar::Archive::new(&inside[..]);
+        let names = reader.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            String::from_utf8(entry.path_bytes().into_owned()).unwrap()
+        });
+        let names: Vec<String> = names.collect();
+        let (added, own) = (&names[names.len() - 2..], &names[..names.len() - 2]);
+        assert_eq!(added, [".no.prefetch.landmark", "stargz.index.json"]);
+        assert_eq!(own.len(), 9);
+
+        let position = position(&blob).unwrap();
+        assert_eq!(position.format, Format::Estargz);
+        // A member begins at each offset, and the first of its bytes are the piece's.
+        let entries = entries(&blob);
+        let told: Vec<&str> = entries.iter().map(|entry| &entry.name[..]).collect();
+        let without_chunks = entries.iter().filter(|entry| entry.kind != "chunk");
+        let names: Vec<&str> = without_chunks.map(|entry| &entry.name[..]).collect();
+        let expected = own.iter().map(String::as_str);
+        let expected: Vec<&str> = expected.chain([".no.prefetch.landmark"]).collect();
+        assert_eq!(names, expected);
+        let mut pieces = 0;
+        for (index, entry) in entries.iter().enumerate() {
+            if entry.offset == 0 {
+                assert!(entry.size == 0 || entry.kind != "reg", "{}", told[index]);
+                continue;
+            }
+            pieces += 1;
+            let is_last = entries
+                .get(index + 1)
+                .is_none_or(|next| next.kind != "chunk");
+            let size = entries[..=index].iter().rfind(|entry| entry.kind == "reg");
+            let length = match entry.chunk_size {
+                0 => size.unwrap().size - entry.chunk_offset,
+                size => size,
+            };
+            assert_eq!(is_last, entry.chunk_size == 0);
+            let from = usize::try_from(entry.offset).unwrap();
+            assert_eq!(blob[from..from + 2], [0x1f, 0x8b]);
+            let mut content = Vec::new();
+            flate2::bufread::GzDecoder::new(&blob[from..])
+                .read_to_end(&mut content)
+                .unwrap();
+            assert_eq!(content.len() as i64, length);
+            assert_eq!(Digest::of(&content).to_string(), entry.chunk_digest);
+        }
+        assert!(pieces > 10, "{pieces}");
+        // It cannot be told twice; nor with what has these names for another reason.
+        let (again, rewritten) = packed_as(Compression::ESTARGZ, &inside, 70_001, 2);
+        assert!(super::super::tests::is_only_gzip(&again, &inside));
+        assert_eq!(rewritten.unwrap().diff_id, DiffId(Digest::of(&inside)));
+    }
+
+    /// Whatever is not told is the tar as it was.
+    #[test]
+    fn what_estargz_cannot_describe_is_gzip() {
+        let sample = sample();
+        let no_tar = noise(3_000_000, 7);
+        let mut unnamed = sample.clone();
+        unnamed[0] = 0xff;
+        let zeros = vec![0; 100_000];
+        let (header, cut, behind) = (
+            &sample[..sample.len() - 1024 - 300],
+            &sample[..sample.len() / 2],
+            [&sample[..], &zeros, b"more", &zeros].concat(),
+        );
+        for tar in [&no_tar[..], &unnamed, header, cut, &behind] {
+            let (blob, rewritten) = packed_as(Compression::ESTARGZ, tar, 70_001, 2);
+            assert!(super::super::tests::is_only_gzip(&blob, tar));
+            assert_eq!(rewritten.unwrap().diff_id, DiffId(Digest::of(tar)));
+        }
+        // However many zeros end it, or none.
+        let long = [&sample[..], &zeros].concat();
+        let open = &sample[..sample.len() - 1024];
+        let packed = |tar: &[u8]| packed_as(Compression::ESTARGZ, tar, 70_001, 2).0;
+        assert!(packed(&long) == packed(&sample) && packed(open) == packed(&sample));
+        assert!(position(&packed(b"")).is_some());
+    }
+
+    #[test]
     fn what_no_table_can_describe_is_zstd_all_the_same() {
         let sample = sample();
         let twice = {
@@ -965,7 +942,7 @@ mod tests {
     #[test]
     fn memory_does_not_grow_with_a_file() {
         // A gigabyte would not fit in the test's patience; that pieces are bounded is what matters.
-        let mut chunked = Chunked::start(io::sink(), 1, 2).unwrap();
+        let mut chunked = Chunked::start(io::sink(), Format::ZstdChunked, 1, 2).unwrap();
         let mut header = [0; BLOCK];
         header[..1].copy_from_slice(b"f");
         header::put_octal(&mut header, header::SIZE, 1 << 32);

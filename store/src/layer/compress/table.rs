@@ -1,6 +1,7 @@
-//! What a zstd:chunked layer says of itself: where in the blob each piece of each file is.
+//! What a layer whose pieces can be found says of itself: where in the blob each piece of each file is.
 //!
-//! Behind the frames of the tar follow three frames that decompressors skip: the table (JSON, compressed by zstd), what is
+//! The table is the same JSON in both formats that have one; eStargz keeps it in the tar (`compress/estargz.rs`). In
+//! zstd:chunked, behind the frames of the tar follow three frames that decompressors skip: the table (JSON, compressed by zstd), what is
 //! needed to put the tar together from files (tar-split: JSON lines, compressed), and a footer that says where both are.
 //! Annotations of the layer's descriptor say the same, and what the table hashes to. Two dialects are in use, which
 //! differ in the names of the annotations and in that the older one has no tar-split; both are read, and both written.
@@ -16,7 +17,8 @@ use serde::de::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Annotations, Digest};
+use super::{Compression, Rewritten, estargz};
+use crate::oci::{Annotations, Descriptor, Digest};
 
 /// What annotations of containers/storage from 1.46 on begin with, and before that.
 const PREFIXES: [&str; 2] = [
@@ -65,19 +67,41 @@ impl Extent {
     }
 }
 
-/// Where in a zstd:chunked blob its table is.
+/// The formats that have a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// zstd:chunked.
+    ZstdChunked,
+    /// eStargz.
+    Estargz,
+}
+
+impl Format {
+    /// The compression of layers in this format, at its usual level.
+    pub fn compression(self) -> Compression {
+        match self {
+            Format::ZstdChunked => Compression::ZSTD_CHUNKED,
+            Format::Estargz => Compression::ESTARGZ,
+        }
+    }
+}
+
+/// Where in a blob its table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// The table.
+    /// What kind of blob it is.
+    pub format: Format,
+    /// The table; of eStargz, it is not known how long it is once decompressed: 0.
     pub table: Extent,
-    /// What the table hashes to, as it is in the blob; known from annotations only.
+    /// What the table hashes to: as it is in the blob, or in eStargz as JSON. Known from annotations only.
     pub digest: Option<Digest>,
     /// The tar-split.
     pub split: Option<Extent>,
 }
 
 impl Position {
-    /// What a layer's annotations say; `None` if it is not zstd:chunked, or they make no sense for a blob of `size` bytes.
+    /// What a layer's annotations say; `None` if it is not zstd:chunked, or they make no sense for a blob of `size` bytes. Those
+    /// of eStargz do not say where its table is.
     pub fn from_annotations(annotations: &Annotations, size: u64) -> Option<Position> {
         PREFIXES.iter().find_map(|prefix| {
             let find = |name: &str| annotations.get(&format!("{prefix}{name}"));
@@ -86,6 +110,7 @@ impl Position {
             };
             let split = find("tarsplit-position").and_then(|text| numbers(text));
             let position = Position {
+                format: Format::ZstdChunked,
                 table: Extent {
                     offset,
                     length,
@@ -102,11 +127,18 @@ impl Position {
         })
     }
 
-    /// What a blob's last bytes say; `None` if it is not zstd:chunked.
+    /// What a blob's last bytes say; `None` if it has no table.
     ///
     /// # Errors
     /// The file's.
     pub fn from_footer(blob: &File, size: u64) -> io::Result<Option<Position>> {
+        if let Some(at) = size.checked_sub(estargz::FOOTER_BYTES) {
+            let mut bytes = [0; estargz::FOOTER_LENGTH];
+            blob.read_exact_at(&mut bytes, at)?;
+            if let Some(position) = estargz::position(&bytes, size) {
+                return Ok(Some(position));
+            }
+        }
         for length in [FOOTER, FOOTER_OLD] {
             let Some(at) = size.checked_sub((SKIPPED_HEAD + length) as u64) else {
                 continue;
@@ -120,8 +152,45 @@ impl Position {
         Ok(None)
     }
 
+    /// Where the pieces of the tar end.
+    pub fn pieces_end(&self) -> u64 {
+        match self.format {
+            Format::ZstdChunked => self.table.offset.saturating_sub(HEAD_BYTES),
+            Format::Estargz => self.table.offset,
+        }
+    }
+
+    /// The table's JSON, from its bytes in the blob.
+    ///
+    /// # Errors
+    /// It is no table, not the one that annotations told of, or longer than [`TABLE_BYTES_MAX`].
+    pub fn json(&self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let json = match self.format {
+            Format::ZstdChunked => {
+                let mut json = Vec::new();
+                let decoder = zstd::Decoder::with_buffer(bytes)?;
+                decoder.take(TABLE_BYTES_MAX + 1).read_to_end(&mut json)?;
+                if json.len() as u64 > TABLE_BYTES_MAX {
+                    return Err(invalid("a table of more than 50 MiB"));
+                }
+                json
+            }
+            Format::Estargz => estargz::table_in(bytes)?,
+        };
+        let hashed = match self.format {
+            Format::ZstdChunked => bytes,
+            Format::Estargz => &json,
+        };
+        match self.digest {
+            Some(digest) if digest != Digest::of(hashed) => {
+                Err(invalid("a table that is not the one its annotations say"))
+            }
+            _ => Ok(json),
+        }
+    }
+
     /// Whether all is within the first `size` bytes, and no larger than readers take.
-    fn is_sane(&self, size: u64) -> bool {
+    pub(super) fn is_sane(&self, size: u64) -> bool {
         let within = |extent: &Extent| extent.end().is_some_and(|end| end <= size);
         within(&self.table)
             && self.table.length <= TABLE_BYTES_MAX
@@ -135,6 +204,10 @@ impl Position {
     /// The file's.
     pub fn annotations(&self, blob: &File) -> io::Result<Annotations> {
         let bytes = self.read(blob)?;
+        if self.format == Format::Estargz {
+            let json = self.json(&bytes)?;
+            return Ok(estargz::annotations(&Digest::of(&json), None));
+        }
         let checksum = Digest::of(&bytes).to_string();
         let Extent {
             offset,
@@ -165,11 +238,41 @@ impl Position {
     }
 }
 
+/// How a manifest describes a blob of `size` bytes that a compressor wrote, with what that says of the tar inside; and what the
+/// compression came to: eStargz that cannot have a table is gzip.
+///
+/// # Errors
+/// The file's.
+pub fn describe(
+    blob: &File,
+    digest: Digest,
+    size: u64,
+    compression: Compression,
+    rewritten: Option<&Rewritten>,
+) -> io::Result<(Compression, Descriptor)> {
+    let mut descriptor = Descriptor::new(compression.media_type(), digest, size);
+    let position = match compression {
+        Compression::ZstdChunked(_) | Compression::Estargz(_) => Position::from_footer(blob, size)?,
+        _ => None,
+    };
+    let Some(position) = position else {
+        return Ok((compression.of_plain_tar(), descriptor));
+    };
+    let mut told = position.annotations(blob)?;
+    if let Some(rewritten) = rewritten
+        && let Some(table) = estargz::table_digest(&told)
+    {
+        told = estargz::annotations(&table, Some(rewritten.bytes));
+    }
+    descriptor.annotations = Some(told);
+    Ok((compression, descriptor))
+}
+
 /// Keeps of a layer's annotations those that say where its table is.
 pub fn table_annotations(annotations: &Annotations) -> Annotations {
-    let kept = annotations
-        .iter()
-        .filter(|(name, _)| PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
+    let kept = annotations.iter().filter(|(name, _)| {
+        PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || estargz::is_annotation(name)
+    });
     kept.map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
@@ -213,6 +316,7 @@ fn footer(bytes: &[u8]) -> Option<Position> {
     };
     let split = extent().filter(|split| split.length > 0);
     (kind == KIND).then_some(Position {
+        format: Format::ZstdChunked,
         table,
         digest: None,
         split,
@@ -318,24 +422,18 @@ pub(super) struct Table<E> {
     pub(super) version: u64,
     /// In the order of the tar.
     pub(super) entries: E,
-    /// Digest of the tar-split as it is in the blob.
-    #[serde(rename = "tarSplitDigest")]
+    /// Digest of the tar-split as it is in the blob; empty where there is none.
+    #[serde(rename = "tarSplitDigest", skip_serializing_if = "String::is_empty")]
     pub(super) split_digest: String,
 }
 
-/// Reads a table as it is in a blob, of at most [`TABLE_BYTES_MAX`] once decompressed, and gives its entries to `each` one by
-/// one: all of them together may be many times as large.
+/// Reads a table's JSON, as [`Position::json`] gives it, and gives its entries to `each` one by one: all of them together may
+/// be many times as large.
 ///
 /// # Errors
 /// It is no table.
-pub fn read_entries(compressed: &[u8], each: &mut dyn FnMut(Entry)) -> io::Result<()> {
-    let mut json = Vec::new();
-    let decoder = zstd::Decoder::with_buffer(compressed)?;
-    decoder.take(TABLE_BYTES_MAX + 1).read_to_end(&mut json)?;
-    if json.len() as u64 > TABLE_BYTES_MAX {
-        return Err(invalid("a table of more than 50 MiB"));
-    }
-    let mut json = serde_json::Deserializer::from_slice(&json);
+pub fn read_entries(json: &[u8], each: &mut dyn FnMut(Entry)) -> io::Result<()> {
+    let mut json = serde_json::Deserializer::from_slice(json);
     let version = json
         .deserialize_map(Fields(each))
         .map_err(io::Error::from)?;
@@ -405,7 +503,7 @@ impl<'de> Visitor<'de> for Entries<'_> {
     }
 }
 
-fn invalid(what: &str) -> io::Error {
+pub(super) fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
@@ -427,6 +525,7 @@ mod tests {
         };
         let new = footer_frame(&table, &split);
         let expect = Position {
+            format: Format::ZstdChunked,
             table,
             digest: None,
             split: Some(split),
@@ -444,6 +543,7 @@ mod tests {
             content: 10_985,
         };
         let expect = Position {
+            format: Format::ZstdChunked,
             table,
             digest: None,
             split: None,
@@ -502,13 +602,25 @@ mod tests {
 
     #[test]
     fn what_is_no_table() {
+        let position = Position {
+            format: Format::ZstdChunked,
+            table: Extent {
+                offset: 0,
+                length: 0,
+                content: 0,
+            },
+            digest: None,
+            split: None,
+        };
         for bytes in [&b""[..], b"{}", &[0x28, 0xb5, 0x2f, 0xfd]] {
-            assert!(read_entries(bytes, &mut |_| {}).is_err());
+            let read = position
+                .json(bytes)
+                .and_then(|json| read_entries(&json, &mut |_| {}));
+            assert!(read.is_err());
         }
-        let packed = |json: &str| zstd::encode_all(json.as_bytes(), 3).unwrap();
-        let good = packed(r#"{"entries":[{},{"name":"a","new":1}],"also":{},"version":1}"#);
+        let good = r#"{"entries":[{},{"name":"a","new":1}],"also":{},"version":1}"#;
         let mut names = Vec::new();
-        read_entries(&good, &mut |entry| names.push(entry.name)).unwrap();
+        read_entries(good.as_bytes(), &mut |entry| names.push(entry.name)).unwrap();
         assert_eq!(names, ["", "a"]);
         for json in [
             r#"{"version":2,"entries":[]}"#,
@@ -519,12 +631,23 @@ mod tests {
             r#"{"version":1,"entries":[{"offset":"1"}]}"#,
             r#"{"version":1,"entries":[{"offset":99999999999999999999}]}"#,
         ] {
-            assert!(read_entries(&packed(json), &mut |_| {}).is_err(), "{json}");
+            assert!(
+                read_entries(json.as_bytes(), &mut |_| {}).is_err(),
+                "{json}"
+            );
         }
         // A few kilobytes that become more than anything needs.
-        let bomb = packed(&" ".repeat(usize::try_from(TABLE_BYTES_MAX).unwrap() + 1));
+        let bomb = " ".repeat(usize::try_from(TABLE_BYTES_MAX).unwrap() + 1);
+        let bomb = zstd::encode_all(bomb.as_bytes(), 3).unwrap();
         assert!(bomb.len() < 100_000);
-        let error = read_entries(&bomb, &mut |_| {}).unwrap_err();
+        let error = position.json(&bomb).unwrap_err();
         assert_eq!(error.to_string(), "a table of more than 50 MiB");
+        let told = Position {
+            digest: Some(Digest::of(b"another")),
+            ..position
+        };
+        let table = zstd::encode_all(good.as_bytes(), 3).unwrap();
+        let error = told.json(&table).unwrap_err().to_string();
+        assert!(error.contains("annotations"), "{error}");
     }
 }
