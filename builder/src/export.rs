@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use store::content::archive::{ArchiveFormat, SavedImage};
 use store::images::ImageId;
@@ -281,7 +280,7 @@ fn push_image(
             id,
             tag,
             layers,
-            Arc::clone(operations.progress),
+            operations.progress,
         )?;
         outcome.pushed.push((tag.clone(), report.digest));
     }
@@ -307,7 +306,7 @@ fn push_index(
         // Two tags of one repository need the images there once.
         let is_new = done.insert((tag.registry(), tag.repository()));
         for id in ids.iter().filter(|_| is_new) {
-            let progress = Arc::clone(operations.progress);
+            let progress = operations.progress;
             transfer::push_untagged(store, environment.remote, id, tag, layers, progress)?;
         }
         let index = store.index_to_push(&ids, layers)?;

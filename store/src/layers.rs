@@ -842,7 +842,7 @@ mod tests {
         let ParsedManifest::Image(image) = out.parsed() else {
             panic!("{out:?}");
         };
-        assert_eq!(image.layers, [made.descriptor.clone()]);
+        assert_eq!(image.layers, std::slice::from_ref(&made.descriptor));
         let config = store.blobs().read(&image.config.digest, 1 << 20).unwrap();
         let config: crate::oci::ImageConfig = serde_json::from_slice(&config).unwrap();
         assert_eq!(config.rootfs.diff_ids, [made.diff_id]);

@@ -30,9 +30,9 @@ pub fn push(
     id: &ImageId,
     reference: &Reference,
     choice: CompressionChoice,
-    progress: Arc<dyn ProgressSink>,
+    progress: &Arc<dyn ProgressSink>,
 ) -> Result<PushReport, TransferError> {
-    push_as(store, remote, id, reference, choice, &progress, true)
+    push_as(store, remote, id, reference, choice, progress, true)
 }
 
 /// The same without a tag: into the repository of `reference`, under the manifest's digest.
@@ -42,9 +42,9 @@ pub fn push_untagged(
     id: &ImageId,
     reference: &Reference,
     choice: CompressionChoice,
-    progress: Arc<dyn ProgressSink>,
+    progress: &Arc<dyn ProgressSink>,
 ) -> Result<PushReport, TransferError> {
-    push_as(store, remote, id, reference, choice, &progress, false)
+    push_as(store, remote, id, reference, choice, progress, false)
 }
 
 fn push_as(

@@ -73,7 +73,7 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
     for (reference, id) in images {
         let display = Display::new(context.ui, manner.progress, Work::Pushing);
         let sink = display.sink();
-        let pushed = transfer::push(&store, &remote, &id, &reference, layers, sink);
+        let pushed = transfer::push(&store, &remote, &id, &reference, layers, &sink);
         display.finish(pushed.is_ok());
         let report = pushed?;
         digests += &format!("{}\n", report.digest);
