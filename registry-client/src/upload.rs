@@ -12,7 +12,7 @@
 //! A blob of more than a chunk has its session noted in the store, so that after a kill the next process begins at `GET session`.
 //!
 //! One PUT is the fewest round trips and what every registry takes. After a first cut the rest goes in chunks, so that a
-//! bad line costs a chunk at most each time. They become as large as the line's bandwidth lets them ([`crate::pace`]).
+//! bad line costs a chunk at most each time. On a slow line they become as small as what goes in two seconds ([`crate::pace`]).
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -4,7 +4,7 @@
 //! registry.example.com:
 //!   images:                { REPO: [TAG | DIGEST, …] }    an empty list is all tags
 //!   images-by-tag-regex:   { REPO: EXPRESSION }
-//!   images-by-semver:      { REPO: BOUNDS }               such as `>=1.2 <2`
+//!   images-by-semver:      { REPO: BOUNDS }               such as `>=1.2 <2`, as in `[[sync]]`
 //!   credentials:           { username: …, password: … }
 //!   tls-verify:            false
 //! ```
@@ -128,7 +128,8 @@ impl List {
                 add(name, Tags::Like(Like::Expression(Arc::new(expression))))?;
             }
             for (name, text) in &registry.images_by_semver {
-                let range = bounds(text).map_err(|error| format!("`{host}`: `{name}`: {error}"))?;
+                let wrong = |error| format!("`{host}`: `{name}`: {error}");
+                let range: VersionRange = text.parse().map_err(wrong)?;
                 add(name, Tags::Like(Like::Versions(range)))?;
             }
         }
@@ -176,17 +177,6 @@ impl List {
             })
             .collect()
     }
-}
-
-/// Bounds with or without blanks behind their signs.
-fn bounds(text: &str) -> Result<VersionRange, String> {
-    let mut plain = text.to_owned();
-    for sign in ["=", ">", "<"] {
-        while plain.contains(&format!("{sign} ")) {
-            plain = plain.replace(&format!("{sign} "), sign);
-        }
-    }
-    plain.parse()
 }
 
 #[cfg(test)]
@@ -259,8 +249,8 @@ quay.io:
             "`(` is no regular expression",
         );
         check(
-            "r.lan:\n  images-by-semver:\n    x: '~1.2'\n",
-            "`~1.2` is no bound of versions",
+            "r.lan:\n  images-by-semver:\n    x: '1.2.x'\n",
+            "`1.2.x` is no bound of versions",
         );
         check("r.lan:\n  cert-dir: /x\n", "`cert-dir` is not supported");
         check("- a\n", "");
