@@ -112,7 +112,10 @@ fn podman_reads_and_writes_archives() {
             .args(["--storage-driver", "vfs"])
             .args(arguments))
     };
-    for format in [ArchiveFormat::Docker, ArchiveFormat::OCI] {
+    for (from, format) in [
+        ("docker", ArchiveFormat::Docker),
+        ("oci", ArchiveFormat::OCI),
+    ] {
         let (path, id) = saved(dir.path(), format);
         let path = path.display().to_string();
         let loaded = podman(&["load", "--quiet", "--input", &path]);
@@ -122,13 +125,13 @@ fn podman_reads_and_writes_archives() {
         let listed = podman(&["images", "--all", "--no-trunc", "--quiet"]);
         assert!(listed.contains(&id.to_string()), "{listed}");
         for kind in ["docker-archive", "oci-archive"] {
-            let out = dir.path().join(format!("{kind}-{format:?}"));
+            let out = dir.path().join(format!("{kind}-{from}"));
             let out_text = out.display().to_string();
             let id = id.0.hex();
             podman(&[
                 "save", "--quiet", "--format", kind, "--output", &out_text, &id,
             ]);
-            let other = Store::open(&dir.path().join(format!("{kind}-{format:?}-store"))).unwrap();
+            let other = Store::open(&dir.path().join(format!("{kind}-{from}-store"))).unwrap();
             let loaded = other.load(std::fs::File::open(&out).unwrap()).unwrap();
             assert_eq!(loaded.len(), 1);
             assert_eq!(loaded[0].id.0.hex(), id, "{kind}");
