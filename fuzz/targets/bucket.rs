@@ -8,7 +8,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
     for key in text.lines() {
         for taken in fuzzing::bucket_key(key) {
-            assert_eq!(taken, key);
+            // Lists are read without slashes at the ends of keys.
+            assert_eq!(taken, key.trim_matches('/'));
         }
     }
     if let Some((key, id)) = fuzzing::bucket_note(data) {

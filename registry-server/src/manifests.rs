@@ -506,10 +506,11 @@ pub(crate) fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, N
             "Content-Type is `{sent_as}` but mediaType is `{inside}`"
         )));
     }
-    if media_type.len() > MEDIA_TYPE_BYTES_MAX || HeaderValue::from_str(&media_type).is_err() {
-        return Err(invalid(
-            "the media type is too long or no header text".to_owned(),
-        ));
+    let is_printable = media_type.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if media_type.len() > MEDIA_TYPE_BYTES_MAX || !is_printable {
+        return Err(invalid(format!(
+            "the media type is no printable ASCII of at most {MEDIA_TYPE_BYTES_MAX} bytes"
+        )));
     }
     let mut needs = Needs {
         subject: outline.subject.as_ref().map(Link::digest).transpose()?,

@@ -581,6 +581,7 @@ fn manifests_that_are_none_are_refused() {
         for untold in ["", "application/json", "application/octet-stream"] {
             put("t", untold, b"{}", 400, "MANIFEST_INVALID");
         }
+        put("t", "application/a\tb", b"{}", 400, "MANIFEST_INVALID");
         let deep = "[".repeat(100_000);
         put("t", oci, deep.as_bytes(), 400, "MANIFEST_INVALID");
         put("t", MediaType::OCI_INDEX, &good, 400, "MANIFEST_INVALID");
