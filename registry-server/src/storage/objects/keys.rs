@@ -81,7 +81,7 @@ pub(crate) fn taken_for(text: &str) -> Vec<String> {
         found.push(format!("tags/{tag}/current/link"));
     }
     if let Some(id) = upload(&key, &uploads) {
-        let rest = text.splitn(3, '/').nth(2).unwrap_or_default();
+        let rest = key.as_ref().splitn(3, '/').nth(2).unwrap_or_default();
         found.push(format!("uploads/{id}/{rest}"));
     }
     found
