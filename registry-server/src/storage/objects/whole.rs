@@ -235,7 +235,8 @@ fn note_text(key: &Key, id: &MultipartId) -> Bytes {
 pub(crate) fn read_note(note: &[u8], blobs: &Key) -> Option<(Key, MultipartId)> {
     let (key, id) = std::str::from_utf8(note).ok()?.split_once('\n')?;
     let parsed = Key::parse(key).ok()?;
-    let is_blob = parsed.prefix_match(blobs).is_some() && parsed.as_ref() == key;
+    let is_below = parsed.prefix_match(blobs)?.next().is_some();
+    let is_blob = is_below && parsed.as_ref() == key;
     let is_name = !id.is_empty() && !id.contains(|c: char| c.is_control());
     (is_blob && is_name).then(|| (parsed, id.to_owned()))
 }
@@ -294,6 +295,7 @@ mod tests {
         check("p/blobs//x\nid", None);
         check("/p/blobs/x\nid", None);
         check("q/x\nid", None);
+        check("p/blobs\nid", None);
         check("p/blobsx/y\nid", None);
         check("", None);
     }
