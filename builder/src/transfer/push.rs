@@ -8,7 +8,7 @@ use registry_client::{
     BlobSource, Progress, PushImage, PushReport, PushedBlobs, ReadyBlob, push_blobs,
 };
 use store::images::ImageId;
-use store::layer::compress::CompressionChoice;
+use store::layer::compress::{CompressionChoice, side_by_side};
 use store::layers::Making;
 use store::oci::manifest::ParsedManifest;
 use store::oci::{Descriptor, DiffId, Digest, RawManifest, Reference};
@@ -18,9 +18,6 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use super::{Bridge, TransferError, absent, watch_compression};
 use crate::remote::Remote;
 use crate::solve::{ProgressSink, TransferKind};
-
-/// Most layers that are compressed at once: a disk does not read faster for more.
-const LAYERS_AT_ONCE: usize = 4;
 
 /// Pushes an image of the store to `reference`, its layers compressed as chosen. A layer that is only in a registry stays there
 /// if that is the one that is pushed to.
@@ -127,8 +124,7 @@ fn push_while_made(
     if layers.is_empty() {
         return Ok(PushedBlobs::default());
     }
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = layers.len().min(processors).min(LAYERS_AT_ONCE);
+    let (workers, threads) = side_by_side(layers.len());
     let (ready, blobs) = unbounded_channel();
     let stop = AtomicBool::new(false);
     let making = Makers {
@@ -138,7 +134,7 @@ fn push_while_made(
         layers: &layers,
         next: AtomicUsize::new(0),
         making: Making {
-            threads: processors.div_ceil(workers),
+            threads,
             stop: &stop,
         },
         failed: Mutex::new(None),

@@ -189,6 +189,7 @@ fn remove(
         && let Some(image) = short_name::find(context, store, text)?
         && let Some(removal) = untag(
             store,
+            &image,
             text,
             &short_name::called(context, &image, text).unwrap_or(name),
             force,
@@ -217,16 +218,14 @@ fn remove(
 }
 
 /// Takes a name away. The last one of an image that a container uses goes by force alone, and the image itself stays if that
-/// container runs. `None` if nothing has the name.
+/// container runs. `None` if the image does not have the name.
 fn untag(
     store: &Store,
+    image: &ImageRow,
     text: &str,
     name: &Reference,
     force: bool,
 ) -> Result<Option<Removal>, CliError> {
-    let Some(image) = store.images().resolve(&name.to_string())? else {
-        return Ok(None);
-    };
     if !image.names.contains(name) {
         return Ok(None);
     }

@@ -221,23 +221,29 @@ impl Drop for Partial {
     }
 }
 
+/// Pulls both versions with podman, which asks for little of the second one's layer and has its files.
+fn podman_pulls_what_is_new(place: &Place, registry: &Server, log: &Path) {
+    let name = |version: &str| format!("{}/app:{version}", registry.host);
+    let podman = Partial::new(place, "partial");
+    for version in ["1", "2"] {
+        podman.ok(&["pull", "-q", "--tls-verify=false", &name(version)]);
+    }
+    let ours = layer(&name("2"));
+    let (bytes, size) = (sent(registry, log, &ours), ours["size"].as_u64().unwrap());
+    assert!(bytes * 10 < size, "podman read {bytes} of {size} bytes");
+    let id = podman.ok(&["image", "mount", &name("2")]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "cd \"$1\"/data && cat $(ls) | sha256sum", "sh", &id]);
+    assert_eq!(Ran::of(&mut command).ok(), sums(place, &name("2")));
+    podman.ok(&["image", "unmount", &name("2")]);
+}
+
 #[test]
 fn podman_and_skopeo_read_estargz() {
     let place = Place::with_busybox();
     let (registry, log) = registry_with_both(&place, "estargz");
     let name = |version: &str| format!("{}/app:{version}", registry.host);
-    let podman = Partial::new(&place, "partial");
-    for version in ["1", "2"] {
-        podman.ok(&["pull", "-q", "--tls-verify=false", &name(version)]);
-    }
-    let ours = layer(&name("2"));
-    let (bytes, size) = (sent(&registry, &log, &ours), ours["size"].as_u64().unwrap());
-    assert!(bytes * 10 < size, "podman read {bytes} of {size} bytes");
-    let id = podman.ok(&["image", "mount", &name("2")]);
-    let mut command = Command::new("sh");
-    command.args(["-c", "cd \"$1\"/data && cat $(ls) | sha256sum", "sh", &id]);
-    assert_eq!(Ran::of(&mut command).ok(), sums(&place, &name("2")));
-    podman.ok(&["image", "unmount", &name("2")]);
+    podman_pulls_what_is_new(&place, &registry, &log);
 
     // As any gzip: what is unpacked has the DiffIDs that the configuration says, or skopeo and podman refuse it.
     let layout = place.path("copied");
@@ -264,19 +270,7 @@ fn podman_reads_ours_and_we_read_podmans() {
     let (registry, log) = registry_with_both(&place, "zstd:chunked");
     let name = |version: &str| format!("{}/app:{version}", registry.host);
     let expected = sums(&place, &name("2"));
-
-    let podman = Partial::new(&place, "partial");
-    for version in ["1", "2"] {
-        podman.ok(&["pull", "-q", "--tls-verify=false", &name(version)]);
-    }
-    let ours = layer(&name("2"));
-    let (bytes, size) = (sent(&registry, &log, &ours), ours["size"].as_u64().unwrap());
-    assert!(bytes * 10 < size, "podman read {bytes} of {size} bytes");
-    let id = podman.ok(&["image", "mount", &name("2")]);
-    let mut command = Command::new("sh");
-    command.args(["-c", "cd \"$1\"/data && cat $(ls) | sha256sum", "sh", &id]);
-    assert_eq!(Ran::of(&mut command).ok(), expected);
-    podman.ok(&["image", "unmount", &name("2")]);
+    podman_pulls_what_is_new(&place, &registry, &log);
 
     // podman writes the older dialect, but not what it has in pieces.
     let writer = Podman::new(&place);

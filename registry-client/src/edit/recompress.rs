@@ -12,7 +12,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use store::fs::TempFile;
 use store::layer::compress::table::describe;
-use store::layer::compress::{Compression, compressor, decompressor};
+use store::layer::compress::{Compression, compressor, decompressor, side_by_side};
 use store::oci::{
     Descriptor, DiffId, Digest, DigestAlgorithm, Hashing, Manifest, MediaType, Reference,
 };
@@ -26,9 +26,6 @@ use crate::copy::{CopyError, Tree};
 use crate::progress::Progress;
 use crate::upload::Pushed;
 use crate::{BlobSource, Client};
-
-/// Most layers that are compressed at once.
-const LAYERS_AT_ONCE: usize = 4;
 
 /// Bytes read at a time.
 const CHUNK: usize = 256 * 1024;
@@ -215,8 +212,7 @@ async fn remake(
     to: Option<(&Client, &Reference)>,
     progress: &Arc<dyn Progress>,
 ) -> Result<BTreeMap<Digest, Remade>, CopyError> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = wanted.len().min(processors).clamp(1, LAYERS_AT_ONCE);
+    let (workers, threads) = side_by_side(wanted.len());
     let sending = to.map_or(0, |(client, _)| client.options().parallel);
     let slots = Semaphore::new(workers);
     let slots = &slots;
@@ -233,7 +229,7 @@ async fn remake(
                 diff_id,
                 place: tree.name.clone(),
                 how: how.clone(),
-                threads: processors.div_ceil(workers),
+                threads,
                 progress: Arc::clone(progress),
             };
             let slot = slots.acquire().await.expect("it is never closed");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -187,8 +188,8 @@ async fn hold(
     sync: &Mirror,
     due: Option<Due>,
 ) -> Result<Result<Held, Skipped>, Problem> {
-    if registry.storage.local_folder(FOLDER).is_some() {
-        return Ok(Ok(lock(registry, sync).await?));
+    if let Some(folder) = registry.storage.local_folder(FOLDER) {
+        return Ok(Ok(Held::Folder(lock(folder, sync).await?)));
     }
     let taken = lease::take(&registry.storage, &sync.name, due, lease::Pace::default());
     Ok(match taken.await.map_err(ApiError::from)? {
@@ -199,19 +200,15 @@ async fn hold(
 }
 
 /// Keeps other processes on the same folder from doing the same work.
-async fn lock(registry: &Arc<Registry>, sync: &Mirror) -> Result<Held, Problem> {
+async fn lock(folder: PathBuf, sync: &Mirror) -> Result<File, Problem> {
     let name = format!("{}.lock", sync.name);
-    let storage = Arc::clone(&registry.storage);
     let locking = tokio::task::spawn_blocking(move || {
-        let Some(folder) = storage.local_folder(FOLDER) else {
-            return Ok(Held::Nothing);
-        };
         std::fs::create_dir_all(&folder)?;
         let mut options = File::options();
         let options = options.write(true).create(true).truncate(false);
         let file = options.open(folder.join(name))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Held::Folder(file)),
+            Ok(()) => Ok(file),
             Err(error) => Err(io::Error::from(error)),
         }
     });

@@ -27,6 +27,9 @@ mod tables;
 /// Bytes of input in one gzip member. Part of the format: changing it changes the digest of every layer written.
 const MEMBER_BYTES: usize = 1024 * 1024;
 
+/// Most layers that are compressed at once: a disk does not read faster for more.
+const LAYERS_AT_ONCE: usize = 4;
+
 /// Memory that an xz stream may ask for, in KiB: what `xz -9` needs, four times over.
 const XZ_MEMORY_KIB: u32 = 256 * 1024;
 
@@ -240,6 +243,13 @@ enum Output<W: Write> {
     Gzip(Members<W>),
     Zstd(zstd::Encoder<'static, W>),
     Chunked(Box<Chunked<W>>),
+}
+
+/// How many of so many layers to compress at once, and with how many threads each, so that all processors work.
+pub fn side_by_side(layers: usize) -> (usize, usize) {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let at_once = layers.min(processors).clamp(1, LAYERS_AT_ONCE);
+    (at_once, processors.div_ceil(at_once))
 }
 
 /// A compressor into `out` that uses `threads` threads besides the caller's; its bytes do not depend on `threads`.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -36,8 +37,8 @@ struct Names {
     stamp: SystemTime,
     /// In order.
     names: Vec<Box<str>>,
-    /// Whether all of them were tags: none that is being made or removed.
-    whole: bool,
+    /// Whether all of them were tags, once that is known: none that is being made or removed.
+    whole: AtomicBool,
 }
 
 impl Names {
@@ -108,12 +109,10 @@ impl DiskStorage {
         let names = match self.tag_names.recall(repository, stamp) {
             Some(names) => names,
             None => {
-                let whole = false;
-                let names = sorted(&folder)?;
                 let names = Arc::new(Names {
                     stamp,
-                    names,
-                    whole,
+                    names: sorted(&folder)?,
+                    whole: AtomicBool::new(false),
                 });
                 // What changes within the tick that it changed in has the same time.
                 let settled = began.duration_since(stamp).is_ok_and(|age| age > TICK);
@@ -127,7 +126,7 @@ impl DiskStorage {
             .names
             .partition_point(|name| last.is_some_and(|last| **name <= *last));
         let rest = &names.names[first..];
-        if names.whole {
+        if names.whole.load(Ordering::Relaxed) {
             return Ok(Some(
                 rest.iter().take(limit).map(|n| n.to_string()).collect(),
             ));
@@ -142,13 +141,8 @@ impl DiskStorage {
                 }
             }
         }
-        if tags.len() == names.names.len() && self.tag_names.recall(repository, stamp).is_some() {
-            let whole = Names {
-                stamp,
-                names: names.names.clone(),
-                whole: true,
-            };
-            self.tag_names.remember(repository, Arc::new(whole));
+        if tags.len() == names.names.len() {
+            names.whole.store(true, Ordering::Relaxed);
         }
         Ok(Some(tags))
     }
@@ -224,7 +218,8 @@ mod tests {
         let count = || storage.tags(&name).unwrap().unwrap().len();
         let is_remembered = || {
             let all = storage.tag_names.lock();
-            all.get(&name).map(|names| names.whole)
+            all.get(&name)
+                .map(|names| names.whole.load(Ordering::Relaxed))
         };
         let old = |seconds: u64| {
             let time = UNIX_EPOCH + Duration::from_secs(seconds);

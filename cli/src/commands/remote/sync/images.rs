@@ -245,27 +245,24 @@ impl Part {
         };
         match self {
             Part::Repository { name, tags } => {
-                let tags = match tags {
+                let mut chosen = match tags {
                     Tags::Named(tags) => tags.clone(),
                     Tags::All | Tags::Like(_) => {
                         session.run(|client| async move { client.tags(name).await })?
                     }
                 };
-                let like = |tag: &String| match &self {
-                    Part::Repository {
-                        tags: Tags::Like(like),
-                        ..
-                    } => like.takes(tag),
-                    _ => true,
-                };
-                let tags = tags.iter().filter(|tag| is_wanted(tag) && like(tag));
-                tags.map(|tag| {
-                    Ok(Image {
-                        from: Place::Registry(at(name, tag)?),
-                        to: to.of(name.registry(), name.repository(), tag)?,
+                if let Tags::Like(like) = tags {
+                    chosen.retain(|tag| like.takes(tag));
+                }
+                let chosen = chosen.iter().filter(|tag| is_wanted(tag));
+                chosen
+                    .map(|tag| {
+                        Ok(Image {
+                            from: Place::Registry(at(name, tag)?),
+                            to: to.of(name.registry(), name.repository(), tag)?,
+                        })
                     })
-                })
-                .collect()
+                    .collect()
             }
             Part::Local(place) => {
                 let opened =
