@@ -277,40 +277,73 @@ fn the_map_names_every_crate() {
     }
 }
 
-/// What the registry keeps to is shown by tests that are there.
+/// What the registry and the client keep to is shown by tests that are there.
 #[test]
 fn every_point_of_conformance_names_its_tests() {
-    let page = workspace().join("docs/reference/conformance.md");
-    let text = std::fs::read_to_string(page).unwrap();
-    let rows: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| point |"))
-        .collect();
-    assert!(rows.len() > 90, "only {} points", rows.len());
-    for row in rows {
-        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        let ["", point, tests, state, ""] = cells.as_slice() else {
-            panic!("no point, tests and state: {row}");
-        };
-        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
-        assert!(!names.is_empty() && !state.is_empty(), "{point}");
-        for name in names {
-            let parts: Vec<&str> = name.split("::").collect();
-            let (file, test) = match parts.as_slice() {
-                ["cli", module, test] => (format!("cli/tests/it/{module}.rs"), test),
-                ["src", module, test] => (format!("registry-server/src/{module}.rs"), test),
-                [module, test] => (format!("registry-server/tests/it/{module}.rs"), test),
-                _ => panic!("`{name}` is no `module::test`"),
+    for (page, krate, least) in [
+        ("conformance.md", "registry-server", 90),
+        ("client.md", "registry-client", 25),
+    ] {
+        let path = workspace().join("docs/reference").join(page);
+        let text = std::fs::read_to_string(path).unwrap();
+        let rows: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("| ") && !line.starts_with("| point |"))
+            .collect();
+        assert!(rows.len() > least, "{page}: only {} points", rows.len());
+        for row in rows {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let ["", point, tests, state, ""] = cells.as_slice() else {
+                panic!("{page}: no point, tests and state: {row}");
             };
-            let source = std::fs::read_to_string(workspace().join(&file)).unwrap_or_default();
-            let declared = format!("#[test]\nfn {test}() {{");
-            let source = source.replace("\n    ", "\n");
-            assert!(
-                source.contains(&declared),
-                "{point}: {file} has no `{test}`"
-            );
+            let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+            assert!(!names.is_empty() && !state.is_empty(), "{page}: {point}");
+            for name in names {
+                assert!(
+                    has_test(krate, name),
+                    "{page}: {point}: there is no `{name}`"
+                );
+            }
         }
     }
+}
+
+/// Whether a page's crate has a test: `module::test` in its `tests/it`, `src::path::test` beside its code, `cli::module::test`
+/// in the binary's tests, `CRATE::src::path::test` beside another one's code.
+fn has_test(krate: &str, name: &str) -> bool {
+    let (path, test) = name.rsplit_once("::").unwrap_or(("", name));
+    let (krate, path) = match path.split_once("::") {
+        Some((other, path)) if LAYERS.iter().any(|(krate, _)| *krate == other) => (other, path),
+        _ => (krate, path),
+    };
+    let file = match path.strip_prefix("src::") {
+        Some(path) => format!("{krate}/src/{}", path.replace("::", "/")),
+        None => format!("{krate}/tests/it/{}", path.replace("::", "/")),
+    };
+    // Tests that outgrew their file are in one beside it.
+    [format!("{file}.rs"), format!("{file}/tests.rs")]
+        .iter()
+        .any(|file| {
+            let source = std::fs::read_to_string(workspace().join(file)).unwrap_or_default();
+            declares(&source, test)
+        })
+}
+
+/// Whether a source has a test of this name, asynchronous or not, that runs with all others.
+fn declares(source: &str, test: &str) -> bool {
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let heads = [format!("fn {test}() {{"), format!("async fn {test}() {{")];
+    lines.iter().enumerate().any(|(at, line)| {
+        let attributes: Vec<&&str> = lines[..at]
+            .iter()
+            .rev()
+            .take_while(|line| line.starts_with("#["))
+            .collect();
+        let is_test = |line: &&&str| **line == "#[test]" || line.starts_with("#[tokio::test");
+        heads.iter().any(|head| head == line)
+            && attributes.iter().any(is_test)
+            && !attributes.iter().any(|line| line.starts_with("#[ignore"))
+    })
 }
 
 /// A Rust file of ours.
