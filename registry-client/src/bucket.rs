@@ -189,7 +189,7 @@ impl Client {
                 }
             }
         };
-        let connections = self.shared.transport.pool(&url, None).await?;
+        let connections = self.shared.transport.pool(&url, None, false).await?;
         let store = builder
             .with_http_connector(OwnConnections {
                 connections,

@@ -37,7 +37,7 @@ pub fn location(base: &Url, text: &str) -> Option<Url> {
 
 /// Whether the credentials for `registry` may go to `realm`.
 pub fn may_see_credentials(registry: &Url, realm: &Url) -> bool {
-    target::check_realm(registry, realm, |_| false).is_ok()
+    target::check_realm(registry, realm, |_| false, |_| false).is_ok()
 }
 
 /// The text of a `Warning`.

@@ -256,6 +256,12 @@ impl Hosts {
         }
     }
 
+    /// Whether longshore's own configuration has a table for this `host[:port]`.
+    pub(crate) fn has_table(&self, authority: &str) -> bool {
+        let host = |rule: &Rule| rule.prefix.split('/').next() == Some(authority);
+        self.own.iter().any(host)
+    }
+
     /// The server that answers for a whole registry, `host[:port]`. Blocks.
     pub(crate) fn server(&self, registry: &str) -> Result<Arc<Host>, HostsError> {
         let host = match self.rule(registry, registry)? {

@@ -22,10 +22,10 @@ pub struct Options {
     /// Where credentials are.
     pub keychain: Keychain,
     /// Hosts (`host` or `host:port`) that may be reached by plain http, or by https with any certificate. Loopback
-    /// hosts always may, as with docker. Redirects, upload locations and token realms of a registry outside may lead into
-    /// the own network only to hosts named here.
+    /// hosts always may, as with docker.
     pub insecure: Vec<String>,
-    /// Where registries really are.
+    /// Where registries really are. Answers from outside may lead into the own network only to hosts that have a table there,
+    /// or are named as insecure.
     pub hosts: Hosts,
     /// How requests name us.
     pub user_agent: String,
@@ -127,6 +127,12 @@ impl Options {
         self.insecure
             .iter()
             .any(|listed| listed == authority || listed == host)
+    }
+
+    /// Whether redirects, upload locations and token realms of a registry outside may lead to this `host[:port]` although it is in
+    /// the own network: somebody named it.
+    pub(crate) fn may_be_inside(&self, authority: &str) -> bool {
+        self.is_listed(authority) || self.hosts.has_table(authority)
     }
 
     /// Whether any certificate will do for this `host[:port]`.

@@ -39,6 +39,8 @@ pub(crate) struct Registry {
     down_since: Mutex<Option<Instant>>,
     /// Whether the user knows that it fails.
     was_told: AtomicBool,
+    /// Whether its last answer came from beyond this machine and its network.
+    is_outside: AtomicBool,
 }
 
 impl Registry {
@@ -52,6 +54,7 @@ impl Registry {
             base: OnceCell::new(),
             down_since: Mutex::default(),
             was_told: AtomicBool::new(false),
+            is_outside: AtomicBool::new(false),
         }
     }
 
@@ -129,9 +132,16 @@ impl Registry {
             };
             let call = match own {
                 true => &call.clone().to(&self.host),
-                false => call,
+                false => {
+                    let is_outside = self.is_outside.load(Ordering::Relaxed);
+                    &call.clone().told_by(is_outside)
+                }
             };
             let answer = self.transport.follow(call, authorization.as_ref()).await?;
+            if crate::transport::target::same_origin(&base, answer.url()) {
+                self.is_outside
+                    .store(answer.is_outside(), Ordering::Relaxed);
+            }
             if answer.status() != StatusCode::UNAUTHORIZED || !own {
                 return Ok(answer);
             }
@@ -159,7 +169,7 @@ impl Registry {
     pub(crate) async fn location(&self, answer: &Answer) -> Result<Url, ClientError> {
         let own = authority(&self.url("").await?);
         self.transport.target(answer, |name| {
-            (self.host.insecure && name == own) || self.options().is_listed(name)
+            (self.host.insecure && name == own) || self.options().may_be_inside(name)
         })
     }
 
@@ -216,7 +226,7 @@ impl Registry {
         let call = Call::get(base.clone()).to(&self.host);
         let answer = self.transport.exchange(&call).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
-            self.session.note(answer.headers()).await;
+            self.session.note(&answer).await;
         }
         Ok(answer.status() != StatusCode::BAD_REQUEST)
     }

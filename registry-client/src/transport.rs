@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this | one exchange, redirects followed by hand, answers read within limits |
 //! | [`target`] | where answers may send us |
+//! | [`names`] | addresses that the names in answers may have |
 //! | [`retry`] | when a request is sent again |
 //! | [`tls`] | trust and client certificates |
 //! | [`body`] | what requests send |
@@ -30,8 +31,10 @@ use crate::error::{ClientError, Refusal, RequestLine, causes, printable, redacte
 use crate::headers::{self, RateLimit};
 use crate::hosts::Host;
 use crate::options::Options;
+use names::OutsideOnly;
 
 pub(crate) mod body;
+mod names;
 pub(crate) mod retry;
 pub(crate) mod target;
 pub(crate) mod tls;
@@ -77,6 +80,8 @@ pub(crate) struct Call {
     pub(crate) body: Payload,
     /// How the server at an authority is spoken to; says nothing of others that it leads to.
     pub(crate) host: Option<(String, Arc<Host>)>,
+    /// Whether a server outside gave us the URL, so that its name must not lead inside.
+    pub(crate) must_be_outside: bool,
 }
 
 impl Call {
@@ -87,6 +92,7 @@ impl Call {
             headers: HeaderMap::new(),
             body: Payload::Empty,
             host: None,
+            must_be_outside: false,
         }
     }
 
@@ -104,6 +110,12 @@ impl Call {
 
     pub(crate) fn body(mut self, body: Payload) -> Call {
         self.body = body;
+        self
+    }
+
+    /// The same, to a URL that is from an answer; `is_outside` says whether the server that gave it was.
+    pub(crate) fn told_by(mut self, is_outside: bool) -> Call {
+        self.must_be_outside = is_outside;
         self
     }
 
@@ -161,6 +173,8 @@ struct Way {
     connect: Option<Duration>,
     /// The proxy that is said of the host.
     proxy: Option<String>,
+    /// Whether names must not lead inside.
+    must_be_outside: bool,
 }
 
 /// Sends requests, with one connection pool per host.
@@ -205,7 +219,7 @@ impl Transport {
                 return Ok(answer);
             }
             let next = self.target(&answer, |name| {
-                hop.is_insecure(name) || self.options.is_listed(name)
+                hop.is_insecure(name) || self.options.may_be_inside(name)
             })?;
             if !target::same_origin(&call.url, &next) {
                 hop.headers.remove(AUTHORIZATION);
@@ -213,6 +227,8 @@ impl Transport {
                     hop.headers.remove(name);
                 }
             }
+            let elsewhere = target::authority(&hop.url) != target::authority(&next);
+            hop.must_be_outside |= elsewhere && answer.is_outside();
             hop.url = next;
         }
         Err(ClientError::bad_answer(
@@ -221,16 +237,16 @@ impl Transport {
         ))
     }
 
-    /// The `Location` of an answer, if it may be followed; `listed` says which hosts the user named as insecure.
+    /// The `Location` of an answer, if it may be followed; `inside` says which hosts may be in our network.
     pub(crate) fn target(
         &self,
         answer: &Answer,
-        listed: impl Fn(&str) -> bool,
+        inside: impl Fn(&str) -> bool,
     ) -> Result<Url, ClientError> {
         let from = answer.url();
         let to = target::locate(from, answer.headers().get(LOCATION))
             .map_err(|reason| ClientError::bad_answer(&answer.line, reason))?;
-        target::check(from, &to, listed).map_err(|reason| ClientError::Misdirected {
+        target::check(from, &to, inside).map_err(|reason| ClientError::Misdirected {
             request: answer.line.clone(),
             target: redacted(&to),
             reason,
@@ -241,7 +257,10 @@ impl Transport {
     /// Sends one request to one URL, following nothing.
     pub(crate) async fn exchange(&self, call: &Call) -> Result<Answer, ClientError> {
         let line = call.line();
-        let pool = self.pool(&call.url, call.host_at(&call.url)).await?;
+        let may_be_inside = self.options.may_be_inside(&target::authority(&call.url));
+        let must_be_outside = call.must_be_outside && !may_be_inside;
+        let host = call.host_at(&call.url);
+        let pool = self.pool(&call.url, host, must_be_outside).await?;
         let activity = Arc::new(AtomicU64::new(0));
         let mut request = Request::new(call.method.clone(), call.url.clone());
         *request.headers_mut() = call.headers.clone();
@@ -336,11 +355,13 @@ impl Transport {
         }
     }
 
-    /// The connection pool for a URL, and what is said of its server. TLS is set up only where it is needed.
+    /// The connection pool for a URL, and what is said of its server; whether its name must not lead inside. TLS is set up only
+    /// where it is needed.
     pub(crate) async fn pool(
         &self,
         url: &Url,
         host: Option<&Host>,
+        must_be_outside: bool,
     ) -> Result<reqwest::Client, ClientError> {
         let authority = target::authority(url);
         let secure = url.scheme() == "https";
@@ -355,6 +376,7 @@ impl Transport {
             trust: secure.then(|| trust.clone()),
             connect: host.and_then(|host| host.connect_timeout),
             proxy: host.and_then(|host| host.proxy.clone()),
+            must_be_outside,
         };
         let mut pools = self.pools.lock().await;
         if let Some(pool) = pools.get(&key) {
@@ -402,8 +424,13 @@ impl Transport {
             .http2_initial_connection_window_size(16 * 1024 * 1024)
             .user_agent(&options.user_agent)
             .no_proxy();
-        for (host, address) in &options.addresses {
-            builder = builder.resolve(host, *address);
+        match way.must_be_outside {
+            true => builder = builder.dns_resolver(Arc::new(outside_only(options, way))),
+            false => {
+                for (host, address) in &options.addresses {
+                    builder = builder.resolve(host, *address);
+                }
+            }
         }
         if let Some(url) = &way.proxy {
             let proxy = reqwest::Proxy::all(url).map_err(|error| setup("proxy", &error))?;
@@ -421,6 +448,16 @@ impl Transport {
             builder = builder.proxy(proxy.no_proxy(except()));
         }
         builder.build().map_err(|error| setup("user agent", &error))
+    }
+}
+
+fn outside_only(options: &Options, way: &Way) -> OutsideOnly {
+    let proxies = &options.proxies;
+    let proxies = [&way.proxy, &proxies.http, &proxies.https];
+    let host_of = |url: &String| Some(Url::parse(url).ok()?.host_str()?.to_owned());
+    OutsideOnly {
+        addresses: options.addresses.clone(),
+        named: proxies.into_iter().flatten().filter_map(host_of).collect(),
     }
 }
 
@@ -476,6 +513,12 @@ impl Answer {
     /// The URL that answered, after redirects.
     pub(crate) fn url(&self) -> &Url {
         self.response.url()
+    }
+
+    /// Whether it came from beyond this machine and its network, as far as can be told: behind a proxy it cannot.
+    pub(crate) fn is_outside(&self) -> bool {
+        let address = self.response.remote_addr();
+        address.is_some_and(|address| !target::is_internal_address(address.ip()))
     }
 
     /// A header's value, where it is text.
@@ -567,6 +610,13 @@ fn failure(error: &reqwest::Error, line: &RequestLine, url: &Url) -> ClientError
             return ClientError::Relayed {
                 meaning: error.kind(),
                 reason: error.to_string(),
+            };
+        }
+        if cause.is::<names::Inside>() {
+            return ClientError::Misdirected {
+                request: line.clone(),
+                target: redacted(url),
+                reason: "its name leads from outside into this machine or its network",
             };
         }
         if let Some(error) = cause.downcast_ref::<rustls::Error>() {

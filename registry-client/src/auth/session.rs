@@ -38,8 +38,25 @@ pub(crate) struct Session {
 
 #[derive(Debug, Default)]
 struct State {
-    challenge: Option<Challenge>,
+    challenge: Option<Asked>,
     held: BTreeMap<Vec<Scope>, Held>,
+}
+
+/// What the registry asks for.
+#[derive(Clone, Debug)]
+struct Asked {
+    challenge: Challenge,
+    /// Whether it asked from beyond this machine and its network.
+    is_outside: bool,
+}
+
+impl Asked {
+    fn by(answer: &Answer) -> Option<Asked> {
+        Some(Asked {
+            challenge: challenge_in(answer.headers())?,
+            is_outside: answer.is_outside(),
+        })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -91,19 +108,19 @@ impl Session {
         if let Some(held) = state.held(scopes, now) {
             return Ok(Some(held.value.clone()));
         }
-        let Some(challenge) = state.challenge.clone() else {
+        let Some(asked) = state.challenge.clone() else {
             return Ok(None);
         };
-        let held = self.answer(transport, base, &challenge, scopes).await?;
+        let held = self.answer(transport, base, &asked, scopes).await?;
         let value = held.value.clone();
         state.held.insert(scopes.to_vec(), held);
         Ok(Some(value))
     }
 
     /// Takes note of a challenge that came with an answer nobody insists on.
-    pub(crate) async fn note(&self, headers: &HeaderMap) {
-        if let Some(challenge) = challenge_in(headers) {
-            self.state.lock().await.challenge = Some(challenge);
+    pub(crate) async fn note(&self, answer: &Answer) {
+        if let Some(asked) = Asked::by(answer) {
+            self.state.lock().await.challenge = Some(asked);
         }
     }
 
@@ -117,11 +134,11 @@ impl Session {
         refusal: Answer,
     ) -> Result<(), ClientError> {
         let mut state = self.state.lock().await;
-        let Some(challenge) = challenge_in(refusal.headers()) else {
+        let Some(asked) = Asked::by(&refusal) else {
             let anonymous = sent.is_none();
             return Err(self.refused(anonymous, refusal).await);
         };
-        state.challenge = Some(challenge.clone());
+        state.challenge = Some(asked.clone());
         // Another request may have answered it meanwhile.
         let now = transport.options.clock.now();
         if state
@@ -131,7 +148,7 @@ impl Session {
             return Ok(());
         }
         state.held.retain(|_, held| Some(&held.value) != sent);
-        let held = self.answer(transport, base, &challenge, scopes).await?;
+        let held = self.answer(transport, base, &asked, scopes).await?;
         if Some(&held.value) == sent {
             return Err(self.refused(held.anonymous, refusal).await);
         }
@@ -158,7 +175,7 @@ impl Session {
         &self,
         transport: &Transport,
         base: &Url,
-        challenge: &Challenge,
+        asked: &Asked,
         scopes: &[Scope],
     ) -> Result<Held, ClientError> {
         let credential = self.credential(scopes).await?;
@@ -167,7 +184,7 @@ impl Session {
             until: None,
             anonymous: false,
         };
-        match (challenge, credential) {
+        match (&asked.challenge, credential) {
             (_, Some(Credential::RegistryToken(token))) => {
                 Ok(forever(self.sensitive("Bearer", &token)?))
             }
@@ -189,6 +206,7 @@ impl Session {
             ) => {
                 let exchange = Exchange {
                     realm: self.realm(transport, base, realm)?,
+                    is_outside: asked.is_outside,
                     service: service.as_deref(),
                     scopes: wanted(scopes, scope.as_deref()),
                 };
@@ -224,10 +242,13 @@ impl Session {
         let own = target::authority(base);
         let listed =
             |name: &str| (self.host.insecure && name == own) || transport.options.is_listed(name);
-        target::check_realm(base, &url, listed).map_err(|reason| ClientError::Misdirected {
-            request,
-            target: redacted(&url),
-            reason,
+        let inside = |name: &str| listed(name) || transport.options.may_be_inside(name);
+        target::check_realm(base, &url, inside, listed).map_err(|reason| {
+            ClientError::Misdirected {
+                request,
+                target: redacted(&url),
+                reason,
+            }
         })?;
         Ok(url)
     }
@@ -299,6 +320,8 @@ impl Session {
 /// One request to a token server.
 struct Exchange<'a> {
     realm: Url,
+    /// Whether it was named from beyond this machine and its network.
+    is_outside: bool,
     service: Option<&'a str>,
     scopes: Vec<String>,
 }
@@ -320,7 +343,7 @@ impl Exchange<'_> {
             }
             query.append_pair("client_id", CLIENT_ID);
         }
-        Call::get(url)
+        Call::get(url).told_by(self.is_outside)
     }
 
     /// The POST form (`docs/spec/auth/oauth.md`).
@@ -335,6 +358,7 @@ impl Exchange<'_> {
             .append_pair("refresh_token", token);
         let body = form.query().unwrap_or_default().to_owned();
         Call::new(Method::POST, self.realm.clone())
+            .told_by(self.is_outside)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Payload::Bytes(Bytes::from(body)))
     }

@@ -49,8 +49,13 @@ fn is_internal(host: &str) -> bool {
     if host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost") {
         return true;
     }
-    match ip(host) {
-        Some(IpAddr::V4(v4)) => {
+    ip(host).is_some_and(is_internal_address)
+}
+
+/// Whether an address is of this machine or its network.
+pub(crate) fn is_internal_address(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
             v4.is_loopback()
                 || v4.is_private()
                 || v4.is_link_local()
@@ -59,22 +64,21 @@ fn is_internal(host: &str) -> bool {
                 // Carrier-grade NAT, where clouds keep services of their own.
                 || (v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64)
         }
-        Some(IpAddr::V6(v6)) => {
+        IpAddr::V6(v6) => {
             v6.is_loopback()
                 || v6.is_unspecified()
                 || v6.is_unique_local()
                 || v6.is_unicast_link_local()
         }
-        None => false,
     }
 }
 
-/// Whether an answer from `from` may send us to `to`; `listed` says of a `host[:port]` whether the user named it as one
-/// that is reached in the clear.
+/// Whether an answer from `from` may send us to `to`; `inside` says of a `host[:port]` whether the user named it, so that it may be
+/// in our network. What names lead to is looked at where they are resolved ([`super::names`]).
 pub(crate) fn check(
     from: &Url,
     to: &Url,
-    listed: impl Fn(&str) -> bool,
+    inside: impl Fn(&str) -> bool,
 ) -> Result<(), &'static str> {
     match to.scheme() {
         "https" => {}
@@ -95,19 +99,21 @@ pub(crate) fn check(
     let inward = from.host_str() != Some(host)
         && is_internal(host)
         && !is_internal(from.host_str().unwrap_or_default());
-    if inward && !listed(&authority(to)) {
+    if inward && !inside(&authority(to)) {
         return Err("it points from outside into this machine or its network");
     }
     Ok(())
 }
 
-/// Whether credentials may be sent to a token server that a registry reached at `registry` names.
+/// Whether credentials may be sent to a token server that a registry reached at `registry` names; `listed` says of a `host[:port]`
+/// whether it may be reached in the clear, `inside` is as for [`check`].
 pub(crate) fn check_realm(
     registry: &Url,
     realm: &Url,
+    inside: impl Fn(&str) -> bool,
     listed: impl Fn(&str) -> bool,
 ) -> Result<(), &'static str> {
-    check(registry, realm, &listed)?;
+    check(registry, realm, inside)?;
     let clear = realm.scheme() == "http";
     let known = realm.host_str() == registry.host_str()
         || is_loopback(&authority(realm))
@@ -193,7 +199,8 @@ mod tests {
     #[test]
     fn realms() {
         let check = |registry: &str, realm: &str, allowed: bool| {
-            let verdict = check_realm(&url(registry), &url(realm), |host| host == "auth.lan:5001");
+            let listed = |host: &str| host == "auth.lan:5001";
+            let verdict = check_realm(&url(registry), &url(realm), listed, listed);
             assert_eq!(
                 verdict.is_ok(),
                 allowed,

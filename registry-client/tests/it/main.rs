@@ -10,6 +10,7 @@
 //! | [`helpers`] | credential helpers |
 //! | [`hostile_pull`], [`hostile_push`] | a server that breaks the protocol in every way we could think of |
 //! | [`mirrors`] | mirrors and other places, as the files of other tools say |
+//! | [`outside`] | registries that lead into our own network, by names that look harmless |
 //! | [`segments`] | large blobs, by several ranges at once |
 //! | [`through`] | what a cache asks |
 //! | [`tokens`] | a token server, and other hosts that must see no credential |
@@ -25,6 +26,7 @@ mod helpers;
 mod hostile_pull;
 mod hostile_push;
 mod mirrors;
+mod outside;
 mod recompress;
 mod segments;
 mod support;

@@ -97,7 +97,15 @@ impl Wire {
     pub(crate) fn bare(
         handler: impl Fn(&Seen, &mut Line<'_>) -> Then + Send + Sync + 'static,
     ) -> Wire {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Wire::at("127.0.0.1:0", handler)
+    }
+
+    /// The same, at an address of its own.
+    pub(crate) fn at(
+        address: &str,
+        handler: impl Fn(&Seen, &mut Line<'_>) -> Then + Send + Sync + 'static,
+    ) -> Wire {
+        let listener = TcpListener::bind(address).unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let (seen, stopped) = (
             Arc::<Mutex<Vec<Seen>>>::default(),
