@@ -271,6 +271,15 @@ impl Context {
         std::env::temp_dir()
     }
 
+    /// The same for those that may be large: where the system has no disk behind the usual place, there is one here.
+    pub fn spool_dir(&self) -> PathBuf {
+        let on_disk = PathBuf::from("/var/tmp");
+        match variable("TMPDIR") {
+            None if on_disk.is_dir() => on_disk,
+            _ => self.temp_dir(),
+        }
+    }
+
     /// An environment variable that is text.
     pub fn text_variable(&self, name: &str) -> Option<String> {
         variable(name)?.into_string().ok()

@@ -16,6 +16,7 @@
 //! | [`rate`], `pace`, [`quota`], [`immutable`] | how often, how fast, how much, and what stays as it is |
 //! | `pulls` | when manifests were pulled, for rules that keep what is |
 //! | [`audit`] | a line for every change |
+//! | `handover` | bytes that come, handed to a thread that stores them |
 //! | [`proxy`] | who is behind proxies that are trusted; pure |
 //! | [`body`], [`sendfile`] | answers that are pieces of files, by `sendfile(2)` where the connection allows |
 //! | `page` | the web page's files |
@@ -42,6 +43,7 @@ pub mod events;
 pub mod fixture;
 #[doc(hidden)]
 pub mod fuzzing;
+mod handover;
 pub mod immutable;
 mod index;
 mod manifests;

@@ -89,6 +89,9 @@ pub struct Config {
     pub scrub: Option<ScrubRules>,
     /// Other registries that are read through this one.
     pub upstreams: Vec<PullThrough>,
+    /// A folder for blobs of upstreams while they come, where the storage is elsewhere: they go right there, and are read here
+    /// meanwhile. Without, or without room in it, they are stored twice.
+    pub spool: Option<PathBuf>,
     /// Tags that stay on what they are on.
     pub immutable: Vec<ImmutableRule>,
     /// How much repositories may hold together.
@@ -130,6 +133,7 @@ impl Config {
             collect: None,
             scrub: None,
             upstreams: Vec::new(),
+            spool: None,
             immutable: Vec::new(),
             quotas: Vec::new(),
             audit: None,
@@ -361,6 +365,7 @@ impl Live {
                 &storage,
                 before.map_or_else(Arc::default, |before| before.upstreams.tasks()),
                 rules.blob_bytes_max,
+                config.spool.as_ref(),
             ),
             storage,
             sessions: before.map_or_else(Arc::default, |before| Arc::clone(&before.sessions)),

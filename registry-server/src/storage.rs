@@ -509,6 +509,11 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
         Ok(())
     }
 
+    /// Whether it is elsewhere, so that what is stored in order to be read again goes there and back.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Whether it works: that it can be read, and with `writes` also written.
     fn probe(&self, writes: bool) -> StorageResult<()>;
 

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | this | [`Mirror`], and what came of one run: [`SyncReport`] |
 //! | [`choose`] | which repositories and tags; pure |
+//! | [`pattern`] | what names look like; pure |
 //! | `sync/mirror` | one run |
 //! | `sync/blobs` | one blob, fetched, verified and kept |
 //! | `sync/schedule` | runs while a server serves |
@@ -21,6 +22,7 @@ mod blobs;
 pub mod choose;
 mod lease;
 mod mirror;
+pub mod pattern;
 pub(crate) mod schedule;
 
 use std::collections::BTreeMap;

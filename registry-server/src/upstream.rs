@@ -12,6 +12,7 @@
 //! | `upstream/answers` | the handlers of cached names |
 //! | `upstream/tags` | manifests and tags are brought here; what is fresh enough |
 //! | `upstream/flight` | a blob on its way: one fetch, any number of readers |
+//! | `upstream/spool` | where a blob is read that goes on to a storage elsewhere |
 //! | `upstream/joined` | one question for all who ask it at the same time |
 //! | `upstream/traced` | spans of what it is asked |
 //! | `upstream/memory` | what was found out, for a while |
@@ -23,10 +24,12 @@ mod answers;
 mod flight;
 mod joined;
 mod memory;
+mod spool;
 mod tags;
 mod traced;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -229,14 +232,17 @@ impl Upstreams {
         storage: &Arc<dyn RegistryStorage>,
         tasks: Arc<Tasks>,
         blob_bytes_max: Option<u64>,
+        spool: Option<&PathBuf>,
     ) -> Upstreams {
         // The longest prefix decides.
         for one in &mut all {
             one.upstream = Arc::new(Traced(Arc::clone(&one.upstream)));
         }
         all.sort_by_key(|one| std::cmp::Reverse(one.prefix.as_ref().map(|p| p.as_str().len())));
-        let through =
-            |one| Through::new(one, Arc::clone(storage), Arc::clone(&tasks), blob_bytes_max);
+        let through = |one| {
+            let (storage, tasks) = (Arc::clone(storage), Arc::clone(&tasks));
+            Through::new(one, storage, tasks, blob_bytes_max, spool.cloned())
+        };
         Upstreams {
             all: all.into_iter().map(through).collect(),
             tasks,

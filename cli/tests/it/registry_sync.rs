@@ -97,7 +97,7 @@ fn referrers(host: &str, place: &Place, tag: &str) -> usize {
 fn mirrors_from(source: &Server, place: &Place) {
     fill(place, &source.host);
     let root = place.path("mirror");
-    let all = "repositories = [\"team/*\"]\ntags = [\"a\", \"v*\"]\n";
+    let all = "repositories = ['/team/.+/']\ntags = [\"a\", '/v[0-9.]+/']\n";
     let config = configure(place, &source.host, all);
     let dry = sync(place, &config, &root, &["--dry-run", "--json"]);
     dry.ok();

@@ -18,6 +18,7 @@ mod collection;
 pub(crate) mod keys;
 pub(crate) mod link;
 mod parts;
+mod tags;
 pub(crate) mod whole;
 
 use std::fmt;
@@ -32,7 +33,8 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
 use object_store::signer::Signer;
 use object_store::{
-    GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion,
+    GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+    UpdateVersion,
 };
 use store::oci::{Digest, time};
 use tokio::runtime::Handle;
@@ -247,10 +249,15 @@ impl ObjectStorage {
     }
 
     /// Writes an object unless the condition does not hold; false then.
-    fn put_if(&self, key: &Key, bytes: Bytes, mode: PutMode) -> StorageResult<bool> {
+    fn put_if(
+        &self,
+        key: &Key,
+        bytes: Bytes,
+        options: impl Into<PutOptions>,
+    ) -> StorageResult<bool> {
         let put = self
             .store
-            .put_opts(key, PutPayload::from(bytes), mode.into());
+            .put_opts(key, PutPayload::from(bytes), options.into());
         match self.wait("write", key, put) {
             Ok(_) => Ok(true),
             Err(StorageError::Object { source, .. })
@@ -426,10 +433,19 @@ impl ObjectStorage {
             if !self.conditional {
                 return Err(no_conditions());
             }
-            if self.put_if(key, text.clone(), current.unchanged())? {
-                return Ok(Some(current));
+            let writer = UploadId::random();
+            let put = link::put(self, key, text.clone(), current.unchanged(), &writer);
+            match put {
+                Ok(true) => return Ok(Some(current)),
+                // The answer may be to a repetition, after the one to the first was lost.
+                put if TagLink::read(self, key)?.is_by(&writer) => {
+                    tracing::debug!(%key, ?put, "a tag was written though the bucket said no");
+                    return Ok(Some(current));
+                }
+                Err(error) => return Err(error),
+                // Somebody was faster: look again.
+                Ok(false) => {}
             }
-            // Somebody was faster: look again.
         }
     }
 }
@@ -564,6 +580,10 @@ impl RegistryStorage for ObjectStorage {
         };
         self.freshen(&link, &found, &stored);
         self.size(&self.blob_data(&stored))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
     }
 
     fn probe(&self, writes: bool) -> StorageResult<()> {
@@ -802,7 +822,7 @@ impl RegistryStorage for ObjectStorage {
             return Ok(false);
         }
         let on_it = TagCondition::on(*digest);
-        for tag in self.tags(repository)?.unwrap_or_default() {
+        for tag in self.tags_that_named(repository, digest)? {
             if self.tag(repository, &tag)?.as_ref() != Some(digest) {
                 continue;
             }
@@ -834,13 +854,11 @@ impl RegistryStorage for ObjectStorage {
         digest: &Digest,
         condition: &TagCondition,
     ) -> StorageResult<bool> {
+        // First what tells that the tag was ever on it: who deletes it by digest looks for that.
+        let history = format!("_manifests/tags/{tag}/index/{}/link", below(digest));
+        self.put_link(&self.in_repository(repository, &history), digest)?;
         let key = self.tag_link(repository, tag);
-        let changed = self.change_tag(&key, Some(digest), condition)?.is_some();
-        if changed {
-            let history = format!("_manifests/tags/{tag}/index/{}/link", below(digest));
-            self.put_link(&self.in_repository(repository, &history), digest)?;
-        }
-        Ok(changed)
+        Ok(self.change_tag(&key, Some(digest), condition)?.is_some())
     }
 
     fn remove_tag(
@@ -853,12 +871,8 @@ impl RegistryStorage for ObjectStorage {
         match self.change_tag(&key, None, condition)? {
             None => Ok(TagRemoval::Refused),
             Some(before) if before.digest().is_none() => Ok(TagRemoval::Absent),
-            Some(_) => {
-                self.delete_below(
-                    &self.in_repository(repository, &format!("_manifests/tags/{tag}/index")),
-                )?;
-                Ok(TagRemoval::Removed)
-            }
+            // What it was ever on stays until a collection: another replica may just be putting it on something.
+            Some(_) => Ok(TagRemoval::Removed),
         }
     }
 
@@ -871,12 +885,11 @@ impl RegistryStorage for ObjectStorage {
         if limit == 0 {
             return Ok(self.is_repository(repository)?.then(Vec::new));
         }
-        let Some(tags) = self.tags_made(repository)? else {
+        let page = self.page_of_tags(repository, last, limit)?;
+        if page.is_empty() && !self.is_repository(repository)? {
             return Ok(None);
-        };
-        let names = tags.into_iter().map(|tag| tag.name);
-        let rest = names.filter(|name| last.is_none_or(|last| name.as_str() > last));
-        Ok(Some(rest.take(limit).collect()))
+        }
+        Ok(Some(page))
     }
 
     fn tags_made(&self, repository: &RepositoryName) -> StorageResult<Option<Vec<ListedTag>>> {

@@ -2,19 +2,16 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
-use store::oci::{Digest, Hasher};
+use store::oci::Digest;
 
 use super::mirror::{Problem, Run};
 use crate::error::{ApiError, ErrorCode};
 use crate::events::event::{EventAction, EventObject, RegistryEvent};
+use crate::handover::{Giver, Taker, Unwanted, handover};
 use crate::routes::RepositoryName;
-use crate::storage::{MountSource, UploadData, VerifiedUpload};
+use crate::storage::MountSource;
 use crate::upstream::{UpstreamBlob, UpstreamError};
-
-/// Bytes that are gathered before they are hashed and written.
-const BATCH_BYTES: usize = 512 * 1024;
 
 impl Run<'_> {
     /// Makes sure that a repository has a blob.
@@ -65,47 +62,51 @@ impl Run<'_> {
             let detail = format!("{digest} has {size} bytes: at most {most} are taken");
             return Err(ApiError::with(ErrorCode::TooLarge, detail).into());
         }
-        self.registry.check_quota(name, Some(digest), size).await?;
-        let target = name.clone();
-        let opened = self.registry.blocking(move |storage| {
-            let id = storage.create_upload(&target)?;
-            let data = storage.upload(&target, &id)?;
-            Ok((id, data))
-        });
-        let (id, data) = opened.await?;
-        let data = data.ok_or_else(|| ApiError::new(ErrorCode::BlobUploadUnknown))?;
-        let kept = match receive(blob, digest, &data).await {
-            Ok(computed) => match VerifiedUpload::check(id.clone(), size, computed, digest) {
-                Some(upload) => {
-                    let upload = upload.with_tail(data.take_tail());
-                    self.registry
-                        .commit(name.clone(), upload)
-                        .await
-                        .map_err(Problem::from)
-                }
-                None => Err(Problem::Source(UpstreamError::Wrong {
-                    reason: format!("the content of {digest} is {computed}"),
-                })),
-            },
-            Err(problem) => Err(problem),
-        };
-        if kept.is_err() {
-            let target = name.clone();
-            let dropped = self
-                .registry
-                .blocking(move |storage| storage.cancel_upload(&target, &id));
-            // It is dropped with other abandoned ones otherwise.
-            let _ = dropped.await;
+        let (giver, taker) = handover();
+        let (came, kept) = tokio::join!(
+            give(blob, digest, giver),
+            self.store(name, digest, size, taker)
+        );
+        let came = came?;
+        if !kept? {
+            let reason = format!("the content is not that of {digest}");
+            return Err(Problem::Source(UpstreamError::Wrong { reason }));
         }
-        kept?;
-        self.registry.observer.metrics.received_bytes.add(size);
+        self.registry.observer.metrics.received_bytes.add(came);
         self.count(|report| {
             report.blobs += 1;
-            report.bytes += size;
+            report.bytes += came;
         });
         self.told_of_blob(EventAction::Push, name, digest, Some(size))
             .await;
         Ok(())
+    }
+
+    /// Stores a blob as it comes, if there is room for it; false if its bytes are not what the digest says.
+    async fn store(
+        &self,
+        name: &RepositoryName,
+        digest: Digest,
+        size: u64,
+        mut pieces: Taker,
+    ) -> Result<bool, Problem> {
+        let (quotas, name) = (Arc::clone(&self.registry.quotas), name.clone());
+        let kept = self.registry.blocking(move |storage| {
+            if let Err(over) = quotas.add(storage, &name, &digest, size)? {
+                return Ok(Err(over));
+            }
+            let kept = storage.keep_blob(&name, &digest, size, &mut pieces);
+            if !matches!(kept, Ok(true)) {
+                quotas.removed(storage, &name, Some(&digest))?;
+            }
+            // Why it was is known elsewhere.
+            match pieces.was_cut() {
+                true => Ok(Ok(false)),
+                false => kept.map(Ok),
+            }
+        });
+        let kept = kept.await?;
+        Ok(kept.map_err(ApiError::from)?)
     }
 
     async fn told_of_blob(
@@ -127,53 +128,25 @@ impl Run<'_> {
     }
 }
 
-/// Writes a blob into a session; what it hashes to.
-async fn receive(
-    mut blob: UpstreamBlob,
-    digest: Digest,
-    data: &Arc<dyn UploadData>,
-) -> Result<Digest, Problem> {
+/// Hands a blob over; how many bytes came. It ends early where no more are wanted.
+async fn give(mut blob: UpstreamBlob, digest: Digest, giver: Giver) -> Result<u64, Problem> {
     let wrong = |reason: String| Problem::Source(UpstreamError::Wrong { reason });
-    let mut hasher = Hasher::new(digest.algorithm());
-    let (mut received, mut written) = (0u64, 0u64);
-    let mut ended = false;
-    while !ended {
-        let (mut batch, mut batch_bytes): (Vec<Bytes>, usize) = (Vec::new(), 0);
-        while batch_bytes < BATCH_BYTES {
-            let Some(piece) = blob.bytes.next().await else {
-                ended = true;
-                break;
-            };
-            let piece = piece.map_err(Problem::Source)?;
-            received += piece.len() as u64;
-            if received > blob.size {
-                return Err(wrong(format!(
-                    "more than {} bytes of {digest} came",
-                    blob.size
-                )));
-            }
-            batch_bytes += piece.len();
-            batch.push(piece);
+    let mut came = 0u64;
+    while let Some(piece) = blob.bytes.next().await {
+        let piece = piece.map_err(Problem::Source)?;
+        came += piece.len() as u64;
+        if came > blob.size {
+            let reason = format!("more than {} bytes of {digest} came", blob.size);
+            return Err(wrong(reason));
         }
-        let data = Arc::clone(data);
-        let writing = tokio::task::spawn_blocking(move || {
-            for piece in batch {
-                data.write_at(&piece, written)?;
-                hasher.update(&piece);
-                written += piece.len() as u64;
-            }
-            std::io::Result::Ok((hasher, written))
-        });
-        let done = writing
-            .await
-            .unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        (hasher, written) = done.map_err(ApiError::from)?;
+        if giver.give(piece).await == Err(Unwanted) {
+            return Ok(came);
+        }
     }
-    if received != blob.size {
-        return Err(wrong(format!(
-            "{received} of {} bytes of {digest} came",
-            blob.size
-        )));
+    if came != blob.size {
+        let reason = format!("{came} of {} bytes of {digest} came", blob.size);
+        return Err(wrong(reason));
     }
-    Ok(hasher.finish())
+    let _ = giver.finish().await;
+    Ok(came)
 }

@@ -5,19 +5,20 @@ use std::fmt;
 use std::str::FromStr;
 
 use store::oci::Digest;
-use store::oci::pattern::selected;
+
+use super::pattern::{NamePattern, selected};
 
 /// What is taken of what a source has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     /// Repositories, by name or pattern. Patterns need a source that lists what it has.
-    pub repositories: Vec<String>,
+    pub repositories: Vec<NamePattern>,
     /// Patterns of repositories that are not taken.
-    pub exclude_repositories: Vec<String>,
+    pub exclude_repositories: Vec<NamePattern>,
     /// Patterns of tags; none for all.
-    pub tags: Vec<String>,
+    pub tags: Vec<NamePattern>,
     /// Patterns of tags that are not taken.
-    pub exclude_tags: Vec<String>,
+    pub exclude_tags: Vec<NamePattern>,
     /// Tags that are versions in these bounds; others are not taken.
     pub versions: Option<VersionRange>,
     /// Of what is left so many, the newest by version; tags that are no versions come last.
@@ -27,8 +28,8 @@ pub struct Choice {
 impl Choice {
     /// The repositories whose names are said; `None` if the source has to list what it has.
     pub(super) fn named(&self) -> Option<Vec<String>> {
-        let is_pattern = |name: &String| name.contains(['*', '?']);
-        (!self.repositories.iter().any(is_pattern)).then(|| self.repositories.clone())
+        let names = self.repositories.iter();
+        names.map(|name| Some(name.name()?.to_owned())).collect()
     }
 
     /// Those of a list.
@@ -264,11 +265,16 @@ mod tests {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
+    fn patterns(text: &str) -> Vec<NamePattern> {
+        let words = text.split_whitespace();
+        words.map(|word| word.parse().unwrap()).collect()
+    }
+
     #[test]
     fn repositories_are_named_or_listed() {
         let choice = |repositories: &str, exclude: &str| Choice {
-            repositories: words(repositories),
-            exclude_repositories: words(exclude),
+            repositories: patterns(repositories),
+            exclude_repositories: patterns(exclude),
             ..Choice::default()
         };
         assert_eq!(choice("a b/c", "").named(), Some(words("a b/c")));
@@ -278,6 +284,11 @@ mod tests {
             choice("a b/*", "*/tmp").repositories(listed()),
             words("a b/x")
         );
+        assert_eq!(choice("a /b/", "").named(), None);
+        assert_eq!(
+            choice("c /b/.*/", "/.*/t.p/").repositories(listed()),
+            words("b/x c")
+        );
     }
 
     #[test]
@@ -285,8 +296,8 @@ mod tests {
         let listed = words("latest v1.9 v1.10 v1.10.1 v2.0-rc1 v2.0 v2 nightly-1 1.8.0");
         let check = |tags: &str, exclude: &str, versions: &str, newest, expect: &str| {
             let choice = Choice {
-                tags: words(tags),
-                exclude_tags: words(exclude),
+                tags: patterns(tags),
+                exclude_tags: patterns(exclude),
                 versions: (!versions.is_empty()).then(|| versions.parse().unwrap()),
                 newest,
                 ..Choice::default()
@@ -303,6 +314,8 @@ mod tests {
             None,
             "latest v1.9 v1.10 v1.10.1 v2.0 v2 1.8.0",
         );
+        check("/v1.[0-9]+/ latest", "", "", None, "latest v1.9 v1.10");
+        check("v*", "/.*-rc[0-9]+/", ">=2", None, "v2 v2.0");
         check("", "", ">=1.10 <2", None, "v1.10 v1.10.1");
         check("", "", ">1.10, <=2", None, "v1.10.1 v2 v2.0");
         check("", "", ">=2.0-rc1", None, "v2.0-rc1 v2 v2.0");

@@ -6,6 +6,9 @@
 //!                          └► reader   └► reader (each at its own pace; nothing waits for one)
 //! ```
 //!
+//! Where the storage is elsewhere, a session there would be written, read and written again. So a blob goes straight to its
+//! place then, and is read from a file here meanwhile, if there is a folder with room for it (`upstream/spool`).
+//!
 //! A fetch holds two batches in memory, however many read. Its last byte is given out only after all of them were
 //! verified and stored, so a client either has what it asked for, or sees its connection cut.
 
@@ -14,6 +17,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -23,8 +27,10 @@ use store::oci::{Digest, Hasher};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use super::spool::Spool;
 use super::{Upstream, UpstreamBlob, UpstreamError};
 use crate::error::{ApiError, ErrorCode};
+use crate::handover::{Giver, Unwanted, handover};
 use crate::routes::{RepositoryName, UploadId};
 use crate::storage::{
     BlobSource, RegistryStorage, RemoteBlob, RemoteStream, StorageResult, UploadData,
@@ -112,6 +118,8 @@ pub(super) struct Flight {
     progress: watch::Sender<Progress>,
     size: OnceLock<u64>,
     data: OnceLock<Arc<dyn UploadData>>,
+    /// Where all of it stays as long as somebody reads it.
+    spooled: OnceLock<Arc<File>>,
 }
 
 /// What a fetch is made with.
@@ -121,6 +129,8 @@ pub(super) struct Fetch {
     pub(super) remote: String,
     pub(super) slots: Arc<Semaphore>,
     pub(super) bytes_max: Option<u64>,
+    /// For blobs whose storage is elsewhere.
+    pub(super) spool: Option<PathBuf>,
 }
 
 impl Flight {
@@ -136,6 +146,7 @@ impl Flight {
             progress: watch::Sender::new(Progress::Asking),
             size: OnceLock::new(),
             data: OnceLock::new(),
+            spooled: OnceLock::new(),
         }
     }
 
@@ -183,6 +194,58 @@ impl Flight {
         if fetch.bytes_max.is_some_and(|max| size > max) {
             return Err(Failure::Storage(ErrorCode::TooLarge));
         }
+        let spool = fetch.spool.clone().filter(|_| self.storage.is_remote());
+        if let Some(folder) = spool
+            && let Ok(Ok(spool)) =
+                tokio::task::spawn_blocking(move || Spool::open(&folder, size)).await
+        {
+            return self.spooled(blob, spool).await;
+        }
+        self.through_session(blob).await
+    }
+
+    /// Keeps the blob as it comes; who asked for it reads the spool.
+    async fn spooled(&self, blob: UpstreamBlob, spool: Spool) -> Result<(), Failure> {
+        let size = blob.size;
+        self.spooled.get_or_init(|| spool.file());
+        let data: Arc<dyn UploadData> = Arc::new(spool);
+        self.begun(size, &data);
+        let (giver, mut taker) = handover();
+        let (name, digest) = (self.name.clone(), self.digest);
+        let keeping = on_storage(&self.storage, move |storage| {
+            let kept = storage.keep_blob(&name, &digest, size, &mut taker);
+            if taker.was_cut() {
+                return Ok(false);
+            }
+            let kept = kept?;
+            // Where it was there already, readers wait for the rest all the same.
+            taker.by_ref().for_each(drop);
+            Ok(kept && !taker.was_cut())
+        });
+        let (computed, kept) = tokio::join!(self.receive(blob, &data, Some(giver)), keeping);
+        // If the storage takes no more, that is why no more came.
+        let (kept, computed) = (kept?, computed?);
+        match kept && computed == digest {
+            true => Ok(()),
+            false => Err(self.wrong_content(computed)),
+        }
+    }
+
+    /// Bytes can be read from here on.
+    fn begun(&self, size: u64, data: &Arc<dyn UploadData>) {
+        self.size.get_or_init(|| size);
+        self.data.get_or_init(|| Arc::clone(data));
+        self.progress.send_replace(Progress::Arriving(0));
+    }
+
+    fn wrong_content(&self, computed: Digest) -> Failure {
+        let reason = format!("the content of {} is {computed}", self.digest);
+        UpstreamError::Wrong { reason }.into()
+    }
+
+    /// Keeps the blob in a session of the storage until it is whole; who asked for it reads that.
+    async fn through_session(&self, blob: UpstreamBlob) -> Result<(), Failure> {
+        let size = blob.size;
         let name = self.name.clone();
         let (id, data) = on_storage(&self.storage, move |storage| {
             let id = storage.create_upload(&name)?;
@@ -193,10 +256,8 @@ impl Flight {
         let Some(data) = data else {
             return Err(Failure::Storage(ErrorCode::Unknown));
         };
-        self.size.get_or_init(|| size);
-        self.data.get_or_init(|| Arc::clone(&data));
-        self.progress.send_replace(Progress::Arriving(0));
-        let stored = match self.receive(blob, &data).await {
+        self.begun(size, &data);
+        let stored = match self.receive(blob, &data, None).await {
             Ok(computed) => self.settle(&id, &data, size, computed).await,
             Err(failure) => Err(failure),
         };
@@ -211,11 +272,13 @@ impl Flight {
         stored
     }
 
-    /// Writes what comes, and hashes it. Bytes wait for no other ones, but for those that are being written.
+    /// Writes what comes, hashes it, and hands it over to `onward`. Bytes wait for no other ones, but for those that are
+    /// being written.
     async fn receive(
         &self,
         mut blob: UpstreamBlob,
         data: &Arc<dyn UploadData>,
+        onward: Option<Giver>,
     ) -> Result<Digest, Failure> {
         let wrong = |reason: String| Failure::Upstream(UpstreamError::Wrong { reason });
         let mut hasher = Some(Hasher::new(self.digest.algorithm()));
@@ -229,7 +292,13 @@ impl Flight {
             {
                 let pieces = std::mem::take(&mut batch);
                 batch_bytes = 0;
-                writing = Some(write(Arc::clone(data), pieces, hasher, written));
+                writing = Some(write(
+                    Arc::clone(data),
+                    onward.clone(),
+                    pieces,
+                    hasher,
+                    written,
+                ));
             }
             let going_on = matches!(ended, Ok(false));
             if !going_on && writing.is_none() {
@@ -263,6 +332,9 @@ impl Flight {
         if written != blob.size {
             return Err(wrong(format!("{written} of {} bytes came", blob.size)));
         }
+        if let Some(onward) = onward {
+            let _ = onward.finish().await;
+        }
         let hasher = hasher.expect("nothing is being written");
         Ok(hasher.finish())
     }
@@ -276,8 +348,7 @@ impl Flight {
     ) -> Result<(), Failure> {
         let verified = VerifiedUpload::check(id.clone(), size, computed, self.digest);
         let Some(upload) = verified else {
-            let reason = format!("the content of {} is {computed}", self.digest);
-            return Err(UpstreamError::Wrong { reason }.into());
+            return Err(self.wrong_content(computed));
         };
         self.progress.send_replace(Progress::Settling);
         let (name, data) = (self.name.clone(), Arc::clone(data));
@@ -305,6 +376,7 @@ impl Drop for Landing {
 
 fn write(
     data: Arc<dyn UploadData>,
+    onward: Option<Giver>,
     pieces: Vec<Bytes>,
     mut hasher: Hasher,
     mut offset: u64,
@@ -314,6 +386,11 @@ fn write(
             data.write_at(&piece, offset)?;
             hasher.update(&piece);
             offset += piece.len() as u64;
+            if let Some(onward) = &onward {
+                // Nobody takes it any more: they say why.
+                let handed = onward.give_blocking(piece);
+                handed.map_err(|Unwanted| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            }
         }
         Ok((hasher, offset))
     })
@@ -440,6 +517,9 @@ impl Reader {
 
     async fn open(&mut self) -> io::Result<Stored> {
         let flight = Arc::clone(&self.flight);
+        if let Some(file) = flight.spooled.get() {
+            return Ok(Stored::File(Arc::clone(file)));
+        }
         let (name, digest) = (flight.name.clone(), flight.digest);
         let found = on_storage(&flight.storage, move |storage| storage.blob(&name, &digest));
         let blob = found

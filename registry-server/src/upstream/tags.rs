@@ -4,6 +4,7 @@
 //! within [`PullThrough::tag_age`], when it was last asked for: a restart or another replica need not ask again, and
 //! retention `within` a time keeps what is pulled.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -54,6 +55,7 @@ pub(crate) struct Through {
     pub(super) rules: PullThrough,
     pub(super) storage: Arc<dyn RegistryStorage>,
     blob_bytes_max: Option<u64>,
+    spool: Option<PathBuf>,
     slots: Arc<Semaphore>,
     tasks: Arc<Tasks>,
     flights: Arc<Mutex<Flights>>,
@@ -78,12 +80,14 @@ impl Through {
         storage: Arc<dyn RegistryStorage>,
         tasks: Arc<Tasks>,
         blob_bytes_max: Option<u64>,
+        spool: Option<PathBuf>,
     ) -> Arc<Through> {
         Arc::new(Through {
             slots: Arc::new(Semaphore::new(rules.fetches_max.max(1))),
             rules,
             storage,
             blob_bytes_max,
+            spool,
             tasks,
             flights: Arc::default(),
             brought: Arc::default(),
@@ -289,6 +293,7 @@ impl Through {
             remote: remote.to_owned(),
             slots: Arc::clone(&self.slots),
             bytes_max: self.blob_bytes_max,
+            spool: self.spool.clone(),
         };
         let ended = Ended(Arc::clone(&self.flights), key);
         self.tasks.spawn(Arc::clone(&flight).run(fetch, ended));

@@ -34,4 +34,5 @@ mod storage;
 mod through;
 mod tools;
 mod traces;
+mod traffic;
 mod webhooks;

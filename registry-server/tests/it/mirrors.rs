@@ -18,7 +18,7 @@ const BEGINS: &str = "tags team/app";
 
 fn replica(bucket: &Bucket, source: &Arc<Fake>) -> RunningServer {
     let choice = Choice {
-        repositories: vec!["team/app".to_owned()],
+        repositories: vec!["team/app".parse().unwrap()],
         ..Choice::default()
     };
     let upstream: Arc<dyn Upstream> = Arc::<Fake>::clone(source);

@@ -65,7 +65,18 @@ impl Fake {
         self.state.lock().unwrap()
     }
 
-    fn blob(&self, bytes: &[u8]) -> Digest {
+    /// Has other bytes under a blob's name, and says that they are of this length.
+    pub(crate) fn lies(&self, digest: &Digest, bytes: &[u8], size: Option<u64>) {
+        let mut state = self.state();
+        let name = digest.to_string();
+        state
+            .blobs
+            .insert(name.clone(), Bytes::copy_from_slice(bytes));
+        state.sizes.clear();
+        state.sizes.extend(size.map(|size| (name, size)));
+    }
+
+    pub(crate) fn blob(&self, bytes: &[u8]) -> Digest {
         let digest = Digest::of(bytes);
         let bytes = Bytes::copy_from_slice(bytes);
         self.state().blobs.insert(digest.to_string(), bytes);
@@ -230,7 +241,7 @@ impl Upstream for Fake {
     }
 }
 
-fn below(prefix: &str, fake: &Arc<Fake>) -> PullThrough {
+pub(crate) fn below(prefix: &str, fake: &Arc<Fake>) -> PullThrough {
     let prefix = RepositoryName::parse(prefix).unwrap();
     let upstream: Arc<dyn Upstream> = fake.clone();
     PullThrough {
@@ -252,7 +263,7 @@ fn in_memory(through: PullThrough) -> RunningServer {
     serve(through, Arc::new(MemoryStorage::default()))
 }
 
-/// Runs a test below `hub`, on disk storage, on memory storage, and on a bucket.
+/// Runs a test below `hub`, on disk storage, on memory storage, and on a bucket with and without a folder for what comes.
 fn on_all(test: impl Fn(&Arc<Fake>, &RunningServer)) {
     let run = |storage| {
         let fake = Fake::new();
@@ -265,6 +276,12 @@ fn on_all(test: impl Fn(&Arc<Fake>, &RunningServer)) {
     run(Arc::new(MemoryStorage::default()));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     run(Arc::new(in_bucket(Arc::new(InMemory::new()), &runtime)));
+    let fake = Fake::new();
+    let mut config = Config::new("");
+    config.upstreams = vec![below("hub", &fake)];
+    config.spool = Some(root.path().to_owned());
+    let storage = Arc::new(in_bucket(Arc::new(InMemory::new()), &runtime));
+    test(&fake, &RunningServer::start_on(config, storage).unwrap());
 }
 
 /// An image of one layer under a tag; the manifest's digest, and the layer's.
@@ -399,13 +416,7 @@ fn wrong_bytes_cut_the_connection_and_are_not_kept() {
             ([&good[..], b"more"].concat(), Some(900_000)),
         ];
         for (bytes, size) in lies {
-            let mut state = fake.state();
-            state.blobs.insert(digest.to_string(), bytes.into());
-            state.sizes.clear();
-            state
-                .sizes
-                .extend(size.map(|size| (digest.to_string(), size)));
-            drop(state);
+            fake.lies(&digest, &bytes, size);
             // What goes wrong before the first byte went out is a plain refusal.
             fake.blob_bytes.send_replace(100_000);
             let mut client = Client::new(server.addr);
@@ -418,10 +429,7 @@ fn wrong_bytes_cut_the_connection_and_are_not_kept() {
             let catalog = Client::new(server.addr).get("/v2/_catalog").expect(200);
             assert_eq!(catalog.json()["repositories"], json!([]));
         }
-        let mut state = fake.state();
-        state.blobs.insert(digest.to_string(), good.clone().into());
-        state.sizes.clear();
-        drop(state);
+        fake.lies(&digest, &good, None);
         let mut client = Client::new(server.addr);
         assert!(client.get(&target).expect(200).body == good);
         assert_eq!(fake.asked().len(), 4);

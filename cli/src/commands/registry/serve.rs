@@ -60,8 +60,9 @@ impl Settings {
             _ => Place::Folder(context.root()?.join("registry")),
         };
         let mut config = file.server;
-        if let Place::Folder(folder) = &place {
-            config.root.clone_from(folder);
+        match &place {
+            Place::Folder(folder) => config.root.clone_from(folder),
+            Place::Bucket(_) => config.spool = Some(context.spool_dir()),
         }
         config.read_only |= args.read_only;
         config.collect = match args.gc_every {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use registry_server::rate::Rate;
 use registry_server::sync::choose::{Choice, VersionRange};
+use registry_server::sync::pattern::NamePattern;
 use store::oci::Platform;
 
 use super::super::table::{Table, TableError};
@@ -43,8 +44,13 @@ impl SyncConfig {
             return Err(table.error("it needs `name`, what it is called"));
         };
         let source = UpstreamConfig::read_reach(table, file)?;
-        let any = |_: &str| Ok(());
-        let repositories = table.texts("repositories", any)?;
+        let mut patterns = |key| -> Result<Vec<NamePattern>, TableError> {
+            let texts = table.texts(key, |text| text.parse::<NamePattern>().map(drop))?;
+            Ok(texts.iter().filter_map(|text| text.parse().ok()).collect())
+        };
+        let repositories = patterns("repositories")?;
+        let exclude_repositories = patterns("exclude_repositories")?;
+        let (tags, exclude_tags) = (patterns("tags")?, patterns("exclude")?);
         if repositories.is_empty() {
             return Err(table.error("it needs `repositories`, such as [\"library/alpine\"]"));
         }
@@ -55,9 +61,9 @@ impl SyncConfig {
         let newest = table.number_from(1, "newest")?;
         let choice = Choice {
             repositories,
-            exclude_repositories: table.texts("exclude_repositories", any)?,
-            tags: table.texts("tags", any)?,
-            exclude_tags: table.texts("exclude", any)?,
+            exclude_repositories,
+            tags,
+            exclude_tags,
             versions: versions.map_err(|why| table.error_at("versions", &why))?,
             newest: newest.map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
         };
@@ -107,7 +113,7 @@ username = "me"
 password_file = "password"
 repositories = ["library/alpine", "team/*"]
 exclude_repositories = ["team/tmp"]
-tags = ["3.*"]
+tags = ["3.*", '/edge-\d+/']
 exclude = ["*-rc*"]
 versions = ">=3.1 <4"
 newest = 5
@@ -127,6 +133,8 @@ requests_per_second = 10
         assert_eq!(sync.source.url.path, "proxy");
         assert_eq!(sync.source.prefix.as_ref().unwrap().as_str(), "mirror");
         assert_eq!(sync.choice.newest, Some(5));
+        let taken = |tag: &str| sync.choice.tags.iter().any(|one| one.fits(tag));
+        assert!(taken("3.1") && taken("edge-12") && !taken("edge-x"));
         assert_eq!(sync.platforms.len(), 2);
         assert!(sync.delete && !sync.referrers);
         assert_eq!(sync.every, Some(Duration::from_secs(6 * 3600)));
@@ -151,6 +159,10 @@ requests_per_second = 10
         check(
             &format!("{whole}versions = \"1\"\n"),
             "5:1: `1` is no bound of versions: expected one such as `>=1.2`, `<2` or `^1.2`",
+        );
+        check(
+            &format!("{whole}exclude = ['x', '/(/']\n"),
+            "5:17: `sync.exclude`: `/(/` is no regular expression: found open group without closing ')'",
         );
         check(
             &format!("{whole}tag = \"x\"\n"),

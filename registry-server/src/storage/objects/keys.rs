@@ -40,6 +40,16 @@ pub(super) fn tag<'a>(key: &'a Key, folder: &Key) -> Option<&'a str> {
     }
 }
 
+/// The tag and the digest of `<tag>/index/<alg>/<hex>/link` below a folder.
+pub(super) fn history<'a>(key: &'a Key, folder: &Key) -> Option<(&'a str, Digest)> {
+    match below(key, folder)?.as_slice() {
+        [tag, "index", algorithm, hex, "link"] if check_tag(tag).is_ok() => {
+            Some((tag, digest(algorithm, hex)?))
+        }
+        _ => None,
+    }
+}
+
 /// The session of `<id>/…` below a folder.
 pub(super) fn upload(key: &Key, folder: &Key) -> Option<UploadId> {
     match below(key, folder)?.as_slice() {
@@ -79,6 +89,9 @@ pub(crate) fn taken_for(text: &str) -> Vec<String> {
     }
     if let Some(tag) = tag(&key, &tags) {
         found.push(format!("tags/{tag}/current/link"));
+    }
+    if let Some((tag, digest)) = history(&key, &tags) {
+        found.push(format!("tags/{tag}/index/{}/link", super::below(&digest)));
     }
     if let Some(id) = upload(&key, &uploads) {
         let rest = key.as_ref().splitn(3, '/').nth(2).unwrap_or_default();
