@@ -12,6 +12,7 @@
 //! eStargz puts its table into the tar: there a blob of a layer is one of another layer, with another DiffID and the same files,
 //! and the configuration of an image that goes out so names that one (`layers/rewrite.rs`).
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -222,7 +223,8 @@ impl Store {
         }
     }
 
-    /// The layers of an image that have to be compressed before it can be pushed, and can be, oldest first and each once.
+    /// The layers of an image that have to be compressed before it can be pushed, and can be, largest first and each once: begun
+    /// in that order, side by side, they leave no large one to a single thread at the end.
     pub fn layers_to_make(
         &self,
         id: &ImageId,
@@ -244,7 +246,13 @@ impl Store {
                 wanted.push(diff_id);
             }
         }
-        Ok(wanted)
+        let mut sized = Vec::with_capacity(wanted.len());
+        for diff_id in wanted {
+            let layer = self.index.layer_by_diff_id(&diff_id)?;
+            sized.push((layer.map_or(0, |layer| layer.bytes), diff_id));
+        }
+        sized.sort_by_key(|(bytes, _)| Reverse(*bytes));
+        Ok(sized.into_iter().map(|(_, diff_id)| diff_id).collect())
     }
 
     /// A blob that is here and as chosen.

@@ -1,8 +1,9 @@
 //! Compression of layers: gzip and zstd out, on several threads and with bytes that do not depend on how many; everything
 //! that layers and archives come in on the way back.
 //!
-//! gzip is written as one member per MiB of input (RFC 1952 allows any number of members), each by libdeflate: members
-//! are independent, so threads share them, and a reader that knows gzip reads them as one stream. zstd uses its own workers.
+//! gzip is written as members of at most a MiB of input (RFC 1952 allows any number of members), each by libdeflate: members
+//! are independent, so threads share them, and a reader that knows gzip reads them as one stream. What does not compress is a
+//! member of its own, stored as it is (`compress/dense.rs`). zstd uses its own workers.
 //! zstd:chunked and eStargz (`compress/chunked.rs`) are one zstd frame or gzip member per piece of a file, and a table of them
 //! behind (`compress/table.rs`); that of eStargz is in the tar (`compress/estargz.rs`), which is another one thereby.
 
@@ -19,13 +20,20 @@ use crate::oci::{Descriptor, DiffId, MediaType};
 
 mod chunked;
 mod cut;
+mod dense;
 pub mod estargz;
 mod lanes;
 pub mod table;
 mod tables;
 
-/// Bytes of input in one gzip member. Part of the format: changing it changes the digest of every layer written.
+/// Most bytes of input in one gzip member. Part of the format: changing it changes the digest of every layer written.
 const MEMBER_BYTES: usize = 1024 * 1024;
+
+/// Members that may be under way in each thread: who gives them out hashes and writes as well, and must not have threads wait.
+const DEPTH: usize = 4;
+
+/// Levels from this on are asked for where size is worth any time: all bytes are tried.
+const LEVEL_THOROUGH: u8 = 7;
 
 /// Most layers that are compressed at once: a disk does not read faster for more.
 const LAYERS_AT_ONCE: usize = 4;
@@ -245,11 +253,12 @@ enum Output<W: Write> {
     Chunked(Box<Chunked<W>>),
 }
 
-/// How many of so many layers to compress at once, and with how many threads each, so that all processors work.
+/// How many of so many layers to compress at once, and with how many threads each, so that all processors work: one more than is
+/// each layer's share, for when others wait or have ended.
 pub fn side_by_side(layers: usize) -> (usize, usize) {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let at_once = layers.min(processors).clamp(1, LAYERS_AT_ONCE);
-    (at_once, processors.div_ceil(at_once))
+    (at_once, processors.div_ceil(at_once) + 1)
 }
 
 /// A compressor into `out` that uses `threads` threads besides the caller's; its bytes do not depend on `threads`.
@@ -336,18 +345,67 @@ impl<W: Write> fmt::Debug for Compressor<W> {
 /// What makes gzip members at a level.
 fn deflate(level: u8) -> io::Result<Deflate> {
     let level = CompressionLvl::new(i32::from(level))
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "gzip levels are 1 to 12"))?;
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "gzip levels are 0 to 12"))?;
     Ok(Deflate::new(level))
 }
 
 /// One gzip member.
 fn member(deflate: &mut Deflate, bytes: &[u8]) -> Vec<u8> {
-    let mut compressed = vec![0; deflate.gzip_compress_bound(bytes.len())];
-    let length = deflate
-        .gzip_compress(bytes, &mut compressed)
-        .expect("the bound leaves room for any input");
+    let mut compressed = Vec::new();
+    let length = member_at(deflate, bytes, &mut compressed, 0);
     compressed.truncate(length);
     compressed
+}
+
+/// Writes one gzip member to `room` from `start` on, which grows where it has to; its length.
+fn member_at(deflate: &mut Deflate, bytes: &[u8], room: &mut Vec<u8>, start: usize) -> usize {
+    let needed = start + deflate.gzip_compress_bound(bytes.len());
+    if room.len() < needed {
+        room.resize(needed, 0);
+    }
+    deflate
+        .gzip_compress(bytes, &mut room[start..])
+        .expect("the bound leaves room for any input")
+}
+
+/// Makes the members of at most [`MEMBER_BYTES`] bytes.
+struct MemberMaker {
+    deflate: Deflate,
+    /// For what does not compress; `None` where that is tried all the same.
+    stored: Option<Deflate>,
+    /// What a member is written to before it is known how long it is.
+    room: Vec<u8>,
+}
+
+impl MemberMaker {
+    fn new(level: u8) -> io::Result<MemberMaker> {
+        Ok(MemberMaker {
+            deflate: deflate(level)?,
+            stored: match level < LEVEL_THOROUGH {
+                true => Some(deflate(0)?),
+                false => None,
+            },
+            room: Vec::new(),
+        })
+    }
+
+    fn make(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let Some(stored) = &mut self.stored else {
+            return member(&mut self.deflate, bytes);
+        };
+        if bytes.is_empty() {
+            return member(stored, bytes);
+        }
+        let mut end = 0;
+        for (is_dense, run) in dense::runs(bytes) {
+            let deflate = match is_dense {
+                true => &mut *stored,
+                false => &mut self.deflate,
+            };
+            end += member_at(deflate, run, &mut self.room, end);
+        }
+        self.room[..end].to_vec()
+    }
 }
 
 /// gzip members, made by threads and written in order.
@@ -360,9 +418,9 @@ struct Members<W> {
 
 impl<W: Write> Members<W> {
     fn start(out: W, level: u8, threads: usize) -> io::Result<Members<W>> {
-        let lanes = Lanes::start("gzip", threads, 2, || {
-            let mut deflate = deflate(level)?;
-            Ok(move |bytes: &Vec<u8>| member(&mut deflate, bytes))
+        let lanes = Lanes::start("gzip", threads, DEPTH, || {
+            let mut maker = MemberMaker::new(level)?;
+            Ok(move |bytes: &Vec<u8>| maker.make(bytes))
         })?;
         Ok(Members {
             out,
