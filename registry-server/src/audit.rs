@@ -18,6 +18,7 @@ use crate::body::Body;
 use crate::events::event::RegistryEvent;
 use crate::registry::{CONTENT_DIGEST, Call};
 use crate::routes::{ManifestReference, Route};
+use crate::storage::collectable::Garbage;
 
 /// Why there is no audit log.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +96,34 @@ impl Event {
         }
     }
 
-    /// The same, of a token that gives this.
+    /// A tag or manifest that a collection removed; `None` of what nobody sees.
+    pub(crate) fn collected(garbage: &Garbage) -> Option<Event> {
+        let (action, repository, reference, digest) = match garbage {
+            Garbage::Tag(repository, tag, digest) => {
+                ("delete-tag", repository, tag.clone(), digest.as_ref())
+            }
+            Garbage::Manifest(repository, digest, _) => {
+                let reference = digest.to_string();
+                ("delete-manifest", repository, reference, Some(digest))
+            }
+            Garbage::Link(..) | Garbage::Data(_) => return None,
+        };
+        Some(Event {
+            time: rfc3339(crate::storage::now_seconds()),
+            action,
+            user: None,
+            via: "gc",
+            addr: String::new(),
+            repository: Some(repository.to_string()),
+            reference: Some(reference),
+            digest: digest.map(Digest::to_string),
+            tags: Vec::new(),
+            scope: None,
+            status: 200,
+        })
+    }
+
+    /// The same as this one, of a token that gives that.
     pub(crate) fn with_scope(mut self, scope: String) -> Event {
         self.scope = Some(scope);
         self

@@ -92,7 +92,19 @@ pub enum CollectError {
 }
 
 /// Collects garbage.
+///
+/// # Errors
+/// [`CollectError`]
 pub fn collect(storage: &dyn Collectable, rules: &CollectRules) -> Result<Collected, CollectError> {
+    collect_telling(storage, rules, &mut |_| {})
+}
+
+/// The same, telling of each tag and manifest that goes, or would.
+pub(crate) fn collect_telling(
+    storage: &dyn Collectable,
+    rules: &CollectRules,
+    tell: &mut dyn FnMut(&Garbage),
+) -> Result<Collected, CollectError> {
     // Who only looks need not keep anybody from anything.
     let announcement = match rules.dry_run {
         true => None,
@@ -102,6 +114,7 @@ pub fn collect(storage: &dyn Collectable, rules: &CollectRules) -> Result<Collec
         storage,
         announcement: announcement.as_deref(),
         rules,
+        tell,
         now: SystemTime::now(),
         linked: HashSet::new(),
         done: Collected::default(),
@@ -129,6 +142,7 @@ struct Collection<'a> {
     /// `None` of one that only tells.
     announcement: Option<&'a (dyn Announcement + 'a)>,
     rules: &'a CollectRules,
+    tell: &'a mut dyn FnMut(&Garbage),
     now: SystemTime,
     /// Data that a link stands for, by the first bytes of its digest: two that share them are both kept.
     linked: HashSet<[u8; 16]>,
@@ -207,7 +221,10 @@ impl Collection<'_> {
             match (removed, garbage) {
                 // What stays keeps its data.
                 (false, _) => self.keep(stored),
-                (true, Garbage::Manifest(..)) => self.done.manifests += 1,
+                (true, Garbage::Manifest(..)) => {
+                    self.done.manifests += 1;
+                    (self.tell)(garbage);
+                }
                 (true, _) => self.done.links += 1,
             }
         }
@@ -242,11 +259,16 @@ impl Collection<'_> {
                 roots.extend(digest);
             }
         }
-        for ((_, digest), removed) in garbage.iter().zip(self.remove(&garbage)?) {
+        for ((garbage, digest), removed) in garbage.iter().zip(self.remove(&garbage)?) {
             match removed {
                 // It was moved meanwhile, or is about to be.
                 false => roots.extend(digest),
-                true => self.done.tags += u64::from(digest.is_some()),
+                // Of one that was removed long ago only the remains go.
+                true if digest.is_none() => {}
+                true => {
+                    self.done.tags += 1;
+                    (self.tell)(garbage);
+                }
             }
         }
         Ok(roots)

@@ -31,7 +31,7 @@ use crate::auth::certificate::{CertificateName, ClientCertificates, name_of};
 use crate::auth::issuers::{FetchDocument, KeySource};
 use crate::auth::{AuthConfig, AuthError, Gate, Peer};
 use crate::body::Body;
-use crate::collect::{CollectRules, collect};
+use crate::collect::{CollectRules, collect_telling};
 use crate::error::ErrorChain;
 use crate::events::{Events, EventsError, Webhook, is_name};
 use crate::immutable::ImmutableRule;
@@ -43,6 +43,7 @@ use crate::rate::{Rate, RateLimit};
 use crate::registry::{Registry, Rules};
 use crate::scrub::{ScrubRules, Scrubber};
 use crate::sendfile::{Connection, SendQueue};
+use crate::storage::collectable::Garbage;
 use crate::storage::disk::DiskStorage;
 use crate::storage::{RegistryStorage, StorageError, StorageResult};
 use crate::sync::{self, Mirror};
@@ -663,12 +664,16 @@ async fn collect_often(current: Arc<Current>, every: Duration, rules: CollectRul
     loop {
         tokio::time::sleep(every).await;
         let registry = current.registry();
-        let (storage, rules) = (Arc::clone(&registry.storage), rules.clone());
+        let (watched, rules) = (Arc::clone(&registry), rules.clone());
         let began = std::time::Instant::now();
         let collected = tokio::task::spawn_blocking(move || {
-            storage
-                .collectable()
-                .map(|storage| collect(storage, &rules))
+            let mut tell = |garbage: &Garbage| {
+                if let (Some(audit), Some(event)) = (&watched.audit, Event::collected(garbage)) {
+                    audit.write_now(&event);
+                }
+            };
+            let storage = watched.storage.collectable();
+            storage.map(|storage| collect_telling(storage, &rules, &mut tell))
         });
         let collected = collected.await;
         let done = match &collected {

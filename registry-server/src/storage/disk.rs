@@ -660,7 +660,7 @@ impl RegistryStorage for DiskStorage {
             return Ok(false);
         }
         let on_it = TagCondition::on(*digest);
-        for tag in self.tags(repository)?.unwrap_or_default() {
+        for tag in self.tags_that_named(repository, digest)? {
             if self.tag(repository, &tag)?.as_ref() == Some(digest) {
                 // One that was moved meanwhile stays.
                 self.remove_tag(repository, &tag, &on_it)?;

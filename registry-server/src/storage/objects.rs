@@ -407,12 +407,14 @@ impl ObjectStorage {
         }
     }
 
-    /// Puts a tag on what `change` makes of its current state, unless the condition does not hold.
+    /// Puts a tag on something, or on nothing, unless the condition does not hold. `before` goes before that: what tells that the
+    /// tag was ever on it, for who deletes that by digest looks there.
     fn change_tag(
         &self,
         key: &Key,
         to: Option<&Digest>,
         condition: &TagCondition,
+        before: &dyn Fn() -> StorageResult<()>,
     ) -> StorageResult<Option<TagLink>> {
         let text = Bytes::from(to.map_or_else(String::new, Digest::to_string));
         loop {
@@ -423,6 +425,7 @@ impl ObjectStorage {
             if *condition == TagCondition::default() {
                 // Nothing was asked, so whoever comes last wins.
                 if to.is_some() || current.digest().is_some() {
+                    before()?;
                     self.put(key, text)?;
                 }
                 return Ok(Some(current));
@@ -433,6 +436,7 @@ impl ObjectStorage {
             if !self.conditional {
                 return Err(no_conditions());
             }
+            before()?;
             let writer = UploadId::random();
             let put = link::put(self, key, text.clone(), current.unchanged(), &writer);
             match put {
@@ -854,11 +858,12 @@ impl RegistryStorage for ObjectStorage {
         digest: &Digest,
         condition: &TagCondition,
     ) -> StorageResult<bool> {
-        // First what tells that the tag was ever on it: who deletes it by digest looks for that.
         let history = format!("_manifests/tags/{tag}/index/{}/link", below(digest));
-        self.put_link(&self.in_repository(repository, &history), digest)?;
+        let history = self.in_repository(repository, &history);
         let key = self.tag_link(repository, tag);
-        Ok(self.change_tag(&key, Some(digest), condition)?.is_some())
+        let put_history = || self.put_link(&history, digest);
+        let changed = self.change_tag(&key, Some(digest), condition, &put_history)?;
+        Ok(changed.is_some())
     }
 
     fn remove_tag(
@@ -868,7 +873,7 @@ impl RegistryStorage for ObjectStorage {
         condition: &TagCondition,
     ) -> StorageResult<TagRemoval> {
         let key = self.tag_link(repository, tag);
-        match self.change_tag(&key, None, condition)? {
+        match self.change_tag(&key, None, condition, &|| Ok(()))? {
             None => Ok(TagRemoval::Refused),
             Some(before) if before.digest().is_none() => Ok(TagRemoval::Absent),
             // What it was ever on stays until a collection: another replica may just be putting it on something.

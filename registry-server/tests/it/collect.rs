@@ -16,7 +16,7 @@ use registry_server::storage::collectable::{Collectable, Garbage};
 use registry_server::storage::disk::DiskStorage;
 use registry_server::storage::objects::Pace;
 use registry_server::{Config, RunningServer};
-use serde_json::json;
+use serde_json::{Value, json};
 use store::oci::{Digest, MediaType};
 
 use crate::bucket::{Bucket, Fate};
@@ -820,5 +820,71 @@ fn counts_what_there_is() {
             bytes: found.bytes,
         };
         assert_eq!(found, expected);
+    });
+}
+
+/// Rules of a server remove tags, and whoever looks later finds which, and that it was they.
+#[test]
+fn what_a_server_collects_is_written_down() {
+    let root = tempfile::tempdir().unwrap();
+    let log = root.path().join("audit");
+    let mut config = Config::new(root.path().join("data"));
+    let server = RunningServer::start_with(config.clone()).unwrap();
+    let mut client = Client::new(server.addr);
+    for tag in ["pr-1", "v1"] {
+        push(&mut client, "a", Some(tag), tag);
+    }
+    let digest = client.head_of("/v2/a/manifests/pr-1").expect(200);
+    let digest = digest.header("docker-content-digest").unwrap().to_owned();
+    drop((client, server));
+    age(root.path());
+    config.audit = Some(log.clone());
+    let rules = CollectRules {
+        retention: vec!["tag=pr-*,within=1h".parse().unwrap()],
+        ..untagged_too()
+    };
+    config.collect = Some((Duration::from_millis(10), rules));
+    let server = RunningServer::start_with(config).unwrap();
+    let written = || fs::read_to_string(&log).unwrap();
+    while written().lines().count() < 2 {
+        std::thread::yield_now();
+    }
+    let lines: Vec<Value> = written()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| ["action", "repository", "reference", "digest", "via"].map(|key| &line[key]))
+        .collect();
+    let (tag, manifest) = (("delete-tag", "pr-1"), ("delete-manifest", digest.as_str()));
+    let expect =
+        [tag, manifest].map(|(action, reference)| [action, "a", reference, digest.as_str(), "gc"]);
+    assert_eq!(told, expect);
+    let mut client = Client::new(server.addr);
+    client.get("/v2/a/manifests/v1").expect(200);
+    client
+        .get("/v2/a/manifests/pr-1")
+        .refused(404, "MANIFEST_UNKNOWN");
+}
+
+/// Nobody has to ask for it: a server drops uploads that nobody goes on with, in a folder and in a bucket.
+#[test]
+fn servers_drop_abandoned_uploads_by_themselves() {
+    on_both(|start| {
+        let registry = start();
+        let mut client = registry.client();
+        let location = client.post("/v2/a/blobs/uploads/").expect(202).location();
+        client.send("PATCH", &location, &[], b"half").expect(202);
+        let young = RunningServer::start_on(Config::new(""), Arc::clone(&registry.storage));
+        drop(young.unwrap());
+        client.get(&location).expect(204);
+        let mut config = Config::new("");
+        config.limits.upload_age_max = Duration::ZERO;
+        let server = RunningServer::start_on(config, Arc::clone(&registry.storage)).unwrap();
+        while client.get(&location).status != 404 {
+            std::thread::yield_now();
+        }
+        drop(server);
     });
 }

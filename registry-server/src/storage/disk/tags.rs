@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Stat};
+use store::oci::Digest;
 
 use super::{DiskStorage, entries, failed, is_absent, is_repository};
 use crate::routes::RepositoryName;
@@ -170,6 +171,30 @@ impl DiskStorage {
         }
         Ok(Some(tags))
     }
+
+    /// The tags that may be on a manifest: those that were ever put on it, which every writer of this layout notes first, and those
+    /// of which nobody noted anything. Looked for by name, so no tag's link is opened that is on something else.
+    pub(super) fn tags_that_named(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> StorageResult<Vec<String>> {
+        let Some(Some((folder, _))) = self.tags_folder(repository)? else {
+            return Ok(Vec::new());
+        };
+        let opened = File::open(&folder).map_err(failed("list", &folder))?;
+        let mut tags = Vec::new();
+        for tag in sorted(&folder)? {
+            let history = format!("{tag}/index");
+            let named = format!("{history}/{}/{}/link", digest.algorithm(), digest.hex());
+            if status_of(&opened, &folder, &named)?.is_some()
+                || status_of(&opened, &folder, &history)?.is_none()
+            {
+                tags.push(tag.into_string());
+            }
+        }
+        Ok(tags)
+    }
 }
 
 /// The names of a folder's entries, in order.
@@ -183,11 +208,8 @@ fn sorted(folder: &Path) -> StorageResult<Vec<Box<str>>> {
 
 /// When a tag was put on what it is on. One that is being made or removed has a folder, but is on nothing: `None`.
 fn modified_in(opened: &File, folder: &Path, tag: &str) -> StorageResult<Option<SystemTime>> {
-    let link = format!("{tag}/current/link");
-    let found = rustix::fs::statat(opened, Path::new(&link), AtFlags::empty());
-    let found = match found.map_err(io::Error::from) {
-        Err(error) if is_absent(&error) => return Ok(None),
-        found => found.map_err(failed("examine", &folder.join(&link)))?,
+    let Some(found) = status_of(opened, folder, &format!("{tag}/current/link"))? else {
+        return Ok(None);
     };
     let nanoseconds = u32::try_from(found.st_mtime_nsec).unwrap_or(0);
     // What is older than 1970 is as old as that.
@@ -195,11 +217,44 @@ fn modified_in(opened: &File, folder: &Path, tag: &str) -> StorageResult<Option<
     Ok(Some(UNIX_EPOCH + since))
 }
 
+/// What is known of a path in a folder, if it is there.
+fn status_of(opened: &File, folder: &Path, path: &str) -> StorageResult<Option<Stat>> {
+    let found = rustix::fs::statat(opened, Path::new(path), AtFlags::empty());
+    match found.map_err(io::Error::from) {
+        Err(error) if is_absent(&error) => Ok(None),
+        found => found
+            .map(Some)
+            .map_err(failed("examine", &folder.join(path))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::below;
     use super::*;
     use crate::storage::{RegistryStorage as _, TagCondition};
+
+    /// Whoever wrote them.
+    #[test]
+    fn tags_tell_what_they_were_on() {
+        let root = tempfile::tempdir().unwrap();
+        let storage = DiskStorage::open(root.path()).unwrap().durable(false);
+        let name = RepositoryName::parse("a/b").unwrap();
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let always = TagCondition::default();
+        let named = |digest| storage.tags_that_named(&name, digest).unwrap();
+        assert_eq!(named(&one), [""; 0]);
+        for (tag, digest) in [("x", &one), ("moved", &one), ("moved", &two), ("y", &two)] {
+            assert!(storage.set_tag(&name, tag, digest, &always).unwrap());
+        }
+        let bare = storage.tag_folder(&name, "bare").join("current");
+        fs::create_dir_all(&bare).unwrap();
+        fs::write(bare.join("link"), one.to_string()).unwrap();
+        assert_eq!(named(&one), ["bare", "moved", "x"]);
+        assert_eq!(named(&two), ["bare", "moved", "y"]);
+        storage.remove_tag(&name, "x", &always).unwrap();
+        assert_eq!(named(&one), ["bare", "moved"]);
+    }
 
     /// What is remembered is what is there, whoever changes it.
     #[test]
