@@ -13,6 +13,7 @@ mod memory;
 mod retention;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -20,6 +21,7 @@ use serde_json::Value;
 use store::oci::Digest;
 
 use self::memory::{Memory, Named};
+use crate::immutable::{ImmutableRule, is_immutable};
 use crate::routes::RepositoryName;
 use crate::storage::collectable::{Announcement, Collectable, FoundLink, FoundTag, Garbage};
 use crate::storage::{StorageError, StorageResult};
@@ -41,6 +43,8 @@ pub struct CollectRules {
     pub untagged: bool,
     /// Which tags go.
     pub retention: Vec<Retention>,
+    /// Which tags stay, whatever retention says. A server's own collections take those of its configuration.
+    pub immutable: Arc<[ImmutableRule]>,
     /// Upload sessions that got no byte for this long go.
     pub upload_age_max: Duration,
     /// Only tell.
@@ -54,6 +58,7 @@ impl Default for CollectRules {
             grace: Duration::from_secs(24 * 60 * 60),
             untagged: false,
             retention: Vec::new(),
+            immutable: Arc::default(),
             upload_age_max: Duration::from_secs(7 * 24 * 60 * 60),
             dry_run: false,
         }
@@ -250,7 +255,7 @@ impl Collection<'_> {
         } in tags
         {
             let goes = match digest {
-                Some(_) => gone.contains(tag),
+                Some(_) => gone.contains(tag) && !is_immutable(&self.rules.immutable, name, tag),
                 None => !self.is_young(*made),
             };
             if goes {

@@ -504,7 +504,8 @@ impl Server {
         tasks.spawn(purge(Arc::clone(&self.current), limits.upload_age_max));
         let current = Arc::clone(&self.current);
         tasks.spawn(sync::schedule::run(move || current.registry()));
-        if let Some((every, rules)) = self.collect {
+        if let Some((every, mut rules)) = self.collect {
+            rules.upload_age_max = limits.upload_age_max;
             tasks.spawn(collect_often(Arc::clone(&self.current), every, rules));
         }
         if let Some(rules) = self.scrub {
@@ -664,7 +665,11 @@ async fn collect_often(current: Arc<Current>, every: Duration, rules: CollectRul
     loop {
         tokio::time::sleep(every).await;
         let registry = current.registry();
-        let (watched, rules) = (Arc::clone(&registry), rules.clone());
+        if registry.rules.read_only {
+            continue;
+        }
+        let (watched, mut rules) = (Arc::clone(&registry), rules.clone());
+        rules.immutable = Arc::clone(&registry.rules.immutable);
         let began = std::time::Instant::now();
         let collected = tokio::task::spawn_blocking(move || {
             let mut tell = |garbage: &Garbage| {

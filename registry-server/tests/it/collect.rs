@@ -11,6 +11,7 @@ use http::Method;
 use registry_server::collect::{
     CollectError, CollectRules, Collected, Totals, collect, totals, verify,
 };
+use registry_server::immutable::ImmutableRule;
 use registry_server::storage::RegistryStorage;
 use registry_server::storage::collectable::{Collectable, Garbage};
 use registry_server::storage::disk::DiskStorage;
@@ -823,7 +824,7 @@ fn counts_what_there_is() {
     });
 }
 
-/// Rules of a server remove tags, and whoever looks later finds which, and that it was they.
+/// Rules of a server remove tags, but none that is immutable, and whoever looks later finds which, and that it was they.
 #[test]
 fn what_a_server_collects_is_written_down() {
     let root = tempfile::tempdir().unwrap();
@@ -831,14 +832,21 @@ fn what_a_server_collects_is_written_down() {
     let mut config = Config::new(root.path().join("data"));
     let server = RunningServer::start_with(config.clone()).unwrap();
     let mut client = Client::new(server.addr);
-    for tag in ["pr-1", "v1"] {
+    for tag in ["pr-1", "pr-kept", "v1"] {
         push(&mut client, "a", Some(tag), tag);
     }
     let digest = client.head_of("/v2/a/manifests/pr-1").expect(200);
     let digest = digest.header("docker-content-digest").unwrap().to_owned();
+    let session = client.post("/v2/a/blobs/uploads/").expect(202).location();
+    client.send("PATCH", &session, &[], b"half").expect(202);
     drop((client, server));
     age(root.path());
+    config.limits.upload_age_max = Duration::from_secs(100 * 365 * 24 * 60 * 60);
     config.audit = Some(log.clone());
+    config.immutable = vec![ImmutableRule {
+        repositories: vec!["*".to_owned()],
+        tags: vec!["*-kept".to_owned()],
+    }];
     let rules = CollectRules {
         retention: vec!["tag=pr-*,within=1h".parse().unwrap()],
         ..untagged_too()
@@ -862,10 +870,19 @@ fn what_a_server_collects_is_written_down() {
         [tag, manifest].map(|(action, reference)| [action, "a", reference, digest.as_str(), "gc"]);
     assert_eq!(told, expect);
     let mut client = Client::new(server.addr);
-    client.get("/v2/a/manifests/v1").expect(200);
+    for tag in ["v1", "pr-kept"] {
+        client.get(&format!("/v2/a/manifests/{tag}")).expect(200);
+    }
     client
         .get("/v2/a/manifests/pr-1")
         .refused(404, "MANIFEST_UNKNOWN");
+    // The next collection begins when this one is over, which keeps uploads as long as the server does.
+    push(&mut client, "a", Some("pr-2"), "pr-2");
+    age(&root.path().join("data"));
+    while written().lines().count() < 4 {
+        std::thread::yield_now();
+    }
+    client.get(&session).expect(204);
 }
 
 /// Nobody has to ask for it: a server drops uploads that nobody goes on with, in a folder and in a bucket.
