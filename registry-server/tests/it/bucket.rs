@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub(crate) struct Door {
     decide: Mutex<Box<Decide>>,
     /// Counts what was decided.
     decisions: watch::Sender<u64>,
+    /// Objects in one answer to a list, where that is not the usual thousand.
+    page: AtomicUsize,
     /// Every request that came, as `METHOD path?query`.
     log: Mutex<Vec<String>>,
 }
@@ -62,6 +65,7 @@ impl Door {
             conditions: true,
             decide: Mutex::new(Box::new(|_, _| Fate::Pass)),
             decisions: watch::Sender::new(0),
+            page: AtomicUsize::new(0),
             log: Mutex::default(),
         }
     }
@@ -71,6 +75,15 @@ impl Door {
         Door {
             conditions: false,
             ..Door::open()
+        }
+    }
+
+    /// The request, for as many objects as are listed at once here.
+    fn paged(&self, request: &mut Request<Incoming>) {
+        let page = self.page.load(Ordering::SeqCst);
+        let uri = request.uri().to_string();
+        if page > 0 && uri.contains("list-type=2") {
+            *request.uri_mut() = format!("{uri}&max-keys={page}").parse().unwrap();
         }
     }
 
@@ -143,6 +156,11 @@ impl Bucket {
         let mut decided = self.door.decide.lock().unwrap();
         *decided = Box::new(decide);
         self.door.decisions.send_modify(|count| *count += 1);
+    }
+
+    /// Lists come in pages of so many objects from now on.
+    pub(crate) fn lists_in_pages_of(&self, count: usize) {
+        self.door.page.store(count, Ordering::SeqCst);
     }
 
     /// Forgets, and returns, the requests that came so far.
@@ -241,6 +259,7 @@ async fn serve(
                     forget_conditions(request.headers_mut());
                 }
                 let (fate, mut decisions) = door.fate(&request);
+                door.paged(&mut request);
                 match fate {
                     Fate::Refused(status) => return Ok(refusal(status)),
                     Fate::Silence => {
