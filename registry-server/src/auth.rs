@@ -172,7 +172,8 @@ pub(crate) enum Need {
     Login,
     /// To list repositories.
     Catalog,
-    /// An action on a repository; what it is mounted from is asked for, too, but needed for the mount only.
+    /// An action on a repository; what it is mounted from is asked for, too, but needed for the mount only: who may not pull
+    /// from there uploads.
     Repository(RepositoryName, Action, Option<RepositoryName>),
 }
 
@@ -394,7 +395,12 @@ impl Gate {
                 name.as_str(),
             ),
         };
-        match (allowed, granted) {
+        // The client did not know that it would mount, and can have such a token; a 202 would make it upload all.
+        let source = match need {
+            Need::Repository(_, _, Some(from)) => !self.asked_for_too_little(visitor, from),
+            _ => true,
+        };
+        match (allowed, granted && source) {
             (true, true) => Ok(()),
             (true, false) => Err(self.challenge(headers, peer, need, Some("insufficient_scope"))),
             (false, _) if anonymous && self.asks() => {
@@ -429,9 +435,16 @@ impl Gate {
         self.policy.allows(&visitor.person, action, name) && visitor.is_granted(action, name)
     }
 
-    /// Whether the visitor may see that a repository exists, and read it.
-    pub(crate) fn may_pull(&self, visitor: &Visitor, name: &RepositoryName) -> bool {
-        self.may_list(visitor, name) && visitor.is_granted(Action::Pull, name)
+    /// Whether the visitor may have a blob of this repository in another. Of what everybody may read, tokens need not speak.
+    pub(crate) fn may_mount_from(&self, visitor: &Visitor, name: &RepositoryName) -> bool {
+        let everybody = || self.policy.allows(&Person::default(), Action::Pull, name);
+        self.may(visitor, Action::Pull, name) || self.may_list(visitor, name) && everybody()
+    }
+
+    /// Whether a token of ours for the same person would open what a blob is to be mounted from, and theirs does not.
+    fn asked_for_too_little(&self, visitor: &Visitor, from: &RepositoryName) -> bool {
+        let another = visitor.via == Via::Token && self.may_list(visitor, from);
+        another && !self.may_mount_from(visitor, from)
     }
 
     /// Whether a repository is in the visitor's catalog: tokens for that name no repository.

@@ -145,7 +145,7 @@ impl Registry {
                 let mounted = self
                     .blocking(move |storage| {
                         // Of what the client may not pull from it must not even learn whether it is there.
-                        let may = |from: &RepositoryName| gate.may_pull(&visitor, from);
+                        let may = |from: &RepositoryName| gate.may_mount_from(&visitor, from);
                         let from = match &from {
                             Some(from) if !may(from) => return Ok(false),
                             Some(from) => MountSource::Repository(from),

@@ -258,6 +258,7 @@ fn mounts_obey_the_rules() {
         digest
     };
     let (secret, shared) = (push("team/app", b"secret"), push("team/shared", b"shared"));
+    let (open, public) = (push("public/a", b"open"), push("public/b", b"public"));
     let mut mount = |authorization: &str, query: String| {
         let path = format!("/v2/bobs/blobs/uploads/?mount={query}");
         send(&mut client, authorization, "POST", &path, b"")
@@ -269,7 +270,6 @@ fn mounts_obey_the_rules() {
         challenge(&asked, "scope").unwrap(),
         "repository:bobs:pull,push repository:team/shared:pull"
     );
-    // A token without the second scope is good for uploading.
     let mut get = |scopes: &str| {
         let given = send(&mut client, &bob, "GET", &format!("/token?{scopes}"), b"");
         text_of(&given.expect(200))
@@ -280,10 +280,23 @@ fn mounts_obey_the_rules() {
         let path = format!("/v2/bobs/blobs/uploads/?mount={query}");
         send(&mut client, authorization, "POST", &path, b"")
     };
-    mount(&half, format!("{shared}&from=team/shared")).expect(202);
+    // A token without the second scope is good for uploading, and bob for another one that has it.
+    let narrow = mount(&half, format!("{shared}&from=team/shared"));
+    assert_eq!(narrow.status, 401);
+    assert_eq!(challenge(&narrow, "error").unwrap(), "insufficient_scope");
+    assert_eq!(
+        challenge(&narrow, "scope").unwrap(),
+        "repository:bobs:pull,push repository:team/shared:pull"
+    );
     mount(&half, shared.to_string()).expect(202);
     mount(&whole, format!("{shared}&from=team/shared")).expect(201);
     mount(&bob, shared.to_string()).expect(201);
+    // What no token would give him is not asked for, whatever is there.
+    mount(&half, format!("{secret}&from=team/app")).expect(202);
+    mount(&half, format!("{secret}&from=team/none")).expect(202);
+    // What everybody may read is nobody's secret: tokens need not say it.
+    mount(&half, format!("{open}&from=public/a")).expect(201);
+    mount(&half, public.to_string()).expect(201);
 }
 
 #[test]
