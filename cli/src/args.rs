@@ -52,16 +52,18 @@ pub use registry::{
     RegistryStatsArgs, RegistrySyncArgs, ServeArgs, VerifyArgs,
 };
 pub use remote::{
-    AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, DiffType, FlattenArgs,
-    IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs, LsArgs, ManifestCommand,
-    ManifestDeleteArgs, ManifestPutArgs, MutateArgs, OneImageArgs, ReachArgs, RebaseArgs,
-    ReferrersArgs, RemoteAttachArgs, RemoteCommand, RemoteDiffArgs, RemoteExportArgs, RemoteRmArgs,
-    RemoteTagArgs, ResultArgs, SearchArgs, SyncArgs, SyncTransport, TagsArgs, ValidateArgs,
+    AppendArgs, BlobArgs, BlobCommand, BlobGetArgs, BlobPutArgs, CopyArgs, DiffType, DigestArgs,
+    FlattenArgs, IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs, LsArgs,
+    ManifestCommand, ManifestDeleteArgs, ManifestPutArgs, MutateArgs, OneImageArgs, ReachArgs,
+    RebaseArgs, ReferrersArgs, RemoteAttachArgs, RemoteCommand, RemoteDiffArgs, RemoteExportArgs,
+    RemoteInspectArgs, RemoteRmArgs, RemoteTagArgs, ResultArgs, SearchArgs, SidesArgs, SyncArgs,
+    SyncTransport, TagsArgs, TellArgs, TlsArgs, ValidateArgs,
 };
 pub use space::{DuArgs, PruneArgs, StoreCheckArgs, StoreCommand};
 pub use steps::StepArgs;
 
 use self::toggle::Toggle;
+use crate::template;
 
 /// Builds, ships and runs container images, without a daemon.
 #[derive(Debug, Parser)]
@@ -431,6 +433,11 @@ fn platform(text: &str) -> Result<Platform, String> {
     builder::lower::parse_platform(text).map_err(|error| error.to_string())
 }
 
+/// `--format`
+fn format(text: &str) -> Result<template::Format, String> {
+    template::Format::parse(text).map_err(|error| error.to_string())
+}
+
 /// How the progress of a build is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Progress {
@@ -501,9 +508,18 @@ pub struct ImagesArgs {
     /// Print IDs in full
     #[arg(long)]
     pub no_trunc: bool,
-    /// How to print.
-    #[command(flatten)]
-    pub list: ListArgs,
+    /// table, json (an object for each name on a line of its own), or a template such as '{{.Repository}}:{{.Tag}}'
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "table",
+        hide_default_value = true,
+        value_parser = format
+    )]
+    pub format: template::Format,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
 }
 
 /// `longshore inspect`.
@@ -675,20 +691,44 @@ pub struct PullArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   longshore login registry.example
-  cat token | longshore login -u me --password-stdin registry.example")]
+  cat token | longshore login -u me --password-stdin registry.example
+  longshore login --authfile auth.json registry.example/team")]
 pub struct LoginArgs {
-    /// Host and port of the registry [default: Docker Hub]
-    #[arg(value_name = "SERVER")]
+    /// Host and port of the registry [default: Docker Hub]; with a path, for the repositories below it
+    #[arg(value_name = "SERVER[/PATH]")]
     pub server: Option<String>,
     /// User name; asked for where it is not given
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME", alias = "user")]
     pub username: Option<String>,
     /// Password; others on this machine can see it, --password-stdin is safer
-    #[arg(short, long, value_name = "PASSWORD", requires = "username")]
+    #[arg(
+        short,
+        long,
+        value_name = "PASSWORD",
+        requires = "username",
+        alias = "pass"
+    )]
     pub password: Option<String>,
     /// Read the password from stdin
-    #[arg(long, requires = "username", conflicts_with = "password")]
+    #[arg(
+        long,
+        requires = "username",
+        conflicts_with = "password",
+        alias = "pass-stdin"
+    )]
     pub password_stdin: bool,
+    /// Print who is logged in, and change nothing
+    #[arg(long, conflicts_with_all = ["username", "json"])]
+    pub get_login: bool,
+    /// Keep it in this file [default: config.json in $DOCKER_CONFIG, else in ~/.docker]
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Whom to believe.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 /// `longshore logout`.
@@ -696,9 +736,15 @@ pub struct LoginArgs {
 #[command(after_help = "Example:
   longshore logout registry.example")]
 pub struct LogoutArgs {
-    /// Host and port of the registry [default: Docker Hub]
-    #[arg(value_name = "SERVER")]
+    /// Host and port of the registry [default: Docker Hub]; with a path, as it was given to login
+    #[arg(value_name = "SERVER[/PATH]")]
     pub server: Option<String>,
+    /// Forget it in this file [default: config.json in $DOCKER_CONFIG, else in ~/.docker]
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `longshore version`.

@@ -16,6 +16,7 @@ mod interrupt;
 mod login;
 mod network;
 mod outcome;
+mod reach;
 mod registry;
 mod remote;
 mod security;

@@ -8,6 +8,7 @@
 //! | [`commands`] | one function per command |
 //! | [`networks`] | places in networks, as the store keeps them and the runner needs them |
 //! | [`quantity`] | sizes and durations |
+//! | [`template`] | `--format`: templates over what is printed |
 //! | [`error`] | whose fault an error is, and the exit code for it |
 //! | [`ui`] | everything that is printed |
 
@@ -24,6 +25,7 @@ mod context;
 mod error;
 mod networks;
 mod quantity;
+mod template;
 mod ui;
 
 use std::ffi::OsString;
@@ -72,14 +74,15 @@ fn main() -> ExitCode {
 /// Prints why the command line makes no sense, or the help that was asked for. As docker's, `run` ends with 125 whatever keeps
 /// it from starting a container: its other codes are the container's.
 fn misread(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
-    let _printed = match unbuilt_flag(error) {
-        Some((flag, advice)) => {
-            let text = format!("error: docker's flag `{flag}` is not built\n  tip: {advice}\n");
+    let command = words::command_at(arguments).map(|at| &arguments[at]);
+    let word = command.and_then(|word| word.to_str()).unwrap_or_default();
+    let _printed = match unbuilt_flag(error, word) {
+        Some((flag, (whose, advice))) => {
+            let text = format!("error: {whose} flag `{flag}` is not built\n  tip: {advice}\n");
             std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes())
         }
         None => error.print(),
     };
-    let command = words::command_at(arguments).map(|at| &arguments[at]);
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         _ if command.is_some_and(|word| word == "run") => ExitCode::from(Kind::Run.exit_code()),
@@ -87,8 +90,11 @@ fn misread(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     }
 }
 
-/// The flag that is not known, if docker has it, and what to do without it.
-fn unbuilt_flag(error: &clap::Error) -> Option<(String, &'static str)> {
+/// The flag that is not known, if another tool has it; whose it is, and what to do without it.
+fn unbuilt_flag(
+    error: &clap::Error,
+    command: &str,
+) -> Option<(String, (&'static str, &'static str))> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
@@ -96,7 +102,7 @@ fn unbuilt_flag(error: &clap::Error) -> Option<(String, &'static str)> {
     let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
-    Some((flag.clone(), unbuilt::instead_of(flag)?))
+    Some((flag.clone(), unbuilt::instead_of(command, flag)?))
 }
 
 /// A panic is a bug in longshore, on whatever thread it happens: tell where, and end at once with one code in every

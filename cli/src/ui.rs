@@ -93,6 +93,11 @@ impl Ui {
         io::stdout().is_terminal()
     }
 
+    /// Whether somebody can be asked: who reads stderr, and types on stdin.
+    pub fn can_ask(&self) -> bool {
+        io::stderr().is_terminal() && io::stdin().is_terminal()
+    }
+
     /// Stdout as a file, for whoever writes data to it from another thread.
     pub fn stdout_file(&self) -> io::Result<std::fs::File> {
         use std::os::fd::AsFd;
@@ -205,6 +210,14 @@ pub fn ask(question: &str) -> io::Result<String> {
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The same; `None` where there are no more lines.
+pub fn ask_or_end(question: &str) -> io::Result<Option<String>> {
+    say(question);
+    let mut line = String::new();
+    let length = io::stdin().read_line(&mut line)?;
+    Ok((length > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// Asks on the terminal for a line that is not shown while it is typed.

@@ -36,6 +36,16 @@ pub enum Credential {
     RegistryToken(String),
 }
 
+impl Credential {
+    /// The user, where it is not known by a token alone.
+    pub fn username(&self) -> Option<&str> {
+        match self {
+            Credential::Basic { username, .. } => Some(username),
+            Credential::IdentityToken(_) | Credential::RegistryToken(_) => None,
+        }
+    }
+}
+
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

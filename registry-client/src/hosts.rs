@@ -42,6 +42,14 @@ pub enum HostsError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write `{}`: {source}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// A file says something that cannot be meant.
     #[error("`{}`: {reason}", .path.display())]
     Wrong {

@@ -31,6 +31,8 @@ pub struct Options {
     pub user_agent: String,
     /// Directories in the form of docker's `/etc/docker/certs.d`: `HOST[:PORT]/*.crt`, `*.cert` with `*.key`.
     pub certs_dirs: Vec<PathBuf>,
+    /// For single hosts (`host[:port]`), a directory with such files in place of those of `certs_dirs`.
+    pub certs_of: BTreeMap<String, PathBuf>,
     /// PEM files of authorities that are trusted beside the system's.
     pub ca_files: Vec<PathBuf>,
     /// Addresses of hosts, taken instead of the system resolver's answer; port 0 leaves the port to the URL.
@@ -65,6 +67,7 @@ impl Default for Options {
             hosts: Hosts::default(),
             user_agent: format!("longshore/{}", env!("CARGO_PKG_VERSION")),
             certs_dirs: Vec::new(),
+            certs_of: BTreeMap::new(),
             ca_files: Vec::new(),
             addresses: BTreeMap::new(),
             proxies: Proxies::default(),

@@ -385,7 +385,10 @@ impl Transport {
         let tls = if secure {
             let (options, roots) = (Arc::clone(&self.options), Arc::clone(&self.roots));
             let reading = blocking(move || {
-                let mut extra = tls::certs_d(&options.certs_dirs, &authority)?;
+                let mut extra = match options.certs_of.get(&authority) {
+                    Some(folder) => tls::certificates_in(folder)?,
+                    None => tls::certs_d(&options.certs_dirs, &authority)?,
+                };
                 extra.add(&trust.ca, trust.identity.as_ref())?;
                 let roots = roots
                     .get_or_init(|| load_roots(&options))

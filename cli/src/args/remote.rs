@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use store::oci::Platform;
 
 use super::CompressionArgs;
+use crate::template::Format;
 
 mod edit;
 mod judge;
@@ -49,11 +50,11 @@ pub enum RemoteCommand {
     #[command(visible_alias = "list-tags")]
     Tags(TagsArgs),
     /// Print the digest that a name stands for
-    Digest(OneImageArgs),
+    Digest(DigestArgs),
     /// Print the configuration of an image
     Config(OneImageArgs),
     /// Show what is known of an image, as JSON
-    Inspect(OneImageArgs),
+    Inspect(RemoteInspectArgs),
     /// Show what tells two images apart: configuration, layers, packages, files, sizes
     Diff(RemoteDiffArgs),
     /// Check that an image is what it says: every digest, size and type
@@ -90,9 +91,9 @@ impl RemoteCommand {
         let store = |text: &str| text.starts_with("store:");
         match self {
             RemoteCommand::Copy(args) => args.uses_the_store(),
-            RemoteCommand::Digest(args)
-            | RemoteCommand::Config(args)
-            | RemoteCommand::Inspect(args) => store(&args.image),
+            RemoteCommand::Digest(args) => store(&args.one.image),
+            RemoteCommand::Inspect(args) => store(&args.one.image),
+            RemoteCommand::Config(args) => store(&args.image),
             RemoteCommand::Manifest(ManifestCommand::Get(args)) => store(&args.image),
             RemoteCommand::Mutate(args) => args.result.uses_the_store(Some(&args.image)),
             RemoteCommand::Append(args) => args.result.uses_the_store(args.base.as_deref()),
@@ -115,9 +116,9 @@ impl RemoteCommand {
     }
 }
 
-/// How registries are reached.
+/// Whom to believe.
 #[derive(Args, Clone, Debug, Default)]
-pub struct ReachArgs {
+pub struct TlsArgs {
     /// Reach the registries that are named by plain http, or by https with any certificate
     #[arg(long)]
     pub insecure: bool,
@@ -131,21 +132,114 @@ pub struct ReachArgs {
         default_missing_value = "true"
     )]
     pub tls_verify: Option<bool>,
+    /// Certificates for them, in place of those of certs.d: *.crt of authorities, *.cert with *.key of ours
+    #[arg(long, value_name = "DIR")]
+    pub cert_dir: Option<PathBuf>,
 }
 
-impl ReachArgs {
+impl TlsArgs {
     /// Whether the registries that are named need not prove who they are.
     pub fn is_insecure(&self) -> bool {
         self.insecure || self.tls_verify == Some(false)
     }
 }
 
-/// What commands take that look at something in a registry, or change it.
+/// How registries are reached.
 #[derive(Args, Clone, Debug, Default)]
-pub struct CommonArgs {
+pub struct ReachArgs {
+    /// Whom to believe.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// Look for credentials in this file alone
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+    /// Credentials for the registries that are named; others on this machine can see them
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub creds: Option<String>,
+}
+
+/// How the two sides of a copy are reached, where that differs: skopeo's words, for either side what [`ReachArgs`] has for both.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SidesArgs {
+    /// As --tls-verify
+    #[arg(long, hide = true, value_name = "BOOL", require_equals = true, num_args = 0..=1, default_missing_value = "true")]
+    pub src_tls_verify: Option<bool>,
+    /// As --tls-verify
+    #[arg(long, hide = true, value_name = "BOOL", require_equals = true, num_args = 0..=1, default_missing_value = "true")]
+    pub dest_tls_verify: Option<bool>,
+    /// As --cert-dir
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub src_cert_dir: Option<PathBuf>,
+    /// As --cert-dir
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub dest_cert_dir: Option<PathBuf>,
+    /// As --authfile
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub src_authfile: Option<PathBuf>,
+    /// As --authfile
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub dest_authfile: Option<PathBuf>,
+    /// As --creds
+    #[arg(long, hide = true, value_name = "USER:PASSWORD")]
+    pub src_creds: Option<String>,
+    /// As --creds
+    #[arg(long, hide = true, value_name = "USER:PASSWORD")]
+    pub dest_creds: Option<String>,
+}
+
+impl SidesArgs {
+    /// How what is copied is reached.
+    pub fn source(&self) -> ReachArgs {
+        ReachArgs {
+            tls: TlsArgs {
+                insecure: false,
+                tls_verify: self.src_tls_verify,
+                cert_dir: self.src_cert_dir.clone(),
+            },
+            authfile: self.src_authfile.clone(),
+            creds: self.src_creds.clone(),
+        }
+    }
+
+    /// How the place that it goes to is reached.
+    pub fn target(&self) -> ReachArgs {
+        ReachArgs {
+            tls: TlsArgs {
+                insecure: false,
+                tls_verify: self.dest_tls_verify,
+                cert_dir: self.dest_cert_dir.clone(),
+            },
+            authfile: self.dest_authfile.clone(),
+            creds: self.dest_creds.clone(),
+        }
+    }
+}
+
+/// How what a command tells is printed.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TellArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Print what a template makes of the fields of --json, such as '{{.digest}}'
+    #[arg(long, value_name = "TEMPLATE", value_parser = tell_format, conflicts_with = "json")]
+    pub format: Option<Format>,
+}
+
+/// `--format`; regctl has words for a manifest as it is.
+fn tell_format(text: &str) -> Result<Format, String> {
+    match text {
+        "raw" | "rawBody" | "raw-body" | "body" => Ok(Format::Table),
+        text => Format::parse(text).map_err(|error| error.to_string()),
+    }
+}
+
+/// What commands take that look at something in a registry, or change it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CommonArgs {
+    /// How it is printed.
+    #[command(flatten)]
+    pub tell: TellArgs,
     /// How registries are reached.
     #[command(flatten)]
     pub reach: ReachArgs,
@@ -227,9 +321,15 @@ pub struct CopyArgs {
     /// Print what was done as JSON
     #[arg(long)]
     pub json: bool,
+    /// Accepted for skopeo's sake: digests stay as they are unless layers are compressed anew
+    #[arg(long, hide = true, conflicts_with = "compression")]
+    pub preserve_digests: bool,
     /// How registries are reached.
     #[command(flatten)]
     pub reach: ReachArgs,
+    /// How each side is.
+    #[command(flatten)]
+    pub sides: SidesArgs,
 }
 
 impl CopyArgs {
@@ -256,6 +356,9 @@ pub struct LsArgs {
     /// No names that match one of these patterns; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub exclude: Vec<String>,
+    /// Print whole names, with the registry's
+    #[arg(long)]
+    pub full_ref: bool,
     /// What all of these commands take.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -279,6 +382,9 @@ pub struct TagsArgs {
     /// No tags that are made of digests
     #[arg(short = 'O', long)]
     pub omit_digest_tags: bool,
+    /// Print whole names, with the registry's
+    #[arg(long)]
+    pub full_ref: bool,
     /// What all of these commands take.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -301,6 +407,31 @@ pub struct OneImageArgs {
     /// What all of these commands take.
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+/// `longshore remote digest`.
+#[derive(Args, Debug)]
+pub struct DigestArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub one: OneImageArgs,
+    /// Print the name with it: NAME@DIGEST
+    #[arg(long)]
+    pub full_ref: bool,
+}
+
+/// `longshore remote inspect`.
+#[derive(Args, Debug)]
+pub struct RemoteInspectArgs {
+    /// Which image.
+    #[command(flatten)]
+    pub one: OneImageArgs,
+    /// Print the manifest as it is: the same as `remote manifest get`
+    #[arg(long)]
+    pub raw: bool,
+    /// Do not list the repository's tags
+    #[arg(short, long)]
+    pub no_tags: bool,
 }
 
 /// `longshore remote manifest …`.
@@ -525,7 +656,10 @@ pub struct SearchArgs {
     /// List the tags of the repository that is named
     #[arg(long, conflicts_with = "filters")]
     pub list_tags: bool,
-    /// What all of these commands take.
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How registries are reached.
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub reach: ReachArgs,
 }

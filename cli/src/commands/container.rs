@@ -19,7 +19,6 @@
 //! | [`image`] | `commit`, `export`, `import` |
 //! | [`volume`] | `volume` |
 //! | [`wiring`] | which network a container is on, and how it looks up names |
-//! | [`template`] | `--format` |
 //! | [`watch`] | waiting until something happens to a container |
 
 mod beside;
@@ -38,7 +37,6 @@ pub mod ports;
 pub mod ps;
 mod record;
 pub mod run;
-pub mod template;
 pub mod update;
 pub mod volume;
 mod watch;

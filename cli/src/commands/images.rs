@@ -2,21 +2,25 @@
 
 use std::process::ExitCode;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use store::Store;
 use store::images::{ImageRow, Removal};
 use store::oci::time::unix_time;
 use store::oci::{Digest, Reference};
 
 use super::{container, find_image, now, short_name};
-use crate::args::{ImagesArgs, ListFormat, RmiArgs, TagArgs};
+use crate::args::{ImagesArgs, RmiArgs, TagArgs};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
+use crate::template::Format;
 use crate::ui::human;
 use crate::ui::table::table;
 
 /// What stands where there is nothing to show, in docker's word.
 pub const NONE: &str = "<none>";
+
+/// What columns of a template are called: docker's words.
+const HEADINGS: [(&str, &str); 2] = [("ID", "IMAGE ID"), ("CreatedSince", "CREATED")];
 
 /// One line of the listing: an image under one of its names.
 struct Line<'a> {
@@ -69,22 +73,32 @@ pub fn images(context: &Context, args: &ImagesArgs) -> Result<ExitCode, CliError
     }
     let now = now();
     let digest = |image: &ImageRow| image.manifest.map_or(NONE.to_owned(), |d| d.to_string());
-    match args.list.format() {
-        ListFormat::Json => {
-            for line in &lines {
-                context.ui.json_line(&json!({
-                    "Repository": line.repository,
-                    "Tag": line.tag,
-                    "Digest": digest(line.image),
-                    "ID": id(line.image),
-                    "CreatedAt": line.image.created,
-                    "CreatedSince": created(line.image.created.as_deref(), now),
-                    "Size": human::size(line.image.size),
-                    "SizeBytes": line.image.size,
-                }))?;
-            }
+    let row = |line: &Line<'_>| {
+        json!({
+            "Repository": line.repository,
+            "Tag": line.tag,
+            "Digest": digest(line.image),
+            "ID": id(line.image),
+            "CreatedAt": line.image.created,
+            "CreatedSince": created(line.image.created.as_deref(), now),
+            "Size": human::size(line.image.size),
+            "SizeBytes": line.image.size,
+        })
+    };
+    let format = match args.json {
+        true => &Format::Json,
+        false => &args.format,
+    };
+    match format {
+        Format::Json => lines
+            .iter()
+            .try_for_each(|line| context.ui.json_line(&row(line)))?,
+        Format::Template(template) => {
+            let rows: Vec<Value> = lines.iter().map(row).collect();
+            let template = template.clone().called(&HEADINGS);
+            context.ui.data(template.render(&rows)?)?;
         }
-        ListFormat::Table => {
+        Format::Table => {
             let mut headings = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
             if args.digests {
                 headings.insert(2, "DIGEST");

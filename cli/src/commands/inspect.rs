@@ -8,13 +8,13 @@ use store::containers::ContainerError;
 use store::images::ImageRow;
 use store::oci::{DiffId, History, Reference};
 
-use super::container::template::Format;
 use super::container::{look, volume};
 use super::images::created;
 use super::{find_image, now};
 use crate::args::{ImageHistoryArgs, InspectArgs, InspectKind, ListFormat};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
+use crate::template::Format;
 use crate::ui::human;
 use crate::ui::table::table;
 

@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM while a build runs: the first ends it in good order, a second one at once.
 
 use std::io::{PipeReader, PipeWriter};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use builder::solve::cancel::Cancel;
@@ -14,6 +15,8 @@ use crate::error::{Blame, CliError, Kind};
 #[derive(Debug)]
 pub struct Watch {
     thread: JoinHandle<()>,
+    /// What is blocked for it is let through again where this one goes, on the thread that began it.
+    signals: Arc<Signals>,
     /// Its end is how the thread learns that nobody waits for it any more.
     done: PipeWriter,
 }
@@ -22,19 +25,25 @@ impl Watch {
     /// Starts to watch. To be called before there are other threads, which would take the signals themselves.
     pub fn start(cancel: &Cancel) -> Result<Watch, CliError> {
         let signals = Signals::collect_all_but_resizes().blame(Kind::Environment)?;
+        let signals = Arc::new(signals);
         let (stopped, done) = std::io::pipe().blame(Kind::Environment)?;
-        let cancel = cancel.clone();
+        let (cancel, watched) = (cancel.clone(), Arc::clone(&signals));
         let thread = std::thread::Builder::new()
             .name("signals".to_owned())
-            .spawn(move || watch(&signals, &stopped, &cancel))
+            .spawn(move || watch(&watched, &stopped, &cancel))
             .blame(Kind::Environment)?;
-        Ok(Watch { thread, done })
+        Ok(Watch {
+            thread,
+            signals,
+            done,
+        })
     }
 
     /// Ends the thread.
     pub fn stop(self) {
         drop(self.done);
         self.thread.join().expect("the watch does not panic");
+        drop(self.signals);
     }
 }
 

@@ -32,14 +32,17 @@ use builder::solve::{ProgressSink, TransferKind};
 use builder::transfer;
 use registry_client::copy::{CopyError, Place, Source};
 use registry_client::{Client, Options};
+use serde_json::Value;
 use store::Store;
 use store::oci::{Digest, Platform, Reference};
 
 use super::find_image;
 use super::interrupt::Watch;
-use crate::args::{BlobCommand, ManifestCommand, ReachArgs, RemoteCommand};
+use super::reach::{self, Named};
+use crate::args::{BlobCommand, ManifestCommand, ReachArgs, RemoteCommand, TellArgs};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
+use crate::template::Format;
 
 /// `longshore remote …`.
 pub fn run(context: &Context, command: &RemoteCommand) -> Result<ExitCode, CliError> {
@@ -96,36 +99,28 @@ impl<'a> Session<'a> {
         reach: &ReachArgs,
         places: &[&Place],
     ) -> Result<Session<'a>, CliError> {
-        let hosts = places.iter().filter_map(|place| match place {
-            Place::Registry(reference) => Some(reference.registry().to_owned()),
-            _ => None,
-        });
-        Session::with_hosts(context, reach, hosts.collect())
+        let named: Vec<Named> = places.iter().filter_map(|place| named(place)).collect();
+        Session::with(context, reach, &named)
     }
 
-    /// A session with registries.
-    fn with_hosts(
+    /// A session with what is named in registries.
+    fn with(
         context: &'a Context,
         reach: &ReachArgs,
-        hosts: Vec<String>,
+        named: &[Named],
     ) -> Result<Session<'a>, CliError> {
-        Session::with_options(context, reach, hosts, |_| {})
+        Session::with_options(context, |options| reach::apply(reach, named, options))
     }
 
     /// A session with registries that are reached as `change` has it.
     fn with_options(
         context: &'a Context,
-        reach: &ReachArgs,
-        hosts: Vec<String>,
-        change: impl FnOnce(&mut Options),
+        change: impl FnOnce(&mut Options) -> Result<(), CliError>,
     ) -> Result<Session<'a>, CliError> {
         let cancel = Cancel::new().blame(Kind::Environment)?;
         let watch = Watch::start(&cancel)?;
         let mut options = context.client_options()?;
-        if reach.is_insecure() {
-            options.insecure.extend(hosts);
-        }
-        change(&mut options);
+        change(&mut options)?;
         let remote = Remote::new(Box::new(move || options.clone()));
         Ok(Session {
             context,
@@ -163,6 +158,33 @@ impl<'a> Session<'a> {
     /// The store, which is opened where it is needed.
     fn store(&self) -> Result<Arc<Store>, CliError> {
         Ok(Arc::new(self.context.store()?))
+    }
+}
+
+/// What a place names in a registry.
+fn named(place: &Place) -> Option<Named> {
+    match place {
+        Place::Registry(reference) => Some(Named::from(reference)),
+        _ => None,
+    }
+}
+
+/// Prints what a command has to tell: its fields for programs, what a template makes of them, or else the words of `plain`, whole
+/// lines.
+fn tell(
+    context: &Context,
+    how: &TellArgs,
+    fields: &Value,
+    plain: impl FnOnce() -> String,
+) -> Result<(), CliError> {
+    match &how.format {
+        Some(Format::Template(template)) => {
+            let text = template.render(std::slice::from_ref(fields))?;
+            context.ui.data(text)
+        }
+        Some(Format::Json) => context.ui.json_line(fields),
+        _ if how.json => context.ui.json_line(fields),
+        _ => context.ui.data(plain()),
     }
 }
 

@@ -5,52 +5,85 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder::remote::Remote;
+use builder::solve::cancel::Cancel;
 use builder::transfer::{self, Pulled};
 use registry_client::referrers::is_fallback_tag;
 use serde_json::json;
 use store::Store;
 use store::images::ImageId;
-use store::layer::compress::CompressionError;
+use store::layer::compress::{CompressionChoice, CompressionError};
 use store::oci::{Platform, Reference};
 
+use super::interrupt::Watch;
+use super::reach::{self, Named};
+use super::short_name::Candidates;
 use super::{find_image, short_name};
-use crate::args::{Progress, PullArgs, PushArgs};
+use crate::args::{Progress, PullArgs, PushArgs, ReachArgs};
 use crate::context::Context;
-use crate::error::{CliError, Kind};
+use crate::error::{Blame, CliError, Kind};
 use crate::ui::progress::{Display, Work};
 
 /// How a command goes about a transfer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Manner {
     /// How progress is shown.
     pub progress: Progress,
-    /// Whether the registries that are named need not prove who they are.
-    pub insecure: bool,
+    /// How the registries that are named are reached.
+    pub reach: ReachArgs,
+    /// What ends it before its time.
+    pub cancel: Option<Cancel>,
 }
 
 impl Manner {
     /// With care, and words only where they are wanted.
     pub fn quiet_if(quiet: bool) -> Manner {
-        Manner::new(None, quiet, false)
+        Manner::new(None, quiet, ReachArgs::default())
     }
 
-    fn new(progress: Option<Progress>, quiet: bool, insecure: bool) -> Manner {
+    fn new(progress: Option<Progress>, quiet: bool, reach: ReachArgs) -> Manner {
         let progress = match quiet {
             true => Progress::Quiet,
             false => progress.unwrap_or(Progress::Auto),
         };
-        Manner { progress, insecure }
+        Manner {
+            progress,
+            reach,
+            cancel: None,
+        }
     }
 
-    fn is_quiet(self) -> bool {
+    fn is_quiet(&self) -> bool {
         self.progress == Progress::Quiet
     }
+}
+
+/// Runs a command that Ctrl-C and SIGTERM end.
+fn interruptible<T>(
+    mut manner: Manner,
+    command: impl FnOnce(&Manner) -> Result<T, CliError>,
+) -> Result<T, CliError> {
+    let cancel = Cancel::new().blame(Kind::Environment)?;
+    let watch = Watch::start(&cancel)?;
+    manner.cancel = Some(cancel);
+    let done = command(&manner);
+    watch.stop();
+    done
 }
 
 /// `longshore push`.
 pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
     let layers = args.layers.choice(args.force_compression);
     let layers = layers.map_err(|error| level(&error))?;
+    let manner = Manner::new(args.progress, args.quiet || args.json, args.reach.clone());
+    interruptible(manner, |manner| push_all(context, args, layers, manner))
+}
+
+fn push_all(
+    context: &Context,
+    args: &PushArgs,
+    layers: CompressionChoice,
+    manner: &Manner,
+) -> Result<ExitCode, CliError> {
     let store = Arc::new(context.store()?);
     let mut images = Vec::new();
     for name in &args.names {
@@ -62,13 +95,8 @@ pub fn push(context: &Context, args: &PushArgs) -> Result<ExitCode, CliError> {
             }
         }
     }
-    let manner = Manner::new(
-        args.progress,
-        args.quiet || args.json,
-        args.reach.is_insecure(),
-    );
-    let hosts = images.iter().map(|(name, _)| name.registry().to_owned());
-    let remote = remote_to(context, manner, hosts.collect())?;
+    let named: Vec<Named> = images.iter().map(|(name, _)| Named::from(name)).collect();
+    let remote = remote_to(context, manner, &named)?;
     let mut digests = String::new();
     for (reference, id) in images {
         let display = Display::new(context.ui, manner.progress, Work::Pushing);
@@ -154,22 +182,34 @@ pub fn write_digests(path: &Path, text: &str) -> Result<(), CliError> {
 
 /// `longshore pull`.
 pub fn pull(context: &Context, args: &PullArgs) -> Result<ExitCode, CliError> {
-    let store = Arc::new(context.store()?);
-    let platform = args.platform.clone().unwrap_or_else(Platform::host);
-    let manner = Manner::new(
-        args.progress,
-        args.quiet || args.json,
-        args.reach.is_insecure(),
-    );
-    let mut names = args.names.clone();
-    if args.all_tags {
-        names.clear();
+    let manner = Manner::new(args.progress, args.quiet || args.json, args.reach.clone());
+    let mut wanted = Vec::new();
+    if !args.all_tags {
         for name in &args.names {
-            names.extend(tags_there(context, name, manner)?);
+            wanted.push(short_name::candidates(context, name)?);
         }
     }
-    for name in names {
-        let (reference, pulled) = fetch(context, &store, &name, &platform, manner)?;
+    interruptible(manner, |manner| pull_all(context, args, wanted, manner))
+}
+
+fn pull_all(
+    context: &Context,
+    args: &PullArgs,
+    mut wanted: Vec<Candidates>,
+    manner: &Manner,
+) -> Result<ExitCode, CliError> {
+    let store = Arc::new(context.store()?);
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    if args.all_tags {
+        for name in &args.names {
+            for tagged in tags_there(context, name, manner)? {
+                wanted.push(short_name::candidates(context, &tagged)?);
+            }
+        }
+    }
+    for wanted in wanted {
+        let name = &wanted.text;
+        let (reference, pulled) = fetch(context, &store, &wanted, &platform, manner)?;
         let is_for = store.images().config(&pulled.id)?.platform();
         if args.platform.is_some() && !is_for.satisfies(&platform) {
             let text = format!("`{name}` is for {is_for} alone, not for {platform}");
@@ -192,9 +232,9 @@ pub fn pull(context: &Context, args: &PullArgs) -> Result<ExitCode, CliError> {
 }
 
 /// The names of a repository's tags, as the registry lists them.
-fn tags_there(context: &Context, name: &str, manner: Manner) -> Result<Vec<String>, CliError> {
+fn tags_there(context: &Context, name: &str, manner: &Manner) -> Result<Vec<String>, CliError> {
     let repository = repository(name)?;
-    let remote = remote_to(context, manner, vec![repository.registry().to_owned()])?;
+    let remote = remote_to(context, manner, &[Named::from(&repository)])?;
     let tags = remote.run(|client| {
         let repository = &repository;
         async move { client.tags(repository).await }
@@ -209,22 +249,23 @@ fn tags_there(context: &Context, name: &str, manner: Manner) -> Result<Vec<Strin
     Ok(names)
 }
 
-/// Pulls an image by name, for a platform. A short name that several registries may have is asked for at each in turn.
+/// Pulls an image, for a platform. A short name that several registries may have is asked for at each in turn.
 pub fn fetch(
     context: &Context,
     store: &Arc<Store>,
-    name: &str,
+    wanted: &Candidates,
     platform: &Platform,
-    manner: Manner,
+    manner: &Manner,
 ) -> Result<(Reference, Pulled), CliError> {
-    let mut candidates = short_name::candidates(context, name)?
-        .into_iter()
-        .peekable();
+    let mut names = wanted.names.iter().peekable();
     loop {
-        let reference = candidates.next().expect("a name stands for something");
-        let pulled = fetch_one(context, store, &reference, platform, manner);
-        match (pulled, candidates.peek()) {
-            (Ok(pulled), _) => return Ok((reference, pulled)),
+        let reference = names.next().expect("a name stands for something");
+        let pulled = fetch_one(context, store, reference, platform, manner);
+        match (pulled, names.peek()) {
+            (Ok(pulled), _) => {
+                wanted.remember(context, reference)?;
+                return Ok((reference.clone(), pulled));
+            }
             (Err(error), Some(next)) if error.kind != Kind::Interrupted => {
                 let text = format!("{error}; trying `{next}`");
                 context.ui.warning(&text);
@@ -239,9 +280,9 @@ fn fetch_one(
     store: &Arc<Store>,
     reference: &Reference,
     platform: &Platform,
-    manner: Manner,
+    manner: &Manner,
 ) -> Result<Pulled, CliError> {
-    let remote = remote_to(context, manner, vec![reference.registry().to_owned()])?;
+    let remote = remote_to(context, manner, &[Named::from(reference)])?;
     let display = Display::new(context.ui, manner.progress, Work::Pulling);
     let pulled = transfer::pull(store, &remote, reference, platform, &display.sink());
     display.finish(pulled.is_ok());
@@ -278,11 +319,13 @@ pub fn remote(context: &Context) -> Result<Remote, CliError> {
     Ok(Remote::new(Box::new(move || options.clone())).with_git(context.git_settings()))
 }
 
-/// The same, to registries of which those in `hosts` may need no proof.
-fn remote_to(context: &Context, manner: Manner, hosts: Vec<String>) -> Result<Remote, CliError> {
+/// The same, to what is named in registries.
+fn remote_to(context: &Context, manner: &Manner, named: &[Named]) -> Result<Remote, CliError> {
     let mut options = context.client_options()?;
-    if manner.insecure {
-        options.insecure.extend(hosts);
-    }
-    Ok(Remote::new(Box::new(move || options.clone())))
+    reach::apply(&manner.reach, named, &mut options)?;
+    let remote = Remote::new(Box::new(move || options.clone()));
+    Ok(match &manner.cancel {
+        Some(cancel) => remote.with_cancel(cancel),
+        None => remote,
+    })
 }

@@ -7,10 +7,11 @@ use builder::debug::DebugError;
 use builder::error::{BuildError, ExportError, StepError};
 use builder::ops::git::GitError;
 use builder::remote::RemoteError;
-use builder::transfer::{AdoptError, TransferError};
+use builder::transfer::{AdoptError, LayerError, TransferError};
 use registry_client::copy::CopyError;
-use registry_client::{BucketError, ClientError, CredentialError, ErrorKind};
+use registry_client::{BlobReader, BucketError, ClientError, CredentialError, ErrorKind};
 use runner::UserNsError;
+use store::content::ContentError;
 use store::content::archive::ArchiveError;
 use store::images::ImageError;
 use store::oci::ReferenceError;
@@ -99,6 +100,18 @@ impl From<CredentialError> for CliError {
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> CliError {
         blamed(client(&error), error)
+    }
+}
+
+/// Of an error that is only lent, within another one: what it says is kept.
+impl From<&ClientError> for CliError {
+    fn from(error: &ClientError) -> CliError {
+        let (kind, hint) = client(error);
+        let told = CliError::new(kind, error.to_string());
+        match hint {
+            Some(hint) => told.hint(hint),
+            None => told,
+        }
     }
 }
 
@@ -250,16 +263,56 @@ fn export(error: &ExportError) -> Blamed {
 fn transfer(error: &TransferError) -> Blamed {
     match error {
         TransferError::Remote(RemoteError::Client(error)) => client(error),
+        TransferError::Remote(RemoteError::Cancelled) => (Kind::Interrupted, None),
+        TransferError::Layer { source, .. } => match BlobReader::client_error(source) {
+            Some(error) => client(error),
+            // What came is no layer, or not the one that the image says.
+            None if is_about_content(source) => (Kind::Registry, None),
+            None => (Kind::Environment, None),
+        },
         _ => (Kind::Environment, None),
     }
+}
+
+/// Whether a layer could not be kept because of what it is.
+fn is_about_content(error: &LayerError) -> bool {
+    match error {
+        LayerError::Snapshot(
+            SnapshotError::Apply(_)
+            | SnapshotError::Stream { .. }
+            | SnapshotError::WrongDiffId { .. },
+        ) => !is_from_the_system(error),
+        LayerError::Content(error) => matches!(
+            error,
+            ContentError::DigestMismatch { .. }
+                | ContentError::SizeMismatch { .. }
+                | ContentError::TooLarge { .. }
+        ),
+        _ => false,
+    }
+}
+
+/// Whether an error or one of its causes is an answer of this machine's kernel.
+fn is_from_the_system(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        let answered = io.is_some_and(|io| io.raw_os_error().is_some());
+        if answered || error.is::<rustix::io::Errno>() {
+            return true;
+        }
+        cause = match io.and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 fn copy(error: &CopyError) -> Blamed {
     let kind = match error {
         CopyError::Client(error) => return client(error),
-        CopyError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            Kind::Input
-        }
+        CopyError::File { source, .. } if is_what_was_given(source) => Kind::Input,
         CopyError::File { .. } | CopyError::Fs(_) | CopyError::Content(_) => Kind::Environment,
         CopyError::Archive(ArchiveError::Write { source })
             if source.kind() == std::io::ErrorKind::BrokenPipe =>
@@ -272,6 +325,12 @@ fn copy(error: &CopyError) -> Blamed {
         _ => Kind::Input,
     };
     (kind, None)
+}
+
+/// Whether a file that was named is not there, or ends before it should.
+fn is_what_was_given(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotFound, UnexpectedEof};
+    matches!(error.kind(), NotFound | UnexpectedEof)
 }
 
 /// Whose fault a registry's error is, and what to do about it.
@@ -288,6 +347,8 @@ fn client(error: &ClientError) -> Blamed {
             Some("put its certificate authority into ~/.config/docker/certs.d/HOST:PORT/ca.crt"),
         ),
         ErrorKind::Local => (Kind::Environment, None),
+        // What is there is not what was asked for, as with an archive.
+        ErrorKind::NoPlatform => (Kind::Input, None),
         ErrorKind::Unauthorized => (Kind::Registry, Some("log in with `longshore login`")),
         ErrorKind::RateLimited => (
             Kind::Registry,

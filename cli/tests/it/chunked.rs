@@ -292,3 +292,107 @@ fn podman_reads_ours_and_we_read_podmans() {
     assert!(bytes * 50 < size, "{bytes} of {size} bytes came");
     assert_eq!(sums(&other, &theirs("2")), expected);
 }
+
+/// Layers that `remote append` and `remote flatten` make are found again piece by piece, and read by others.
+#[test]
+fn appended_and_flattened_layers_are_found_again() {
+    let place = Place::with_busybox();
+    let log = place.path("access.log");
+    let flags = ["--access-log", log.to_str().unwrap()];
+    let registry = Server::registry_with(&place.path("registry"), &flags);
+    let name = |text: &str| format!("{}/{text}", registry.host);
+    let base = name("base:1");
+    place.run(["tag", "busybox", &base]).ok();
+    place.run(["push", "-q", &base]).ok();
+    for version in ["1", "2"] {
+        let (folder, tar) = (context(&place, version), place.path(version));
+        let tar = tar.with_extension("tar");
+        let (folder, tar) = (folder.to_str().unwrap(), tar.to_str().unwrap());
+        tool("tar", &["-C", folder, "-cf", tar, "data"]);
+    }
+    let podman = Podman::new(&place);
+    for (compression, keys) in [
+        ("estargz", &ESTARGZ_KEYS[..]),
+        ("zstd:chunked", &CHUNKED_KEYS[..]),
+    ] {
+        let words = ["--compression", compression, "-t"];
+        let short = compression.replace(':', "-");
+        let made = |version: &str| name(&format!("{short}:{version}"));
+        let flat = |version: &str| name(&format!("{short}-flat:{version}"));
+        for version in ["1", "2"] {
+            let tar = place.path(version).with_extension("tar");
+            let tar = tar.to_str().unwrap();
+            let (made, flat) = (made(version), flat(version));
+            let append = ["remote", "append", "-b", &base, "-f", tar];
+            place.run([&append[..], &words, &[&made]].concat()).ok();
+            let flatten = ["remote", "flatten", &made];
+            place.run([&flatten[..], &words, &[&flat]].concat()).ok();
+        }
+        for name in [&made as &dyn Fn(&str) -> String, &flat] {
+            let layer = layer(&name("2"));
+            for key in keys {
+                assert!(layer["annotations"][key].is_string(), "{key}: {layer}");
+            }
+            // What is made of one is read from there, too.
+            let before = sent(&registry, &log, &layer);
+            let other = Place::new();
+            other.run(["pull", "-q", &name("1")]).ok();
+            other.run(["pull", "-q", &name("2")]).ok();
+            let (bytes, size) = (
+                sent(&registry, &log, &layer) - before,
+                layer["size"].as_u64().unwrap(),
+            );
+            assert!(bytes * 20 < size, "{bytes} of {size} bytes came");
+            assert_eq!(other.sh(&name("2"), "cat /data/version"), "2");
+            let root = other.sh(&name("2"), "ls -a /");
+            assert!(
+                !root.contains("landmark") && !root.contains("stargz"),
+                "{root}"
+            );
+            let whole = other.run(["remote", "validate", &name("2")]);
+            assert_eq!(whole.ok(), "");
+            podman.ok("podman", &["pull", "-q", "--tls-verify=false", &name("2")]);
+        }
+    }
+    // A layer that is a file in that form already is taken as it is, and what it says of itself is kept.
+    let again = name("again:1");
+    let blob = place.path("blob");
+    let layer = layer(&name("estargz:1"));
+    let digest = layer["digest"].as_str().unwrap();
+    let from = name(&format!("estargz@{digest}"));
+    let blob = blob.to_str().unwrap();
+    place.run(["remote", "blob", "get", "-o", blob, &from]).ok();
+    let words = ["remote", "append", "-f", blob, "-t", &again];
+    place
+        .run([&words[..], &["--compression", "estargz"]].concat())
+        .ok();
+    let taken = self::layer(&again);
+    assert_eq!(taken["digest"], layer["digest"]);
+    assert_eq!(
+        taken["annotations"][ESTARGZ_KEYS[0]],
+        layer["annotations"][ESTARGZ_KEYS[0]]
+    );
+    // Docker's manifests know gzip alone.
+    let docker = place.path("docker.tar");
+    let docker = format!("docker-archive:{}", docker.display());
+    let mixed = name("mixed:1");
+    place.run(["copy", "store:busybox", &docker]).ok();
+    let tar = place.path("1").with_extension("tar");
+    let tar = tar.to_str().unwrap();
+    let words = ["remote", "append", "-b", &docker, "-f", tar, "-t", &mixed];
+    place
+        .run([&words[..], &["--compression", "zstd"]].concat())
+        .ok();
+    let kind = |name: &str| inspect(name, &["--raw"])["mediaType"].clone();
+    assert_eq!(kind(&mixed), "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(place.run(["remote", "validate", &mixed]).ok(), "");
+    place
+        .run(
+            [
+                &words[..],
+                &["--compression", "gzip", "--compression-level", "99"],
+            ]
+            .concat(),
+        )
+        .fails(2, "expected 1 to 12");
+}

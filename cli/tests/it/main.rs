@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`build`] | what instructions, flags and outputs give |
 //! | [`chunked`] | layers of which only what changed is pulled |
+//! | [`client_settings`] | credentials, certificates and proxies of other tools and the environment |
 //! | [`checks`] | `--check` and `--call`, and warnings of a build |
 //! | [`cache`] | what runs, and what does not have to |
 //! | [`cache_mounts`] | `longshore cache`: what steps keep between builds |
@@ -27,7 +28,9 @@
 //! | [`registry_access`] | users, policies and logs of the registry, with everybody's tools |
 //! | [`registry_identity`] | jobs with tokens of their CI, other token servers, certificates |
 //! | [`registry_reload`] | another configuration while transfers run |
+//! | [`registry_tools_flags`] | every flag of crane, skopeo and regctl: ours, or refused by name |
 //! | [`registry_traces`] | spans of the registry, as a collector gets them |
+//! | [`remote_commands`] | every command on registries: output and exit codes |
 //! | [`remote_diff`] | what tells two images apart |
 //! | [`remote_sync`] | many images at once: registries, layouts, lists |
 //! | [`short_names`] | names without a registry |
@@ -66,6 +69,7 @@ mod cancel;
 mod cases;
 mod checks;
 mod chunked;
+mod client_settings;
 mod container_bad_input;
 mod container_flags;
 mod container_limits;
@@ -109,8 +113,10 @@ mod registry_bucket;
 mod registry_identity;
 mod registry_reload;
 mod registry_sync;
+mod registry_tools_flags;
 mod registry_traces;
 mod remote;
+mod remote_commands;
 mod remote_diff;
 mod remote_sync;
 mod rootless;

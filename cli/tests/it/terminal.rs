@@ -1,14 +1,16 @@
 //! Builds watched on a terminal: a pseudo-terminal with an emulator behind it says what stands on the screen.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::num::NonZero;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::support::Place;
+use crate::interop::Podman;
+use crate::support::{Place, Ran, Server};
 
 /// A command whose stderr is a terminal.
 struct Watched {
@@ -20,7 +22,16 @@ struct Watched {
 }
 
 impl Watched {
+    /// A command that is typed to on the same terminal.
+    fn start_asking(command: &mut Command, columns: u16, rows: u16) -> Watched {
+        Watched::begin(command, columns, rows, true)
+    }
+
     fn start(command: &mut Command, columns: u16, rows: u16) -> Watched {
+        Watched::begin(command, columns, rows, false)
+    }
+
+    fn begin(command: &mut Command, columns: u16, rows: u16, asks: bool) -> Watched {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&terminal).unwrap();
         unlockpt(&terminal).unwrap();
@@ -28,13 +39,16 @@ impl Watched {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let own = ioctl_tiocgptpeer(&terminal, flags).unwrap();
         command.env("TERM", "xterm").env_remove("NO_COLOR");
+        if asks {
+            command.stdin(Stdio::from(own.try_clone().unwrap()));
+        }
         let child = command
             .stdout(Stdio::null())
             .stderr(Stdio::from(own))
             .spawn()
             .unwrap();
         // The command holds the terminal's other side, too, until it has another stderr or is gone.
-        command.stderr(Stdio::null());
+        command.stdin(Stdio::null()).stderr(Stdio::null());
         let cells = |count| NonZero::new(count).unwrap();
         Watched {
             child,
@@ -69,6 +83,13 @@ impl Watched {
             }
             assert!(self.read(), "never shown: {parts:?}\n{shown}");
         }
+    }
+
+    /// Types a line.
+    fn enter(&mut self, text: &str) {
+        self.terminal
+            .write_all(format!("{text}\n").as_bytes())
+            .unwrap();
     }
 
     /// Waits for the end; the exit code, and what is on the screen then.
@@ -215,4 +236,107 @@ fn a_terminal_may_change_its_size_while_a_build_runs() {
     let shown = watched.until_all(&["RUN for i", "…"]);
     assert_eq!(shown.matches("[+]").count(), 1, "{shown}");
     assert!(shown.lines().count() <= 6, "{shown}");
+}
+
+/// A command that sees a folder in the place of `/var/cache`.
+fn with_cache(command: &Command, cache: &Path) -> Command {
+    let mut inside = Command::new("unshare");
+    let line = "mount --bind \"$0\" /var/cache && exec \"$@\"";
+    inside
+        .args(["-m", "sh", "-c", line])
+        .arg(cache)
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => inside.env(name, value),
+            None => inside.env_remove(name),
+        };
+    }
+    inside
+}
+
+/// A short name that may be at two registries: who sits at a terminal is asked once, and the answer stays where podman keeps it.
+#[test]
+fn a_short_name_is_chosen_on_a_terminal() {
+    let place = Place::new();
+    let registry = Server::registry(&place.path("registry"));
+    let context = place.context(
+        "ctx",
+        &[
+            ("Dockerfile", "FROM scratch\nENV A=1\nCOPY f /\n"),
+            ("f", "1"),
+        ],
+    );
+    place.ok(["build", "-q", "-t", "made"], [&context]);
+    let there = format!("{}/sought:2", registry.host);
+    place.run(["tag", "made", &there]).ok();
+    place.run(["push", "-q", &there]).ok();
+    let settings = place.path("registries.conf");
+    let text = format!(
+        "unqualified-search-registries = [\"127.0.0.1:1\", \"{}\"]\nshort-name-mode = \"enforcing\"\n",
+        registry.host
+    );
+    std::fs::write(&settings, text).unwrap();
+    // Root's aliases are in a folder of the system's: in its place stands one of the test's.
+    let cache = place.path("cache");
+    std::fs::create_dir(&cache).unwrap();
+    let fresh = Place::new();
+    let pull = |words: &[&str]| {
+        let mut command = with_cache(&fresh.command(words), &cache);
+        command.env("CONTAINERS_REGISTRIES_CONF", &settings);
+        command
+    };
+    let aliases = cache.join("containers/short-name-aliases.conf");
+
+    // Nothing is chosen: the error is the one of who cannot be asked.
+    let mut watched = Watched::start_asking(&mut pull(&["pull", "sought:2"]), 100, 20);
+    let shown = watched.until("Which one? [1-2]");
+    assert!(
+        shown.contains("`sought:2` may be\n  1  127.0.0.1:1/sought:2\n  2  "),
+        "{shown}"
+    );
+    watched.enter("3");
+    watched.until("a number from 1 to 2, please:");
+    watched.enter("\u{4}");
+    let (code, shown) = watched.end();
+    assert_eq!(code, Some(1), "{shown}");
+    assert!(shown.contains("short-name-mode"), "{shown}");
+    assert!(!aliases.exists());
+
+    // What is not there is not remembered.
+    let mut watched = Watched::start_asking(&mut pull(&["pull", "sought:2"]), 100, 20);
+    watched.until("Which one? [1-2]");
+    watched.enter("1");
+    let (code, shown) = watched.end();
+    assert_eq!(code, Some(3), "{shown}");
+    assert!(!aliases.exists());
+
+    let mut watched = Watched::start_asking(&mut pull(&["pull", "sought:2"]), 100, 20);
+    watched.until("Which one? [1-2]");
+    watched.enter("2");
+    let (code, shown) = watched.end();
+    assert_eq!(code, Some(0), "{shown}");
+    let expected = format!("[aliases]\n  \"sought\" = \"{}/sought\"\n", registry.host);
+    assert_eq!(std::fs::read_to_string(&aliases).unwrap(), expected);
+    assert!(
+        fresh
+            .run(["images"])
+            .ok()
+            .contains(&format!("{}/sought", registry.host))
+    );
+
+    // From now on nobody is asked, on a terminal or elsewhere; podman knows it as well.
+    let ran = Ran::of(&mut pull(&["pull", "-q", "sought:2"]));
+    assert_eq!(
+        ran.ok(),
+        place.run(["images", "-q", "--no-trunc", "made"]).ok()
+    );
+    let podman = Podman::new(&place);
+    let words = ["pull", "-q", "--tls-verify=false", "sought:2"];
+    let mut podman = with_cache(&podman.command("podman", &words), &cache);
+    podman.env("CONTAINERS_REGISTRIES_CONF", &settings);
+    podman.stdin(Stdio::null());
+    let pulled = Ran::of(&mut podman);
+    assert_eq!(pulled.code, Some(0), "{pulled}");
 }

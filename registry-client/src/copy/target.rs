@@ -22,7 +22,7 @@ use super::{CopyError, Tree, archive, layout};
 use crate::auth::bearer::Scope;
 use crate::blocking::blocking;
 use crate::edit::Sent;
-use crate::error::{ClientError, causes};
+use crate::error::{ClientError, ErrorKind, causes};
 use crate::progress::Progress;
 use crate::transport::Call;
 use crate::upload::Pushed;
@@ -385,6 +385,7 @@ pub(crate) fn open(blob: &Blob, progress: &Arc<dyn Progress>) -> Result<Verifyin
     Ok(Verifying {
         reader,
         digest: blob.descriptor.digest,
+        is_remote: matches!(blob.source, BlobSource::Remote(_)),
         left: size,
         hasher: Some(Hasher::new(blob.descriptor.digest.algorithm())),
         told,
@@ -408,6 +409,7 @@ pub fn open_blob(
 pub(crate) struct Verifying {
     reader: Box<dyn Read + Send>,
     digest: Digest,
+    is_remote: bool,
     left: u64,
     hasher: Option<Hasher>,
     told: Option<Arc<dyn Progress>>,
@@ -436,9 +438,13 @@ impl Read for Verifying {
             return Ok(count);
         }
         let actual = self.hasher.take().map(Hasher::finish);
-        if actual != Some(self.digest) {
-            let message = format!("the content of {} has another digest", self.digest);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        if let Some(actual) = actual.filter(|actual| *actual != self.digest) {
+            let wrong = WrongContent {
+                expected: self.digest,
+                actual,
+                is_remote: self.is_remote,
+            };
+            return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
         }
         if let Some(told) = &self.told {
             told.finished(&self.digest);
@@ -447,8 +453,35 @@ impl Read for Verifying {
     }
 }
 
+/// A blob is not what its name says.
+#[derive(Debug, thiserror::Error)]
+#[error("the content of {expected} has digest {actual}")]
+struct WrongContent {
+    expected: Digest,
+    actual: Digest,
+    /// Whether it is a registry that has it so.
+    is_remote: bool,
+}
+
 /// A reader's error: the registry's where it comes from one, else the file's.
 pub(crate) fn read_error(error: io::Error, blob: &Descriptor, place: &str) -> CopyError {
+    let wrong = causes(&error).find_map(|cause| cause.downcast_ref::<WrongContent>());
+    match wrong {
+        Some(wrong) if wrong.is_remote => {
+            return CopyError::Client(ClientError::Relayed {
+                meaning: ErrorKind::Corrupt,
+                reason: format!("`{place}`: {wrong}"),
+            });
+        }
+        Some(wrong) => {
+            return CopyError::Corrupt {
+                expected: Box::new(wrong.expected),
+                actual: Box::new(wrong.actual),
+                place: place.to_owned(),
+            };
+        }
+        None => {}
+    }
     let client = causes(&error).find_map(|cause| cause.downcast_ref::<ClientError>());
     let relayed = client.map(|client| ClientError::Relayed {
         meaning: client.kind(),

@@ -9,15 +9,19 @@ use std::io::{self, Read, Seek as _, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use store::content::archive::ArchiveError;
 use store::fs::TempFile;
+use store::layer::compress::table::describe;
 use store::layer::compress::{Compression, Packing, compressor, decompressor};
-use store::layer::merge::{Merged, merge};
+use store::layer::merge::{MergeError, Merged, merge};
+use store::layer::tar::TarError;
 use store::oci::manifest::ParsedManifest;
 use store::oci::{
     Descriptor, DiffId, Digest, DigestAlgorithm, Hashing, History, ImageConfig, Manifest,
     MediaType, Platform,
 };
 
+use super::recompress::{as_its_entries, as_oci, is_docker};
 use super::{Edited, replace};
 use crate::BlobSource;
 use crate::blocking::blocking;
@@ -26,21 +30,24 @@ use crate::copy::tree::Blob;
 use crate::copy::{CopyError, Tree};
 use crate::progress::{Progress, Silent};
 
-/// How a new layer is compressed.
-const COMPRESSION: Compression = Compression::GZIP;
-
 /// A layer that did not exist before: its blob, what it unpacks to, and the file that holds it.
 #[derive(Debug)]
 pub struct NewLayer {
     descriptor: Descriptor,
+    compression: Compression,
     diff_id: DiffId,
     source: BlobSource,
     _file: Option<TempFile>,
 }
 
 impl NewLayer {
-    /// A layer of a tar that is a file. What is compressed with gzip or zstd is taken as it is.
-    pub fn of_tar(path: &Path, spool: &Path) -> Result<NewLayer, CopyError> {
+    /// A layer of a tar that is a file. What is compressed with gzip or zstd is taken as it is, unless something else is
+    /// wanted; what is not compressed becomes gzip, or what is wanted.
+    pub fn of_tar(
+        path: &Path,
+        wanted: Option<Compression>,
+        spool: &Path,
+    ) -> Result<NewLayer, CopyError> {
         let failed = |error| CopyError::file("read", path)(error);
         let mut file = File::open(path).map_err(failed)?;
         let mut start = Vec::new();
@@ -49,31 +56,40 @@ impl NewLayer {
             .read_to_end(&mut start)
             .map_err(CopyError::file("read", path))?;
         file.rewind().map_err(CopyError::file("read", path))?;
-        let kind = match Packing::of(&start) {
-            Packing::Gzip => MediaType::OCI_LAYER_GZIP,
-            Packing::Zstd => MediaType::OCI_LAYER_ZSTD,
-            _ => {
+        // What it is at best, if it has a table.
+        let packed = match Packing::of(&start) {
+            Packing::Gzip => Some(Compression::ESTARGZ),
+            Packing::Zstd => Some(Compression::ZSTD_CHUNKED),
+            _ => None,
+        };
+        if let Some(packed) = packed {
+            let (blob, source) = super::file_blob(path, packed.media_type())?;
+            let (found, descriptor) = describe(&file, blob.digest, blob.size, packed, None)
+                .map_err(CopyError::file("read", path))?;
+            file.rewind().map_err(CopyError::file("read", path))?;
+            if wanted.is_none_or(|wanted| found.is_also(wanted)) {
                 let mut tar = decompressor(file).map_err(CopyError::file("read", path))?;
-                return NewLayer::of(spool, |out| {
-                    io::copy(&mut tar, out).map_err(CopyError::file("read", path))?;
-                    Ok(())
+                let mut hashed = Hashing::new(io::sink(), DigestAlgorithm::Sha256);
+                io::copy(&mut tar, &mut hashed).map_err(CopyError::file("read", path))?;
+                return Ok(NewLayer {
+                    descriptor,
+                    compression: found,
+                    diff_id: DiffId(hashed.finish().1),
+                    source,
+                    _file: None,
                 });
             }
-        };
-        let (descriptor, source) = super::file_blob(path, kind)?;
+        }
         let mut tar = decompressor(file).map_err(CopyError::file("read", path))?;
-        let mut hashed = Hashing::new(io::sink(), DigestAlgorithm::Sha256);
-        io::copy(&mut tar, &mut hashed).map_err(CopyError::file("read", path))?;
-        Ok(NewLayer {
-            descriptor,
-            diff_id: DiffId(hashed.finish().1),
-            source,
-            _file: None,
+        NewLayer::of(wanted.unwrap_or(Compression::GZIP), spool, |out| {
+            io::copy(&mut tar, out).map_err(CopyError::file("read", path))?;
+            Ok(())
         })
     }
 
     /// A layer of what `fill` writes.
     fn of(
+        compression: Compression,
         spool: &Path,
         fill: impl FnOnce(&mut dyn Write) -> Result<(), CopyError>,
     ) -> Result<NewLayer, CopyError> {
@@ -83,29 +99,37 @@ impl NewLayer {
         let out = io::BufWriter::with_capacity(1 << 20, file.reopen()?);
         let out = Hashing::new(out, DigestAlgorithm::Sha256);
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let packed = compressor(out, COMPRESSION, threads).map_err(failed())?;
+        let packed = compressor(out, compression, threads).map_err(failed())?;
         let mut plain = Hashing::new(packed, DigestAlgorithm::Sha256);
         fill(&mut plain)?;
         let (packed, diff_id, _) = plain.finish();
-        let (mut out, digest, size) = packed.finish().map_err(failed())?.finish();
+        let (out, rewritten) = packed.finish_telling().map_err(failed())?;
+        let (mut out, digest, size) = out.finish();
         out.flush().map_err(failed())?;
         drop(out);
+        let described = describe(file.file(), digest, size, compression, rewritten.as_ref());
+        let (compression, descriptor) = described.map_err(CopyError::file("read", &path))?;
         Ok(NewLayer {
-            descriptor: Descriptor::new(MediaType::OCI_LAYER_GZIP, digest, size),
-            diff_id: DiffId(diff_id),
+            descriptor,
+            compression,
+            diff_id: rewritten.map_or(DiffId(diff_id), |rewritten| rewritten.diff_id),
             source: BlobSource::File(path),
             _file: Some(file),
         })
     }
 
+    /// Whether manifests of docker's have layers of its kind.
+    fn fits_docker(&self) -> bool {
+        matches!(
+            self.compression,
+            Compression::Gzip(_) | Compression::Estargz(_)
+        )
+    }
+
     /// The blob, with the media type that goes with a manifest.
     fn blob(&self, manifest: &Manifest) -> Blob {
         let mut descriptor = self.descriptor.clone();
-        let docker = manifest
-            .media_type
-            .as_ref()
-            .is_some_and(|kind| kind.as_str() == MediaType::DOCKER_MANIFEST);
-        if docker && descriptor.media_type.as_str() == MediaType::OCI_LAYER_GZIP {
+        if is_docker(manifest) {
             descriptor.media_type = MediaType::from(MediaType::DOCKER_LAYER_GZIP);
         }
         Blob {
@@ -148,6 +172,9 @@ fn step(created_by: &str) -> History {
 pub async fn append(tree: &Tree, layers: &[NewLayer]) -> Result<Tree, CopyError> {
     let mut edited = BTreeMap::new();
     for (digest, mut image) in images(tree).await? {
+        if !layers.iter().all(NewLayer::fits_docker) {
+            as_oci(&mut image.manifest);
+        }
         for layer in layers {
             let blob = layer.blob(&image.manifest);
             image.manifest.layers.push(blob.descriptor.clone());
@@ -157,7 +184,7 @@ pub async fn append(tree: &Tree, layers: &[NewLayer]) -> Result<Tree, CopyError>
         }
         edited.insert(digest, image);
     }
-    replace(tree, &edited, |_| {})
+    replace(tree, &edited, as_its_entries)
 }
 
 /// An image of new layers alone.
@@ -257,17 +284,26 @@ fn of_platform<'a>(
 }
 
 /// A tree whose images have one layer each, with what all of their layers add up to; and the files that hold those.
-pub async fn flatten(tree: &Tree, spool: &Path) -> Result<(Tree, Vec<NewLayer>), CopyError> {
+pub async fn flatten(
+    tree: &Tree,
+    compression: Compression,
+    spool: &Path,
+) -> Result<(Tree, Vec<NewLayer>), CopyError> {
     let mut edited = BTreeMap::new();
     let mut new = Vec::new();
     for (digest, mut image) in images(tree).await? {
         let (from, spool, manifest) = (tree.clone(), spool.to_owned(), image.manifest.clone());
         let layer = blocking(move || {
-            NewLayer::of(&spool, |out| {
+            NewLayer::of(compression, &spool, |out| {
                 export(&from, &manifest, &spool, out).map(drop)
             })
         })
         .await?;
+        // What it had is not looked at: it goes.
+        image.manifest.layers.clear();
+        if !layer.fits_docker() {
+            as_oci(&mut image.manifest);
+        }
         let blob = layer.blob(&image.manifest);
         image.manifest.layers = vec![blob.descriptor.clone()];
         image.config.rootfs.diff_ids = vec![layer.diff_id];
@@ -276,7 +312,7 @@ pub async fn flatten(tree: &Tree, spool: &Path) -> Result<(Tree, Vec<NewLayer>),
         edited.insert(digest, image);
         new.push(layer);
     }
-    Ok((replace(tree, &edited, |_| {})?, new))
+    Ok((replace(tree, &edited, as_its_entries)?, new))
 }
 
 /// Writes what the image of a tree adds up to as one tar: to a file, which appears when it is whole, or else to `stream`.
@@ -346,5 +382,10 @@ pub fn export(
         let reader = open(blob, &nobody).map_err(io::Error::other)?;
         Ok(Box::new(reader) as Box<dyn Read>)
     };
-    merge(blobs.len(), &mut open_layer, out).map_err(|error| tree.unfit(error.to_string()))
+    merge(blobs.len(), &mut open_layer, out).map_err(|error| match error {
+        MergeError::Write(TarError::Output { source }) => {
+            CopyError::Archive(ArchiveError::Write { source })
+        }
+        error => tree.unfit(error.to_string()),
+    })
 }

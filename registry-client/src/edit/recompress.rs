@@ -14,7 +14,7 @@ use store::fs::TempFile;
 use store::layer::compress::table::describe;
 use store::layer::compress::{Compression, compressor, decompressor, side_by_side};
 use store::oci::{
-    Descriptor, DiffId, Digest, DigestAlgorithm, Hashing, Manifest, MediaType, Reference,
+    Descriptor, DiffId, Digest, DigestAlgorithm, Hashing, Index, Manifest, MediaType, Reference,
 };
 use tokio::sync::Semaphore;
 
@@ -147,17 +147,7 @@ pub async fn recompress(
         };
         edited.insert(digest, one);
     }
-    let tree = replace(tree, &edited, |index| {
-        let is_docker = |kind: &MediaType| kind.as_str() == MediaType::DOCKER_INDEX;
-        // A list of docker's holds docker's manifests alone.
-        let holds_other = index
-            .manifests
-            .iter()
-            .any(|entry| entry.media_type.as_str() == MediaType::OCI_MANIFEST);
-        if holds_other && index.media_type.as_ref().is_some_and(is_docker) {
-            index.media_type = Some(MediaType::from(MediaType::OCI_INDEX));
-        }
-    })?;
+    let tree = replace(tree, &edited, as_its_entries)?;
     let mut sent = Sent::new();
     let mut held = Vec::new();
     for made in remade.into_values() {
@@ -348,13 +338,25 @@ impl Remade {
     }
 }
 
-fn is_docker(manifest: &Manifest) -> bool {
+/// Makes a list of docker's, which holds docker's manifests alone, an OCI index where it holds others.
+pub(super) fn as_its_entries(index: &mut Index) {
+    let is_docker = |kind: &MediaType| kind.as_str() == MediaType::DOCKER_INDEX;
+    let holds_other = index
+        .manifests
+        .iter()
+        .any(|entry| entry.media_type.as_str() == MediaType::OCI_MANIFEST);
+    if holds_other && index.media_type.as_ref().is_some_and(is_docker) {
+        index.media_type = Some(MediaType::from(MediaType::OCI_INDEX));
+    }
+}
+
+pub(super) fn is_docker(manifest: &Manifest) -> bool {
     let kind = manifest.media_type.as_ref();
     kind.is_some_and(|kind| kind.as_str() == MediaType::DOCKER_MANIFEST)
 }
 
 /// Makes a manifest of docker's, which knows gzip alone, an OCI one.
-fn as_oci(manifest: &mut Manifest) {
+pub(super) fn as_oci(manifest: &mut Manifest) {
     if !is_docker(manifest) {
         return;
     }

@@ -7,14 +7,17 @@
 //! nothing is said   ─► docker's rule: Docker Hub
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
+use rustix::fs::FlockOperation;
+use serde::Deserialize;
 use store::oci::reference::DOCKER_HUB;
 use store::oci::{Digest, Reference};
 
 use super::registries_conf::RegistriesConf;
-use super::{Hosts, HostsError};
+use super::{Hosts, HostsError, read};
 
 /// `short-name-mode`: what is done where several registries may have a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +53,75 @@ impl Hosts {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         resolve(read.registries_conf(&self.files)?, text)
     }
+}
+
+impl Hosts {
+    /// Notes as an alias what a person chose for a text without a registry, where podman notes and finds it too: as the
+    /// repository, for every tag. Blocks.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or says what cannot be meant.
+    pub fn remember(&self, text: &str, chosen: &Reference) -> Result<(), HostsError> {
+        let Some(path) = self.files.short_name_aliases.first() else {
+            return Ok(());
+        };
+        let (name, _) = text.split_at(name_length(text));
+        add_alias(path, name, &chosen.name())
+    }
+}
+
+/// All that podman's file of aliases has.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remembered {
+    #[serde(default)]
+    aliases: BTreeMap<String, String>,
+}
+
+/// Adds an alias to a file of them, in one step. Whoever else does so by podman's rule waits meanwhile.
+fn add_alias(path: &Path, name: &str, stands_for: &str) -> Result<(), HostsError> {
+    let wrong = |reason: String| HostsError::Wrong {
+        path: path.to_owned(),
+        reason,
+    };
+    let unwritten = |source| HostsError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(unwritten)?;
+    }
+    let beside = |ending: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(ending);
+        PathBuf::from(name)
+    };
+    let lock = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(beside(".lock"))
+        .map_err(unwritten)?;
+    // Podman's are such locks. It goes with the file, at the end.
+    rustix::fs::fcntl_lock(&lock, FlockOperation::LockExclusive)
+        .map_err(|errno| unwritten(errno.into()))?;
+    let text = read(path)?.unwrap_or_default();
+    let remembered: Remembered =
+        toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
+    let mut aliases = remembered.aliases;
+    aliases.insert(name.to_owned(), stands_for.to_owned());
+    let mut text = "[aliases]\n".to_owned();
+    for (name, stands_for) in aliases {
+        // What JSON quotes is a string of TOML's, too.
+        let quoted = |text: String| serde_json::Value::from(text).to_string();
+        text += &format!("  {} = {}\n", quoted(name), quoted(stands_for));
+    }
+    let aside = beside(&format!(".{}", std::process::id()));
+    let written = std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, path));
+    written.map_err(|source| {
+        let _ = std::fs::remove_file(&aside);
+        unwritten(source)
+    })
 }
 
 /// Whether a text is a name that leaves out the registry.
@@ -211,6 +283,31 @@ mod tests {
         check("short-name-mode = 'disabled'", several, false);
         check("short-name-mode = ''", several, false);
         check("", several, false);
+    }
+
+    #[test]
+    fn what_was_chosen_stands_beside_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("containers/short-name-aliases.conf");
+        add_alias(&path, "app", "b.lan:5000/app").unwrap();
+        add_alias(&path, "team/app", "c.lan/team/app").unwrap();
+        add_alias(&path, "app", "a.lan/app").unwrap();
+        let read = RegistriesConf::read(&[], &[], std::slice::from_ref(&path)).unwrap();
+        let aliases = read.aliases.iter();
+        let aliases: Vec<(&str, &str)> = aliases
+            .map(|(name, alias)| (name.as_str(), alias.stands_for.as_str()))
+            .collect();
+        assert_eq!(
+            aliases,
+            [("app", "a.lan/app"), ("team/app", "c.lan/team/app")]
+        );
+        std::fs::write(&path, "aliases = 3\n").unwrap();
+        let error = add_alias(&path, "app", "a.lan/app").unwrap_err();
+        let (path, told) = (path.display(), error.to_string());
+        assert!(
+            told.starts_with(&format!("`{path}`: invalid type")),
+            "{told}"
+        );
     }
 
     #[test]

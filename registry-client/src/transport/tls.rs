@@ -45,6 +45,23 @@ impl Extra {
         }
         Ok(())
     }
+
+    /// Adds what a directory in the form of `certs.d/HOST` has.
+    fn add_all(&mut self, entries: fs::ReadDir) -> Result<(), ClientError> {
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths {
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("crt") => self.roots.extend(certificates(&path)?),
+                Some("cert") => {
+                    let key = path.with_extension("key");
+                    self.add(&[], Some(&(path, key)))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Reads docker's `certs.d` for a host: in each of `directories`, `HOST/*.crt` are trusted authorities, and
@@ -52,25 +69,18 @@ impl Extra {
 pub(crate) fn certs_d(directories: &[PathBuf], host: &str) -> Result<Extra, ClientError> {
     let mut extra = Extra::default();
     for directory in directories {
-        let directory = directory.join(host);
-        let Ok(entries) = fs::read_dir(&directory) else {
-            continue;
-        };
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.sort();
-        for path in paths {
-            match path.extension().and_then(|extension| extension.to_str()) {
-                Some("crt") => extra.roots.extend(certificates(&path)?),
-                Some("cert") => {
-                    let key = path.with_extension("key");
-                    let read = PrivateKeyDer::from_pem_file(&key);
-                    let read = read.map_err(|error| setup(&key, &error))?;
-                    extra.identity = Some((certificates(&path)?, read));
-                }
-                _ => {}
-            }
+        if let Ok(entries) = fs::read_dir(directory.join(host)) {
+            extra.add_all(entries)?;
         }
     }
+    Ok(extra)
+}
+
+/// Reads such files in one directory, which has to be there. Blocks.
+pub(crate) fn certificates_in(directory: &Path) -> Result<Extra, ClientError> {
+    let mut extra = Extra::default();
+    let entries = fs::read_dir(directory).map_err(|error| setup(directory, &error))?;
+    extra.add_all(entries)?;
     Ok(extra)
 }
 

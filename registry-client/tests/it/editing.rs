@@ -10,6 +10,7 @@ use registry_client::edit::index::{Entry, merge};
 use registry_client::edit::layers::{NewLayer, append, export_to, flatten, from_scratch, rebase};
 use registry_client::edit::{Mutation, mutate};
 use store::content::archive::TarOutput;
+use store::layer::compress::Compression;
 use store::layer::tar::read::Reader;
 use store::oci::manifest::ParsedManifest;
 use store::oci::{Annotations, Manifest, Platform};
@@ -27,7 +28,7 @@ fn tar(folder: &Path, name: &str, files: &[(&str, &str)]) -> NewLayer {
     tar.finish().unwrap();
     let path = folder.join(name);
     std::fs::write(&path, bytes).unwrap();
-    NewLayer::of_tar(&path, folder).unwrap()
+    NewLayer::of_tar(&path, None, folder).unwrap()
 }
 
 fn platform(architecture: &str) -> Platform {
@@ -161,7 +162,7 @@ async fn layers_are_added_exchanged_and_made_one() {
         "{error}"
     );
 
-    let (flat, held) = flatten(&rebased, path).await.unwrap();
+    let (flat, held) = flatten(&rebased, Compression::GZIP, path).await.unwrap();
     assert_eq!((image(&flat).layers.len(), held.len()), (1, 1));
     assert_eq!(files(&flat, path).await, is);
     // The result is an image like any other: umoci unpacks it.

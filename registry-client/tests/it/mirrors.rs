@@ -334,3 +334,46 @@ async fn a_broken_file_is_told_with_its_place() {
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn dockers_mirrors_are_asked_for_hub_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mirror = RunningServer::start_in_memory().unwrap();
+    let pushed = image(&[noise(8, 5_000)]);
+    let client = Client::new(options()).unwrap();
+    let there = name(&format!("{}/library/app:1", mirror.host()));
+    push_image(&client, &there, &pushed, Arc::new(Silent))
+        .await
+        .unwrap();
+    let nothing = empty();
+    let other = empty();
+    let path = folder.path().join("daemon.json");
+    let text = format!(
+        r#"{{"registry-mirrors": ["http://{}", "http://{}/"], "insecure-registries": []}}"#,
+        nothing.host,
+        mirror.host()
+    );
+    std::fs::write(&path, text).unwrap();
+    let options = Options {
+        hosts: Hosts::new(
+            Vec::new(),
+            HostsFiles {
+                daemon_json: vec![path],
+                ..HostsFiles::default()
+            },
+        ),
+        ..options()
+    };
+    let client = Client::new(options).unwrap();
+    let found = client.manifest(&name("app:1")).await.unwrap();
+    assert_eq!(found.digest(), pushed.manifest.digest());
+    let asked = nothing.lines();
+    assert!(
+        asked[0].starts_with("GET /v2/library/app/manifests/1"),
+        "{asked:?}"
+    );
+    let elsewhere = name(&format!("{}/app:1", other.host));
+    client.manifest(&elsewhere).await.unwrap_err();
+    assert_eq!(nothing.lines().len(), asked.len());
+    assert_eq!(other.lines().len(), 1);
+}

@@ -5,27 +5,30 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use store::oci::Platform;
 
-use super::{CommonArgs, PlatformsArgs, ReachArgs};
-use crate::args::platform;
+use super::{CommonArgs, PlatformsArgs, ReachArgs, SidesArgs};
+use crate::args::{CompressionArgs, platform};
 
 /// Where a changed image goes, and what is told of it.
 #[derive(Args, Debug)]
 pub struct ResultArgs {
     /// Where the result goes: any place that `copy` takes [default: the image's own tag]
-    #[arg(short, long = "tag", visible_alias = "new-tag", value_name = "TO")]
+    #[arg(
+        short,
+        long = "tag",
+        visible_alias = "new-tag",
+        alias = "new_tag",
+        value_name = "TO"
+    )]
     pub target: Option<String>,
     /// Write the digest to this file
     #[arg(long, value_name = "FILE")]
     pub digestfile: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
     /// Which platforms.
     #[command(flatten)]
     pub platforms: PlatformsArgs,
-    /// How registries are reached.
+    /// What all of these commands take.
     #[command(flatten)]
-    pub reach: ReachArgs,
+    pub common: CommonArgs,
 }
 
 impl ResultArgs {
@@ -122,6 +125,9 @@ pub struct AppendArgs {
         required = true
     )]
     pub layers: Vec<PathBuf>,
+    /// How what is new is compressed.
+    #[command(flatten)]
+    pub compression: CompressionArgs,
     /// Where it goes.
     #[command(flatten)]
     pub result: ResultArgs,
@@ -154,6 +160,9 @@ pub struct FlattenArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
     pub image: String,
+    /// How what is new is compressed.
+    #[command(flatten)]
+    pub compression: CompressionArgs,
     /// Where it goes.
     #[command(flatten)]
     pub result: ResultArgs,
@@ -312,9 +321,18 @@ pub struct SyncArgs {
     /// Accepted for skopeo's sake: all platforms are copied if none is named
     #[arg(long, short = 'a', conflicts_with = "platforms")]
     pub all: bool,
-    /// What all of these commands take.
+    /// Accepted for skopeo's sake: digests stay as they are
+    #[arg(long, hide = true)]
+    pub preserve_digests: bool,
+    /// Print JSON, an object for each image on a line of its own
+    #[arg(long)]
+    pub json: bool,
+    /// How registries are reached.
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub reach: ReachArgs,
+    /// How each side is.
+    #[command(flatten)]
+    pub sides: SidesArgs,
 }
 
 /// Skopeo's words for kinds of places.

@@ -111,7 +111,8 @@ fn image(
             }
             let platform = args.platform.clone().unwrap_or_else(Platform::host);
             let manner = transfer::Manner::quiet_if(args.quiet);
-            let (_, pulled) = transfer::fetch(context, store, args.image(), &platform, manner)?;
+            let wanted = short_name::candidates(context, args.image())?;
+            let (_, pulled) = transfer::fetch(context, store, &wanted, &platform, &manner)?;
             // The pull's threads end with what they worked for.
             *store = Arc::new(context.store()?);
             pulled.id

@@ -15,12 +15,12 @@ use super::host_config::host_config;
 use super::lifecycle::{connect, not_running};
 use super::ports;
 use super::record::MountSource;
-use super::template::Format;
 use crate::args::{DiffArgs, StatsArgs, TopArgs};
 use crate::commands::now;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use crate::networks;
+use crate::template::Format;
 use crate::ui::human;
 use crate::ui::table::table;
 

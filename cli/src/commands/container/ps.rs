@@ -10,12 +10,12 @@ use store::oci::time::unix_time;
 use super::lifecycle::has_label;
 use super::look::sizes;
 use super::record::MountSource;
-use super::template::Format;
 use super::{Known, ports};
 use crate::args::PsArgs;
 use crate::commands::now;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
+use crate::template::Format;
 use crate::ui::human;
 use crate::ui::table::table;
 

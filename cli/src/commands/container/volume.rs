@@ -9,7 +9,6 @@ use store::Store;
 use store::volumes::{Volume, VolumeAbout, VolumeError};
 
 use super::lifecycle::is_used;
-use super::template::Format;
 use super::{each, flags};
 use crate::args::{
     VolumeCommand, VolumeCreateArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumesArgs,
@@ -17,6 +16,7 @@ use crate::args::{
 use crate::commands::inspect;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
+use crate::template::Format;
 use crate::ui::table::table;
 use crate::ui::{ask, human};
 

@@ -10,8 +10,9 @@ use registry_client::{Client, ClientError, Pushed, Silent};
 use serde_json::json;
 use store::oci::{Descriptor, Digest, Reference};
 
-use super::{Session, repository, with_digest};
+use super::{Session, repository, tell, with_digest};
 use crate::args::{BlobArgs, BlobGetArgs, BlobPutArgs};
+use crate::commands::reach::Named;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
 
@@ -21,15 +22,10 @@ const BYTES: &str = "application/octet-stream";
 /// `longshore remote blob head`.
 pub fn head(context: &Context, args: &BlobArgs) -> Result<ExitCode, CliError> {
     let (name, digest) = with_digest(&args.name, "a blob")?;
-    let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
+    let session = Session::with(context, &args.common.reach, &[Named::from(&name)])?;
     let size = size(&session, &name, &digest)?;
-    if args.common.json {
-        let value = json!({ "name": name.familiar_name(), "digest": digest, "size": size });
-        context.ui.json_line(&value)?;
-    } else {
-        context.ui.line(&size.to_string())?;
-    }
+    let value = json!({ "name": name.familiar_name(), "digest": digest, "size": size });
+    tell(context, &args.common.tell, &value, || format!("{size}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -44,25 +40,20 @@ fn size(session: &Session<'_>, name: &Reference, digest: &Digest) -> Result<u64,
 /// `longshore remote blob delete`.
 pub fn delete(context: &Context, args: &BlobArgs) -> Result<ExitCode, CliError> {
     let (name, digest) = with_digest(&args.name, "a blob")?;
-    let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
+    let session = Session::with(context, &args.common.reach, &[Named::from(&name)])?;
     let (of, which) = (&name, &digest);
     session.run(|client| async move { client.delete_blob(of, which).await })?;
-    if args.common.json {
-        context
-            .ui
-            .json_line(&json!({ "removed": name.familiar() }))?;
-    } else {
-        context.ui.line(&format!("Removed: {}", name.familiar()))?;
-    }
+    let value = json!({ "removed": name.familiar() });
+    tell(context, &args.common.tell, &value, || {
+        format!("Removed: {}\n", name.familiar())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// `longshore remote blob get`. A file appears under its name when it is whole and right.
 pub fn get(context: &Context, args: &BlobGetArgs) -> Result<ExitCode, CliError> {
     let (name, digest) = with_digest(&args.name, "a blob")?;
-    let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.reach, hosts)?;
+    let session = Session::with(context, &args.reach, &[Named::from(&name)])?;
     let size = size(&session, &name, &digest)?;
     let descriptor = Descriptor::new(BYTES, digest, size);
     let of = &name;
@@ -97,7 +88,7 @@ async fn open(
 fn pump(mut reader: Box<dyn Read + Send>, out: &mut dyn Write) -> Result<(), CliError> {
     std::io::copy(&mut reader, out).map_err(
         |error| match registry_client::BlobReader::client_error(&error) {
-            Some(client) => CliError::new(Kind::Registry, client.to_string()),
+            Some(client) => CliError::from(client),
             None if error.kind() == std::io::ErrorKind::InvalidData => {
                 CliError::new(Kind::Registry, error)
             }
@@ -110,8 +101,7 @@ fn pump(mut reader: Box<dyn Read + Send>, out: &mut dyn Write) -> Result<(), Cli
 /// `longshore remote blob put`.
 pub fn put(context: &Context, args: &BlobPutArgs) -> Result<ExitCode, CliError> {
     let name = repository(&args.name)?;
-    let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
+    let session = Session::with(context, &args.common.reach, &[Named::from(&name)])?;
     let (descriptor, source) = file_blob(&args.file, BYTES)?;
     let (of, blob) = (&name, &descriptor);
     let pushed = session.run(|client| async move {
@@ -120,17 +110,14 @@ pub fn put(context: &Context, args: &BlobPutArgs) -> Result<ExitCode, CliError> 
             .await?;
         Ok::<_, ClientError>(pushed)
     })?;
-    if args.common.json {
-        context.ui.json_line(&json!({
-            "name": name.familiar_name(),
-            "digest": descriptor.digest,
-            "size": descriptor.size,
-            "uploaded": pushed == Pushed::Uploaded,
-        }))?;
-    } else {
-        context
-            .ui
-            .line(&name.with_digest(descriptor.digest).familiar())?;
-    }
+    let value = json!({
+        "name": name.familiar_name(),
+        "digest": descriptor.digest,
+        "size": descriptor.size,
+        "uploaded": pushed == Pushed::Uploaded,
+    });
+    tell(context, &args.common.tell, &value, || {
+        format!("{}\n", name.with_digest(descriptor.digest).familiar())
+    })?;
     Ok(ExitCode::SUCCESS)
 }

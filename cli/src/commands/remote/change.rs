@@ -14,10 +14,11 @@ use store::MANIFEST_BYTES_MAX;
 use store::oci::manifest::ParsedManifest;
 use store::oci::{Descriptor, Digest, RawManifest, Reference};
 
-use super::{Session, image_for, pairs, reference, written};
+use super::{Session, image_for, pairs, reference, tell, written};
 use crate::args::{
-    ManifestDeleteArgs, ManifestPutArgs, RemoteAttachArgs, RemoteRmArgs, RemoteTagArgs,
+    ManifestDeleteArgs, ManifestPutArgs, RemoteAttachArgs, RemoteRmArgs, RemoteTagArgs, TellArgs,
 };
+use crate::commands::reach::Named;
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 use registry_client::copy::Place;
@@ -48,7 +49,7 @@ pub fn put(context: &Context, args: &ManifestPutArgs) -> Result<ExitCode, CliErr
         }
         Ok::<_, ClientError>(digest)
     })?;
-    tell(context, args.common.json, &to, &digest)
+    wrote(context, &args.common.tell, &to, &digest)
 }
 
 fn subject(raw: &RawManifest) -> Option<Digest> {
@@ -75,19 +76,18 @@ fn read_manifest(file: Option<&Path>) -> Result<Vec<u8>, CliError> {
     Ok(bytes)
 }
 
-fn tell(
+/// Tells what was written, or removed.
+fn wrote(
     context: &Context,
-    json: bool,
+    how: &TellArgs,
     name: &Reference,
     digest: &Digest,
 ) -> Result<ExitCode, CliError> {
-    if json {
-        let value = json!({ "name": name.familiar(), "digest": digest });
-        context.ui.json_line(&value)?;
-    } else {
+    let value = json!({ "name": name.familiar(), "digest": digest });
+    tell(context, how, &value, || {
         let place = Place::Registry(name.clone());
-        context.ui.line(&written(&place, digest))?;
-    }
+        format!("{}\n", written(&place, digest))
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -104,7 +104,7 @@ pub fn delete(context: &Context, args: &ManifestDeleteArgs) -> Result<ExitCode, 
     let session = Session::new(context, &args.common.reach, &[&place])?;
     let of = &name;
     let digest = session.run(|client| async move { remove_manifest(&client, of).await })?;
-    tell(context, args.common.json, &name, &digest)
+    wrote(context, &args.common.tell, &name, &digest)
 }
 
 /// Removes a manifest, and its entry in a list of referrers that the registry does not keep itself.
@@ -139,11 +139,8 @@ pub fn rm(context: &Context, args: &RemoteRmArgs) -> Result<ExitCode, CliError> 
             return Err(CliError::new(Kind::Usage, message).hint("give NAME:TAG or NAME@DIGEST"));
         }
     }
-    let hosts = names
-        .iter()
-        .map(|name| name.registry().to_owned())
-        .collect();
-    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
+    let named: Vec<Named> = names.iter().map(Named::from).collect();
+    let session = Session::with(context, &args.common.reach, &named)?;
     let mut code = ExitCode::SUCCESS;
     for name in &names {
         let removed = session.run(|client| async move {
@@ -153,12 +150,13 @@ pub fn rm(context: &Context, args: &RemoteRmArgs) -> Result<ExitCode, CliError> 
             }
         });
         match removed {
-            Ok(()) if args.common.json => {
-                context
-                    .ui
-                    .json_line(&json!({ "removed": name.familiar() }))?;
+            Ok(()) => {
+                let value = json!({ "removed": name.familiar() });
+                tell(context, &args.common.tell, &value, || {
+                    format!("Removed: {}\n", name.familiar())
+                })?;
             }
-            Ok(()) => context.ui.line(&format!("Removed: {}", name.familiar()))?,
+            Err(error) if error.kind == Kind::Interrupted => return Err(error),
             Err(error) => {
                 context.ui.error(&error);
                 code = ExitCode::from(&error);
@@ -187,12 +185,10 @@ pub fn tag(context: &Context, args: &RemoteTagArgs) -> Result<ExitCode, CliError
         Ok::<_, ClientError>(of.digest().unwrap_or(raw.digest()))
     })?;
     for tagged in &tagged {
-        if args.common.json {
-            let value = json!({ "name": tagged.familiar(), "digest": digest });
-            context.ui.json_line(&value)?;
-        } else {
-            context.ui.line(&tagged.familiar())?;
-        }
+        let value = json!({ "name": tagged.familiar(), "digest": digest });
+        tell(context, &args.common.tell, &value, || {
+            format!("{}\n", tagged.familiar())
+        })?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -226,7 +222,7 @@ pub fn attach(context: &Context, args: &RemoteAttachArgs) -> Result<ExitCode, Cl
         };
         copy::write(tree, &target, Arc::new(Silent)).await
     })?;
-    tell(context, args.common.json, &name, &report.digest)
+    wrote(context, &args.common.tell, &name, &report.digest)
 }
 
 /// A file and its media type.

@@ -14,8 +14,9 @@ use serde_json::json;
 use store::Store;
 use store::oci::{Platform, Reference};
 
-use super::{COPYING, Session, place};
+use super::{COPYING, Session, named, place};
 use crate::args::{CopyArgs, Progress};
+use crate::commands::reach::{self, Named};
 use crate::commands::transfer::{level, write_digests};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
@@ -24,7 +25,13 @@ use crate::ui::progress::{Display, Work};
 /// `longshore copy`.
 pub fn copy(context: &Context, args: &CopyArgs) -> Result<ExitCode, CliError> {
     let (from, to) = (place(&args.source)?, place(&args.target)?);
-    let session = Session::new(context, &args.reach, &[&from, &to])?;
+    let session = Session::with_options(context, |options| {
+        let source: Vec<Named> = named(&from).into_iter().collect();
+        let target: Vec<Named> = named(&to).into_iter().collect();
+        let both = [source.clone(), target.clone()].concat();
+        reach::apply(&args.reach, &both, options)?;
+        reach::apply_sides(&args.sides, &source, &target, options)
+    })?;
     if args.no_clobber
         && let Some(there) = existing(&session, &to)?
     {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use store::layer::tar::read::Kind;
 use store::oci::{Descriptor, ImageConfig};
 
-use super::{Session, place};
+use super::{Session, place, tell};
 use crate::args::{DiffType, RemoteDiffArgs};
 use crate::context::Context;
 use crate::error::CliError;
@@ -53,17 +53,18 @@ pub fn diff(context: &Context, args: &RemoteDiffArgs) -> Result<ExitCode, CliErr
             .warning("packages of RPM are not compared: only dpkg's and apk's databases are read");
     }
     let differences = Differences::of(&old, &new, wants);
-    if args.common.json {
-        let name = |place: String, facts: &Facts| json!({"name": place, "digest": facts.digest});
-        let mut value = differences.as_json();
-        value["from"] = name(from.to_string(), &old);
-        value["to"] = name(to.to_string(), &new);
-        value["same"] = json!(differences.is_none());
-        context.ui.json_line(&value)?;
-    } else if !differences.is_none() {
+    let name = |place: String, facts: &Facts| json!({"name": place, "digest": facts.digest});
+    let mut value = differences.as_json();
+    value["from"] = name(from.to_string(), &old);
+    value["to"] = name(to.to_string(), &new);
+    value["same"] = json!(differences.is_none());
+    tell(context, &args.common.tell, &value, || {
+        if differences.is_none() {
+            return String::new();
+        }
         let heads = format!("--- {from} ({})\n+++ {to} ({})\n", old.digest, new.digest);
-        context.ui.data(heads + &differences.as_text())?;
-    }
+        heads + &differences.as_text()
+    })?;
     Ok(match args.exit_code && !differences.is_none() {
         true => ExitCode::from(DIFFERENT),
         false => ExitCode::SUCCESS,

@@ -10,15 +10,16 @@ use registry_client::edit::index::{Description, Entry, describe_entry, merge};
 use registry_client::edit::layers::{self, NewLayer};
 use registry_client::edit::{Mutation, mutate as change};
 use serde_json::json;
+use store::layer::compress::Compression;
 use store::oci::{Annotations, Digest, Platform};
 
 use super::copy::{ToPlace, to_place};
-use super::{Session, pairs, place, written};
+use super::{Session, pairs, place, tell, written};
 use crate::args::{
     AppendArgs, FlattenArgs, IndexAnnotateArgs, IndexAppendArgs, IndexCommand, IndexCreateArgs,
-    MutateArgs, ReachArgs, RebaseArgs, RemoteExportArgs, ResultArgs,
+    MutateArgs, ReachArgs, RebaseArgs, RemoteExportArgs, ResultArgs, TellArgs,
 };
-use crate::commands::transfer::write_digests;
+use crate::commands::transfer::{level, write_digests};
 use crate::context::Context;
 use crate::error::{Blame, CliError, Kind};
 
@@ -77,7 +78,7 @@ impl<'a> Work<'a> {
         &self,
         tree: &Tree,
         digestfile: Option<&PathBuf>,
-        json: bool,
+        how: &TellArgs,
     ) -> Result<ExitCode, CliError> {
         let from = self.from.as_ref().unwrap_or(&self.to);
         let ToPlace { target, keeper } = to_place(&self.session, from, &self.to)?;
@@ -92,17 +93,15 @@ impl<'a> Work<'a> {
         if let Some(path) = digestfile {
             write_digests(path, &report.digest.to_string())?;
         }
-        if json {
-            let value = json!({ "target": self.to.to_string(), "digest": report.digest });
-            context.ui.json_line(&value)?;
-        } else {
-            context.ui.line(&written(&self.to, &report.digest))?;
-        }
+        let value = json!({ "target": self.to.to_string(), "digest": report.digest });
+        tell(context, how, &value, || {
+            format!("{}\n", written(&self.to, &report.digest))
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 
     fn finish(&self, tree: &Tree, result: &ResultArgs) -> Result<ExitCode, CliError> {
-        self.write(tree, result.digestfile.as_ref(), result.json)
+        self.write(tree, result.digestfile.as_ref(), &result.common.tell)
     }
 }
 
@@ -163,7 +162,13 @@ pub fn mutate(context: &Context, args: &MutateArgs) -> Result<ExitCode, CliError
     };
     let result = &args.result;
     let target = result.target.as_deref();
-    let work = Work::new(context, &result.reach, Some(&args.image), target, &[])?;
+    let work = Work::new(
+        context,
+        &result.common.reach,
+        Some(&args.image),
+        target,
+        &[],
+    )?;
     let tree = work.image(&result.platforms.platforms)?;
     let (tree, mutation) = (&tree, &mutation);
     let changed = work
@@ -175,13 +180,15 @@ pub fn mutate(context: &Context, args: &MutateArgs) -> Result<ExitCode, CliError
 /// `longshore remote append`.
 pub fn append(context: &Context, args: &AppendArgs) -> Result<ExitCode, CliError> {
     let result = &args.result;
+    let compression = args.compression.compression();
+    let compression = compression.map_err(|error| level(&error))?;
     let (base, target) = (args.base.as_deref(), result.target.as_deref());
-    let work = Work::new(context, &result.reach, base, target, &[])?;
+    let work = Work::new(context, &result.common.reach, base, target, &[])?;
     let spool = context.temp_dir();
     let new: Vec<NewLayer> = args
         .layers
         .iter()
-        .map(|path| NewLayer::of_tar(path, &spool))
+        .map(|path| NewLayer::of_tar(path, compression, &spool))
         .collect::<Result<_, _>>()?;
     let platforms = &result.platforms.platforms;
     let tree = match base {
@@ -212,7 +219,7 @@ pub fn rebase(context: &Context, args: &RebaseArgs) -> Result<ExitCode, CliError
     let target = result.target.as_deref();
     let work = Work::new(
         context,
-        &result.reach,
+        &result.common.reach,
         Some(&args.image),
         target,
         &[&old, &new],
@@ -230,13 +237,22 @@ pub fn rebase(context: &Context, args: &RebaseArgs) -> Result<ExitCode, CliError
 /// `longshore remote flatten`.
 pub fn flatten(context: &Context, args: &FlattenArgs) -> Result<ExitCode, CliError> {
     let result = &args.result;
+    let compression = args.compression.compression();
+    let compression = compression.map_err(|error| level(&error))?;
+    let compression = compression.unwrap_or(Compression::GZIP);
     let target = result.target.as_deref();
-    let work = Work::new(context, &result.reach, Some(&args.image), target, &[])?;
+    let work = Work::new(
+        context,
+        &result.common.reach,
+        Some(&args.image),
+        target,
+        &[],
+    )?;
     let tree = work.image(&result.platforms.platforms)?;
     let (tree, spool) = (&tree, &context.temp_dir());
     let flat = work
         .session
-        .run(|_| async move { layers::flatten(tree, spool).await })?;
+        .run(|_| async move { layers::flatten(tree, compression, spool).await })?;
     // The files that hold the new layers live until they are written.
     let (tree, _held) = &flat;
     work.finish(tree, result)
@@ -306,7 +322,7 @@ fn create(context: &Context, args: &IndexCreateArgs) -> Result<ExitCode, CliErro
     let tree = work
         .session
         .run(|_| async move { merge(&args.target, None, entries, annotations).await })?;
-    work.write(&tree, None, args.common.json)
+    work.write(&tree, None, &args.common.tell)
 }
 
 fn add(context: &Context, args: &IndexAppendArgs) -> Result<ExitCode, CliError> {
@@ -326,7 +342,7 @@ fn add(context: &Context, args: &IndexAppendArgs) -> Result<ExitCode, CliError> 
     let tree = work
         .session
         .run(|_| async move { merge(&args.index, Some(base), entries, annotations).await })?;
-    work.write(&tree, None, args.common.json)
+    work.write(&tree, None, &args.common.tell)
 }
 
 fn annotate(context: &Context, args: &IndexAnnotateArgs) -> Result<ExitCode, CliError> {
@@ -339,5 +355,5 @@ fn annotate(context: &Context, args: &IndexAnnotateArgs) -> Result<ExitCode, Cli
         annotations: pairs(&args.annotations, "annotation")?,
     };
     let tree = describe_entry(&work.image(&[])?, entry, &description)?;
-    work.write(&tree, None, args.common.json)
+    work.write(&tree, None, &args.common.tell)
 }

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use serde_json::json;
 use store::oci::pattern::selected;
 
-use super::{Session, repository};
+use super::{Session, repository, tell};
 use crate::args::{LsArgs, TagsArgs};
+use crate::commands::reach::Named;
 use crate::context::Context;
 use crate::error::CliError;
 
@@ -20,19 +21,20 @@ pub fn ls(context: &Context, args: &LsArgs) -> Result<ExitCode, CliError> {
                 include: args.include.clone(),
                 exclude: args.exclude.clone(),
                 omit_digest_tags: false,
+                full_ref: args.full_ref,
                 common: args.common.clone(),
             },
         );
     };
-    let session = Session::with_hosts(context, &args.common.reach, vec![registry.to_owned()])?;
+    let named = [Named::registry(registry)];
+    let session = Session::with(context, &args.common.reach, &named)?;
     let mut names = session.run(|client| async move { client.catalog(registry).await })?;
     names.retain(|name| selected(name, &args.include, &args.exclude));
-    if args.common.json {
-        let value = json!({ "registry": registry, "repositories": names });
-        context.ui.json_line(&value)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    context.ui.data(lines(&names))?;
+    let value = json!({ "registry": registry, "repositories": names });
+    tell(context, &args.common.tell, &value, || match args.full_ref {
+        true => lines(&format!("{registry}/"), &names),
+        false => lines("", &names),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -44,27 +46,28 @@ pub(super) fn registry(text: &str) -> Option<&str> {
     (is_host && !bare.contains('/')).then_some(bare)
 }
 
-fn lines(names: &[String]) -> String {
-    names.iter().map(|name| format!("{name}\n")).collect()
+fn lines(before: &str, names: &[String]) -> String {
+    names
+        .iter()
+        .map(|name| format!("{before}{name}\n"))
+        .collect()
 }
 
 /// `longshore remote tags`.
 pub fn tags(context: &Context, args: &TagsArgs) -> Result<ExitCode, CliError> {
     let name = repository(&args.repository)?;
-    let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
+    let session = Session::with(context, &args.common.reach, &[Named::from(&name)])?;
     let asked = &name;
     let mut tags = session.run(|client| async move { client.tags(asked).await })?;
     tags.retain(|tag| {
         let hidden = args.omit_digest_tags && is_digest_tag(tag);
         !hidden && selected(tag, &args.include, &args.exclude)
     });
-    if args.common.json {
-        let value = json!({ "name": name.familiar_name(), "tags": tags });
-        context.ui.json_line(&value)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    context.ui.data(lines(&tags))?;
+    let value = json!({ "name": name.familiar_name(), "tags": tags });
+    tell(context, &args.common.tell, &value, || match args.full_ref {
+        true => lines(&format!("{}:", name.familiar_name()), &tags),
+        false => lines("", &tags),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use store::oci::manifest::ParsedManifest;
 use store::oci::{Descriptor, Digest, Platform, RawManifest};
 
-use super::{Session, image_for, place};
-use crate::args::{OneImageArgs, ReferrersArgs};
+use super::{Session, image_for, place, tell, written};
+use crate::args::{DigestArgs, OneImageArgs, ReferrersArgs, RemoteInspectArgs, TellArgs};
 use crate::context::Context;
-use crate::error::CliError;
+use crate::error::{Blame, CliError, Kind};
+use crate::template::Format;
 
 /// Most referrers of one listing, and of how many levels.
 const REFERRERS_MAX: usize = 10_000;
@@ -32,7 +33,8 @@ fn see<'a>(context: &'a Context, args: &OneImageArgs) -> Result<(Session<'a>, Se
 }
 
 /// `longshore remote digest`.
-pub fn digest(context: &Context, args: &OneImageArgs) -> Result<ExitCode, CliError> {
+pub fn digest(context: &Context, args: &DigestArgs) -> Result<ExitCode, CliError> {
+    let (args, full_ref) = (&args.one, args.full_ref);
     let (session, seen) = see(context, args)?;
     let platform = args.platform.as_ref();
     let digest = match (&seen.source, platform) {
@@ -47,12 +49,11 @@ pub fn digest(context: &Context, args: &OneImageArgs) -> Result<ExitCode, CliErr
                 .0
         }
     };
-    if args.common.json {
-        let value = json!({ "name": seen.place.to_string(), "digest": digest });
-        context.ui.json_line(&value)?;
-    } else {
-        context.ui.line(&digest.to_string())?;
-    }
+    let value = json!({ "name": seen.place.to_string(), "digest": digest });
+    tell(context, &args.common.tell, &value, || match full_ref {
+        true => format!("{}\n", written(&seen.place, &digest)),
+        false => format!("{digest}\n"),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -61,8 +62,18 @@ pub fn manifest(context: &Context, args: &OneImageArgs) -> Result<ExitCode, CliE
     let (session, seen) = see(context, args)?;
     let (source, platform) = (&seen.source, args.platform.as_ref());
     let (_, raw) = session.run(|_| async move { image_for(source, platform).await })?;
-    // Byte for byte: its digest can be checked.
-    context.ui.data(raw.bytes())?;
+    document(context, &args.common.tell, raw.bytes())
+}
+
+/// Prints a document byte for byte, so that its digest can be checked; or what a template makes of it.
+fn document(context: &Context, how: &TellArgs, bytes: &[u8]) -> Result<ExitCode, CliError> {
+    match &how.format {
+        None | Some(Format::Table) => context.ui.data(bytes)?,
+        Some(_) => {
+            let value: Value = serde_json::from_slice(bytes).blame(Kind::Input)?;
+            tell(context, how, &value, String::new)?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -85,20 +96,30 @@ pub fn config(context: &Context, args: &OneImageArgs) -> Result<ExitCode, CliErr
     let (session, seen) = see(context, args)?;
     let (source, platform) = (&seen.source, args.platform.as_ref());
     let (_, bytes) = session.run(|_| async move { config_bytes(source, platform).await })?;
-    context.ui.data(bytes)?;
-    Ok(ExitCode::SUCCESS)
+    document(context, &args.common.tell, &bytes)
 }
 
 /// `longshore remote inspect`: the fields of `skopeo inspect`.
-pub fn inspect(context: &Context, args: &OneImageArgs) -> Result<ExitCode, CliError> {
+pub fn inspect(context: &Context, args: &RemoteInspectArgs) -> Result<ExitCode, CliError> {
+    if args.raw {
+        return manifest(context, &args.one);
+    }
+    let (lists_tags, args) = (!args.no_tags, &args.one);
     let (session, seen) = see(context, args)?;
     let (source, platform) = (&seen.source, args.platform.as_ref());
-    let value = session.run(|_| async move { describe(source, platform).await })?;
-    context.ui.json_document(&value)?;
+    let value = session.run(|_| async move { describe(source, platform, lists_tags).await })?;
+    match &args.common.tell.format {
+        None | Some(Format::Table) => context.ui.json_document(&value)?,
+        Some(_) => tell(context, &args.common.tell, &value, String::new)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn describe(source: &Source, platform: Option<&Platform>) -> Result<Value, CopyError> {
+async fn describe(
+    source: &Source,
+    platform: Option<&Platform>,
+    lists_tags: bool,
+) -> Result<Value, CopyError> {
     let (digest, root) = source.root().await?;
     let host = Platform::host();
     let (_, raw) = source.image(platform.unwrap_or(&host)).await?;
@@ -116,7 +137,7 @@ async fn describe(source: &Source, platform: Option<&Platform>) -> Result<Value,
         "LayersData": image.layers.iter().map(layer_data).collect::<Vec<_>>(),
         "Annotations": image.annotations,
     });
-    if let Source::Registry { client, reference } = source {
+    if lists_tags && let Source::Registry { client, reference } = source {
         // Not every registry lists tags, and nobody asked for them alone.
         value["RepoTags"] = json!(client.tags(reference).await.unwrap_or_default());
     }
@@ -170,18 +191,16 @@ pub fn referrers(context: &Context, args: &ReferrersArgs) -> Result<ExitCode, Cl
         let nodes = about(of, digest, wanted, &mut seen).await?;
         Ok::<_, CopyError>((digest, nodes))
     })?;
-    if args.common.json {
-        let value = json!({
-            "name": place.to_string(),
-            "digest": digest,
-            "referrers": nodes.iter().map(node_json).collect::<Vec<_>>(),
-        });
-        context.ui.json_line(&value)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut text = format!("{}\n", super::written(&place, &digest));
-    draw(&mut text, &nodes, "");
-    context.ui.data(text)?;
+    let value = json!({
+        "name": place.to_string(),
+        "digest": digest,
+        "referrers": nodes.iter().map(node_json).collect::<Vec<_>>(),
+    });
+    tell(context, &args.common.tell, &value, || {
+        let mut text = format!("{}\n", written(&place, &digest));
+        draw(&mut text, &nodes, "");
+        text
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

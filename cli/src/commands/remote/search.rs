@@ -9,9 +9,10 @@ use store::oci::reference::DOCKER_HUB;
 use super::list::registry;
 use super::{Session, repository};
 use crate::args::SearchArgs;
-use crate::commands::container::template::Format;
+use crate::commands::reach::Named;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
+use crate::template::Format;
 use crate::ui::table::table;
 use crate::ui::text::{clip, one_line};
 
@@ -34,11 +35,11 @@ pub fn search(context: &Context, args: &SearchArgs) -> Result<ExitCode, CliError
         let message = format!("nothing to look for: `{}`", args.term);
         return Err(CliError::new(Kind::Usage, message).hint("`longshore remote ls` lists all"));
     }
-    let session = Session::with_hosts(context, &args.common.reach, vec![host.to_owned()])?;
+    let session = Session::with(context, &args.reach, &[Named::registry(host)])?;
     let mut found =
         session.run(|client| async move { client.search(host, term, args.limit).await })?;
     found.retain(|one| tests.iter().all(|test| test.admits(one)));
-    if args.common.json {
+    if args.json {
         for one in &found {
             context.ui.json_line(&json!({
                 "name": one.name,
@@ -85,12 +86,11 @@ fn row(host: &str, one: &Found, description: &str) -> Value {
 /// `--list-tags`.
 fn list_tags(context: &Context, args: &SearchArgs, format: &Format) -> Result<ExitCode, CliError> {
     let name = repository(&args.term)?;
-    let hosts = vec![name.registry().to_owned()];
-    let session = Session::with_hosts(context, &args.common.reach, hosts)?;
+    let session = Session::with(context, &args.reach, &[Named::from(&name)])?;
     let asked = &name;
     let mut tags = session.run(|client| async move { client.tags(asked).await })?;
     tags.truncate(args.limit);
-    if args.common.json {
+    if args.json {
         let value = json!({ "name": name.familiar_name(), "tags": tags });
         context.ui.json_line(&value)?;
         return Ok(ExitCode::SUCCESS);

@@ -18,21 +18,27 @@ use serde_json::json;
 use store::oci::Digest;
 
 use self::images::{Goal, Image, Origin, ToPlace};
+use super::super::reach::{self, Named};
 use super::Session;
 use crate::args::SyncArgs;
 use crate::context::Context;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 
 /// `longshore remote sync`. What is the same at the target is not touched.
 pub fn sync(context: &Context, args: &SyncArgs) -> Result<ExitCode, CliError> {
     let from = Origin::read(args)?;
     let to = Goal::read(args, from.is_one_repository())?;
-    let hosts = from.hosts().into_iter().chain(to.host()).collect();
-    let session = Session::with_options(context, &args.common.reach, hosts, |options| {
+    let source: Vec<Named> = from.hosts().into_iter().map(Named::registry).collect();
+    let target: Vec<Named> = to.host().into_iter().map(Named::registry).collect();
+    let session = Session::with_options(context, |options| {
+        let all = [source.clone(), target.clone()].concat();
+        reach::apply(&args.reach, &all, options)?;
+        reach::apply_sides(&args.sides, &source, &target, options)?;
         from.add_to(options);
+        Ok(())
     })?;
     let mut code = ExitCode::SUCCESS;
-    let failed = |error: CliError| match args.keep_going {
+    let failed = |error: CliError| match args.keep_going && error.kind != Kind::Interrupted {
         true => {
             context.ui.error(&error);
             Ok(ExitCode::from(&error))
@@ -133,7 +139,7 @@ fn tell(
     what: &str,
 ) -> Result<(), CliError> {
     let to = to.place();
-    if args.common.json {
+    if args.json {
         return context.ui.json_line(&json!({
             "target": to.to_string(),
             "digest": digest,

@@ -6,10 +6,11 @@ use registry_client::copy::Place;
 use registry_client::validate::{Checks, Finding, Validation};
 use serde_json::{Value, json};
 
-use super::{Session, place};
+use super::{Session, place, tell};
 use crate::args::ValidateArgs;
 use crate::context::Context;
 use crate::error::CliError;
+use crate::ui::text::one_line;
 
 /// Something is wrong with the image.
 const WRONG: u8 = 1;
@@ -30,13 +31,14 @@ pub fn validate(context: &Context, args: &ValidateArgs) -> Result<ExitCode, CliE
     let (from, checked) = (&source, &checks);
     let validation =
         session.run(|_| async move { registry_client::validate::validate(from, checked).await })?;
-    if args.common.json {
-        context.ui.json_line(&as_json(&place, &validation))?;
-    } else {
-        for finding in &validation.findings {
-            let text = crate::ui::text::one_line(&finding.to_string());
-            context.ui.line(&text)?;
-        }
+    let how = &args.common.tell;
+    tell(context, how, &as_json(&place, &validation), || {
+        let findings = validation.findings.iter();
+        findings
+            .map(|finding| one_line(&finding.to_string()) + "\n")
+            .collect()
+    })?;
+    if !how.json && how.format.is_none() {
         context.ui.note(&summary(&place, &validation, args.fast));
     }
     Ok(match validation.findings.is_empty() {

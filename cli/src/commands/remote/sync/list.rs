@@ -7,10 +7,11 @@
 //!   images-by-semver:      { REPO: BOUNDS }               such as `>=1.2 <2`, as in `[[sync]]`
 //!   credentials:           { username: …, password: … }
 //!   tls-verify:            false
+//!   cert-dir:              DIR                        `*.crt`, `*.cert` with `*.key`, in place of those of `certs.d`
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use regex_lite::Regex;
@@ -39,7 +40,7 @@ struct Registry {
     images_by_semver: BTreeMap<String, String>,
     credentials: Option<Login>,
     tls_verify: Option<bool>,
-    cert_dir: Option<String>,
+    cert_dir: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -96,11 +97,6 @@ impl List {
             serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
         let mut repositories = Vec::new();
         for (host, registry) in &read {
-            if registry.cert_dir.is_some() {
-                return Err(format!(
-                    "`{host}`: `cert-dir` is not supported: put the files into ~/.config/docker/certs.d/{host}/"
-                ));
-            }
             let mut add = |name: &str, tags: Tags| -> Result<(), String> {
                 let whole = format!("{host}/{name}");
                 let wrong = |reason: String| format!("`{host}`: `{name}`: {reason}");
@@ -147,7 +143,7 @@ impl List {
             .collect()
     }
 
-    /// Adds its credentials, and the registries whose certificates it does not want looked at.
+    /// Adds its credentials and certificates, and the registries whose certificates it does not want looked at.
     pub fn add_to(&self, options: &mut Options) {
         for (host, registry) in &self.registries {
             if let Some(Login { username, password }) = &registry.credentials {
@@ -157,6 +153,9 @@ impl List {
             }
             if registry.tls_verify == Some(false) {
                 options.insecure.push(host.clone());
+            }
+            if let Some(folder) = &registry.cert_dir {
+                options.certs_of.insert(host.clone(), folder.clone());
             }
         }
     }
@@ -200,6 +199,7 @@ registry.example.com:
         username: john
         password: this is a secret
     tls-verify: true
+    cert-dir: /home/user/certs
 quay.io:
     tls-verify: false
     images:
@@ -233,6 +233,11 @@ quay.io:
         let mut options = Options::default();
         list.add_to(&mut options);
         assert_eq!(options.insecure, ["quay.io"]);
+        let folder = options.certs_of.get("registry.example.com");
+        assert_eq!(
+            folder.map(PathBuf::as_path),
+            Some(Path::new("/home/user/certs"))
+        );
     }
 
     #[test]
@@ -252,7 +257,6 @@ quay.io:
             "r.lan:\n  images-by-semver:\n    x: '1.2.x'\n",
             "`1.2.x` is no bound of versions",
         );
-        check("r.lan:\n  cert-dir: /x\n", "`cert-dir` is not supported");
         check("- a\n", "");
     }
 }

@@ -20,10 +20,12 @@ use crate::error::{CliError, Kind};
 use crate::ui::table::table;
 
 /// A template, read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Template {
     nodes: Vec<Node>,
     has_heading: bool,
+    /// What columns are called, before [`HEADINGS`].
+    headings: &'static [(&'static str, &'static str)],
 }
 
 /// What a column is called in a heading, where that is not its field's name in capitals: docker's words.
@@ -56,7 +58,17 @@ impl Template {
             CliError::new(Kind::Usage, message)
                 .hint("expected fields such as {{.ID}} or {{json .Labels}}")
         })?;
-        Ok(Template { nodes, has_heading })
+        Ok(Template {
+            nodes,
+            has_heading,
+            headings: &[],
+        })
+    }
+
+    /// The same, with columns of other names: docker calls `.ID` what it is an ID of.
+    pub fn called(mut self, headings: &'static [(&'static str, &'static str)]) -> Template {
+        self.headings = headings;
+        self
     }
 
     /// What it makes of the rows, each a line.
@@ -69,6 +81,7 @@ impl Template {
             return Ok(lines.iter().map(|line| format!("{line}\n")).collect());
         }
         let cells = |line: &str| -> Vec<String> { line.split('\t').map(str::to_owned).collect() };
+        let heading = |node| heading(node, self.headings);
         let heading: String = self.nodes.iter().map(heading).collect();
         let heading = cells(&heading);
         let heading: Vec<&str> = heading.iter().map(String::as_str).collect();
@@ -88,7 +101,7 @@ impl Template {
 }
 
 /// What stands over a part of a line.
-fn heading(node: &Node) -> String {
+fn heading(node: &Node, own: &[(&str, &str)]) -> String {
     let Node::Print(pipe) = node else {
         return match node {
             Node::Text(text) => text.clone(),
@@ -104,7 +117,8 @@ fn heading(node: &Node) -> String {
         return String::new();
     };
     let name = path.join(".");
-    let known = HEADINGS.iter().find(|(field, _)| *field == name);
+    let mut known = own.iter().chain(&HEADINGS);
+    let known = known.find(|(field, _)| *field == name);
     known.map_or_else(|| name.to_uppercase(), |(_, heading)| (*heading).to_owned())
 }
 
@@ -225,11 +239,17 @@ impl Scope<'_> {
     }
 }
 
-/// What is found beneath a value by names.
+/// What is found beneath a value by names. A name that differs in its case alone will do: `.MediaType` is what Go's tools call
+/// a manifest's `mediaType`.
 fn field(value: &Value, path: &[String]) -> Result<Value, CliError> {
     let mut value = value;
     for name in path {
-        value = value.get(name).ok_or_else(|| {
+        let alike = || {
+            let mut fields = value.as_object()?.iter();
+            let (_, found) = fields.find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+            Some(found)
+        };
+        value = value.get(name).or_else(alike).ok_or_else(|| {
             let known = value.as_object().into_iter().flat_map(|o| o.keys());
             let known: Vec<&str> = known.map(String::as_str).collect();
             let error = failed(format!("there is no field `{name}` here"));
@@ -246,10 +266,11 @@ fn failed(message: String) -> CliError {
     CliError::new(Kind::Usage, message)
 }
 
-/// How a listing is printed: docker's `--format`.
-#[derive(Debug)]
+/// How something is printed: docker's `--format`.
+#[derive(Clone, Debug, Default)]
 pub enum Format {
-    /// Its own table.
+    /// Its own table, or its own words.
+    #[default]
     Table,
     /// One JSON object per line.
     Json,

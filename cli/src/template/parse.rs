@@ -6,7 +6,7 @@ use serde_json::Value;
 const DEPTH_MAX: usize = 64;
 
 /// A piece of a template.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Node {
     Text(String),
     Print(Pipe),
@@ -24,20 +24,20 @@ pub(super) enum Node {
 }
 
 /// Calls, each of which gets the last one's value as its last argument.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pipe {
     pub(super) calls: Vec<Call>,
 }
 
 /// A function with its arguments, or a single value.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) function: Option<String>,
     pub(super) terms: Vec<Term>,
 }
 
 /// A value.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Term {
     Literal(Value),
     /// `.A.B`; empty for the dot itself.
