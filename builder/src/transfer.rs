@@ -232,10 +232,14 @@ fn fetch_once(
         let extract = Steps::new(TransferKind::Extract, descriptor.digest, Arc::clone(&sink));
         let ingest = into.blobs().resume(&descriptor.digest, descriptor.size)?;
         let from = ingest.left();
+        let ahead = ingest.read_ahead();
         let here = match may_patch {
-            true => patch::find(&into, &repository, descriptor, &mut reader),
+            true => patch::find(&into, &repository, descriptor, &mut reader, ahead.as_ref()),
             false => Vec::new(),
         };
+        if let Some(ahead) = ahead {
+            reader.keep_ahead(ahead);
+        }
         // Whether something of it did not come from the registry just now.
         let resumed = ingest.left() > 0 || !here.is_empty();
         let mut tee = Tee {

@@ -4,6 +4,7 @@
 //! ```text
 //! first segment ─ 200 ─► the whole blob by this connection
 //!       └ 206 ─► given out ◄─ next ◄─ next ◄─ next      read ahead, each by a task of its own ([`span`])
+//!                               └──────┴──────┴──────── kept on the disk for the next process ([`spool`]), where somebody wants that
 //! ```
 
 use std::collections::VecDeque;
@@ -14,6 +15,7 @@ use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
 use reqwest::{Method, StatusCode};
+use store::content::ahead::ReadAhead;
 use store::oci::{Descriptor, Digest, MediaType, Reference};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -26,8 +28,10 @@ use crate::registry::Registry;
 use crate::transport::Call;
 
 pub(crate) mod span;
+mod spool;
 
 use span::Span;
+use spool::Spool;
 
 /// Pieces that wait between the network and a blocking reader.
 const PIECES_WAITING: usize = 8;
@@ -60,7 +64,7 @@ impl Client {
         descriptor: &Descriptor,
     ) -> Result<BlobStream, ClientError> {
         let span = self.span(reference, descriptor).await?;
-        BlobStream::open(span, self).await
+        BlobStream::open(span, self, None).await
     }
 
     /// A blob from `offset` on; nothing is asked for before the first piece is.
@@ -97,13 +101,14 @@ impl Client {
         let (sender, receiver) = mpsc::channel(PIECES_WAITING);
         let (client, reference) = (self.clone(), reference.clone());
         let descriptor = descriptor.clone();
-        let (requests, mut asked) = mpsc::unbounded_channel();
+        let (requests, mut asked) = mpsc::unbounded_channel::<Request>();
         tokio::spawn(async move {
             let feeding = async {
                 // The channel closes where nobody reads any more, which `closed` tells as well.
-                while let Some(parts) = asked.recv().await {
-                    let is_peek = matches!(parts, Parts::Peek(_));
-                    let feeding = client.feed(&reference, &descriptor, parts, &sender, &*progress);
+                while let Some(request) = asked.recv().await {
+                    let is_peek = matches!(request.parts, Parts::Peek(_));
+                    let feeding =
+                        client.feed(&reference, &descriptor, request, &sender, &*progress);
                     match feeding.await {
                         // The blob may be read all the same.
                         Err(error) if is_peek => {
@@ -129,6 +134,7 @@ impl Client {
             requests,
             receiver,
             piece: Bytes::new(),
+            keep: None,
             state: ReaderState::Fresh,
         }
     }
@@ -138,13 +144,14 @@ impl Client {
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
-        parts: Parts,
+        request: Request,
         sender: &mpsc::Sender<Result<Bytes, ClientError>>,
         progress: &dyn Progress,
     ) -> Result<(), ClientError> {
         let (digest, size) = (&descriptor.digest, descriptor.size);
         let span = self.span(reference, descriptor).await?;
-        match parts {
+        let keep = request.keep;
+        match request.parts {
             Parts::Peek(part) => {
                 let mut span = span.range(part.start, part.end);
                 while let Some(piece) = span.next().await? {
@@ -156,7 +163,7 @@ impl Client {
             Parts::From(offset) => {
                 progress.started(digest, size);
                 progress.rewound(digest, offset);
-                let mut stream = BlobStream::open(span.from(offset, size), self).await?;
+                let mut stream = BlobStream::open(span.from(offset, size), self, keep).await?;
                 while let Some(piece) = stream.next().await? {
                     let length = piece.len() as u64;
                     if sender.send(Ok(piece)).await.is_err() {
@@ -168,7 +175,7 @@ impl Client {
             }
             Parts::Only(parts) => {
                 progress.started(digest, size);
-                let mut parts = Scattered::new(self, span, parts);
+                let mut parts = Scattered::new(self, span, parts, keep);
                 while let Some((offset, piece)) = parts.next().await? {
                     let length = piece.len() as u64;
                     if sender.send(Ok(piece)).await.is_err() {
@@ -270,6 +277,8 @@ pub struct BlobStream {
     segments_max: usize,
     /// To begin another segment with.
     template: Span,
+    /// Where what is read ahead is kept.
+    keep: Option<Arc<ReadAhead>>,
 }
 
 /// What is given out at the moment.
@@ -299,7 +308,6 @@ impl std::fmt::Debug for BlobStream {
 impl BlobStream {
     /// What a span reads, connected or not; more only where it is not the end of the blob.
     pub(crate) fn one(span: Span, client: &Client) -> BlobStream {
-        let most = client.options().segment_bytes;
         BlobStream {
             next: span.end,
             offset: span.offset,
@@ -307,14 +315,18 @@ impl BlobStream {
             now: Now::Span(Box::new(span)),
             ahead: VecDeque::new(),
             segments: Arc::clone(&client.shared.segments),
-            // No larger than what memory is counted with.
-            pace: Arc::new(Mutex::new(Pace::new(most, most / SEGMENT_SHRINK, most))),
+            pace: paced(client),
             segments_max: client.options().segments,
+            keep: None,
         }
     }
 
     /// Connects: the first answer tells whether there are ranges.
-    async fn open(mut span: Span, client: &Client) -> Result<BlobStream, ClientError> {
+    async fn open(
+        mut span: Span,
+        client: &Client,
+        keep: Option<Arc<ReadAhead>>,
+    ) -> Result<BlobStream, ClientError> {
         let options = client.options();
         let (size, segment_bytes) = (span.size, options.segment_bytes.max(1));
         let left = size - span.offset;
@@ -329,7 +341,10 @@ impl BlobStream {
         if !span.is_range() {
             span.end = size;
         }
-        let mut stream = BlobStream::one(span, client);
+        let mut stream = BlobStream {
+            keep,
+            ..BlobStream::one(span, client)
+        };
         stream.look_ahead();
         Ok(stream)
     }
@@ -378,8 +393,9 @@ impl BlobStream {
             let first = self.next;
             self.next = self.segment_end(first);
             let span = self.template.range(first, self.next);
-            let pace = Some(Arc::clone(&self.pace));
-            self.ahead.push_back(Ahead::start(span, slot, pace));
+            let pace = Arc::clone(&self.pace);
+            let keep = self.keep.clone();
+            self.ahead.push_back(Ahead::start(span, slot, pace, keep));
         }
     }
 
@@ -392,24 +408,34 @@ impl BlobStream {
 
 impl Ahead {
     /// Reads a span; `pace` is told how long it took.
-    fn start(mut span: Span, slot: OwnedSemaphorePermit, pace: Option<Arc<Mutex<Pace>>>) -> Ahead {
+    fn start(
+        mut span: Span,
+        slot: OwnedSemaphorePermit,
+        pace: Arc<Mutex<Pace>>,
+        keep: Option<Arc<ReadAhead>>,
+    ) -> Ahead {
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let remaining = span.end - span.offset;
         let started = Instant::now();
         tokio::spawn(async move {
             let reading = async {
+                let mut spool = Spool::start(keep, span.offset).await;
                 loop {
                     let came = span.next().await.transpose();
                     let Some(came) = came else {
-                        if let Some(pace) = &pace {
-                            let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
-                            pace.took(remaining, started.elapsed());
-                        }
+                        let elapsed = started.elapsed();
+                        spool.write().await;
+                        let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+                        pace.took(remaining, elapsed);
                         return;
                     };
-                    let failed = came.is_err();
-                    if sender.send(came).await.is_err() || failed {
+                    let piece = came.as_ref().ok().cloned();
+                    if sender.send(came).await.is_err() {
                         return;
+                    }
+                    match piece {
+                        Some(piece) => spool.add(piece).await,
+                        None => return spool.write().await,
                     }
                 }
             };
@@ -441,22 +467,32 @@ impl Ahead {
     }
 }
 
-/// Several parts of a blob in order, some of which are asked for before they are needed.
+/// Several parts of a blob in order, some of which are asked for before they are needed; long ones as segments.
 struct Scattered<'a> {
     client: &'a Client,
     template: Span,
     parts: VecDeque<Range<u64>>,
     /// Parts under way, the first of which is given out; each with where it stands.
     ahead: VecDeque<(u64, Now)>,
+    /// How large segments are.
+    pace: Arc<Mutex<Pace>>,
+    keep: Option<Arc<ReadAhead>>,
 }
 
 impl<'a> Scattered<'a> {
-    fn new(client: &'a Client, template: Span, parts: Vec<Range<u64>>) -> Scattered<'a> {
+    fn new(
+        client: &'a Client,
+        template: Span,
+        parts: Vec<Range<u64>>,
+        keep: Option<Arc<ReadAhead>>,
+    ) -> Scattered<'a> {
         Scattered {
             client,
             template,
             parts: parts.into(),
             ahead: VecDeque::new(),
+            pace: paced(client),
+            keep,
         }
     }
 
@@ -489,17 +525,50 @@ impl<'a> Scattered<'a> {
             if slot.is_err() && !self.ahead.is_empty() {
                 return;
             }
-            let Some(part) = self.parts.pop_front() else {
+            let Some(part) = self.next_part() else {
                 return;
             };
             let span = self.template.range(part.start, part.end);
             let now = match slot {
-                Ok(slot) => Now::Ahead(Ahead::start(span, slot, None)),
+                Ok(slot) => {
+                    let pace = Arc::clone(&self.pace);
+                    Now::Ahead(Ahead::start(span, slot, pace, self.keep.clone()))
+                }
                 Err(_) => Now::Span(Box::new(span)),
             };
             self.ahead.push_back((part.start, now));
         }
     }
+
+    /// The next part that nobody reads yet, at most a segment of it.
+    fn next_part(&mut self) -> Option<Range<u64>> {
+        let most = self
+            .pace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .bytes();
+        let part = self.parts.front_mut()?;
+        if part.end - part.start <= most {
+            return self.parts.pop_front();
+        }
+        let first = part.start..part.start + most;
+        part.start = first.end;
+        Some(first)
+    }
+}
+
+/// How large segments are to begin with, and may become: no larger than what memory is counted with.
+fn paced(client: &Client) -> Arc<Mutex<Pace>> {
+    let most = client.options().segment_bytes.max(1);
+    Arc::new(Mutex::new(Pace::new(most, most / SEGMENT_SHRINK, most)))
+}
+
+/// What a reader asks its task for.
+#[derive(Debug)]
+struct Request {
+    parts: Parts,
+    /// Where what is read ahead is kept.
+    keep: Option<Arc<ReadAhead>>,
 }
 
 /// What of a blob is asked for.
@@ -517,10 +586,11 @@ enum Parts {
 #[derive(Debug)]
 pub struct BlobReader {
     /// Tells the task what to read.
-    requests: mpsc::UnboundedSender<Parts>,
+    requests: mpsc::UnboundedSender<Request>,
     /// What was asked for, and an empty piece behind it.
     receiver: mpsc::Receiver<Result<Bytes, ClientError>>,
     piece: Bytes,
+    keep: Option<Arc<ReadAhead>>,
     state: ReaderState,
 }
 
@@ -533,6 +603,11 @@ enum ReaderState {
 }
 
 impl BlobReader {
+    /// Has what comes before what is in front of it kept there, in a transfer that is begun after this.
+    pub fn keep_ahead(&mut self, keep: Arc<ReadAhead>) {
+        self.keep = Some(keep);
+    }
+
     /// Begins the transfer at an offset within the blob, unless it was begun: whoever reads has what comes before.
     pub fn start_at(&mut self, offset: u64) {
         self.begin(Parts::From(offset));
@@ -547,8 +622,9 @@ impl BlobReader {
     fn begin(&mut self, parts: Parts) {
         if self.state == ReaderState::Fresh {
             self.state = ReaderState::Reading;
+            let keep = self.keep.take();
             // Where the task has ended, reading tells why.
-            let _ = self.requests.send(parts);
+            let _ = self.requests.send(Request { parts, keep });
         }
     }
 
@@ -559,7 +635,10 @@ impl BlobReader {
         }
         let length = part.end.saturating_sub(part.start);
         let length = u32::try_from(length).map_err(io::Error::other)?;
-        let _ = self.requests.send(Parts::Peek(part));
+        let _ = self.requests.send(Request {
+            parts: Parts::Peek(part),
+            keep: None,
+        });
         let mut bytes = Vec::with_capacity(length as usize);
         while let Some(piece) = self.receive()? {
             bytes.extend_from_slice(&piece);

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`local`] | blobs on disk: written aside, hashed on the way, renamed to their digest |
+//! | [`ahead`] | what came of a blob before its beginning did |
 //! | [`archive`] | saving and loading: what all archives share |
 //! | [`layout`] | OCI image layouts, directories and tars |
 //! | [`docker_archive`] | `docker save` and `docker load` |
@@ -20,6 +21,7 @@ use crate::index::IndexError;
 use crate::oci::{DiffId, Digest};
 use crate::{Store, StoreError};
 
+pub mod ahead;
 pub mod archive;
 pub mod collect;
 pub(crate) mod docker_archive;

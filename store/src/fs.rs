@@ -26,6 +26,7 @@ pub mod temp;
 pub mod tree;
 
 pub use lock::{Lock, Shared};
+pub(crate) use temp::resumable_name;
 pub use temp::{TempDir, TempFile};
 pub(crate) use tree::remove_tree_at;
 pub use tree::{Inodes, disk_usage, remove_tree};

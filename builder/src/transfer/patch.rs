@@ -1,13 +1,15 @@
-//! Layers of which much is here: zstd:chunked and eStargz blobs are put together from what older versions of them have, and
-//! only the rest is asked for, by ranges.
+//! Layers of which much is here: zstd:chunked and eStargz blobs are put together from what older versions of them have, any blob
+//! from what an earlier pull had read ahead of where it was stopped, and only the rest is asked for, by ranges.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use registry_client::BlobReader;
 use store::Store;
+use store::content::ahead::ReadAhead;
 use store::layer::compress::estargz;
 use store::layer::compress::table::{Format, Position};
 use store::layers::pieces::LocalPiece;
@@ -22,12 +24,41 @@ const PARTS_MAX: usize = 512;
 /// A part that is here and not longer than this comes with its neighbours: a request of its own costs more.
 const RUN_BYTES_MIN: u64 = 8 * 1024;
 
-/// What of a layer's blob is here and need not come, ascending; nothing where it would not save much, or cannot be known.
+/// What of a layer's blob is here and need not come, ascending: what is in `ahead`, and what other blobs have of it where that
+/// saves much. What is read of the blob to know that is kept in `ahead`.
 pub(super) fn find(
     store: &Store,
     reference: &Reference,
     layer: &Descriptor,
     reader: &mut BlobReader,
+    ahead: Option<&Arc<ReadAhead>>,
+) -> Vec<LocalPiece> {
+    let kept = || match ahead.map(|ahead| ahead.pieces(layer.size)) {
+        Some(Ok(kept)) => kept,
+        Some(Err(error)) => given_up(layer, &error),
+        None => Vec::new(),
+    };
+    let mut look = Look {
+        reader,
+        size: layer.size,
+        kept: kept(),
+        ahead,
+    };
+    let elsewhere = elsewhere(store, reference, layer, &mut look);
+    // What was looked at is among them by now.
+    let kept = match elsewhere.is_empty() {
+        true => look.kept,
+        false => kept(),
+    };
+    joined(kept, elsewhere)
+}
+
+/// What other blobs have of a layer's; nothing where it would not save much, or cannot be known.
+fn elsewhere(
+    store: &Store,
+    reference: &Reference,
+    layer: &Descriptor,
+    look: &mut Look<'_>,
 ) -> Vec<LocalPiece> {
     let annotations = layer.annotations.as_ref();
     let Some(told) = annotations.and_then(|told| Told::of(told, layer.size)) else {
@@ -42,7 +73,7 @@ pub(super) fn find(
         Ok(false) => return Vec::new(),
         Err(error) => return given_up(layer, &error),
     }
-    let (position, bytes) = match told.read(reader, layer.size) {
+    let (position, bytes) = match told.read(look) {
         Ok(read) => read,
         Err(error) => return given_up(layer, &error),
     };
@@ -54,6 +85,43 @@ pub(super) fn find(
     let saved: u64 = here.iter().map(|piece| piece.length).sum();
     tracing::debug!(digest = %layer.digest, size = layer.size, saved, "parts of a layer are here");
     here
+}
+
+/// A look at parts of a blob before its transfer.
+struct Look<'a> {
+    reader: &'a mut BlobReader,
+    /// Of the blob.
+    size: u64,
+    /// What need not be asked for.
+    kept: Vec<LocalPiece>,
+    /// Where to keep what was.
+    ahead: Option<&'a Arc<ReadAhead>>,
+}
+
+impl Look<'_> {
+    fn at(&mut self, part: Range<u64>) -> io::Result<Vec<u8>> {
+        let has = |piece: &&LocalPiece| {
+            piece.at <= part.start && part.end <= piece.at + piece.length && !part.is_empty()
+        };
+        if let Some(piece) = self.kept.iter().find(has) {
+            let length = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
+            let mut bytes = vec![0; length];
+            let offset = piece.offset + (part.start - piece.at);
+            piece.file.read_exact_at(&mut bytes, offset)?;
+            return Ok(bytes);
+        }
+        let bytes = self.reader.peek(part.clone())?;
+        if let Some(ahead) = self.ahead {
+            let keep = || match ahead.part(part.start)? {
+                Some(mut kept) => kept.append(&bytes),
+                None => Ok(false),
+            };
+            if let Err(error) = keep() {
+                tracing::debug!(%error, "what was looked at is asked for again");
+            }
+        }
+        Ok(bytes)
+    }
 }
 
 /// What annotations say of a layer's table.
@@ -77,22 +145,29 @@ impl Told {
         }
     }
 
-    /// Where the table of a blob of `size` bytes is, and its bytes there.
-    fn read(self, reader: &mut BlobReader, size: u64) -> io::Result<(Position, Vec<u8>)> {
-        let position = match self {
-            Told::At(position) => position,
+    /// Where the blob's table is, and its bytes there.
+    fn read(self, look: &mut Look<'_>) -> io::Result<(Position, Vec<u8>)> {
+        let size = look.size;
+        let (position, until) = match self {
+            Told::At(position) => (position, size),
             Told::Estargz(digest) => {
-                let footer = reader.peek(size.saturating_sub(estargz::FOOTER_BYTES)..size)?;
+                let start = size.saturating_sub(estargz::FOOTER_BYTES);
+                let footer = look.at(start..size)?;
                 let found = estargz::position(&footer, size)
                     .ok_or_else(|| io::Error::other("it has no footer of eStargz"))?;
-                Position {
-                    digest: Some(digest),
-                    ..found
-                }
+                let digest = Some(digest);
+                (Position { digest, ..found }, start)
             }
         };
         let table = position.table;
-        let bytes = reader.peek(table.offset..table.offset + table.length)?;
+        let end = table.offset + table.length;
+        // What is behind it would be a request of its own.
+        let end = match until.checked_sub(end) {
+            Some(behind) if behind <= table.length.max(RUN_BYTES_MIN) => until,
+            _ => end,
+        };
+        let mut bytes = look.at(table.offset..end)?;
+        bytes.truncate(usize::try_from(table.length).map_err(io::Error::other)?);
         Ok((position, bytes))
     }
 }
@@ -129,6 +204,22 @@ fn worthwhile(here: Vec<LocalPiece>, size: u64) -> Vec<LocalPiece> {
         true => runs.into_iter().flatten().collect(),
         false => Vec::new(),
     }
+}
+
+/// Pieces that were kept and others, ascending and each byte once.
+fn joined(kept: Vec<LocalPiece>, others: Vec<LocalPiece>) -> Vec<LocalPiece> {
+    let mut all = [kept, others].concat();
+    all.sort_by_key(|piece| piece.at);
+    let mut joined: Vec<LocalPiece> = Vec::with_capacity(all.len());
+    let mut end = 0;
+    for piece in all {
+        let piece = behind(vec![piece], end).pop_front();
+        if let Some(piece) = piece {
+            end = piece.at + piece.length;
+            joined.push(piece);
+        }
+    }
+    joined
 }
 
 /// What of the pieces is behind the first `from` bytes of the blob, which an earlier pull has put together.
@@ -271,6 +362,27 @@ mod tests {
         let kept = kept(&many, 10_000 * run / 4);
         assert!(kept.len() < PARTS_MAX && kept.len() > 100, "{}", kept.len());
         assert!(kept.iter().all(|(_, length)| *length == 4 * run));
+    }
+
+    #[test]
+    fn what_was_kept_and_what_is_elsewhere() {
+        let check = |kept: &[(u64, u64)], others: &[(u64, u64)], expect: &[(u64, u64)]| {
+            let joined = joined(pieces(kept), pieces(others));
+            let found: Vec<_> = joined
+                .iter()
+                .map(|piece| (piece.at, piece.length))
+                .collect();
+            assert_eq!(found, expect);
+        };
+        check(&[], &[], &[]);
+        check(&[(5, 5)], &[], &[(5, 5)]);
+        check(&[], &[(5, 5), (10, 1)], &[(5, 5), (10, 1)]);
+        check(
+            &[(20, 10)],
+            &[(0, 10), (15, 10)],
+            &[(0, 10), (15, 10), (25, 5)],
+        );
+        check(&[(20, 10)], &[(22, 3), (25, 10)], &[(20, 10), (30, 5)]);
     }
 
     #[test]

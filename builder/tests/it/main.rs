@@ -11,3 +11,4 @@ mod damage;
 mod dockerfiles;
 mod graph_dump;
 mod limits;
+mod overlap;

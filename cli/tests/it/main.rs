@@ -94,6 +94,7 @@ mod hostile;
 mod identity;
 mod info;
 mod interop;
+mod interrupted;
 mod killed;
 mod network;
 mod platforms;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ContentError;
+use super::ahead::ReadAhead;
 use crate::fs::{self, TempFile};
 use crate::index::Index;
 use crate::oci::{Digest, DigestAlgorithm, Hasher};
@@ -120,6 +121,7 @@ impl Blobs {
             algorithm,
             size: 0,
             replay: 0,
+            ahead: None,
         })
     }
 
@@ -136,7 +138,9 @@ impl Blobs {
             return self.ingest_as(digest.algorithm());
         };
         let replay = fs::attempt("stat", file.path(), || file.file().metadata())?.len();
+        let ahead = ReadAhead::of(&tmp, &name)?;
         if replay > size {
+            ahead.discard();
             file.discard();
             return self.resume(digest, size);
         }
@@ -147,6 +151,7 @@ impl Blobs {
             algorithm: digest.algorithm(),
             size: 0,
             replay,
+            ahead: Some(Arc::new(ahead)),
         })
     }
 
@@ -230,6 +235,8 @@ pub struct Ingest {
     size: u64,
     /// Bytes of an earlier process that were not read yet.
     replay: u64,
+    /// What came before it was its turn, if that is kept.
+    ahead: Option<Arc<ReadAhead>>,
 }
 
 impl Ingest {
@@ -241,6 +248,11 @@ impl Ingest {
     /// Bytes that were there and were not read again yet.
     pub fn left(&self) -> u64 {
         self.replay
+    }
+
+    /// Where to keep what comes before what is in front of it; `None` of a blob that is not resumed.
+    pub fn read_ahead(&self) -> Option<Arc<ReadAhead>> {
+        self.ahead.clone()
     }
 
     /// Reads on in what an earlier process left, at most to its end; nothing else may be written before that.
@@ -255,6 +267,7 @@ impl Ingest {
         self.hasher.update(&buffer[..count]);
         self.size += count as u64;
         self.replay -= count as u64;
+        self.reached()?;
         Ok(count)
     }
 
@@ -269,6 +282,9 @@ impl Ingest {
 
     /// Drops it, and nobody goes on with it.
     pub fn discard(self) {
+        if let Some(ahead) = &self.ahead {
+            ahead.discard();
+        }
         self.file.discard();
     }
 
@@ -281,7 +297,15 @@ impl Ingest {
         self.file.append(bytes)?;
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
-        Ok(())
+        self.reached()
+    }
+
+    /// What was kept of the blob up to here came in its turn.
+    fn reached(&self) -> Result<(), ContentError> {
+        match &self.ahead {
+            Some(ahead) => ahead.reached(self.size),
+            None => Ok(()),
+        }
     }
 
     /// Makes the blob visible if it is what was expected: a digest, and a size in bytes where that is known. On an
@@ -297,7 +321,12 @@ impl Ingest {
             algorithm,
             size,
             replay: _,
+            ahead,
         } = self;
+        // All of it came, or something of it is wrong.
+        if let Some(ahead) = ahead {
+            ahead.discard();
+        }
         let mut digest = hasher.finish();
         if let Some((wanted, wanted_size)) = expected {
             if let Some(expected) = wanted_size

@@ -19,6 +19,11 @@ use super::{FsError, attempt, remove_tree};
 /// How the names of files begin that somebody may go on with.
 const RESUMABLE: &str = "part-";
 
+/// What a file that is kept for `name` is called.
+pub(crate) fn resumable_name(name: &str) -> String {
+    format!("{RESUMABLE}{name}")
+}
+
 /// A file that has no public name yet; removed when dropped unless it was published, or can be resumed.
 #[derive(Debug)]
 pub struct TempFile {
@@ -60,7 +65,7 @@ impl TempFile {
     /// The file in `tmp` that is kept for `name`, with what was written to it before and at its beginning, or a new one;
     /// `None` where somebody writes it now. It stays when dropped, until [`TempFile::discard`] or a sweep.
     pub fn resume(tmp: &Path, name: &str) -> Result<Option<TempFile>, FsError> {
-        let path = tmp.join(format!("{RESUMABLE}{name}"));
+        let path = tmp.join(resumable_name(name));
         loop {
             let file = attempt("open", &path, || {
                 std::fs::OpenOptions::new()
