@@ -14,6 +14,7 @@ use std::str::FromStr;
 use libdeflater::{CompressionLvl, Compressor as Deflate};
 
 use self::chunked::Chunked;
+use self::expansion::{Counted, Expansion};
 use self::lanes::Lanes;
 use self::table::Format;
 use crate::oci::{Descriptor, DiffId, MediaType};
@@ -22,6 +23,7 @@ mod chunked;
 mod cut;
 mod dense;
 pub mod estargz;
+mod expansion;
 mod lanes;
 pub mod table;
 mod tables;
@@ -505,7 +507,8 @@ impl Packing {
 /// Reads a stream, decompressed by what its first bytes say.
 pub struct Decompressor<R: Read> {
     packing: Packing,
-    input: Input<R>,
+    expansion: Expansion,
+    input: Input<Counted<R>>,
 }
 
 /// The stream with the bytes that were looked at put back.
@@ -522,11 +525,13 @@ enum Input<R: Read> {
 /// Bytes read ahead of a decoder.
 const READ_BYTES: usize = 128 * 1024;
 
-/// A reader of what `reader` holds, decompressed where its first bytes are a known format's.
+/// A reader of what `reader` holds, decompressed where its first bytes are a known format's. What becomes far more than it was,
+/// 200 times and above 16 GiB, ends in an error of kind [`io::ErrorKind::InvalidData`].
 ///
 /// # Errors
 /// The reader's, or a decoder that cannot start.
-pub fn decompressor<R: Read>(mut reader: R) -> io::Result<Decompressor<R>> {
+pub fn decompressor<R: Read>(reader: R) -> io::Result<Decompressor<R>> {
+    let (expansion, mut reader) = Expansion::of(reader);
     let mut start = Vec::with_capacity(MAGIC_BYTES);
     (&mut reader)
         .take(MAGIC_BYTES as u64)
@@ -551,7 +556,11 @@ pub fn decompressor<R: Read>(mut reader: R) -> io::Result<Decompressor<R>> {
             XZ_MEMORY_KIB,
         ))),
     };
-    Ok(Decompressor { packing, input })
+    Ok(Decompressor {
+        packing,
+        expansion,
+        input,
+    })
 }
 
 impl<R: Read> Decompressor<R> {
@@ -563,13 +572,15 @@ impl<R: Read> Decompressor<R> {
 
 impl<R: Read> Read for Decompressor<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.input {
-            Input::Plain(reader) => reader.read(buffer),
-            Input::Gzip(reader) => reader.read(buffer),
-            Input::Zstd(reader) => reader.read(buffer),
-            Input::Bzip2(reader) => reader.read(buffer),
-            Input::Xz(reader) => reader.read(buffer),
-        }
+        let length = match &mut self.input {
+            Input::Plain(reader) => return reader.read(buffer),
+            Input::Gzip(reader) => reader.read(buffer)?,
+            Input::Zstd(reader) => reader.read(buffer)?,
+            Input::Bzip2(reader) => reader.read(buffer)?,
+            Input::Xz(reader) => reader.read(buffer)?,
+        };
+        self.expansion.gave(length)?;
+        Ok(length)
     }
 }
 

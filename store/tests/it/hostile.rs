@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use store::layer::apply::{Form, UnpackOptions};
-use store::layer::compress::decompressor;
+use store::layer::compress::{Compression, compressor, decompressor};
 use store::layer::entry::PATH_BYTES_MAX;
 
 use crate::support::{Random, Raw, Tree, archive, unpack, unpack_as};
@@ -417,6 +417,32 @@ fn an_endless_stream_of_zeros_ends() {
     assert_eq!(unpacked.entries, 1);
 }
 
+/// Some kilobytes that would become 20 GiB: it ends soon after the first 16.
+#[test]
+fn a_decompression_bomb_is_stopped() {
+    const GIB: u64 = 1 << 30;
+    let mut frame = compressor(Vec::new(), Compression::ZSTD, 1).unwrap();
+    io::copy(&mut io::repeat(0).take(GIB), &mut frame).unwrap();
+    let frame = frame.finish().unwrap();
+    assert!((frame.len() as u64) < GIB / 1000);
+    let bomb = frame.repeat(20);
+    let mut reader = decompressor(&bomb[..]).unwrap();
+    let (mut came, mut buffer) = (0, vec![0; 1 << 20]);
+    let error = loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => panic!("{came} bytes came, and no error"),
+            Ok(length) => came += length as u64,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(
+        error.to_string().contains("a decompression bomb"),
+        "{error}"
+    );
+    assert!((15 * GIB..=16 * GIB).contains(&came), "{came}");
+}
+
 /// Valid archives with a few bytes changed: no panic, no endless work, nothing outside.
 #[test]
 fn mutated_archives_do_no_harm() {
@@ -482,7 +508,6 @@ fn mutated_archives_do_no_harm() {
 #[test]
 fn mutated_streams_do_no_harm() {
     use std::io::Write as _;
-    use store::layer::compress::{Compression, compressor};
     let plain = Random::new(9).bytes(2000).repeat(20);
     let packed: Vec<Vec<u8>> = [Compression::GZIP, Compression::ZSTD]
         .into_iter()
