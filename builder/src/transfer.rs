@@ -271,6 +271,11 @@ fn fetch_once(
         Ok(())
     };
     let bridge: Arc<dyn Progress> = Arc::new(Bridge::new(TransferKind::Pull, Arc::clone(progress)));
+    for descriptor in &descriptors {
+        // All of them, before the first comes: how much there is in all.
+        let (digest, size) = (&descriptor.digest, descriptor.size);
+        progress.event(transfer(TransferKind::Pull, digest, 0, size));
+    }
     let descriptors = &descriptors;
     let pulled = remote.wait(|client| async move {
         registry_client::pull_layers(&client, reference, descriptors, bridge, consume).await

@@ -15,7 +15,7 @@ use store::oci::{Descriptor, DiffId, Digest, RawManifest, Reference};
 use store::{Store, StoreError};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::{Bridge, TransferError, absent, watch_compression};
+use super::{Bridge, TransferError, absent, transfer, watch_compression};
 use crate::remote::Remote;
 use crate::solve::{ProgressSink, TransferKind};
 
@@ -80,6 +80,9 @@ fn push_as(
                 mount_from.push(repository);
             }
         }
+        // All of them, before the first goes: how much there is in all.
+        let (digest, size) = (&descriptor.digest, descriptor.size);
+        progress.event(transfer(TransferKind::Push, digest, 0, size));
         let source = BlobSource::File(store.blobs().path(&descriptor.digest));
         blobs.push((descriptor, source));
     }

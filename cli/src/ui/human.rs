@@ -50,6 +50,11 @@ pub fn micros(micros: u64) -> String {
     }
 }
 
+/// The same of a duration.
+pub fn duration(time: std::time::Duration) -> String {
+    micros(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}
+
 /// `3 hours ago`, from a distance in seconds; a time to come counts as now.
 pub fn ago(seconds: i64) -> String {
     let minutes = seconds / 60;

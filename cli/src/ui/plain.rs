@@ -15,6 +15,7 @@ use super::lines::Streams;
 use super::progress::{CANCELLED, Renderer, Work};
 use super::tally::Tally;
 use super::text::one_line;
+use super::transfers::{Step as TransferStep, Transfers};
 use super::{human, verdict};
 
 /// Lines of a failed step that are repeated at the end: as many as buildctl repeats.
@@ -36,6 +37,10 @@ pub struct Plain {
     reasons: BTreeMap<VertexIndex, Vec<Reason>>,
     tally: Tally,
     transfers: BTreeMap<(TransferKind, String), Transfer>,
+    /// The same, and together those of no step.
+    meters: Transfers,
+    /// When those of no step were last told of together.
+    told_together: Duration,
     /// The step that speaks.
     current: Option<VertexIndex>,
     /// Steps that failed, in that order.
@@ -124,11 +129,23 @@ impl Renderer for Plain {
                 total,
             } => {
                 let key = (*kind, id.clone());
+                let step = TransferStep {
+                    vertex: *vertex,
+                    kind: *kind,
+                    id,
+                    name,
+                    done: *done,
+                    total: *total,
+                };
+                self.meters.take(at, &step);
                 if let Some(line) = self.transfer(at, key, name, *done, *total) {
                     match vertex.filter(|vertex| self.steps.contains_key(vertex)) {
                         Some(vertex) => self.note(at, vertex, &line),
                         None => self.line(&line),
                     }
+                }
+                if vertex.is_none() {
+                    self.tell_together(at);
                 }
             }
             _ => {}
@@ -318,6 +335,10 @@ impl Plain {
             told: at,
             ended: false,
         });
+        if done == 0 {
+            // It was announced, and begins now.
+            (transfer.began, transfer.told) = (at, at);
+        }
         let ends = total == Some(done);
         let is_due = at.saturating_sub(transfer.told) >= TRANSFER_EVERY;
         if transfer.ended || !(ends || is_due) {
@@ -325,6 +346,8 @@ impl Plain {
         }
         transfer.told = at;
         transfer.ended = ends;
+        let meter = self.meters.meter(kind, &id);
+        let pace = meter.map(|meter| meter.pace_text(at));
         let mut line = match kind {
             TransferKind::Pull => id,
             TransferKind::Download => format!("{} {name}", kind.as_str()),
@@ -336,10 +359,24 @@ impl Plain {
         }
         let took = at.saturating_sub(transfer.began).as_secs_f64();
         line.push_str(&format!(" {took:.1}s"));
-        if ends {
-            line.push_str(" done");
+        match pace.filter(|pace| !pace.is_empty()) {
+            _ if ends => line.push_str(" done"),
+            Some(pace) => line.push_str(&format!(" ({pace})")),
+            None => {}
         }
         Some(line)
+    }
+
+    /// Now and then, how far those are together that belong to no step, if they are several.
+    fn tell_together(&mut self, at: Duration) {
+        let (sum, (all, ended)) = (self.meters.sum(), self.meters.counts());
+        let is_due = at.saturating_sub(self.told_together) >= TRANSFER_EVERY;
+        if all < 2 || !sum.is_open() || !is_due {
+            return;
+        }
+        self.told_together = at;
+        let (amount, pace) = (sum.amount_text(), sum.pace_text(at));
+        self.line(&format!("{ended} of {all} done, {amount} ({pace})"));
     }
 }
 

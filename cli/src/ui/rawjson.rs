@@ -27,6 +27,7 @@ use serde::Serialize;
 use store::oci::time::rfc3339;
 
 use super::progress::Renderer;
+use super::transfers::{Step as TransferStep, Transfers};
 use crate::error::CliError;
 
 /// The vertex of what is said about the Dockerfile itself, named as buildx names it.
@@ -34,6 +35,9 @@ const LOAD: &str = "[internal] load build definition from Dockerfile";
 
 /// The vertex of bytes that move while no step's own vertex is known.
 const TRANSFER: &str = "[internal] transfer layers";
+
+/// How often it is told how far all that moves is together.
+const TOTAL_EVERY: Duration = Duration::from_secs(1);
 
 /// The renderer.
 #[derive(Debug)]
@@ -50,6 +54,10 @@ pub struct RawJson {
     verdicts: BTreeMap<VertexIndex, VertexVerdict>,
     /// Since when there is a [`TRANSFER`].
     transferring: Option<Duration>,
+    /// The transfers once more, for what they are together.
+    meters: Transfers,
+    /// When that was last told.
+    told_together: Option<Duration>,
     text: Vec<u8>,
 }
 
@@ -65,6 +73,26 @@ struct SolveStatus {
     warnings: Vec<VertexWarning>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     verdicts: Vec<VertexVerdict>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    totals: Vec<Total>,
+}
+
+/// All that comes or goes over the network.
+#[derive(Serialize)]
+struct Total {
+    /// Transfers that have ended, of how many.
+    completed: usize,
+    count: usize,
+    /// Bytes, of how many.
+    current: u64,
+    total: u64,
+    /// Bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<u64>,
+    /// Milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left: Option<u64>,
+    timestamp: String,
 }
 
 /// How it went with a step, and why.
@@ -170,6 +198,8 @@ impl RawJson {
             transferred: BTreeSet::new(),
             verdicts: BTreeMap::new(),
             transferring: None,
+            meters: Transfers::default(),
+            told_together: None,
             text: Vec::new(),
         }
     }
@@ -309,6 +339,35 @@ impl RawJson {
         });
     }
 
+    /// Tells what all transfers are together, now and then and at their end.
+    fn tell_together(&mut self, at: Duration) {
+        let sum = self.meters.sum();
+        let (current, Some(total)) = sum.amount() else {
+            return;
+        };
+        let told = self.told_together;
+        let is_due = told.is_none_or(|told| at.saturating_sub(told) >= TOTAL_EVERY);
+        if total == 0 || sum.is_open() && !is_due {
+            return;
+        }
+        self.told_together = Some(at);
+        let (count, completed) = self.meters.counts();
+        let left = sum.left(at).map(|left| left.as_millis());
+        let together = Total {
+            completed,
+            count,
+            current,
+            total,
+            rate: sum.rate(at),
+            left: left.and_then(|left| u64::try_from(left).ok()),
+            timestamp: self.time(at),
+        };
+        self.line(&SolveStatus {
+            totals: vec![together],
+            ..SolveStatus::default()
+        });
+    }
+
     fn warnings(&mut self, found: &Problems) {
         let file = found.file();
         let warnings = found.list().iter().map(|problem| VertexWarning {
@@ -421,7 +480,19 @@ impl Renderer for RawJson {
                 name,
                 done,
                 total,
-            } => self.transfer(at, *vertex, (*kind, id.clone()), name, *done, *total),
+            } => {
+                let step = TransferStep {
+                    vertex: *vertex,
+                    kind: *kind,
+                    id,
+                    name,
+                    done: *done,
+                    total: *total,
+                };
+                self.meters.take(at, &step);
+                self.transfer(at, *vertex, (*kind, id.clone()), name, *done, *total);
+                self.tell_together(at);
+            }
             _ => {}
         }
         std::mem::take(&mut self.text)
@@ -621,5 +692,37 @@ mod tests {
             {"vertexes":[{"digest":"blake3:BB","inputs":["blake3:AA"],"name":"[2/2] RUN y","started":"1970-01-02T00:00:00.500000000Z","completed":"1970-01-02T00:00:01.250000000Z","error":"exit code: 3"}]}
             {"verdicts":[{"vertex":"blake3:BB","verdict":"failed","reasons":[{"ingredient":"no-record"}]}]}
         "#]].assert_eq(&text);
+    }
+
+    #[test]
+    fn what_moves_is_told_of_together() {
+        let mut raw = RawJson::new(UNIX_EPOCH);
+        let mut take = |millis, id: &str, done, total| {
+            let event = ProgressEvent::Transfer {
+                vertex: None,
+                kind: TransferKind::Pull,
+                id: id.to_owned(),
+                name: id.to_owned(),
+                done,
+                total: Some(total),
+            };
+            let text = raw.event(Duration::from_millis(millis), &event);
+            let text = String::from_utf8(text).unwrap();
+            let totals = text.lines().filter(|line| line.contains("totals"));
+            totals.map(str::to_owned).collect::<String>()
+        };
+        let all = [
+            take(0, "a", 0, 1000),
+            take(0, "b", 0, 3000),
+            take(500, "a", 500, 1000),
+            take(1000, "a", 1000, 1000),
+            take(3000, "b", 3000, 3000),
+        ];
+        expect_test::expect![[r#"
+            {"totals":[{"completed":0,"count":1,"current":0,"total":1000,"timestamp":"1970-01-01T00:00:00.000000000Z"}]}
+
+
+            {"totals":[{"completed":1,"count":2,"current":1000,"total":4000,"rate":1000,"left":3000,"timestamp":"1970-01-01T00:00:01.000000000Z"}]}
+            {"totals":[{"completed":2,"count":2,"current":4000,"total":4000,"rate":1333,"timestamp":"1970-01-01T00:00:03.000000000Z"}]}"#]].assert_eq(&all.join("\n"));
     }
 }

@@ -66,8 +66,7 @@ impl Tally {
             text.push_str(&format!(": {} ran, {} cached", self.ran, self.cached));
         }
         if !self.saved.is_zero() {
-            let micros = u64::try_from(self.saved.as_micros()).unwrap_or(u64::MAX);
-            text.push_str(&format!(", {} saved", human::micros(micros)));
+            text.push_str(&format!(", {} saved", human::duration(self.saved)));
         }
         text
     }

@@ -1,4 +1,4 @@
-//! Bytes on their way: how far each transfer is, how fast, and a bar of it.
+//! Bytes on their way: how far each transfer is and all of them together, how fast, for how long yet, and a bar of it.
 //!
 //! A layer that is pulled is unpacked while it arrives; both are one entry, which says what it still waits for.
 
@@ -21,12 +21,26 @@ const BAR_SCREEN_MIN: usize = 90;
 /// The narrowest screen that tells rates.
 const RATE_SCREEN_MIN: usize = 60;
 
+/// The shortest time left that is worth telling.
+const LEFT_MIN: Duration = Duration::from_secs(1);
+
 /// All transfers of a build or command, in the order in which they began.
 #[derive(Debug, Default)]
 pub struct Transfers {
     /// By what they are on their way for.
     rows: Vec<Row>,
     by_key: BTreeMap<(TransferKind, String), usize>,
+    /// What comes or goes over the network, together.
+    sum: Meter,
+}
+
+/// How many bytes of how many, and how fast.
+#[derive(Debug, Default)]
+pub struct Meter {
+    done: u64,
+    total: Option<u64>,
+    /// How many bytes were done when.
+    samples: VecDeque<(Duration, u64)>,
 }
 
 /// One blob's or file's way.
@@ -46,11 +60,8 @@ pub struct Row {
 #[derive(Debug)]
 struct Stage {
     kind: TransferKind,
-    done: u64,
-    total: Option<u64>,
+    meter: Meter,
     ended: Option<Duration>,
-    /// How many bytes were done when.
-    samples: VecDeque<(Duration, u64)>,
 }
 
 /// What an event says of a transfer.
@@ -73,15 +84,10 @@ pub struct Step<'a> {
 impl Transfers {
     /// Takes an event.
     pub fn take(&mut self, at: Duration, step: &Step<'_>) {
-        // What is unpacked is what was pulled.
-        let lane = match step.kind {
-            TransferKind::Extract => TransferKind::Pull,
-            kind => kind,
-        };
         let next = self.rows.len();
         let index = *self
             .by_key
-            .entry((lane, step.id.to_owned()))
+            .entry((lane(step.kind), step.id.to_owned()))
             .or_insert(next);
         if index == next {
             self.rows.push(Row {
@@ -92,7 +98,29 @@ impl Transfers {
                 stages: Vec::new(),
             });
         }
-        self.rows[index].take(at, step);
+        let (before, after) = self.rows[index].take(at, step);
+        let is_remote = matches!(
+            step.kind,
+            TransferKind::Pull | TransferKind::Push | TransferKind::Download
+        );
+        if is_remote {
+            let done = (self.sum.done + after.0).saturating_sub(before.0);
+            let total = self.sum.total.unwrap_or(0) + after.1.unwrap_or(0);
+            let total = total.saturating_sub(before.1.unwrap_or(0));
+            self.sum.take(at, done, Some(total));
+        }
+    }
+
+    /// All that comes or goes over the network.
+    pub fn sum(&self) -> &Meter {
+        &self.sum
+    }
+
+    /// One of the things that happen to one's bytes.
+    pub fn meter(&self, kind: TransferKind, id: &str) -> Option<&Meter> {
+        let index = *self.by_key.get(&(lane(kind), id.to_owned()))?;
+        let mut stages = self.rows[index].stages.iter();
+        Some(&stages.find(|stage| stage.kind == kind)?.meter)
     }
 
     /// Those of a vertex, or those that belong to none.
@@ -119,30 +147,38 @@ impl Transfers {
     }
 }
 
+/// What is unpacked is what was pulled.
+fn lane(kind: TransferKind) -> TransferKind {
+    match kind {
+        TransferKind::Extract => TransferKind::Pull,
+        kind => kind,
+    }
+}
+
 impl Row {
-    fn take(&mut self, at: Duration, step: &Step<'_>) {
+    /// What was done of what before, and is now.
+    fn take(&mut self, at: Duration, step: &Step<'_>) -> (Amount, Amount) {
         self.vertex = self.vertex.or(step.vertex);
         let known = self.stages.iter().position(|stage| stage.kind == step.kind);
         let index = known.unwrap_or_else(|| {
             self.stages.push(Stage {
                 kind: step.kind,
-                done: 0,
-                total: None,
+                meter: Meter::default(),
                 ended: None,
-                samples: VecDeque::new(),
             });
             self.stages.len() - 1
         });
+        // It was announced, and begins now.
+        if step.done == 0 && self.bytes() == 0 {
+            self.began = at;
+        }
         let stage = &mut self.stages[index];
-        stage.done = step.done;
-        stage.total = step.total.or(stage.total);
+        let before = stage.meter.amount();
+        stage.meter.take(at, step.done, step.total);
         if stage.ended.is_none() && step.total == Some(step.done) {
             stage.ended = Some(at);
         }
-        stage.samples.push_back((at, step.done));
-        while stage.samples.len() > 2 && stage.samples[1].0 + RATE_OVER < at {
-            stage.samples.pop_front();
-        }
+        (before, stage.meter.amount())
     }
 
     /// Whether nothing more happens to its bytes, as far as that is known.
@@ -152,7 +188,7 @@ impl Row {
 
     /// Bytes that were moved.
     pub fn bytes(&self) -> u64 {
-        self.stages.first().map_or(0, |stage| stage.done)
+        self.stages.first().map_or(0, |stage| stage.meter.done)
     }
 
     /// What happens to it now, and to what: `pulling sha256:0123`.
@@ -192,29 +228,81 @@ impl Row {
         let Some(stage) = self.current() else {
             return String::new();
         };
-        let mut text = human::size(stage.done);
-        if let Some(total) = stage.total {
-            text.push_str(&format!(" / {}", human::size(total)));
-        }
+        let meter = &stage.meter;
+        let mut text = meter.amount_text();
         if columns >= RATE_SCREEN_MIN
-            && let Some(rate) = stage.rate(at)
+            && let Some(rate) = meter.rate(at)
         {
             let rate = format!("{}/s", human::size(rate));
             let padding = 9_usize.saturating_sub(width(&rate));
             text.push_str(&format!(" {:padding$}{rate}", ""));
         }
-        if columns >= BAR_SCREEN_MIN
-            && let Some(bar) = stage.bar()
-        {
-            text = format!("{bar} {text}");
+        if columns >= BAR_SCREEN_MIN {
+            if let Some(left) = meter.left(at).filter(|left| *left >= LEFT_MIN) {
+                text.push_str(&format!(" {} left", human::duration(left)));
+            }
+            if let Some(bar) = meter.bar() {
+                text = format!("{bar} {text}");
+            }
         }
         text
     }
 }
 
-impl Stage {
+/// Bytes that are done, and all of them.
+type Amount = (u64, Option<u64>);
+
+impl Meter {
+    fn take(&mut self, at: Duration, done: u64, total: Option<u64>) {
+        self.done = done;
+        self.total = total.or(self.total);
+        self.samples.push_back((at, done));
+        while self.samples.len() > 2 && self.samples[1].0 + RATE_OVER < at {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Bytes that are done, and all of them where that is known.
+    pub fn amount(&self) -> Amount {
+        (self.done, self.total)
+    }
+
+    /// Whether it is known that there are bytes, and some of them are not done.
+    pub fn is_open(&self) -> bool {
+        self.total.is_some_and(|total| self.done < total)
+    }
+
+    /// `1.05MB / 2.2MB`
+    pub fn amount_text(&self) -> String {
+        let done = human::size(self.done);
+        match self.total {
+            Some(total) => format!("{done} / {}", human::size(total)),
+            None => done,
+        }
+    }
+
+    /// `3.1MB/s, 2.5s left`, as much of that as is known.
+    pub fn pace_text(&self, at: Duration) -> String {
+        let rate = self.rate(at).map(|rate| format!("{}/s", human::size(rate)));
+        let left = self.left(at).filter(|left| *left >= LEFT_MIN);
+        let left = left.map(|left| format!("{} left", human::duration(left)));
+        let parts: Vec<String> = [rate, left].into_iter().flatten().collect();
+        parts.join(", ")
+    }
+
+    /// How long it takes yet, if it goes on as it went lately.
+    pub fn left(&self, at: Duration) -> Option<Duration> {
+        let rate = self.rate(at).filter(|rate| *rate > 0)?;
+        let bytes = self
+            .total?
+            .checked_sub(self.done)
+            .filter(|left| *left > 0)?;
+        let millis = u128::from(bytes) * 1000 / u128::from(rate);
+        Some(Duration::from_millis(u64::try_from(millis).ok()?))
+    }
+
     /// Bytes a second, lately.
-    fn rate(&self, at: Duration) -> Option<u64> {
+    pub fn rate(&self, at: Duration) -> Option<u64> {
         let (since, before) = *self.samples.front()?;
         let nanos = at.checked_sub(since)?.as_nanos();
         let bytes = u128::from(self.done.saturating_sub(before));
@@ -268,7 +356,7 @@ mod tests {
             take(500, TransferKind::Pull, 1_000_000, 4_000_000),
             state(
                 "pulling aa",
-                "[=====>              ] 1MB / 4MB     2MB/s",
+                "[=====>              ] 1MB / 4MB     2MB/s 1.5s left",
                 false
             )
         );
@@ -300,5 +388,41 @@ mod tests {
         let state = |columns| row.state(Duration::from_secs(9), columns);
         assert_eq!(state(80), "4MB / 100MB     1MB/s");
         assert_eq!(state(40), "4MB / 100MB");
+    }
+
+    #[test]
+    fn all_together_have_an_amount_a_rate_and_an_end() {
+        let mut transfers = Transfers::default();
+        let mut take = |seconds, kind, id, done, total| {
+            let step = Step {
+                id,
+                ..step(kind, done, total)
+            };
+            transfers.take(Duration::from_secs(seconds), &step);
+            let (at, sum) = (Duration::from_secs(seconds), transfers.sum());
+            (sum.amount_text(), sum.pace_text(at), sum.is_open())
+        };
+        let check = |told: (String, String, bool), amount: &str, pace: &str, open| {
+            assert_eq!(
+                (told.0.as_str(), told.1.as_str(), told.2),
+                (amount, pace, open)
+            );
+        };
+        // Both are announced before the first begins.
+        take(0, TransferKind::Pull, "a", 0, 10_000_000);
+        let told = take(0, TransferKind::Pull, "b", 0, 90_000_000);
+        check(told, "0B / 100MB", "", true);
+        let told = take(1, TransferKind::Pull, "a", 4_000_000, 10_000_000);
+        check(told, "4MB / 100MB", "4MB/s, 24.0s left", true);
+        // What is unpacked has come already.
+        let told = take(1, TransferKind::Extract, "a", 4_000_000, 10_000_000);
+        check(told, "4MB / 100MB", "4MB/s, 24.0s left", true);
+        // One that begins anew has less than before.
+        let told = take(2, TransferKind::Pull, "a", 1_000_000, 10_000_000);
+        check(told, "1MB / 100MB", "500kB/s, 3m18s left", true);
+        take(3, TransferKind::Pull, "a", 10_000_000, 10_000_000);
+        let told = take(4, TransferKind::Pull, "b", 90_000_000, 90_000_000);
+        assert_eq!((told.0.as_str(), told.2), ("100MB / 100MB", false));
+        assert!(!told.1.contains("left"), "{}", told.1);
     }
 }

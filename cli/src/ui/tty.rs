@@ -205,6 +205,15 @@ impl Tty {
         Tally::header(self.work.as_str(), at, ended)
     }
 
+    /// How far all that moves is together, of a command that does nothing else.
+    fn sum(&self, at: Duration) -> String {
+        let sum = self.transfers.sum();
+        if self.work == Work::Building || !sum.is_open() {
+            return String::new();
+        }
+        format!(" {} {}", sum.amount_text(), sum.pace_text(at))
+    }
+
     /// Draws over the last drawing: what has become permanent, then the live lines.
     fn draw(&mut self, live: Vec<String>) -> Vec<u8> {
         let permanent = std::mem::take(&mut self.permanent);
@@ -213,7 +222,8 @@ impl Tty {
     }
 
     fn live_lines(&self, at: Duration) -> Vec<String> {
-        let header = clip(&self.header(at), self.columns.saturating_sub(1));
+        let header = self.header(at) + &self.sum(at);
+        let header = clip(header.trim_end(), self.columns.saturating_sub(1));
         // The header, and the cursor's own line: a live region taller than the screen cannot be drawn over.
         let room = self.rows.saturating_sub(2);
         let mut groups = vec![self.transfer_lines(at, None, " =>")];

@@ -168,11 +168,43 @@ fn transfers_are_told_of_now_and_then() {
         ],
         &expect_test::expect![[r#"
             #2 [1/1] FROM x
-            #2 sha256:aa11 1MB / 3.4MB 5.0s
+            #2 sha256:aa11 1MB / 3.4MB 5.0s (125kB/s, 19.2s left)
             #2 sha256:aa11 3.4MB / 3.4MB 7.0s done
             #2 extracting sha256:aa11 3.4MB / 3.4MB 0.5s done
-            #2 downloading aa 7B 6.0s
+            #2 downloading aa 7B 6.0s (0B/s)
             #2 DONE 15.0s
+        "#]],
+    );
+}
+
+#[test]
+fn transfers_of_no_step_are_told_of_together() {
+    let push = |id: &str, done, total| ProgressEvent::Transfer {
+        vertex: None,
+        kind: TransferKind::Push,
+        id: format!("sha256:{id}"),
+        name: id.to_owned(),
+        done,
+        total: Some(total),
+    };
+    check(
+        &[
+            (0, push("aa", 0, 10_000_000)),
+            (0, push("bb", 0, 90_000_000)),
+            (1_000, push("aa", 0, 10_000_000)),
+            (3_000, push("aa", 4_000_000, 10_000_000)),
+            (5_500, push("aa", 10_000_000, 10_000_000)),
+            (5_500, push("bb", 0, 90_000_000)),
+            (8_000, push("bb", 20_000_000, 90_000_000)),
+            (11_000, push("bb", 40_000_000, 90_000_000)),
+            (15_000, push("bb", 90_000_000, 90_000_000)),
+        ],
+        &expect_test::expect![[r#"
+            pushing sha256:aa 10MB / 10MB 4.5s done
+            1 of 2 done, 10MB / 100MB (2.22MB/s, 40.5s left)
+            pushing sha256:bb 40MB / 90MB 5.5s (7.27MB/s, 6.8s left)
+            1 of 2 done, 50MB / 100MB (7.27MB/s, 6.8s left)
+            pushing sha256:bb 90MB / 90MB 9.5s done
         "#]],
     );
 }

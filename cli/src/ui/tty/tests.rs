@@ -281,7 +281,7 @@ fn layers_on_their_way_have_bars() {
     expect_test::expect![[r#"
         [+] Building 1.0s (0/1)
          => [1/1] FROM x                                                                               1.0s
-         => => pulling sha256:aa                               [=====>              ] 10MB / 40MB    10MB/s
+         => => pulling sha256:aa                     [=====>              ] 10MB / 40MB    10MB/s 3.0s left
          => => 1 of 2 done                                                                              1kB
     "#]]
     .assert_eq(&screen.at(1000));
@@ -301,6 +301,35 @@ fn layers_on_their_way_have_bars() {
         [+] Building 2.8s (1/1) FINISHED: 1 ran, 0 cached
     "#]]
     .assert_eq(&screen.finished(2800, true));
+}
+
+#[test]
+fn a_command_that_moves_bytes_tells_how_far_it_is() {
+    let mut screen = Screen::new(100, 12);
+    screen.tty.work = Work::Pulling;
+    let pull = |id: &str, done, total| ProgressEvent::Transfer {
+        vertex: None,
+        kind: TransferKind::Pull,
+        id: id.to_owned(),
+        name: format!("sha256:{id}"),
+        done,
+        total: Some(total),
+    };
+    screen.event(0, &pull("aa", 0, 10_000_000));
+    screen.event(0, &pull("bb", 0, 30_000_000));
+    screen.event(1000, &pull("aa", 4_000_000, 10_000_000));
+    expect_test::expect![[r#"
+        [+] Pulling 1.0s (0/2) 4MB / 40MB 4MB/s, 9.0s left
+         => pulling sha256:aa                         [========>           ] 4MB / 10MB     4MB/s 1.5s left
+         => pulling sha256:bb                                    [>                   ] 0B / 30MB      0B/s
+    "#]].assert_eq(&screen.at(1000));
+    screen.event(2000, &pull("aa", 10_000_000, 10_000_000));
+    screen.event(5000, &pull("bb", 30_000_000, 30_000_000));
+    expect_test::expect![[r#"
+         => pulled sha256:aa                                                                      10MB 2.0s
+         => pulled sha256:bb                                                                      30MB 5.0s
+        [+] Pulling 5.0s (2/2) FINISHED
+    "#]].assert_eq(&screen.finished(5000, true));
 }
 
 #[test]
