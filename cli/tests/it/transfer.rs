@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -54,6 +54,46 @@ fn what_is_pushed_is_pulled() {
     let fresh = Place::new();
     fresh.build("built", &context);
     assert_eq!(fresh.sh("built", "cat /g"), "1");
+}
+
+/// Runs a command; most memory that it had at once, in bytes.
+fn peak(command: &Command) -> u64 {
+    let script = "import resource, subprocess, sys\ncode = subprocess.call(sys.argv[1:], stdout=2)\n\
+                  print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\nsys.exit(code)";
+    let mut python = Command::new("python3");
+    python
+        .args(["-c", script])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => python.env(name, value),
+            None => python.env_remove(name),
+        };
+    }
+    let told = Ran::of(&mut python).ok();
+    told.parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn memory_does_not_grow_with_a_layer() {
+    const LAYER: u64 = 256 << 20;
+    let place = Place::new();
+    let registry = Server::registry(&place.path("registry"));
+    let name = format!("{}/large:1", registry.host);
+    let context = place.context("ctx", &[("Dockerfile", "FROM scratch\nCOPY f /f\n")]);
+    let large = std::fs::File::create(context.join("f")).unwrap();
+    std::io::copy(&mut std::io::repeat(b'x').take(LAYER), &mut &large).unwrap();
+    place.build(&name, &context);
+    let push = place.command(["push", "--compression", "none", &name]);
+    let pushed = peak(&push);
+    let other = Place::new();
+    let pulled = peak(&other.command(["pull", &name]));
+    let sizes = other.run(["images", "--format", "{{.Size}}", &name]).ok();
+    assert_eq!(sizes, "268MB");
+    for (what, bytes) in [("push", pushed), ("pull", pulled)] {
+        assert!(bytes < LAYER / 2, "{what} had {bytes} bytes of memory");
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The bundled registry, plain and with TLS.
 
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use registry_client::{
     BlobSource, Client, ClientError, ErrorKind, Options, Silent, pull_layers, push_image,
@@ -63,6 +64,58 @@ async fn pushes_mounts_and_pulls() {
     client.delete_manifest(&second).await.unwrap();
     let error = client.manifest(&second).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+}
+
+/// Counts the connections that are made through it to a server.
+fn counted(host: String) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let relay = listener.local_addr().unwrap().to_string();
+    let count = Arc::<AtomicUsize>::default();
+    let counter = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let (client, server) = (client.unwrap(), TcpStream::connect(&host).unwrap());
+            for (mut from, mut to) in [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server, client),
+            ] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    (relay, count)
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let server = RunningServer::start_in_memory().unwrap();
+    let (relay, connections) = counted(server.host());
+    let client = Client::new(options()).unwrap();
+    let layers: Vec<Vec<u8>> = (0..20).map(|seed| noise(seed, 100_000)).collect();
+    let reference: Reference = format!("{relay}/x:1").parse().unwrap();
+    let report = push_image(&client, &reference, &image(&layers), Arc::new(Silent))
+        .await
+        .unwrap();
+    assert_eq!(report.uploaded, 21);
+    let remote = client.image(&reference, &amd64()).await.unwrap();
+    let pulled = pull_layers(
+        &client,
+        &reference,
+        remote.layers(),
+        Arc::new(Silent),
+        |_, _, mut reader| {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).map(|_| bytes)
+        },
+    );
+    assert!(pulled.await.unwrap() == layers);
+    // Three requests for each blob, and one more to get it back; four blobs at once.
+    let made = connections.load(Ordering::SeqCst);
+    assert!(made <= 20, "{made} connections for more than 80 requests");
 }
 
 #[tokio::test]
