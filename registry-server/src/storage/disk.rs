@@ -659,14 +659,11 @@ impl RegistryStorage for DiskStorage {
         if !self.has_manifest(repository, digest)? {
             return Ok(false);
         }
-        let on_it = TagCondition::on(*digest);
-        for tag in self.tags_that_named(repository, digest)? {
-            if self.tag(repository, &tag)?.as_ref() == Some(digest) {
-                // One that was moved meanwhile stays.
-                self.remove_tag(repository, &tag, &on_it)?;
-            }
-        }
-        self.remove_link(&self.revision(repository, digest).join("link"))
+        self.remove_tags_on(repository, digest)?;
+        let removed = self.remove_link(&self.revision(repository, digest).join("link"))?;
+        // A push that put another one on it meanwhile may have seen the manifest for the last time.
+        self.remove_tags_on(repository, digest)?;
+        Ok(removed)
     }
 
     fn tag(&self, repository: &RepositoryName, tag: &str) -> StorageResult<Option<Digest>> {

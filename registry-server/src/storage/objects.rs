@@ -825,24 +825,12 @@ impl RegistryStorage for ObjectStorage {
         if !self.has_manifest(repository, digest)? {
             return Ok(false);
         }
-        let on_it = TagCondition::on(*digest);
-        for tag in self.tags_that_named(repository, digest)? {
-            if self.tag(repository, &tag)?.as_ref() != Some(digest) {
-                continue;
-            }
-            match self.remove_tag(repository, &tag, &on_it) {
-                // As well as such a bucket allows.
-                Err(StorageError::Unsupported { .. }) => {
-                    self.remove_tag(repository, &tag, &TagCondition::default())?;
-                }
-                removed => {
-                    removed?;
-                }
-            }
-        }
+        self.remove_tags_on(repository, digest)?;
         for file in ["link", "mediatype", collection::PULLED] {
             self.delete(&self.revision(repository, digest, file))?;
         }
+        // A push that put another one on it meanwhile may have seen the manifest for the last time.
+        self.remove_tags_on(repository, digest)?;
         Ok(true)
     }
 
