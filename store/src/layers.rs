@@ -7,7 +7,8 @@
 //!
 //! A layer that was built has a canonical tar and can be written again at any time. One that came from elsewhere has the bytes
 //! it came with and no others: its blob stays for as long as an image or the layer itself needs it. Whichever way
-//! bytes go, they are hashed on it, and what does not have the DiffID goes nowhere.
+//! bytes go, they are hashed on it, and what is not the layer goes nowhere: what came, by the DiffID; what was built, by its name,
+//! from which the tar follows.
 //!
 //! eStargz puts its table into the tar: there a blob of a layer is one of another layer, with another DiffID and the same files,
 //! and the configuration of an image that goes out so names that one (`layers/rewrite.rs`).
@@ -22,7 +23,7 @@ use crate::fs::{self, TempFile};
 use crate::images::ImageId;
 use crate::layer::compress::table::{Format, Position, describe, table_annotations};
 use crate::layer::compress::{Compression, CompressionChoice, Packing, compressor, decompressor};
-use crate::layer::tar::{self, TarError, write_tar};
+use crate::layer::tar::{self, TarError, write_scanned, write_tar};
 use crate::layer::{LayerId, LayerInfo};
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{Descriptor, DiffId, Digest, Hashing, Index, Manifest, MediaType, RawManifest};
@@ -61,6 +62,16 @@ pub enum LayerError {
         expected: DiffId,
         /// The one that came.
         found: DiffId,
+    },
+    /// Its directory holds something else than what was built.
+    #[error(
+        "the files of layer `{id}` are not what was built: their name would be `{found}`; `longshore store check` tells more"
+    )]
+    Altered {
+        /// The layer.
+        id: LayerId,
+        /// What is there now.
+        found: LayerId,
     },
     /// What a zstd:chunked blob says of its pieces cannot be read.
     #[error("bad table of zstd:chunked pieces{}", .digest.map(|digest| format!(" in `{digest}`")).unwrap_or_default())]
@@ -325,32 +336,40 @@ impl Store {
         })
     }
 
-    /// Writes the layer's tar, uncompressed. What was written is worth nothing unless this succeeds: the DiffID is known
-    /// only at the end.
+    /// Writes the layer's tar, uncompressed. What was written is worth nothing unless this succeeds: whether it is the layer is
+    /// known only at the end.
     pub fn write_layer(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<u64, StoreError> {
-        let mut hashed = Hashing::new(out, diff_id.0.algorithm());
-        let name = match self.forms(diff_id)?.into_iter().next() {
-            Some((_, blob)) => {
-                let (file, _) = self.blobs.open(&blob.digest)?;
-                decompressor(file)
-                    .and_then(|mut tar| copy(&mut tar, &mut hashed))
-                    .map_err(|source| LayerError::Stream {
-                        diff_id: *diff_id,
-                        source,
-                    })?;
-                blob.digest.to_string()
-            }
-            None => {
-                let id = self
-                    .unpacked(diff_id)?
-                    .ok_or(LayerError::Missing { diff_id: *diff_id })?;
-                write_tar(&self.snapshots.layer_dir(&id), &mut hashed).map_err(LayerError::from)?;
-                id.to_string()
-            }
+        if let Some((_, blob)) = self.forms(diff_id)?.into_iter().next() {
+            let mut hashed = Hashing::new(out, diff_id.0.algorithm());
+            let (file, _) = self.blobs.open(&blob.digest)?;
+            decompressor(file)
+                .and_then(|mut tar| copy(&mut tar, &mut hashed))
+                .map_err(|source| LayerError::Stream {
+                    diff_id: *diff_id,
+                    source,
+                })?;
+            let (_, digest, size) = hashed.finish();
+            check(blob.digest.to_string(), diff_id, digest)?;
+            return Ok(size);
+        }
+        let id = self
+            .unpacked(diff_id)?
+            .ok_or(LayerError::Missing { diff_id: *diff_id })?;
+        let dir = self.snapshots.layer_dir(&id);
+        let LayerId::Built(expected) = id else {
+            let mut hashed = Hashing::new(out, diff_id.0.algorithm());
+            write_tar(&dir, &mut hashed).map_err(LayerError::from)?;
+            let (_, digest, size) = hashed.finish();
+            check(id.to_string(), diff_id, digest)?;
+            return Ok(size);
         };
-        let (_, digest, size) = hashed.finish();
-        check(name, diff_id, digest)?;
-        Ok(size)
+        // Its name says what is in it as well as the DiffID, and BLAKE3 takes a fifth of SHA-256's time.
+        let (summary, scan) = write_scanned(&dir, out).map_err(LayerError::from)?;
+        if scan.id != expected {
+            let found = LayerId::Built(scan.id);
+            return Err(LayerError::Altered { id, found }.into());
+        }
+        Ok(summary.bytes)
     }
 
     /// The layer's tar, uncompressed and checked, as a file that goes when it is closed.
@@ -750,6 +769,9 @@ impl<R: Read> Read for Counted<'_, R> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
     use super::*;
     use crate::layer::tar::header;
 
@@ -820,6 +842,29 @@ mod tests {
         assert_eq!(read_all(store.layer_tar(&diff_id).unwrap()), tar);
         assert!(store.check().unwrap().is_empty());
         assert!(fs::list(&store.root().join("locks")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_built_layer_that_was_altered_goes_nowhere() {
+        let check = |alter: &dyn Fn(&Path)| {
+            let (_dir, store) = crate::tests::store();
+            let info = built(&store, b"content");
+            let diff_id = store.ensure_diff_id(&info.id).unwrap();
+            alter(&store.snapshots().layer_dir(&info.id).join("file"));
+            let error = store.layer_blob(&diff_id, Compression::GZIP).unwrap_err();
+            let expect = format!("the files of layer `{}` are not what was built", info.id);
+            assert!(error.to_string().starts_with(&expect), "{error}");
+            assert!(store.layer_tar(&diff_id).is_err());
+            assert!(store.index().compressed(&diff_id).unwrap().is_empty());
+            assert!(store.blobs().list().unwrap().is_empty());
+        };
+        check(&|file| std::fs::write(file, b"Content").unwrap());
+        check(&|file| std::fs::write(file, b"content, and more").unwrap());
+        check(&|file| std::fs::remove_file(file).unwrap());
+        check(&|file| {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o4711)).unwrap();
+        });
+        check(&|file| std::fs::write(file.with_file_name("another"), b"").unwrap());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::entry::{Metadata, Mtime, ROOT_STATED, is_opaque, read_xattr, read_xattrs, shown};
+use super::scan::{Scan, ScanBuilder, ScanKind};
 pub use super::walk::Mounts;
 use super::walk::{Found, WalkError, open_directory, split, walk, walk_with};
 use crate::oci::{DiffId, DigestAlgorithm, Hashing};
@@ -103,13 +104,26 @@ impl From<WalkError> for TarError {
 /// # Errors
 /// The layer cannot be read or changes meanwhile, or `out` fails.
 pub fn write_tar(dir: &Path, out: &mut dyn Write) -> Result<TarSummary, TarError> {
-    let summary = write_entries(dir, None, out)?;
+    let (mut summary, _) = write_entries(dir, None, None, out)?;
+    end(&mut summary, out)?;
+    Ok(summary)
+}
+
+/// As [`write_tar`], with the identity of what was written: as [`scan`](super::scan::scan) tells it, which would read all once more.
+///
+/// # Errors
+/// As for [`write_tar`].
+pub fn write_scanned(dir: &Path, out: &mut dyn Write) -> Result<(TarSummary, Scan), TarError> {
+    let (mut summary, scan) = write_entries(dir, None, Some(ScanBuilder::new()), out)?;
+    end(&mut summary, out)?;
+    let scan = scan.expect("a builder was given").finish();
+    Ok((summary, scan))
+}
+
+fn end(summary: &mut TarSummary, out: &mut dyn Write) -> Result<(), TarError> {
+    summary.bytes += END.len() as u64;
     out.write_all(&END)
-        .map_err(|source| TarError::Output { source })?;
-    Ok(TarSummary {
-        bytes: summary.bytes + END.len() as u64,
-        ..summary
-    })
+        .map_err(|source| TarError::Output { source })
 }
 
 /// Writes several directories to `out` as one tar, each in a folder of its own: by the folders' names, which are plain.
@@ -118,7 +132,7 @@ pub fn write_tar(dir: &Path, out: &mut dyn Write) -> Result<TarSummary, TarError
 /// As for [`write_tar`].
 pub fn write_folders(dirs: &[(String, PathBuf)], out: &mut dyn Write) -> Result<(), TarError> {
     for (folder, dir) in dirs {
-        write_entries(dir, Some(folder), out)?;
+        write_entries(dir, Some(folder), None, out)?;
     }
     out.write_all(&END)
         .map_err(|source| TarError::Output { source })
@@ -133,8 +147,9 @@ const FOLDER_MODE: u32 = 0o755;
 fn write_entries(
     dir: &Path,
     folder: Option<&str>,
+    scan: Option<ScanBuilder>,
     out: &mut dyn Write,
-) -> Result<TarSummary, TarError> {
+) -> Result<(TarSummary, Option<ScanBuilder>), TarError> {
     let root = open_directory(rustix::fs::CWD, dir.as_os_str().as_bytes()).map_err(|source| {
         TarError::Layer {
             path: dir.display().to_string(),
@@ -143,7 +158,9 @@ fn write_entries(
         }
     })?;
     packed(out, |pieces| {
-        Packer::new(root.as_fd(), folder, pieces).pack()
+        let mut packer = Packer::new(root.as_fd(), folder, pieces);
+        packer.scan = scan;
+        packer.pack()
     })
 }
 
@@ -202,10 +219,10 @@ pub fn write_named(
 }
 
 /// Runs a packer on a thread of its own and writes what it packs.
-fn packed(
+fn packed<T: Send>(
     out: &mut dyn Write,
-    pack: impl FnOnce(SyncSender<Vec<u8>>) -> Result<TarSummary, TarError> + Send,
-) -> Result<TarSummary, TarError> {
+    pack: impl FnOnce(SyncSender<Vec<u8>>) -> Result<T, TarError> + Send,
+) -> Result<T, TarError> {
     std::thread::scope(|scope| {
         let (pieces, incoming) = sync_channel::<Vec<u8>>(PIECES);
         let packer = std::thread::Builder::new()
@@ -249,6 +266,8 @@ struct Packer<'a> {
     renamed: (usize, Vec<u8>),
     /// Whether names and marks have the meaning that they have in layers.
     is_layer: bool,
+    /// Where the identity of the layer is wanted, too.
+    scan: Option<ScanBuilder>,
 }
 
 /// What a header says beside [`Metadata`].
@@ -281,6 +300,7 @@ impl<'a> Packer<'a> {
             links: HashMap::new(),
             renamed: (0, Vec::new()),
             is_layer: true,
+            scan: None,
         }
     }
 
@@ -311,7 +331,7 @@ impl<'a> Packer<'a> {
         Ok(self.summary)
     }
 
-    fn pack(mut self) -> Result<TarSummary, TarError> {
+    fn pack(mut self) -> Result<(TarSummary, Option<ScanBuilder>), TarError> {
         let layer = |action| {
             move |source| TarError::Layer {
                 path: "/".to_owned(),
@@ -328,18 +348,21 @@ impl<'a> Packer<'a> {
                 ..Metadata::default()
             };
             self.head(b"", &Head::new(b'5'), &metadata)?;
-        } else if stated.is_some() {
-            let stat = rustix::fs::fstat(&root).map_err(layer("look up"))?;
-            self.directory(b".", &root, &stat)?;
         }
-        if is_opaque(&root).map_err(layer("read the attributes of"))? {
+        let opaque = is_opaque(&root).map_err(layer("read the attributes of"))?;
+        if self.folder.is_empty() && stated.is_some() {
+            let stat = rustix::fs::fstat(&root).map_err(layer("look up"))?;
+            let metadata = self.directory(b".", &root, &stat)?;
+            self.scanned(b"", ScanKind::Directory { opaque }, metadata);
+        }
+        if opaque {
             self.whiteout(b".wh..wh..opq")?;
         }
         for found in walk(self.root)? {
             self.entry(&found)?;
         }
         self.flush()?;
-        Ok(self.summary)
+        Ok((self.summary, self.scan))
     }
 
     fn entry(&mut self, found: &Found) -> Result<(), TarError> {
@@ -350,6 +373,7 @@ impl<'a> Packer<'a> {
         }
         if self.is_layer && found.is_whiteout() {
             let name = [b".wh.", name].concat();
+            self.scanned(path, ScanKind::Whiteout, Metadata::default());
             return self.whiteout(&super::walk::join(parent, &name));
         }
         let stat = &found.stat;
@@ -357,7 +381,9 @@ impl<'a> Packer<'a> {
         if kind != FileType::Directory && kind != FileType::Socket && stat.st_nlink > 1 {
             let key = (stat.st_dev, stat.st_ino);
             if let Some(first) = self.links.get(&key) {
+                let to = first.clone();
                 let first = [&self.folder[..], first].concat();
+                self.scanned(path, ScanKind::HardLink { to }, Metadata::default());
                 let mut head = Head::new(b'1');
                 head.link = &first;
                 // The first name has said the attributes.
@@ -371,10 +397,11 @@ impl<'a> Packer<'a> {
             FileType::RegularFile => self.file(path, stat),
             FileType::Directory => {
                 let directory = open_directory(self.root, path).map_err(failed("open"))?;
-                self.directory(path, &directory, stat)?;
-                if self.is_layer
-                    && is_opaque(&directory).map_err(failed("read the attributes of"))?
-                {
+                let metadata = self.directory(path, &directory, stat)?;
+                let opaque = self.is_layer
+                    && is_opaque(&directory).map_err(failed("read the attributes of"))?;
+                self.scanned(path, ScanKind::Directory { opaque }, metadata);
+                if opaque {
                     self.whiteout(&super::walk::join(path, b".wh..wh..opq"))?;
                 }
                 Ok(())
@@ -389,18 +416,27 @@ impl<'a> Packer<'a> {
                     mode: 0o777,
                     ..Metadata::of(stat)
                 };
-                self.head(path, &head, &metadata)
+                self.head(path, &head, &metadata)?;
+                let target = target.into_bytes();
+                self.scanned(path, ScanKind::Symlink { target }, metadata);
+                Ok(())
             }
             FileType::CharacterDevice | FileType::BlockDevice => {
-                let is_char = kind == FileType::CharacterDevice;
-                let mut head = Head::new(if is_char { b'3' } else { b'4' });
-                head.device = (
-                    rustix::fs::major(stat.st_rdev),
-                    rustix::fs::minor(stat.st_rdev),
-                );
+                let major = rustix::fs::major(stat.st_rdev);
+                let minor = rustix::fs::minor(stat.st_rdev);
+                let (type_flag, scanned) = match kind {
+                    FileType::CharacterDevice => (b'3', ScanKind::Char { major, minor }),
+                    _ => (b'4', ScanKind::BlockDevice { major, minor }),
+                };
+                let mut head = Head::new(type_flag);
+                head.device = (major, minor);
+                self.scanned(path, scanned, Metadata::of(stat));
                 self.head(path, &head, &Metadata::of(stat))
             }
-            FileType::Fifo => self.head(path, &Head::new(b'6'), &Metadata::of(stat)),
+            FileType::Fifo => {
+                self.scanned(path, ScanKind::Fifo, Metadata::of(stat));
+                self.head(path, &Head::new(b'6'), &Metadata::of(stat))
+            }
             _ => Ok(()),
         }
     }
@@ -410,10 +446,24 @@ impl<'a> Packer<'a> {
         [prefix, &path[*left_out..]].concat()
     }
 
-    fn directory(&mut self, path: &[u8], directory: &OwnedFd, stat: &Stat) -> Result<(), TarError> {
+    /// Notes an entry for the identity of the layer.
+    fn scanned(&mut self, path: &[u8], kind: ScanKind, metadata: Metadata) {
+        if let Some(scan) = &mut self.scan {
+            scan.add(path, kind, metadata);
+        }
+    }
+
+    /// The directory itself; what it says of itself.
+    fn directory(
+        &mut self,
+        path: &[u8],
+        directory: &OwnedFd,
+        stat: &Stat,
+    ) -> Result<Metadata, TarError> {
         let mut metadata = Metadata::of(stat);
         metadata.xattrs = read_xattrs(directory).map_err(failed(path, "read the attributes of"))?;
-        self.head(&[path, b"/"].concat(), &Head::new(b'5'), &metadata)
+        self.head(&[path, b"/"].concat(), &Head::new(b'5'), &metadata)?;
+        Ok(metadata)
     }
 
     fn whiteout(&mut self, path: &[u8]) -> Result<(), TarError> {
@@ -432,6 +482,7 @@ impl<'a> Packer<'a> {
             path: shown(path),
             expected: size,
         };
+        let mut content = self.scan.as_ref().map(|_| blake3::Hasher::new());
         let mut left = size;
         loop {
             // Room for one byte more than is left, so that one read tells both the content and its end.
@@ -448,6 +499,9 @@ impl<'a> Packer<'a> {
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(failed(path, "read")(errno)),
             }
+            if let Some(content) = &mut content {
+                content.update(&self.piece[before..]);
+            }
             let count = (self.piece.len() - before) as u64;
             let at_end = self.piece.len() < self.piece.capacity();
             left = left.checked_sub(count).ok_or_else(changed)?;
@@ -458,6 +512,10 @@ impl<'a> Packer<'a> {
             if left == 0 && (at_end || count == 0) {
                 break;
             }
+        }
+        if let Some(content) = content {
+            let content = *content.finalize().as_bytes();
+            self.scanned(path, ScanKind::File { size, content }, metadata);
         }
         self.put(&[0; BLOCK][..padding(size)])
     }

@@ -3,7 +3,7 @@
 use rustix::fs::{FileType, XattrFlags};
 use store::layer::apply::{Form, UnpackOptions};
 use store::layer::tar::read::Reader;
-use store::layer::tar::{diff_id, write_tar};
+use store::layer::tar::{diff_id, write_scanned, write_tar};
 use store::oci::{DiffId, Digest};
 
 use crate::support::{OPAQUE, Raw, Tree, archive, unpack, unpack_as};
@@ -14,6 +14,11 @@ fn round_trips(tree: &Tree, what: &str) {
     assert_eq!(copy.listing(), tree.listing(), "{what}");
     assert_eq!(copy.scan(), tree.scan(), "{what}");
     assert!(copy.tar() == tar, "{what}: the second tar differs");
+    let mut written = Vec::new();
+    let (summary, scan) = write_scanned(tree.path(), &mut written).unwrap();
+    assert!(written == tar, "{what}: the tar that was scanned differs");
+    assert_eq!(scan, tree.scan(), "{what}");
+    assert_eq!(summary.bytes, tar.len() as u64, "{what}");
     let mut reader = Reader::new(&tar[..]);
     let mut opaque = 0;
     while let Some(entry) = reader.next_entry().unwrap() {

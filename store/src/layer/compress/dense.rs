@@ -19,8 +19,13 @@ const SPOT_BYTES: usize = 512;
 /// bytes are within one, what zstd and deflate wrote within two, and what Huffman's code alone could shorten by a hundredth is not.
 const EXCESS_PERCENT: u64 = 2;
 
-/// Of how many places one is looked for again, by the bits of what is there: the same bytes are looked for wherever they are.
-const ANCHORS_BITS: u32 = 7;
+/// From how much on, in percent, the first spots tell it by themselves: so far off are random bytes never, and text always.
+const PLAIN_PERCENT: u64 = 20;
+const PLAIN_SPOTS: usize = 2;
+
+/// What the places begin with that are looked for again, so that the same bytes are, wherever they lie: one of 128 places where all
+/// values are equally frequent.
+const ANCHORS: [u8; 2] = [0x5b, 0xdb];
 
 /// Places that are remembered, as a power of two: twice as many as a block has.
 const REMEMBERED_BITS: u32 = 10;
@@ -55,31 +60,37 @@ fn is_dense(block: &[u8]) -> bool {
 fn is_even(block: &[u8]) -> bool {
     let mut counts = [0u32; 256];
     let mut sampled = 0;
-    for spot in block.chunks((block.len() / SPOTS).max(SPOT_BYTES)) {
+    let exceeds = |counts: &[u32; 256], sampled: u64, percent: u64| {
+        let equal: u64 = counts.iter().map(|count| u64::from(*count).pow(2)).sum();
+        // Every byte is equal to itself, and to one of 256 others.
+        let expected = sampled + sampled * sampled / 256;
+        equal * 100 > expected * (100 + percent)
+    };
+    let spots = block.chunks((block.len() / SPOTS).max(SPOT_BYTES));
+    for (number, spot) in spots.enumerate() {
+        if number == PLAIN_SPOTS && exceeds(&counts, sampled, PLAIN_PERCENT) {
+            return false;
+        }
         let spot = &spot[..spot.len().min(SPOT_BYTES)];
         for byte in spot {
             counts[usize::from(*byte)] += 1;
         }
         sampled += spot.len() as u64;
     }
-    let equal: u64 = counts.iter().map(|count| u64::from(*count).pow(2)).sum();
-    // Every byte is equal to itself, and to one of 256 others.
-    let expected = sampled + sampled * sampled / 256;
-    equal * 100 <= expected * (100 + EXCESS_PERCENT)
+    !exceeds(&counts, sampled, EXCESS_PERCENT)
 }
 
-/// Whether a block has bytes that it had before.
+/// Whether a block, in which all values are equally frequent, has bytes that it had before.
 fn repeats(block: &[u8]) -> bool {
     let mut remembered = [0u32; 1 << REMEMBERED_BITS];
     let mut found = 0;
-    for place in block.windows(4) {
-        let here = u32::from_le_bytes([place[0], place[1], place[2], place[3]]);
+    for at in memchr::memchr2_iter(ANCHORS[0], ANCHORS[1], block) {
+        let Some(place) = block[at..].first_chunk() else {
+            break;
+        };
+        let here = u32::from_le_bytes(*place);
         // Knuth's multiplier: its upper bits depend on all of the four bytes.
-        let hash = here.wrapping_mul(0x9e37_79b1);
-        if hash >> (u32::BITS - ANCHORS_BITS) != 1 {
-            continue;
-        }
-        let slot = hash << ANCHORS_BITS >> (u32::BITS - REMEMBERED_BITS);
+        let slot = here.wrapping_mul(0x9e37_79b1) >> (u32::BITS - REMEMBERED_BITS);
         let before = &mut remembered[slot as usize];
         found += usize::from(*before == here);
         *before = here;
