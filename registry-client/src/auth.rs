@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub(crate) mod bearer;
 pub mod docker_config;
@@ -31,17 +31,23 @@ pub enum Credential {
         password: String,
     },
     /// A refresh token, given by the token server at an earlier login.
-    IdentityToken(String),
+    IdentityToken {
+        /// Who logged in, where that is known.
+        username: Option<String>,
+        /// The token.
+        token: String,
+    },
     /// A bearer token that is sent as it stands.
     RegistryToken(String),
 }
 
 impl Credential {
-    /// The user, where it is not known by a token alone.
+    /// The user, where that is known.
     pub fn username(&self) -> Option<&str> {
         match self {
             Credential::Basic { username, .. } => Some(username),
-            Credential::IdentityToken(_) | Credential::RegistryToken(_) => None,
+            Credential::IdentityToken { username, .. } => username.as_deref(),
+            Credential::RegistryToken(_) => None,
         }
     }
 }
@@ -53,7 +59,10 @@ impl fmt::Debug for Credential {
                 .debug_struct("Basic")
                 .field("username", username)
                 .finish_non_exhaustive(),
-            Credential::IdentityToken(_) => f.write_str("IdentityToken(…)"),
+            Credential::IdentityToken { username, .. } => f
+                .debug_struct("IdentityToken")
+                .field("username", username)
+                .finish_non_exhaustive(),
             Credential::RegistryToken(_) => f.write_str("RegistryToken(…)"),
         }
     }
@@ -99,7 +108,11 @@ pub enum CredentialError {
 pub struct Keychain {
     given: Arc<BTreeMap<String, Credential>>,
     files: Arc<[PathBuf]>,
+    lasting: Option<Lasting>,
 }
+
+/// Where the identity token goes that a token server gives for a password.
+pub(crate) type Lasting = Arc<OnceLock<Credential>>;
 
 impl Keychain {
     /// Knows nobody.
@@ -110,19 +123,31 @@ impl Keychain {
     /// Reads these files, the first that has an entry deciding. Files that do not exist are passed over.
     pub fn files(paths: impl IntoIterator<Item = PathBuf>) -> Keychain {
         Keychain {
-            given: Arc::default(),
             files: paths.into_iter().collect(),
+            ..Keychain::default()
         }
     }
 
     /// The same, with a credential for `key` (`host[:port][/repository-prefix]`) that goes before all files.
     pub fn with(self, key: &str, credential: Credential) -> Keychain {
-        let mut given = Arc::unwrap_or_clone(self.given);
+        let mut given = BTreeMap::clone(&self.given);
         given.insert(normal_key(key), credential);
         Keychain {
             given: Arc::new(given),
-            files: self.files,
+            ..self
         }
+    }
+
+    /// The same, where a token server that is given a password is asked for what may be kept instead of it.
+    pub(crate) fn asking_for(self, lasting: Lasting) -> Keychain {
+        Keychain {
+            lasting: Some(lasting),
+            ..self
+        }
+    }
+
+    pub(crate) fn lasting(&self) -> Option<&Lasting> {
+        self.lasting.as_ref()
     }
 
     /// The credential for a repository of a registry: an entry for the longest prefix of `registry/repository` wins.
@@ -202,7 +227,10 @@ mod tests {
     fn secrets_are_not_shown() {
         for credential in [
             basic("me"),
-            Credential::IdentityToken("hunter2".to_owned()),
+            Credential::IdentityToken {
+                username: None,
+                token: "hunter2".to_owned(),
+            },
             Credential::RegistryToken("hunter2".to_owned()),
         ] {
             let shown = format!("{:?}", Keychain::anonymous().with("r", credential));

@@ -137,16 +137,21 @@ impl Client {
         self.shared.transport.warnings()
     }
 
-    /// Checks that a registry takes a credential; nothing is stored.
+    /// Checks that a registry takes a credential; nothing is stored. The credential that is to be kept for it: if it is a password and a
+    /// token server gave an identity token for it, that.
     pub async fn check_login(
         &self,
         registry: &str,
         credential: &Credential,
-    ) -> Result<(), ClientError> {
+    ) -> Result<Credential, ClientError> {
         // A client of its own, so that no token of somebody else's proves anything.
         let mut options = self.options().clone();
-        options.keychain = Keychain::anonymous().with(registry, credential.clone());
-        Client::new(options)?.ping(registry).await
+        let lasting = auth::Lasting::default();
+        options.keychain = Keychain::anonymous()
+            .with(registry, credential.clone())
+            .asking_for(auth::Lasting::clone(&lasting));
+        Client::new(options)?.ping(registry).await?;
+        Ok(lasting.get().unwrap_or(credential).clone())
     }
 
     /// Checks that a registry answers, with the credentials that there are for it.

@@ -61,8 +61,7 @@ pub fn login(context: &Context, args: &LoginArgs) -> Result<ExitCode, CliError> 
     let (host, shown) = (&server.host, &credential);
     let checked = remote.run(|client| async move { client.check_login(host, shown).await });
     watch.stop();
-    checked?;
-    config.store(&server.key(), &credential)?;
+    config.store(&server.key(), &checked?)?;
     config.write()?;
     match args.json {
         true => context.ui.json_line(&json!({

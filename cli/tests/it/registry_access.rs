@@ -330,6 +330,37 @@ fn every_tool_may_what_its_user_may() {
     no_secrets(&place, &heard);
 }
 
+/// Where a registry gives tokens, no password is kept; and the other tools know what is.
+#[test]
+fn a_login_keeps_an_identity_token() {
+    let place = Place::new();
+    place.add_busybox(IMAGE);
+    let registry = serve(&place);
+    let host = registry.host.as_str();
+    let own = Longshore(&place);
+    own.login(host, ANN).ok();
+    let file = place.path("docker/config.json");
+    let kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let entry = &kept["auths"][host];
+    let nobody = STANDARD.encode(format!("{}:", ANN.0));
+    assert_eq!(entry["auth"].as_str(), Some(&*nobody), "{kept}");
+    assert!(entry["identitytoken"].is_string(), "{kept}");
+    assert_eq!(place.run(["login", "--get-login", host]).ok(), ANN.0);
+    let name = format!("{host}/team/app:v1");
+    own.push(&name).ok();
+    own.pull(&name).ok();
+    let file = file.to_str().unwrap();
+    let words = ["inspect", "--tls-verify=false", "--authfile", file];
+    let skopeo = |name: &str| {
+        let name = format!("docker://{name}");
+        Ran::of(Command::new("skopeo").args(words).arg(name))
+    };
+    skopeo(&name).ok();
+    own.logout(host);
+    own.pull(&name).fails(4, "longshore login");
+    assert_ne!(skopeo(&name).code, Some(0));
+}
+
 /// Blobs are mounted from where one may pull, and lists tell what one may see.
 #[test]
 fn mounts_and_lists_keep_to_the_policy() {

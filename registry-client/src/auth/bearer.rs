@@ -168,6 +168,8 @@ fn is_token(character: char) -> bool {
 pub(crate) struct Token {
     pub(crate) token: String,
     pub(crate) life: Duration,
+    /// What further tokens are given for, if it was asked for.
+    pub(crate) refresh: Option<String>,
 }
 
 /// Reads a token server's answer; the error says what is wrong and shows no token.
@@ -177,6 +179,7 @@ pub(crate) fn parse_token(body: &[u8]) -> Result<Token, &'static str> {
         token: Option<String>,
         access_token: Option<String>,
         expires_in: Option<u64>,
+        refresh_token: Option<String>,
     }
     let body: Body =
         serde_json::from_slice(body).map_err(|_| "the token server's answer is not JSON")?;
@@ -191,6 +194,7 @@ pub(crate) fn parse_token(body: &[u8]) -> Result<Token, &'static str> {
         life: body
             .expires_in
             .map_or(TOKEN_LIFE_DEFAULT, Duration::from_secs),
+        refresh: body.refresh_token.filter(|token| !token.is_empty()),
     })
 }
 

@@ -235,7 +235,14 @@ impl DockerConfig {
             return Ok(Some(Credential::RegistryToken(token.to_owned())));
         }
         if let Some(token) = text("identitytoken") {
-            return Ok(Some(Credential::IdentityToken(token.to_owned())));
+            // Docker keeps the user with an empty password beside it.
+            let beside = text("auth").and_then(decode);
+            let beside = beside.as_ref().and_then(Credential::username);
+            let username = text("username").or(beside.filter(|name| !name.is_empty()));
+            return Ok(Some(Credential::IdentityToken {
+                username: username.map(str::to_owned),
+                token: token.to_owned(),
+            }));
         }
         if let Some(auth) = text("auth") {
             let pair = decode(auth).ok_or_else(|| CredentialError::Malformed {
@@ -270,14 +277,22 @@ fn helper_key(key: &str) -> String {
 }
 
 fn file_entry(credential: &Credential) -> Map<String, Value> {
-    let (name, value) = match credential {
-        Credential::Basic { username, password } => {
-            ("auth", STANDARD.encode(format!("{username}:{password}")))
+    let pair = |username: &str, password: &str| STANDARD.encode(format!("{username}:{password}"));
+    let fields = match credential {
+        Credential::Basic { username, password } => vec![("auth", pair(username, password))],
+        Credential::IdentityToken { username, token } => {
+            let auth = username
+                .as_ref()
+                .map(|username| ("auth", pair(username, "")));
+            let token = ("identitytoken", token.clone());
+            auth.into_iter().chain([token]).collect()
         }
-        Credential::IdentityToken(token) => ("identitytoken", token.clone()),
-        Credential::RegistryToken(token) => ("registrytoken", token.clone()),
+        Credential::RegistryToken(token) => vec![("registrytoken", token.clone())],
     };
-    Map::from_iter([(name.to_owned(), Value::String(value))])
+    let fields = fields.into_iter();
+    fields
+        .map(|(name, value)| (name.to_owned(), Value::String(value)))
+        .collect()
 }
 
 fn decode(auth: &str) -> Option<Credential> {
@@ -303,6 +318,13 @@ mod tests {
         }
     }
 
+    fn identity(username: Option<&str>, token: &str) -> Credential {
+        Credential::IdentityToken {
+            username: username.map(str::to_owned),
+            token: token.to_owned(),
+        }
+    }
+
     fn parse(text: &str) -> DockerConfig {
         DockerConfig::parse(Path::new("config.json"), text.as_bytes()).unwrap()
     }
@@ -315,6 +337,7 @@ mod tests {
                 "r.example":{"username":"u","password":"p:q"},
                 "r.example/team":{"auth":"dGVhbTpwdw=="},
                 "https://old.example/v2/":{"identitytoken":"idt","auth":"eDp5"},
+                "bare.example":{"identitytoken":"idt","auth":"Og=="},
                 "raw.example":{"registrytoken":"rt"},
                 "empty.example":{},
                 "nul.example":{"auth":"dTpwAAA="}
@@ -327,11 +350,8 @@ mod tests {
         check("docker.io", "library/x", Some(basic("hub", "pw")));
         check("r.example", "x", Some(basic("u", "p:q")));
         check("r.example", "team/x", Some(basic("team", "pw")));
-        check(
-            "old.example",
-            "x",
-            Some(Credential::IdentityToken("idt".into())),
-        );
+        check("old.example", "x", Some(identity(Some("x"), "idt")));
+        check("bare.example", "x", Some(identity(None, "idt")));
         check(
             "raw.example",
             "x",
@@ -374,6 +394,9 @@ mod tests {
         config
             .store("r.example:5000", &basic("you", "w:p"))
             .unwrap();
+        let kept = [identity(Some("me"), "idt"), identity(None, "idt")];
+        config.store("named.example", &kept[0]).unwrap();
+        config.store("bare.example", &kept[1]).unwrap();
         config.write().unwrap();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
@@ -384,6 +407,9 @@ mod tests {
         let mut config = DockerConfig::read(&path).unwrap();
         assert!(config.lookup("docker.io", "a/b").unwrap() == Some(basic("me", "pw")));
         assert!(config.lookup("r.example:5000", "x").unwrap() == Some(basic("you", "w:p")));
+        for (registry, kept) in ["named.example", "bare.example"].into_iter().zip(kept) {
+            assert!(config.lookup(registry, "x").unwrap() == Some(kept));
+        }
         assert!(config.erase("index.docker.io").unwrap());
         assert!(!config.erase("docker.io").unwrap());
         config.write().unwrap();

@@ -39,7 +39,10 @@ pub(crate) fn load(name: &str, key: &str) -> Result<Option<Credential>, Credenti
     })?;
     Ok(match (entry.username.as_str(), entry.secret.as_str()) {
         ("", "") => None,
-        (TOKEN_USER, _) => Some(Credential::IdentityToken(entry.secret)),
+        (TOKEN_USER, _) => Some(Credential::IdentityToken {
+            username: None,
+            token: entry.secret,
+        }),
         _ => Some(Credential::Basic {
             username: entry.username,
             password: entry.secret,
@@ -51,7 +54,9 @@ pub(crate) fn load(name: &str, key: &str) -> Result<Option<Credential>, Credenti
 pub(crate) fn store(name: &str, key: &str, credential: &Credential) -> Result<(), CredentialError> {
     let (username, secret) = match credential {
         Credential::Basic { username, password } => (username.as_str(), password),
-        Credential::IdentityToken(token) | Credential::RegistryToken(token) => (TOKEN_USER, token),
+        Credential::IdentityToken { token, .. } | Credential::RegistryToken(token) => {
+            (TOKEN_USER, token)
+        }
     };
     let entry = Entry {
         server_url: key.to_owned(),

@@ -260,13 +260,18 @@ impl Session {
         credential: Option<Credential>,
     ) -> Result<bearer::Token, ClientError> {
         let anonymous = credential.is_none();
+        // Where what lasts is kept, and whose it is.
+        let mut lasting = None;
         let (call, authorization) = match credential {
-            Some(Credential::IdentityToken(token)) => (exchange.refresh(&token), None),
-            Some(Credential::Basic { username, password }) => (
-                exchange.ask(Some(&username)),
-                Some(self.basic(&username, &password)?),
-            ),
-            Some(Credential::RegistryToken(_)) | None => (exchange.ask(None), None),
+            Some(Credential::IdentityToken { token, .. }) => (exchange.refresh(&token), None),
+            Some(Credential::Basic { username, password }) => {
+                let authorization = self.basic(&username, &password)?;
+                let wanted = self.keychain.lasting();
+                let call = exchange.ask(Some(&username), wanted.is_some());
+                lasting = wanted.map(|lasting| (lasting, username));
+                (call, Some(authorization))
+            }
+            Some(Credential::RegistryToken(_)) | None => (exchange.ask(None, false), None),
         };
         let mut attempts = crate::registry::Attempts::new(&transport.options);
         loop {
@@ -275,7 +280,17 @@ impl Session {
                 .await;
             match result {
                 Err(error) if attempts.again(&error).await => {}
-                result => return result,
+                Err(error) => return Err(error),
+                Ok(mut token) => {
+                    if let (Some((lasting, username)), Some(token)) =
+                        (lasting, token.refresh.take())
+                    {
+                        let username = Some(username);
+                        // A second one is as good as the first.
+                        let _ = lasting.set(Credential::IdentityToken { username, token });
+                    }
+                    return Ok(token);
+                }
             }
         }
     }
@@ -328,7 +343,7 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// The GET form (`docs/spec/auth/token.md`).
-    fn ask(&self, account: Option<&str>) -> Call {
+    fn ask(&self, account: Option<&str>, lasting: bool) -> Call {
         let mut url = self.realm.clone();
         {
             let mut query = url.query_pairs_mut();
@@ -342,6 +357,9 @@ impl Exchange<'_> {
                 query.append_pair("account", account);
             }
             query.append_pair("client_id", CLIENT_ID);
+            if lasting {
+                query.append_pair("offline_token", "true");
+            }
         }
         Call::get(url).told_by(self.is_outside)
     }

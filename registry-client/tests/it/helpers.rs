@@ -74,7 +74,10 @@ fn with_a_helper_on_the_path() {
     assert_eq!(lookup("r.example").unwrap(), None);
     assert_eq!(
         lookup("token.example").unwrap(),
-        Some(Credential::IdentityToken("id".to_owned()))
+        Some(Credential::IdentityToken {
+            username: None,
+            token: "id".to_owned(),
+        })
     );
     let mut config = DockerConfig::read(&path).unwrap();
     config.store("r.example", &credential).unwrap();

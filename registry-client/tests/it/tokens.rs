@@ -125,7 +125,10 @@ async fn passwords_go_to_the_token_server_only() {
 #[tokio::test]
 async fn identity_tokens_are_posted() {
     let wire = guarded(300, latest, manifest);
-    let credential = Credential::IdentityToken("id&token".to_owned());
+    let credential = Credential::IdentityToken {
+        username: None,
+        token: "id&token".to_owned(),
+    };
     known(&wire, credential)
         .manifest(&wire.reference("x:1"))
         .await
@@ -341,16 +344,47 @@ async fn bad_realms_get_no_password() {
 async fn logins_are_checked() {
     let wire = guarded(300, latest, |_, line| line.answer(200, &[], b"{}"));
     let client = Client::new(options()).unwrap();
-    client.check_login(&wire.host, &user()).await.unwrap();
+    let kept = client.check_login(&wire.host, &user()).await.unwrap();
+    assert_eq!(kept, user());
     let asked = to_token_server(&wire);
     assert_eq!(
         asked[0].target,
-        "/token?service=tests&account=user&client_id=longshore"
+        "/token?service=tests&account=user&client_id=longshore&offline_token=true"
     );
     // The credential was for that check alone.
     client.ping(&wire.host).await.unwrap();
     let asked = to_token_server(&wire);
     assert_eq!(asked[1].target, "/token?service=tests&client_id=longshore");
+}
+
+#[tokio::test]
+async fn an_identity_token_is_kept_instead_of_a_password() {
+    let wire = Wire::bare(|seen, line| {
+        if seen.target.starts_with("/token") {
+            return line.answer(200, &[], br#"{"token":"t","refresh_token":"id"}"#);
+        }
+        if seen.header("authorization") == "Bearer t" {
+            return line.answer(200, &[], MANIFEST);
+        }
+        let realm = format!("Bearer realm=\"http://{}/token\"", seen.header("host"));
+        line.answer(401, &[("www-authenticate", &realm)], b"")
+    });
+    let client = Client::new(options()).unwrap();
+    let kept = client.check_login(&wire.host, &user()).await.unwrap();
+    let expect = Credential::IdentityToken {
+        username: Some("user".to_owned()),
+        token: "id".to_owned(),
+    };
+    assert_eq!(kept, expect);
+    let reference = wire.reference("x:1");
+    known(&wire, kept).manifest(&reference).await.unwrap();
+    known(&wire, user()).manifest(&reference).await.unwrap();
+    let asked = to_token_server(&wire);
+    let lines: Vec<String> = asked.iter().map(Seen::line).collect();
+    // What lasts is asked for at the login only.
+    let get = "GET /token?account=user&client_id=longshore&offline_token=true";
+    let later = "GET /token?scope=repository%3Ax%3Apull&account=user&client_id=longshore";
+    assert_eq!(lines, [get, "POST /token", later]);
 }
 
 #[tokio::test]
