@@ -104,8 +104,10 @@ impl Transfers {
             TransferKind::Pull | TransferKind::Push | TransferKind::Download
         );
         if is_remote {
-            let done = (self.sum.done + after.0).saturating_sub(before.0);
-            let total = self.sum.total.unwrap_or(0) + after.1.unwrap_or(0);
+            let done = self.sum.done.saturating_add(after.0);
+            let done = done.saturating_sub(before.0);
+            let total = self.sum.total.unwrap_or(0);
+            let total = total.saturating_add(after.1.unwrap_or(0));
             let total = total.saturating_sub(before.1.unwrap_or(0));
             self.sum.take(at, done, Some(total));
         }
