@@ -23,7 +23,7 @@ mod hosts_toml;
 mod registries_conf;
 mod short_names;
 
-pub use short_names::{ShortName, ShortNameMode};
+pub use short_names::{Choice, ShortName, ShortNameMode};
 
 use registries_conf::RegistriesConf;
 

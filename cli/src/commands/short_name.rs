@@ -1,6 +1,6 @@
 //! Names without a registry: what they stand for where containers' `registries.conf` says so, and docker's rule elsewhere.
 
-use registry_client::hosts::ShortName;
+use registry_client::hosts::{Choice, ShortName};
 use store::Store;
 use store::images::ImageRow;
 use store::oci::Reference;
@@ -60,17 +60,11 @@ pub fn candidates(context: &Context, text: &str) -> Result<Candidates, CliError>
     };
     let short = context.hosts()?.short_name(text);
     let short = short.map_err(|error| CliError::new(Kind::Environment, error))?;
-    let Some(ShortName {
-        stands_for,
-        must_choose,
-    }) = short
-    else {
+    let Some(ShortName { stands_for, choice }) = short else {
         return Ok(known(vec![text.parse()?]));
     };
-    let Some(file) = must_choose else {
-        return Ok(known(stands_for));
-    };
-    if context.ui.can_ask()
+    if choice != Choice::Nobody
+        && context.ui.can_ask()
         && let Some(chosen) = choose(text, &stands_for)?
     {
         return Ok(Candidates {
@@ -78,6 +72,9 @@ pub fn candidates(context: &Context, text: &str) -> Result<Candidates, CliError>
             ..known(vec![chosen])
         });
     }
+    let Choice::OnlyPerson(file) = choice else {
+        return Ok(known(stands_for));
+    };
     let names: Vec<String> = stands_for.iter().map(|name| format!("`{name}`")).collect();
     let message = format!(
         "`{text}` may be {}, and `{}` has `short-name-mode = \"enforcing\"`",

@@ -273,11 +273,12 @@ fn a_short_name_is_chosen_on_a_terminal() {
     place.run(["tag", "made", &there]).ok();
     place.run(["push", "-q", &there]).ok();
     let settings = place.path("registries.conf");
-    let text = format!(
-        "unqualified-search-registries = [\"127.0.0.1:1\", \"{}\"]\nshort-name-mode = \"enforcing\"\n",
+    let search = format!(
+        "unqualified-search-registries = [\"127.0.0.1:1\", \"{}\"]\n",
         registry.host
     );
-    std::fs::write(&settings, text).unwrap();
+    let enforcing = format!("{search}short-name-mode = \"enforcing\"\n");
+    std::fs::write(&settings, enforcing).unwrap();
     // Root's aliases are in a folder of the system's: in its place stands one of the test's.
     let cache = place.path("cache");
     std::fs::create_dir(&cache).unwrap();
@@ -302,6 +303,15 @@ fn a_short_name_is_chosen_on_a_terminal() {
     let (code, shown) = watched.end();
     assert_eq!(code, Some(1), "{shown}");
     assert!(shown.contains("short-name-mode"), "{shown}");
+    assert!(!aliases.exists());
+
+    // Where that is allowed, it leaves all of them to be tried.
+    std::fs::write(&settings, search).unwrap();
+    let mut watched = Watched::start_asking(&mut pull(&["pull", "sought:2"]), 100, 20);
+    watched.until("Which one? [1-2]");
+    watched.enter("\u{4}");
+    let (code, shown) = watched.end();
+    assert_eq!(code, Some(0), "{shown}");
     assert!(!aliases.exists());
 
     // What is not there is not remembered.

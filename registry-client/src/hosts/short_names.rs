@@ -36,8 +36,19 @@ pub enum ShortNameMode {
 pub struct ShortName {
     /// Whole names, the first to be tried first; at least one.
     pub stands_for: Vec<Reference>,
-    /// The file that leaves it to a person which of several is meant: none of them is to be tried without.
-    pub must_choose: Option<PathBuf>,
+    /// Who decides which of several is meant.
+    pub choice: Choice,
+}
+
+/// Who decides which of several names is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Nobody: there is one, or all are to be tried.
+    Nobody,
+    /// A person, if one can be asked; else all are to be tried.
+    Person,
+    /// A person only, as this file has it: none of them is to be tried without.
+    OnlyPerson(PathBuf),
 }
 
 impl Hosts {
@@ -151,7 +162,7 @@ fn resolve(conf: &RegistriesConf, text: &str) -> Result<Option<ShortName>, Hosts
         })?;
         return Ok(Some(ShortName {
             stands_for: vec![reference],
-            must_choose: None,
+            choice: Choice::Nobody,
         }));
     }
     let Some(search) = &conf.search else {
@@ -175,11 +186,13 @@ fn resolve(conf: &RegistriesConf, text: &str) -> Result<Option<ShortName>, Hosts
         );
         return Err(wrong(&search.file, reason));
     }
-    let is_ambiguous = stands_for.len() > 1 && conf.mode == ShortNameMode::Enforcing;
-    Ok(Some(ShortName {
-        stands_for,
-        must_choose: is_ambiguous.then(|| search.file.clone()),
-    }))
+    let choice = match conf.mode {
+        _ if stands_for.len() == 1 => Choice::Nobody,
+        ShortNameMode::Enforcing => Choice::OnlyPerson(search.file.clone()),
+        ShortNameMode::Permissive => Choice::Person,
+        ShortNameMode::Disabled => Choice::Nobody,
+    };
+    Ok(Some(ShortName { stands_for, choice }))
 }
 
 /// How long the name is, without tag and digest.
@@ -227,7 +240,8 @@ mod tests {
         let check = |file: &str, text: &str, expect: Option<&[&str]>| {
             let found = resolve(&conf(file), text).unwrap();
             let found = found.map(|found| {
-                assert_eq!(found.must_choose, None);
+                let is_one = found.stands_for.len() == 1;
+                assert_eq!(found.choice == Choice::Nobody, is_one, "{text}");
                 let names = found.stands_for.iter().map(Reference::to_string);
                 names.collect::<Vec<_>>()
             });
@@ -271,18 +285,19 @@ mod tests {
 
     #[test]
     fn modes() {
-        let check = |mode: &str, registries: &str, expect: bool| {
+        let check = |mode: &str, registries: &str, expect: Choice| {
             let text = format!("unqualified-search-registries = {registries}\n{mode}\n");
             let found = resolve(&conf(&text), "app").unwrap().unwrap();
-            assert_eq!(found.must_choose.is_some(), expect, "{text}");
+            assert_eq!(found.choice, expect, "{text}");
         };
         let several = "['a.lan', 'b.lan']";
-        check("short-name-mode = 'enforcing'", several, true);
-        check("short-name-mode = 'enforcing'", "['a.lan']", false);
-        check("short-name-mode = 'permissive'", several, false);
-        check("short-name-mode = 'disabled'", several, false);
-        check("short-name-mode = ''", several, false);
-        check("", several, false);
+        let only_person = Choice::OnlyPerson(PathBuf::from("/r.conf"));
+        check("short-name-mode = 'enforcing'", several, only_person);
+        check("short-name-mode = 'enforcing'", "['a.lan']", Choice::Nobody);
+        check("short-name-mode = 'permissive'", several, Choice::Person);
+        check("short-name-mode = 'disabled'", several, Choice::Nobody);
+        check("short-name-mode = ''", several, Choice::Person);
+        check("", several, Choice::Person);
     }
 
     #[test]
