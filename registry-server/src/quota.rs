@@ -14,6 +14,7 @@
 mod note;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -192,21 +193,25 @@ pub(crate) struct OverQuota {
     more: u64,
 }
 
-impl From<OverQuota> for ApiError {
-    fn from(over: OverQuota) -> ApiError {
+impl fmt::Display for OverQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let OverQuota {
             patterns,
             quota,
             used,
             more,
-        } = over;
-        ApiError::with(
-            ErrorCode::Denied,
-            format!(
-                "the quota of `{}` is {quota} bytes: {used} are used, and this takes {more} more",
-                patterns.join("`, `")
-            ),
+        } = self;
+        write!(
+            f,
+            "the quota of `{}` is {quota} bytes: {used} are used, and this takes {more} more",
+            patterns.join("`, `")
         )
+    }
+}
+
+impl From<OverQuota> for ApiError {
+    fn from(over: OverQuota) -> ApiError {
+        ApiError::with(ErrorCode::Denied, over.to_string())
     }
 }
 

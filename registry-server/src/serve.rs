@@ -91,7 +91,8 @@ pub struct Config {
     /// Other registries that are read through this one.
     pub upstreams: Vec<PullThrough>,
     /// A folder for blobs of upstreams while they come, where the storage is elsewhere: they go right there, and are read here
-    /// meanwhile. Without, or without room in it, they are stored twice.
+    /// meanwhile. Without, or without room in it, they are stored twice. Also for those that no quota has room for, which are
+    /// passed on, and refused without.
     pub spool: Option<PathBuf>,
     /// Tags that stay on what they are on.
     pub immutable: Vec<ImmutableRule>,
@@ -348,7 +349,9 @@ impl Live {
         let audit = config.audit.as_deref().map(AuditLog::open).transpose()?;
         // What was counted so far counts on, where the rules are the same.
         let quotas = before.map(|before| Arc::clone(&before.quotas));
-        let quotas = quotas.filter(|quotas| quotas.rules().eq(&config.quotas));
+        let quotas = quotas
+            .filter(|quotas| quotas.rules().eq(&config.quotas))
+            .unwrap_or_else(|| Arc::new(Quotas::new(&config.quotas)));
         let rates = config.limits.requests.map(|rate| {
             let rates = before.and_then(|before| before.rates.clone());
             let rates = rates.filter(|rates| rates.rate() == rate);
@@ -367,13 +370,14 @@ impl Live {
                 before.map_or_else(Arc::default, |before| before.upstreams.tasks()),
                 rules.blob_bytes_max,
                 config.spool.as_ref(),
+                &quotas,
             ),
             storage,
             sessions: before.map_or_else(Arc::default, |before| Arc::clone(&before.sessions)),
             rules,
             gate: Arc::new(gate),
             index: before.map_or_else(Arc::default, |before| Arc::clone(&before.index)),
-            quotas: quotas.unwrap_or_else(|| Arc::new(Quotas::new(&config.quotas))),
+            quotas,
             pulls: before.map_or_else(Arc::default, |before| Arc::clone(&before.pulls)),
             rates,
             audit: audit.map(Arc::new),

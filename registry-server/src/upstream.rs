@@ -12,7 +12,7 @@
 //! | `upstream/answers` | the handlers of cached names |
 //! | `upstream/tags` | manifests and tags are brought here; what is fresh enough |
 //! | `upstream/flight` | a blob on its way: one fetch, any number of readers |
-//! | `upstream/spool` | where a blob is read that goes on to a storage elsewhere |
+//! | `upstream/spool` | where a blob is read that goes on to a storage elsewhere, or is not kept |
 //! | `upstream/joined` | one question for all who ask it at the same time |
 //! | `upstream/traced` | spans of what it is asked |
 //! | `upstream/memory` | what was found out, for a while |
@@ -40,6 +40,7 @@ use http::HeaderValue;
 use store::oci::{Descriptor, Digest};
 
 use crate::error::{ApiError, ErrorCode};
+use crate::quota::Quotas;
 use crate::routes::{RepositoryName, Route};
 use crate::storage::RegistryStorage;
 
@@ -233,6 +234,7 @@ impl Upstreams {
         tasks: Arc<Tasks>,
         blob_bytes_max: Option<u64>,
         spool: Option<&PathBuf>,
+        quotas: &Arc<Quotas>,
     ) -> Upstreams {
         // The longest prefix decides.
         for one in &mut all {
@@ -241,7 +243,8 @@ impl Upstreams {
         all.sort_by_key(|one| std::cmp::Reverse(one.prefix.as_ref().map(|p| p.as_str().len())));
         let through = |one| {
             let (storage, tasks) = (Arc::clone(storage), Arc::clone(&tasks));
-            Through::new(one, storage, tasks, blob_bytes_max, spool.cloned())
+            let quotas = Arc::clone(quotas);
+            Through::new(one, storage, tasks, blob_bytes_max, spool.cloned(), quotas)
         };
         Upstreams {
             all: all.into_iter().map(through).collect(),

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Where the storage is elsewhere, a session there would be written, read and written again. So a blob goes straight to its
-//! place then, and is read from a file here meanwhile, if there is a folder with room for it (`upstream/spool`).
+//! place then, and is read from a file here meanwhile, if there is a folder with room for it (`upstream/spool`). From such a file alone
+//! is read what no quota has room for: it is passed on, and not kept.
 //!
 //! A fetch holds two batches in memory, however many read. Its last byte is given out only after all of them were
 //! verified and stored, so a client either has what it asked for, or sees its connection cut.
@@ -31,6 +32,7 @@ use super::spool::Spool;
 use super::{Upstream, UpstreamBlob, UpstreamError};
 use crate::error::{ApiError, ErrorCode};
 use crate::handover::{Giver, Unwanted, handover};
+use crate::quota::Quotas;
 use crate::routes::{RepositoryName, UploadId};
 use crate::storage::{
     BlobSource, RegistryStorage, RemoteBlob, RemoteStream, StorageResult, UploadData,
@@ -103,7 +105,7 @@ enum Progress {
     Arriving(u64),
     /// All are here, and become a blob.
     Settling,
-    /// It is a blob of the repository.
+    /// It is a blob of the repository, or was passed on.
     Stored,
     /// It came to nothing.
     Failed(Failure),
@@ -129,8 +131,10 @@ pub(super) struct Fetch {
     pub(super) remote: String,
     pub(super) slots: Arc<Semaphore>,
     pub(super) bytes_max: Option<u64>,
-    /// For blobs whose storage is elsewhere.
+    /// For blobs whose storage is elsewhere, or that are not kept.
     pub(super) spool: Option<PathBuf>,
+    /// What room there is.
+    pub(super) quotas: Arc<Quotas>,
 }
 
 impl Flight {
@@ -194,14 +198,62 @@ impl Flight {
         if fetch.bytes_max.is_some_and(|max| size > max) {
             return Err(Failure::Storage(ErrorCode::TooLarge));
         }
-        let spool = fetch.spool.clone().filter(|_| self.storage.is_remote());
-        if let Some(folder) = spool
-            && let Ok(Ok(spool)) =
-                tokio::task::spawn_blocking(move || Spool::open(&folder, size)).await
-        {
-            return self.spooled(blob, spool).await;
+        let fits = self.fits(&fetch.quotas, size).await?;
+        let folder = fetch.spool.clone();
+        let spool = match folder.filter(|_| self.storage.is_remote() || !fits) {
+            Some(folder) => {
+                let opened = tokio::task::spawn_blocking(move || Spool::open(&folder, size));
+                opened.await.ok().and_then(Result::ok)
+            }
+            None => None,
+        };
+        let kept = match (fits, spool) {
+            (true, Some(spool)) => self.spooled(blob, spool).await,
+            (true, None) => self.through_session(blob).await,
+            (false, Some(spool)) => return self.passed_on(blob, spool).await,
+            (false, None) => return Err(Failure::Storage(ErrorCode::Denied)),
+        };
+        if kept.is_err() {
+            self.give_back(&fetch.quotas).await?;
         }
-        self.through_session(blob).await
+        kept
+    }
+
+    /// Whether the repository may hold the blob; then it counts from now on.
+    async fn fits(&self, quotas: &Arc<Quotas>, size: u64) -> Result<bool, Failure> {
+        if !quotas.are_about(&self.name) {
+            return Ok(true);
+        }
+        let (quotas, name, digest) = (Arc::clone(quotas), self.name.clone(), self.digest);
+        let counted = on_storage(&self.storage, move |storage| {
+            quotas.add(storage, &name, &digest, size)
+        });
+        let over = counted.await?.err();
+        if let Some(over) = &over {
+            tracing::warn!(repository = %self.name, digest = %self.digest, %over, "a blob is not kept");
+        }
+        Ok(over.is_none())
+    }
+
+    /// It does not count any more: it was not kept.
+    async fn give_back(&self, quotas: &Arc<Quotas>) -> Result<(), Failure> {
+        let (quotas, name, digest) = (Arc::clone(quotas), self.name.clone(), self.digest);
+        on_storage(&self.storage, move |storage| {
+            quotas.removed(storage, &name, Some(&digest))
+        })
+        .await
+    }
+
+    /// Gives the blob to who asked for it, and keeps nothing.
+    async fn passed_on(&self, blob: UpstreamBlob, spool: Spool) -> Result<(), Failure> {
+        self.spooled.get_or_init(|| spool.file());
+        let data: Arc<dyn UploadData> = Arc::new(spool);
+        self.begun(blob.size, &data);
+        let computed = self.receive(blob, &data, None).await?;
+        match computed == self.digest {
+            true => Ok(()),
+            false => Err(self.wrong_content(computed)),
+        }
     }
 
     /// Keeps the blob as it comes; who asked for it reads the spool.

@@ -1,4 +1,5 @@
-//! Where a blob is read while it goes on to a storage that is elsewhere: a file without a name, with room for all of it.
+//! Where a blob is read while it goes on to a storage that is elsewhere, or that is not kept: a file without a name, with room for
+//! all of it.
 
 use std::fs::File;
 use std::io;
@@ -37,7 +38,7 @@ impl Spool {
 }
 
 fn refused(folder: &Path, error: io::Error) -> io::Error {
-    tracing::warn!(folder = %folder.display(), %error, "a blob goes through the storage: it has no room here");
+    tracing::warn!(folder = %folder.display(), %error, "a blob that comes has no room here");
     error
 }
 

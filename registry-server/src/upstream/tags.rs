@@ -18,6 +18,7 @@ use super::memory::Memory;
 use super::{PullThrough, UpstreamError, UpstreamManifest, UpstreamResult};
 use crate::error::ErrorCode;
 use crate::manifests::examine;
+use crate::quota::Quotas;
 use crate::routes::RepositoryName;
 use crate::storage::{RegistryStorage, TagCondition, VerifiedManifest};
 
@@ -56,6 +57,7 @@ pub(crate) struct Through {
     pub(super) storage: Arc<dyn RegistryStorage>,
     blob_bytes_max: Option<u64>,
     spool: Option<PathBuf>,
+    quotas: Arc<Quotas>,
     slots: Arc<Semaphore>,
     tasks: Arc<Tasks>,
     flights: Arc<Mutex<Flights>>,
@@ -81,6 +83,7 @@ impl Through {
         tasks: Arc<Tasks>,
         blob_bytes_max: Option<u64>,
         spool: Option<PathBuf>,
+        quotas: Arc<Quotas>,
     ) -> Arc<Through> {
         Arc::new(Through {
             slots: Arc::new(Semaphore::new(rules.fetches_max.max(1))),
@@ -88,6 +91,7 @@ impl Through {
             storage,
             blob_bytes_max,
             spool,
+            quotas,
             tasks,
             flights: Arc::default(),
             brought: Arc::default(),
@@ -265,7 +269,11 @@ impl Through {
         let manifest = VerifiedManifest::check(bytes, media_type, digest)
             .ok_or_else(|| wrong(format!("the content is not that of {digest}")))?;
         let (name, subject) = (name.clone(), needs.subject);
+        let quotas = Arc::clone(&self.quotas);
         on_storage(&self.storage, move |storage| {
+            // It is answered from here, so it is kept, whether it fits or not; then the next count has it.
+            let bytes = manifest.bytes().len() as u64;
+            let _ = quotas.add(storage, &name, &digest, bytes)?;
             let kept = storage.rely_on(&[digest])?;
             storage.put_manifest(&name, &manifest, subject.as_ref())?;
             kept.confirm()
@@ -294,6 +302,7 @@ impl Through {
             slots: Arc::clone(&self.slots),
             bytes_max: self.blob_bytes_max,
             spool: self.spool.clone(),
+            quotas: Arc::clone(&self.quotas),
         };
         let ended = Ended(Arc::clone(&self.flights), key);
         self.tasks.spawn(Arc::clone(&flight).run(fetch, ended));

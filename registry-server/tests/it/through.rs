@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
 use object_store::memory::InMemory;
+use registry_server::quota::QuotaRule;
 use registry_server::routes::RepositoryName;
 use registry_server::storage::disk::DiskStorage;
 use registry_server::storage::memory::MemoryStorage;
@@ -434,6 +435,71 @@ fn wrong_bytes_cut_the_connection_and_are_not_kept() {
         assert!(client.get(&target).expect(200).body == good);
         assert_eq!(fake.asked().len(), 4);
     });
+}
+
+#[test]
+fn what_no_quota_has_room_for_is_passed_on_and_not_kept() {
+    let (root, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let all: [Arc<dyn RegistryStorage>; 3] = [
+        Arc::new(DiskStorage::open(root.path()).unwrap().durable(false)),
+        Arc::new(MemoryStorage::default()),
+        Arc::new(in_bucket(Arc::new(InMemory::new()), &runtime)),
+    ];
+    let (small, large) = (noise(200_000, 5), noise(600_000, 6));
+    for storage in all {
+        let fake = Fake::new();
+        let config = |spool| {
+            let mut config = Config::new("");
+            config.upstreams = vec![below("hub", &fake)];
+            config.quotas = vec![QuotaRule {
+                repositories: vec!["hub/*".to_owned()],
+                bytes: 500_000,
+            }];
+            config.spool = spool;
+            config
+        };
+        let (_, kept) = image(&fake, "v1", &small);
+        let (_, passed) = image(&fake, "v2", &large);
+        let target = |digest: &Digest| format!("/v2/hub/app/blobs/{digest}");
+        let name = RepositoryName::parse("hub/app").unwrap();
+        let with = config(Some(spool.path().to_owned()));
+        let server = RunningServer::start_on(with, Arc::clone(&storage)).unwrap();
+        let mut client = Client::new(server.addr);
+        for tag in ["v1", "v2"] {
+            client
+                .get(&format!("/v2/hub/app/manifests/{tag}"))
+                .expect(200);
+        }
+        for round in 1..=2 {
+            assert!(client.get(&target(&passed)).expect(200).body == large);
+            assert!(client.get(&target(&kept)).expect(200).body == small);
+            assert_eq!(fake.count(&format!("blob app {passed}")), round);
+            assert_eq!(fake.count(&format!("blob app {kept}")), 1);
+        }
+        let range = [("range", "bytes=7-99")];
+        let part = client.send("GET", &target(&passed), &range, b"");
+        assert_eq!(part.expect(206).body, large[7..=99]);
+        // What is another is given to nobody as a whole, here neither.
+        fake.lies(&passed, &noise(600_000, 7), None);
+        fake.blob_bytes.send_replace(100_000);
+        let mut other = Client::new(server.addr);
+        let head = other.head("GET", &target(&passed), &[]);
+        other.raw(head.as_bytes());
+        other.read_head().expect(200);
+        fake.blob_bytes.send_replace(u64::MAX);
+        assert!(other.until_closed().len() < 600_000);
+        assert_eq!(storage.blob_size(&name, &passed).unwrap(), None);
+        assert_eq!(storage.blob_size(&name, &kept).unwrap(), Some(200_000));
+        assert_eq!(std::fs::read_dir(spool.path()).unwrap().count(), 0);
+        drop(server);
+        // Without a place for what comes it is refused.
+        fake.lies(&passed, &large, None);
+        let server = RunningServer::start_on(config(None), storage).unwrap();
+        let mut client = Client::new(server.addr);
+        client.get(&target(&passed)).expect(403);
+        assert!(client.get(&target(&kept)).expect(200).body == small);
+    }
 }
 
 #[test]

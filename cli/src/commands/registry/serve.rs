@@ -60,10 +60,10 @@ impl Settings {
             _ => Place::Folder(context.root()?.join("registry")),
         };
         let mut config = file.server;
-        match &place {
-            Place::Folder(folder) => config.root.clone_from(folder),
-            Place::Bucket(_) => config.spool = Some(context.spool_dir()),
+        if let Place::Folder(folder) = &place {
+            config.root.clone_from(folder);
         }
+        config.spool = Some(context.spool_dir());
         config.read_only |= args.read_only;
         config.collect = match args.gc_every {
             Some(every) => Some((every, collection::rules(&args.collect, false))),
