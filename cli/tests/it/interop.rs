@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::support::{Place, Ran, Server, tool};
 
 /// An image with everything that a layer can have wrong, pushed to a registry.
@@ -213,4 +215,57 @@ impl Drop for Podman {
         // Mounts below the folder would keep it from being removed.
         let _ = self.command("podman", &["rm", "-af"]).output();
     }
+}
+
+/// What docker saves is plain, and goes on as what registries have: with us as with skopeo. Nothing else is compressed unasked.
+#[test]
+fn dockers_archives_are_compressed_where_they_go() {
+    let place = Place::new();
+    place.add_busybox("busybox");
+    let archive = place.path("saved.tar");
+    place.ok(["save", "--format", "docker", "busybox", "-o"], [&archive]);
+    let from = format!("docker-archive:{}", archive.display());
+    let (ours, theirs) = (
+        Server::registry(&place.path("ours")),
+        Server::docker_registry(&place.path("theirs")),
+    );
+    let layout = format!("oci:{}", place.path("layout").display());
+    let again = format!("docker-archive:{}", place.path("again.tar").display());
+    let name = |server: &Server, tag: &str| format!("{}/app:{tag}", server.host);
+    let manifest = |of: &str| -> Value {
+        let raw = place.run(["remote", "manifest", "get", of]).ok();
+        serde_json::from_str(&raw).unwrap()
+    };
+    let plain = manifest(&from);
+    let check = |words: &[&str], to: &str, ending: &str| {
+        place
+            .run([&["copy", "-q"], words, &[&from, to]].concat())
+            .ok();
+        let made = manifest(to);
+        let kinds = made["layers"].as_array().unwrap().iter();
+        let kinds: Vec<&str> = kinds
+            .map(|layer| layer["mediaType"].as_str().unwrap())
+            .collect();
+        assert!(
+            !kinds.is_empty() && kinds.iter().all(|kind| kind.ends_with(ending)),
+            "{to}: {made}"
+        );
+        assert_eq!(made["config"]["digest"], plain["config"]["digest"], "{to}");
+        assert_eq!(place.run(["remote", "validate", to]).ok(), "");
+    };
+    check(&[], &name(&ours, "1"), "+gzip");
+    check(&[], &name(&theirs, "1"), "+gzip");
+    check(&[], &layout, "+gzip");
+    check(&["--compression", "none"], &name(&ours, "2"), ".tar");
+    check(&["--compression", "zstd"], &name(&ours, "3"), "+zstd");
+    check(&[], &again, ".tar");
+    // What is plain elsewhere has digests that people know.
+    let (known, copied) = (name(&ours, "2"), name(&theirs, "2"));
+    place.run(["copy", "-q", &known, &copied]).ok();
+    assert_eq!(manifest(&copied), manifest(&known));
+    let to = format!("docker://{}", name(&theirs, "3"));
+    let words = ["copy", "-q", "--insecure-policy", "--dest-tls-verify=false"];
+    tool("skopeo", &[&words[..], &[&from, &to]].concat());
+    let kind = manifest(&name(&theirs, "3"))["layers"][0]["mediaType"].clone();
+    assert!(kind.as_str().unwrap().ends_with("gzip"), "{kind}");
 }

@@ -12,6 +12,7 @@ use registry_client::edit::{self, Recompress};
 use registry_client::{Client, ErrorKind};
 use serde_json::json;
 use store::Store;
+use store::layer::compress::Compression;
 use store::oci::{Platform, Reference};
 
 use super::{COPYING, Session, named, place};
@@ -78,6 +79,7 @@ fn run(
     let ToPlace { target, keeper } = target(session, &args.tags, args.force, from, to)?;
     let compression = args.layers.compression();
     let anew = compression.map_err(|error| level(&error))?;
+    let anew = anew.or_else(|| usual(args, from, to));
     let anew = anew.map(|compression| Recompress {
         compression,
         force: args.force_compression,
@@ -118,6 +120,18 @@ fn run(
         digest_tags(session, &source, tree, to)?;
     }
     Ok(report)
+}
+
+/// How layers are compressed where nobody says it: those of docker's archives, which are plain and go by no digests that anybody
+/// knows, as skopeo and crane do it; others stay what they are.
+fn usual(args: &CopyArgs, from: &Place, to: &Place) -> Option<Compression> {
+    let takes = match to {
+        Place::Registry(reference) => reference.digest().is_none(),
+        Place::Layout { .. } | Place::OciArchive { .. } => true,
+        Place::Store(_) | Place::DockerArchive { .. } => false,
+    };
+    let is_plain = matches!(from, Place::DockerArchive { .. });
+    (takes && is_plain && !args.digest_tags && !args.referrers).then_some(Compression::GZIP)
 }
 
 /// Whether a place takes images, and no indexes of them.
