@@ -547,6 +547,11 @@ pub(crate) fn examine(bytes: &Bytes, sent_as: Option<&str>) -> Result<(String, N
             .manifests
             .as_ref()
             .ok_or_else(|| invalid("there is no `manifests`".to_owned()))?;
+        if outline.config.is_some() || outline.layers.is_some() {
+            return Err(invalid(
+                "an index has no `config` and no `layers`: is it an image manifest?".to_owned(),
+            ));
+        }
         for link in manifests {
             needs.manifests.push(link.digest()?);
         }

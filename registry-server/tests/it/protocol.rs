@@ -592,6 +592,18 @@ fn manifests_that_are_none_are_refused() {
             400,
             "MANIFEST_INVALID",
         );
+        // Two readers might take such for different images.
+        let image = String::from_utf8(good.clone()).unwrap();
+        let both = image.replacen('{', r#"{"manifests":[],"#, 1);
+        put("t", oci, both.as_bytes(), 400, "MANIFEST_INVALID");
+        for field in [
+            r#""layers":[]"#,
+            &format!(r#""config":{{"digest":"{config}"}}"#),
+        ] {
+            let both = format!(r#"{{"schemaVersion":2,"manifests":[],{field}}}"#);
+            let index = MediaType::OCI_INDEX;
+            put("t", index, both.as_bytes(), 400, "MANIFEST_INVALID");
+        }
         let bad_digest = String::from_utf8(good.clone())
             .unwrap()
             .replace(&config.to_string(), "sha256:../../etc/passwd");

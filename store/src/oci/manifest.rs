@@ -134,11 +134,20 @@ pub enum ManifestError {
         /// What it calls itself.
         media_type: String,
     },
+    /// Of one type by its name and of another by what it says, so that two readers may take it for different images.
+    #[error("manifest is called `{media_type}`, but {contradiction}")]
+    Ambiguous {
+        /// What it is called.
+        media_type: String,
+        /// What speaks against that.
+        contradiction: String,
+    },
 }
 
 impl RawManifest {
     /// Parses `bytes`. The type is `media_type` (a Content-Type or a descriptor's), else the document's own
-    /// `mediaType` field, else told from its fields.
+    /// `mediaType` field, else told from its fields. An index has no fields of an image manifest, nor the other way round
+    /// (image-spec `manifest.md` and `image-index.md`, after CVE-2021-41190).
     pub fn parse(bytes: Vec<u8>, media_type: Option<&str>) -> Result<RawManifest, ManifestError> {
         if bytes.len() > crate::MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLarge {
@@ -151,6 +160,8 @@ impl RawManifest {
         struct Shape {
             media_type: Option<String>,
             manifests: Option<serde::de::IgnoredAny>,
+            config: Option<serde::de::IgnoredAny>,
+            layers: Option<serde::de::IgnoredAny>,
         }
         let shape: Shape = serde_json::from_slice(&bytes)?;
         let guessed = if shape.manifests.is_some() {
@@ -166,9 +177,30 @@ impl RawManifest {
         let media_type = MediaType::new(
             outer
                 .map(str::to_owned)
-                .or(shape.media_type)
+                .or(shape.media_type.clone())
                 .unwrap_or_else(|| guessed.to_owned()),
         );
+        let (is_index, is_manifest) = (media_type.is_index(), media_type.is_manifest());
+        let inner = shape.media_type.map(MediaType::new);
+        let is_other =
+            |inner: &MediaType| is_index && inner.is_manifest() || is_manifest && inner.is_index();
+        let field = [
+            ("config", is_index && shape.config.is_some()),
+            ("layers", is_index && shape.layers.is_some()),
+            ("manifests", is_manifest && shape.manifests.is_some()),
+        ];
+        let field = field.iter().find(|(_, is_there)| *is_there);
+        let contradiction = match (inner.filter(is_other), field) {
+            (Some(inner), _) => Some(format!("calls itself `{inner}`")),
+            (None, Some((field, _))) => Some(format!("has `{field}`")),
+            (None, None) => None,
+        };
+        if let Some(contradiction) = contradiction {
+            return Err(ManifestError::Ambiguous {
+                media_type: media_type.0,
+                contradiction,
+            });
+        }
         let parsed = if media_type.is_index() {
             ParsedManifest::Index(Box::new(serde_json::from_slice(&bytes)?))
         } else if media_type.is_manifest() {
@@ -264,6 +296,45 @@ mod tests {
         let again = RawManifest::parse(raw.bytes().to_vec(), None).unwrap();
         assert_eq!(again.digest(), raw.digest());
         assert_eq!(again.parsed(), raw.parsed());
+    }
+
+    #[test]
+    fn what_may_mean_two_things_means_nothing() {
+        let check = |body: &str, media_type: Option<&str>, expect: &str| {
+            let error = RawManifest::parse(body.as_bytes().to_vec(), media_type).unwrap_err();
+            assert_eq!(error.to_string(), expect, "{body}");
+        };
+        let (index, manifest) = (MediaType::OCI_INDEX, MediaType::OCI_MANIFEST);
+        let called = |name: &str, what: &str| format!("manifest is called `{name}`, but {what}");
+        let image = RawManifest::from(Manifest::image(
+            Descriptor::of(MediaType::OCI_CONFIG, b"{}"),
+            Vec::new(),
+        ));
+        let image = std::str::from_utf8(image.bytes()).unwrap();
+        let named = format!("calls itself `{manifest}`");
+        check(image, Some(index), &called(index, &named));
+        check(
+            image,
+            Some(MediaType::DOCKER_INDEX),
+            &called(MediaType::DOCKER_INDEX, &named),
+        );
+        let list = format!(r#"{{"schemaVersion":2,"mediaType":"{index}","manifests":[]}}"#);
+        let named = format!("calls itself `{index}`");
+        check(&list, Some(manifest), &called(manifest, &named));
+        let bare = r#"{"schemaVersion":2,"manifests":[]}"#;
+        check(bare, Some(manifest), &called(manifest, "has `manifests`"));
+        let bare = r#"{"schemaVersion":2,"layers":[]}"#;
+        check(bare, Some(index), &called(index, "has `layers`"));
+        // Both at once, whatever it is called.
+        let both = image.replacen('{', r#"{"manifests":[],"#, 1);
+        check(&both, None, &called(manifest, "has `manifests`"));
+        let both = list.replacen('{', r#"{"config":{},"#, 1);
+        check(&both, None, &called(index, "has `config`"));
+        // What is said twice is no contradiction, and null is nothing.
+        let docker = image.replace(manifest, MediaType::DOCKER_MANIFEST);
+        assert!(RawManifest::parse(docker.into_bytes(), Some(manifest)).is_ok());
+        let null = image.replacen('{', r#"{"manifests":null,"#, 1);
+        assert!(RawManifest::parse(null.into_bytes(), Some(manifest)).is_ok());
     }
 
     #[test]
