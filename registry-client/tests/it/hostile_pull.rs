@@ -396,7 +396,7 @@ async fn manifests_without_end() {
         let body = br#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#;
         line.answer(200, &[("content-type", MediaType::OCI_INDEX)], body)
     };
-    check(other_type, ErrorKind::NoPlatform, "it has no image at all").await;
+    check(other_type, ErrorKind::Protocol, "but has `config`").await;
     let schema1 = |_: &Seen, line: &mut Line<'_>| {
         let body = br#"{"schemaVersion":1,"mediaType":"application/vnd.docker.distribution.manifest.v1+json"}"#;
         line.answer(200, &[], body)
