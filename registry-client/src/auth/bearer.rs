@@ -105,7 +105,7 @@ pub(crate) fn parse(text: &str) -> Vec<Challenge> {
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
         let end = rest.find(|c: char| !is_token(c)).unwrap_or(rest.len());
-        if end == 0 || found.len() > CHALLENGES_MAX {
+        if end == 0 || found.len() == CHALLENGES_MAX {
             break;
         }
         let (word, after) = rest.split_at(end);
@@ -131,6 +131,7 @@ pub(crate) fn parse(text: &str) -> Vec<Challenge> {
         }
     }
     found.extend(scheme.and_then(finish));
+    found.truncate(CHALLENGES_MAX);
     found
 }
 
@@ -238,6 +239,8 @@ mod tests {
         check("Bearer service=\"x\"", &[]);
         check("Bearer realm=\"x", &[]);
         check("Digest realm=\"x\"", &[]);
+        let many = vec!["Basic"; CHALLENGES_MAX + 5].join(", ");
+        check(&many, &vec![Challenge::Basic; CHALLENGES_MAX]);
         check("", &[]);
         check("=", &[]);
     }
