@@ -564,6 +564,30 @@ pub trait RegistryStorage: Send + Sync + fmt::Debug + 'static {
     ) -> StorageResult<Vec<Digest>>;
 }
 
+/// Removes those of `tags` that are on a manifest; one that is moved meanwhile stays, as well as the storage allows.
+fn remove_tags_on(
+    storage: &impl RegistryStorage,
+    repository: &RepositoryName,
+    digest: &Digest,
+    tags: &[String],
+) -> StorageResult<()> {
+    let on_it = TagCondition::on(*digest);
+    for tag in tags {
+        if storage.tag(repository, tag)?.as_ref() != Some(digest) {
+            continue;
+        }
+        match storage.remove_tag(repository, tag, &on_it) {
+            Err(StorageError::Unsupported { .. }) => {
+                storage.remove_tag(repository, tag, &TagCondition::default())?;
+            }
+            removed => {
+                removed?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Keeps a blob as if it were uploaded.
 fn keep_through_upload(
     storage: &(impl RegistryStorage + ?Sized),

@@ -50,7 +50,7 @@ use super::walk::{Walker, walk};
 use super::{
     Blob, BlobSource, LINK_BYTES_MAX, ListedTag, MountSource, RegistryStorage, Reliance,
     StorageError, StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest,
-    VerifiedUpload, media_type_of, now_seconds,
+    VerifiedUpload, media_type_of, now_seconds, remove_tags_on,
 };
 use crate::routes::{RepositoryName, UploadId};
 
@@ -659,10 +659,20 @@ impl RegistryStorage for DiskStorage {
         if !self.has_manifest(repository, digest)? {
             return Ok(false);
         }
-        self.remove_tags_on(repository, digest)?;
+        remove_tags_on(
+            self,
+            repository,
+            digest,
+            &self.tags_that_named(repository, digest)?,
+        )?;
         let removed = self.remove_link(&self.revision(repository, digest).join("link"))?;
         // A push that put another one on it meanwhile may have seen the manifest for the last time.
-        self.remove_tags_on(repository, digest)?;
+        remove_tags_on(
+            self,
+            repository,
+            digest,
+            &self.tags_that_named(repository, digest)?,
+        )?;
         Ok(removed)
     }
 

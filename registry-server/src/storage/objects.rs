@@ -46,7 +46,7 @@ use super::walk::{Walker, walk};
 use super::{
     Blob, BlobSource, ListedTag, MountSource, RegistryStorage, Reliance, RemoteBlob, RemoteStream,
     StorageError, StorageResult, TagCondition, TagRemoval, UploadData, VerifiedManifest,
-    VerifiedUpload, media_type_of, now_seconds,
+    VerifiedUpload, media_type_of, now_seconds, remove_tags_on,
 };
 use crate::routes::{RepositoryName, UploadId};
 use crate::storage::collectable::Collectable;
@@ -825,12 +825,22 @@ impl RegistryStorage for ObjectStorage {
         if !self.has_manifest(repository, digest)? {
             return Ok(false);
         }
-        self.remove_tags_on(repository, digest)?;
+        remove_tags_on(
+            self,
+            repository,
+            digest,
+            &self.tags_that_named(repository, digest)?,
+        )?;
         for file in ["link", "mediatype", collection::PULLED] {
             self.delete(&self.revision(repository, digest, file))?;
         }
         // A push that put another one on it meanwhile may have seen the manifest for the last time.
-        self.remove_tags_on(repository, digest)?;
+        remove_tags_on(
+            self,
+            repository,
+            digest,
+            &self.tags_that_named(repository, digest)?,
+        )?;
         Ok(true)
     }
 

@@ -16,7 +16,7 @@ use store::oci::Digest;
 
 use super::{DiskStorage, entries, failed, is_absent, is_repository};
 use crate::routes::RepositoryName;
-use crate::storage::{ListedTag, RegistryStorage as _, StorageResult, TagCondition};
+use crate::storage::{ListedTag, StorageResult};
 
 /// Smaller folders are read each time; of tests, all but the smallest are remembered.
 const REMEMBERED_FROM: usize = if cfg!(test) { 12 } else { 1000 };
@@ -172,21 +172,6 @@ impl DiskStorage {
         Ok(Some(tags))
     }
 
-    /// Removes the tags that are on a manifest; one that is moved meanwhile stays.
-    pub(super) fn remove_tags_on(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> StorageResult<()> {
-        let on_it = TagCondition::on(*digest);
-        for tag in self.tags_that_named(repository, digest)? {
-            if self.tag(repository, &tag)?.as_ref() == Some(digest) {
-                self.remove_tag(repository, &tag, &on_it)?;
-            }
-        }
-        Ok(())
-    }
-
     /// The tags that may be on a manifest: those that were ever put on it, which every writer of this layout notes first, and those
     /// of which nobody noted anything. Looked for by name, so no tag's link is opened that is on something else.
     pub(super) fn tags_that_named(
@@ -247,6 +232,7 @@ fn status_of(opened: &File, folder: &Path, path: &str) -> StorageResult<Option<S
 mod tests {
     use super::super::below;
     use super::*;
+    use crate::storage::{RegistryStorage as _, TagCondition};
 
     /// Whoever wrote them.
     #[test]

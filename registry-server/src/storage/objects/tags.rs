@@ -12,7 +12,7 @@ use store::oci::reference::check_tag;
 
 use super::{ObjectStorage, keys};
 use crate::routes::RepositoryName;
-use crate::storage::{RegistryStorage as _, StorageError, StorageResult, TagCondition};
+use crate::storage::{RegistryStorage as _, StorageResult};
 
 /// What a list says of a tag.
 #[derive(Debug, Default)]
@@ -76,29 +76,6 @@ impl ObjectStorage {
         let names = tags.into_iter().map(|tag| tag.name);
         let rest = names.filter(|name| last.is_none_or(|last| name.as_str() > last));
         Ok(rest.take(limit).collect())
-    }
-
-    /// Removes the tags that are on a manifest; one that is moved meanwhile stays, as well as such a bucket allows.
-    pub(super) fn remove_tags_on(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> StorageResult<()> {
-        let on_it = TagCondition::on(*digest);
-        for tag in self.tags_that_named(repository, digest)? {
-            if self.tag(repository, &tag)?.as_ref() != Some(digest) {
-                continue;
-            }
-            match self.remove_tag(repository, &tag, &on_it) {
-                Err(StorageError::Unsupported { .. }) => {
-                    self.remove_tag(repository, &tag, &TagCondition::default())?;
-                }
-                removed => {
-                    removed?;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The tags that may be on a manifest: those that were ever put on it, and those of which nobody wrote down what they were on.
