@@ -120,35 +120,20 @@ impl Renderer for Plain {
                 text,
             } if self.steps.contains_key(vertex) => self.note(at, *vertex, text),
             ProgressEvent::Note { text, .. } => self.line(text),
-            ProgressEvent::Transfer {
-                vertex,
-                kind,
-                id,
-                name,
-                done,
-                total,
-            } => {
-                let key = (*kind, id.clone());
-                let step = TransferStep {
-                    vertex: *vertex,
-                    kind: *kind,
-                    id,
-                    name,
-                    done: *done,
-                    total: *total,
-                };
-                self.meters.take(at, &step);
-                if let Some(line) = self.transfer(at, key, name, *done, *total) {
-                    match vertex.filter(|vertex| self.steps.contains_key(vertex)) {
-                        Some(vertex) => self.note(at, vertex, &line),
-                        None => self.line(&line),
+            _ => {
+                if let Some(step) = TransferStep::of(event) {
+                    self.meters.take(at, &step);
+                    if let Some(line) = self.transfer(at, &step) {
+                        match step.vertex.filter(|vertex| self.steps.contains_key(vertex)) {
+                            Some(vertex) => self.note(at, vertex, &line),
+                            None => self.line(&line),
+                        }
+                    }
+                    if step.vertex.is_none() {
+                        self.tell_together(at);
                     }
                 }
-                if vertex.is_none() {
-                    self.tell_together(at);
-                }
             }
-            _ => {}
         }
         std::mem::take(&mut self.text)
     }
@@ -321,15 +306,9 @@ impl Plain {
     }
 
     /// How far a transfer is, where that is worth a line: `sha256:… 1.05MB / 2.2MB 5.1s`.
-    fn transfer(
-        &mut self,
-        at: Duration,
-        key: (TransferKind, String),
-        name: &str,
-        done: u64,
-        total: Option<u64>,
-    ) -> Option<String> {
-        let (kind, id) = (key.0, key.1.clone());
+    fn transfer(&mut self, at: Duration, step: &TransferStep<'_>) -> Option<String> {
+        let TransferStep { done, total, .. } = *step;
+        let key = (step.kind, step.id.to_owned());
         let transfer = self.transfers.entry(key).or_insert(Transfer {
             began: at,
             told: at,
@@ -346,13 +325,9 @@ impl Plain {
         }
         transfer.told = at;
         transfer.ended = ends;
-        let meter = self.meters.meter(kind, &id);
+        let meter = self.meters.meter(step.kind, step.id);
         let pace = meter.map(|meter| meter.pace_text(at));
-        let mut line = match kind {
-            TransferKind::Pull => id,
-            TransferKind::Download => format!("{} {name}", kind.as_str()),
-            _ => format!("{} {id}", kind.as_str()),
-        };
+        let mut line = step.label();
         line.push_str(&format!(" {}", human::size(done)));
         if let Some(total) = total {
             line.push_str(&format!(" / {}", human::size(total)));

@@ -291,19 +291,13 @@ impl RawJson {
         }
     }
 
-    fn transfer(
-        &mut self,
-        at: Duration,
-        vertex: Option<VertexIndex>,
-        key: (TransferKind, String),
-        name: &str,
-        current: u64,
-        total: Option<u64>,
-    ) {
+    fn transfer(&mut self, at: Duration, step: &TransferStep<'_>) {
+        let (current, total) = (step.done, step.total);
+        let key = (step.kind, step.id.to_owned());
         if self.transferred.contains(&key) {
             return;
         }
-        let vertex = match vertex {
+        let vertex = match step.vertex {
             Some(vertex) => self.vertex(vertex).digest,
             None => {
                 if self.transferring.is_none() {
@@ -316,17 +310,12 @@ impl RawJson {
         let completed = total == Some(current);
         let started = *self.transfers.entry(key.clone()).or_insert(at);
         if completed {
-            self.transferred.insert(key.clone());
+            self.transferred.insert(key);
         }
-        let (kind, id) = key;
         let status = VertexStatus {
-            id: match kind {
-                TransferKind::Pull => id,
-                TransferKind::Download => format!("{} {name}", kind.as_str()),
-                _ => format!("{} {id}", kind.as_str()),
-            },
+            id: step.label(),
             vertex,
-            name: kind.as_str().to_owned(),
+            name: step.kind.as_str().to_owned(),
             total: total.unwrap_or(0),
             current,
             timestamp: self.time(at),
@@ -473,27 +462,13 @@ impl Renderer for RawJson {
                 };
                 self.log(at, vertex, 2, format!("{text}\n").as_bytes());
             }
-            ProgressEvent::Transfer {
-                vertex,
-                kind,
-                id,
-                name,
-                done,
-                total,
-            } => {
-                let step = TransferStep {
-                    vertex: *vertex,
-                    kind: *kind,
-                    id,
-                    name,
-                    done: *done,
-                    total: *total,
-                };
-                self.meters.take(at, &step);
-                self.transfer(at, *vertex, (*kind, id.clone()), name, *done, *total);
-                self.tell_together(at);
+            _ => {
+                if let Some(step) = TransferStep::of(event) {
+                    self.meters.take(at, &step);
+                    self.transfer(at, &step);
+                    self.tell_together(at);
+                }
             }
-            _ => {}
         }
         std::mem::take(&mut self.text)
     }

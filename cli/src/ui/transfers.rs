@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use builder::graph::VertexIndex;
-use builder::solve::TransferKind;
+use builder::solve::{ProgressEvent, TransferKind};
 
 use super::human;
 use super::text::width;
@@ -79,6 +79,40 @@ pub struct Step<'a> {
     pub done: u64,
     /// Bytes in all.
     pub total: Option<u64>,
+}
+
+impl<'a> Step<'a> {
+    /// What an event says of a transfer, if it is about one.
+    pub fn of(event: &'a ProgressEvent) -> Option<Step<'a>> {
+        let ProgressEvent::Transfer {
+            vertex,
+            kind,
+            id,
+            name,
+            done,
+            total,
+        } = event
+        else {
+            return None;
+        };
+        Some(Step {
+            vertex: *vertex,
+            kind: *kind,
+            id,
+            name,
+            done: *done,
+            total: *total,
+        })
+    }
+
+    /// What happens to what, in a word or two: `push sha256:0123`. What is pulled is called by its digest alone.
+    pub fn label(&self) -> String {
+        match self.kind {
+            TransferKind::Pull => self.id.to_owned(),
+            TransferKind::Download => format!("{} {}", self.kind.as_str(), self.name),
+            _ => format!("{} {}", self.kind.as_str(), self.id),
+        }
+    }
 }
 
 impl Transfers {

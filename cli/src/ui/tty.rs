@@ -343,25 +343,11 @@ impl Renderer for Tty {
                 let text = format!(" => {}", one_line(text));
                 self.keep(&text, "", None);
             }
-            ProgressEvent::Transfer {
-                vertex,
-                kind,
-                id,
-                name,
-                done,
-                total,
-            } => {
-                let step = TransferStep {
-                    vertex: *vertex,
-                    kind: *kind,
-                    id,
-                    name,
-                    done: *done,
-                    total: *total,
-                };
-                self.transfers.take(at, &step);
+            _ => {
+                if let Some(step) = TransferStep::of(event) {
+                    self.transfers.take(at, &step);
+                }
             }
-            _ => {}
         }
         Vec::new()
     }
